@@ -1,0 +1,58 @@
+"""One engine, one Session per use case, one transaction per use case.
+
+The Session is the unit of work. A use case takes it as its first argument and never commits; whoever opened it
+with `transaction` does. Nothing talks to the network while one is open.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import BigInteger, DateTime, Engine, MetaData, create_engine
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import DeclarativeBase, Session
+
+
+class Table(DeclarativeBase):
+    """What every context's tables derive from; integers are 64 bit and times carry their zone."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map = {  # noqa: RUF012 - SQLAlchemy reads this class attribute
+        int: BigInteger,
+        datetime: DateTime(timezone=True),
+        dict[str, Any]: JSONB,
+        list[Any]: JSONB,
+    }
+
+
+def open_engine(url: str, *, pool_size: int = 8) -> Engine:
+    """An engine on PostgreSQL whose sessions run in UTC at READ COMMITTED.
+
+    Args:
+        url: `postgresql+psycopg://…`.
+        pool_size: connections kept; as many again may be opened under load.
+    """
+    return create_engine(
+        url,
+        pool_size=pool_size,
+        max_overflow=pool_size,
+        pool_pre_ping=True,
+        isolation_level="READ COMMITTED",
+        connect_args={"options": "-c timezone=UTC", "application_name": "compute-hub"},
+    )
+
+
+@contextmanager
+def transaction(engine: Engine) -> Iterator[Session]:
+    """A Session that commits when the block ends and rolls everything back when it raises."""
+    with Session(engine, expire_on_commit=False) as session, session.begin():
+        yield session

@@ -1,0 +1,1 @@
+"""Double-entry accounts and two-phase transfers. It does not know what a voucher is."""

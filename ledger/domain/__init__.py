@@ -1,0 +1,1 @@
+"""The ledger's rules as pure functions over frozen values."""

@@ -1,0 +1,1 @@
+"""The supervisor of one machine: sandboxes, leases and meters at the source."""

@@ -1,0 +1,1 @@
+"""Who runs where and when: a pure, deterministic function of what is known and the time."""

@@ -1,0 +1,1 @@
+"""How the controller reaches the machines: one agent actor per Ray node."""

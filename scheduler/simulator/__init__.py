@@ -1,0 +1,1 @@
+"""Drives the policy from trace files through discrete events, without a cluster."""

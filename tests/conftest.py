@@ -1,0 +1,63 @@
+"""The real PostgreSQL, started once per test session; every test that asks gets a fresh migrated database."""
+
+import itertools
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine
+
+from kernel.database import open_engine
+from kernel.migrations import migrate
+from kernel.postgres import OWNER_ROLE, PrivatePostgres
+
+_numbers = itertools.count(1)
+
+
+@dataclass(frozen=True)
+class Database:
+    """One migrated database of the test server."""
+
+    server: PrivatePostgres
+    name: str
+
+    @property
+    def url(self) -> str:
+        """As the application's restricted role."""
+        return self.server.url(self.name)
+
+    @property
+    def owner_url(self) -> str:
+        """As the owner of the tables."""
+        return self.server.url(self.name, OWNER_ROLE)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PrivatePostgres]:
+    """The server, with the template database that holds the newest schema."""
+    with tempfile.TemporaryDirectory(prefix="hub-test-") as folder:
+        server = PrivatePostgres(Path(folder) / "pg", durable=False)
+        server.start()
+        server.create_database("migrated")
+        migrate(server.url("migrated", OWNER_ROLE))
+        yield server
+        server.stop()
+
+
+@pytest.fixture
+def database(postgres: PrivatePostgres) -> Iterator[Database]:
+    """A fresh copy of the migrated database, dropped afterwards."""
+    name = f"test_{next(_numbers)}"
+    postgres.create_database(name, template="migrated")
+    yield Database(postgres, name)
+    postgres.drop_database(name)
+
+
+@pytest.fixture
+def engine(database: Database) -> Iterator[Engine]:
+    """An engine on a fresh database as the application role."""
+    engine = open_engine(database.url)
+    yield engine
+    engine.dispose()

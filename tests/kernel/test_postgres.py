@@ -1,0 +1,44 @@
+from pathlib import Path
+
+import psycopg
+import pytest
+from sqlalchemy import text
+
+from kernel.database import open_engine, transaction
+from kernel.postgres import PostgresDidNotStart, PrivatePostgres
+
+
+def test_what_was_committed_is_there_after_a_restart_in_a_very_long_path(tmp_path: Path) -> None:
+    server = PrivatePostgres(tmp_path / ("long" * 30), durable=False)
+    server.start()
+    server.create_database("hub")
+    with server.superuser("hub") as connection:
+        connection.execute("CREATE TABLE kept AS SELECT 42 AS answer")
+    server.stop()
+    server.start()
+    with server.superuser("hub") as connection:
+        assert connection.execute("SELECT answer FROM kept").fetchone() == (42,)
+    server.stop()
+    with pytest.raises(psycopg.OperationalError):
+        server.superuser()
+
+
+def test_a_broken_data_directory_is_named_with_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "pg" / "data").mkdir(parents=True)
+    (tmp_path / "pg" / "data" / "PG_VERSION").write_text("9\n")
+    with pytest.raises(PostgresDidNotStart, match=r"did not start: exit status \d+"):
+        PrivatePostgres(tmp_path / "pg").start()
+
+
+def test_a_failed_block_leaves_nothing_behind(postgres: PrivatePostgres) -> None:
+    postgres.create_database("scratch")
+    with postgres.superuser("scratch") as connection:
+        connection.execute("CREATE TABLE notes (line text); GRANT ALL ON notes TO hub_app")
+    engine = open_engine(postgres.url("scratch"))
+    with pytest.raises(ZeroDivisionError), transaction(engine) as session:
+        session.execute(text("INSERT INTO notes VALUES ('half-written')"))
+        raise ZeroDivisionError
+    with transaction(engine) as session:
+        assert session.execute(text("SELECT count(*) FROM notes")).scalar_one() == 0
+    engine.dispose()
+    postgres.drop_database("scratch")

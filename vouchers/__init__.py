@@ -1,0 +1,1 @@
+"""Programme, application, review, issue, redemption, settlement claim: the life of public compute money."""

@@ -1,0 +1,1 @@
+"""The voucher rules as pure functions over frozen values."""
