@@ -52,6 +52,25 @@ def test_the_same_seed_learns_the_same_weights(jobs: list[Job]) -> None:
     assert first == second
 
 
+def test_the_gradient_is_the_slope_of_the_loss(job: Job) -> None:
+    slopes = """
+import mlp, numpy as np
+train, _ = mlp.load_data()
+batch, weights = train[slice(0, 32)], mlp.new_model(3).weights
+gradient = mlp.batch_sums(weights, batch)[:-2]
+loss = lambda moved: mlp.batch_sums(moved, batch)[-2]
+def slope(index, width=1e-6):
+    step = np.zeros_like(weights)
+    step[index] = width
+    return (loss(weights + step) - loss(weights - step)) / (2 * width)
+chosen = np.random.default_rng(0).integers(0, len(weights), 200)
+print(max(abs(slope(index) - gradient[index]) for index in chosen))
+"""
+    status, output, errors = job.run("-c", slopes)
+    assert (status, errors) == (0, "")
+    assert float(output) < 1e-6
+
+
 def test_too_few_epochs_are_an_error_with_a_result(job: Job) -> None:
     status, _, errors = job.run("train.py", "--epochs", "1")
     assert status == 1
@@ -142,6 +161,27 @@ def test_two_nodes_with_two_cards_each_learn_the_same_weights(jobs: list[Job], f
     assert result["world_size"] == 2
     assert not (jobs[1].folder / "result.json").exists()
     assert read_checkpoint(jobs[0]) == (60, result["weights_sha256"])
+
+
+def test_a_rank_whose_card_computes_wrongly_is_noticed(jobs: list[Job], free_port: int) -> None:
+    faulty = """
+import sys, mlp, train_distributed
+step = mlp.Model.step
+def drifting_step(model, sums):
+    loss = step(model, sums)
+    model.weights[0] += 1e-12
+    return loss
+mlp.Model.step = drifting_step
+sys.exit(train_distributed.main())
+"""
+    ranks = [
+        jobs[0].start("train_distributed.py", "--epochs", "2", **seat(0, free_port)),
+        jobs[1].start("-c", faulty, "--epochs", "2", **seat(1, free_port)),
+    ]
+    for status, _, errors in map(outcome, ranks):
+        assert status == 1
+        assert "the ranks hold different weights: rank 0" in errors
+    assert not (jobs[0].folder / "result.json").exists()
 
 
 def test_ranks_refine_together_until_the_clock_of_rank_0(jobs: list[Job], free_port: int) -> None:
