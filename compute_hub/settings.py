@@ -106,6 +106,15 @@ class Settings(BaseSettings):
         return self.state_directory.resolve() / "nodes" / name
 
 
+class ClientSettings(BaseSettings):
+    """Where the command line finds a hub, and as whom it asks."""
+
+    model_config = SettingsConfigDict(env_prefix="HUB_", extra="ignore", frozen=True)
+
+    url: str = "http://127.0.0.1:8700"
+    api_key: str | None = None
+
+
 @cache
 def settings() -> Settings:
     """The settings of this process, read once."""
@@ -115,3 +124,8 @@ def settings() -> Settings:
 def inherited_environment(**changes: str) -> dict[str, str]:
     """This process's environment with changes, for the hub's own child processes (never for a tenant's)."""
     return {**os.environ, **changes}  # noqa: TID251 - the one reader
+
+
+def export_environment(variables: dict[str, str]) -> None:
+    """Set variables in this process's environment, for libraries that read nothing else."""
+    os.environ.update(variables)  # noqa: TID251 - the one writer

@@ -57,10 +57,15 @@ class Call:
         return self.principal
 
     def read(self, action: Callable[[Session], Result]) -> Result:
-        """Do something in a transaction that changes nothing."""
+        """Look at one consistent picture, in a transaction that can change nothing."""
         with transaction(self.engine) as session:
-            session.execute(text("SET TRANSACTION READ ONLY"))
+            session.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
             return action(session)
+
+    def act(self, action: Callable[[Session, datetime], Result]) -> Result:
+        """Do something that may well be done twice, or whose answer must not be kept (it holds a secret)."""
+        with transaction(self.engine) as session:
+            return action(session, utc_now())
 
     def once(
         self, answer: type[Answer], body: BaseModel | None, action: Callable[[Session, datetime], Answer]

@@ -42,8 +42,10 @@ class JobFundingRow(Table):
     tenant_id: Mapped[UUID]
     voucher_ids: Mapped[list[UUID] | None] = mapped_column(ARRAY(PgUUID))
     state: Mapped[str] = mapped_column(Text)
+    model: Mapped[str | None] = mapped_column(Text)
     held_micros: Mapped[int]
     held_slot_ms: Mapped[int]
+    funded_at: Mapped[datetime | None]
 
 
 class ChargeRow(Table):

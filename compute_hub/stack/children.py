@@ -51,6 +51,13 @@ class Child:
         """The last lines the program printed."""
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
 
+    def wait(self, seconds: float) -> None:
+        """Wait for the program's end, at most so long."""
+        try:
+            self.process.wait(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            return
+
     def signal(self, number: int) -> None:
         """Send a signal to the program, if it still runs."""
         if self.process.poll() is None:

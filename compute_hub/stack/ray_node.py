@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from compute_hub.settings import Settings, inherited_environment
+from compute_hub.settings import Settings, export_environment, inherited_environment
 from compute_hub.stack.children import Child
 from kernel.ids import new_secret
 
@@ -26,6 +26,11 @@ def ray_environment(settings: Settings) -> dict[str, str]:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_DEDUP_LOGS": "0",
     }
+
+
+def export_ray_environment(settings: Settings) -> None:
+    """Put the same into this process's own environment; do it before Ray is imported."""
+    export_environment(ray_environment(settings))
 
 
 def token_file(settings: Settings) -> Path:
