@@ -6,7 +6,12 @@ from pathlib import Path
 from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
 
 _DEFAULT_CONFIG: Final = Path(__file__).resolve().parent.parent / "deploy" / "hub.toml"
 
@@ -93,8 +98,8 @@ class Settings(BaseSettings):
 
     @property
     def uploads(self) -> Path:
-        """Where uploaded working directories lie, each under its SHA-256."""
-        return self.state_directory.resolve() / "uploads"
+        """Where uploaded working directories lie, by tenant and SHA-256."""
+        return self.workspaces / "uploads"
 
     @property
     def workspaces(self) -> Path:

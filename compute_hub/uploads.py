@@ -19,13 +19,17 @@ _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 class UploadTooLarge(Invalid):
     """More bytes than the operator allows."""
 
-    sentence = "body: the archive is larger than {bytes_max} bytes. Upload less, or ask the operator to allow more."
+    sentence = (
+        "body: the archive is larger than {bytes_max} bytes. Upload less, or ask the operator to allow more."
+    )
 
 
 class UploadIsNotAnArchive(Invalid):
     """The bytes are not a tar archive compressed with gzip."""
 
-    sentence = "body: the upload is not a .tar.gz archive. Pack the directory with `tar czf` and send the bytes."
+    sentence = (
+        "body: the upload is not a .tar.gz archive. Pack the directory with `tar czf` and send the bytes."
+    )
 
 
 class UploadNotFound(NotFound):

@@ -13,6 +13,7 @@ from uuid import UUID
 from sqlalchemy import func, select, text
 from sqlalchemy.orm import Session
 
+from scheduler.policy.model import WHOLE_MILLI
 from scheduler.refusals import (
     FractionOfGang,
     JobAlreadyEnded,
@@ -69,7 +70,9 @@ def submit_job(
     """
     if request.environment not in environments:
         raise UnknownEnvironment(
-            field="environment", environment=request.environment, known=", ".join(sorted(environments)) or "none"
+            field="environment",
+            environment=request.environment,
+            known=", ".join(sorted(environments)) or "none",
         )
     _refuse_what_never_fits(session, request)
     job = JobRow(
@@ -147,7 +150,9 @@ def list_jobs(session: Session, *, tenant_id: UUID | None, before: UUID | None, 
 def runs_of(session: Session, job_ids: Sequence[UUID]) -> dict[UUID, list[RunRow]]:
     """The runs of jobs, each job's by attempt and rank."""
     found: dict[UUID, list[RunRow]] = {job_id: [] for job_id in job_ids}
-    query = select(RunRow).where(RunRow.job_id.in_(job_ids)).order_by(RunRow.job_id, RunRow.attempt, RunRow.rank)
+    query = (
+        select(RunRow).where(RunRow.job_id.in_(job_ids)).order_by(RunRow.job_id, RunRow.attempt, RunRow.rank)
+    )
     for run in session.scalars(query):
         found[run.job_id].append(run)
     return found
@@ -168,7 +173,7 @@ def _refuse_what_never_fits(session: Session, request: JobRequest) -> None:
     for model in request.models:
         if model not in known:
             raise UnknownAccelerator(field="accelerator", model=model, known=", ".join(known) or "none yet")
-    if request.slots_milli < 1000 and request.node_count * request.devices_per_node != 1:
+    if request.slots_milli < WHOLE_MILLI and request.node_count * request.devices_per_node != 1:
         raise FractionOfGang(field="slots_milli", slots_milli=request.slots_milli)
     models = " or ".join(request.models)
     counts = [count for _, model, count in installed if model in request.models]
@@ -176,8 +181,18 @@ def _refuse_what_never_fits(session: Session, request: JobRequest) -> None:
         raise TooManyDevicesPerNode(
             field="devices_per_node", asked=request.devices_per_node, models=models, largest=max(counts)
         )
-    fitting = len({node for node, model, count in installed if model in request.models and count >= request.devices_per_node})
+    fitting = len(
+        {
+            node
+            for node, model, count in installed
+            if model in request.models and count >= request.devices_per_node
+        }
+    )
     if request.node_count > fitting:
         raise TooManyNodes(
-            field="nodes", asked=request.node_count, devices=request.devices_per_node, fitting=fitting, models=models
+            field="nodes",
+            asked=request.node_count,
+            devices=request.devices_per_node,
+            fitting=fitting,
+            models=models,
         )

@@ -67,7 +67,9 @@ class JobRow(Table):
             "state IN ('queued', 'starting', 'running', 'stopping', 'succeeded', 'failed', 'cancelled')",
             name="state",
         ),
-        CheckConstraint("(ended_at IS NOT NULL) = (state IN ('succeeded', 'failed', 'cancelled'))", name="ended"),
+        CheckConstraint(
+            "(ended_at IS NOT NULL) = (state IN ('succeeded', 'failed', 'cancelled'))", name="ended"
+        ),
         CheckConstraint("node_count > 0 AND devices_per_node > 0", name="shape"),
         CheckConstraint("slots_milli BETWEEN 1 AND 1000", name="slots"),
         Index("ix_jobs_live", "state", postgresql_where=text("ended_at IS NULL")),

@@ -44,7 +44,9 @@ class IdempotencyKeyReused(Conflict):
 class Call:
     """One authenticated request."""
 
-    def __init__(self, engine: Engine, settings: Settings, principal: Principal, path: str, key: str | None) -> None:
+    def __init__(
+        self, engine: Engine, settings: Settings, principal: Principal, path: str, key: str | None
+    ) -> None:
         self.engine = engine
         self.settings = settings
         self.principal = principal
@@ -115,7 +117,9 @@ def _call(
     engine: Engine = request.app.state.engine
     with transaction(engine) as session:
         principal = authenticate(session, authorization)
-    return Call(engine, request.app.state.settings, principal, f"{request.method} {request.url.path}", idempotency_key)
+    return Call(
+        engine, request.app.state.settings, principal, f"{request.method} {request.url.path}", idempotency_key
+    )
 
 
 Caller = Annotated[Call, Depends(_call)]

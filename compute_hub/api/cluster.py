@@ -90,7 +90,10 @@ def cluster(call: Caller) -> ClusterView:
                 last_seen_at=row.last_seen_at,
                 devices=[
                     DeviceView(
-                        index=use.index, model=use.model, healthy=use.healthy, allocated_milli=use.allocated_milli
+                        index=use.index,
+                        model=use.model,
+                        healthy=use.healthy,
+                        allocated_milli=use.allocated_milli,
                     )
                     for use in used
                     if use.node == row.name

@@ -1,5 +1,6 @@
 """The enterprise's face: upload a working directory, submit jobs, follow and cancel them."""
 
+from collections.abc import AsyncIterator
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Literal
@@ -27,6 +28,8 @@ from scheduler.tables import JobRow, RunRow
 router = APIRouter(prefix="/v1", tags=["jobs"])
 
 ModelName = Annotated[str, StringConstraints(min_length=1, max_length=63)]
+VariableName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,127}$")]
+VariableValue = Annotated[str, StringConstraints(max_length=8192)]
 _READERS = (Role.TENANT, Role.OPERATOR, Role.AUDITOR)
 
 
@@ -34,7 +37,9 @@ class JobSubmission(Body):
     """What an enterprise wants run. Counts are per node; limits are enforced."""
 
     name: Annotated[str, StringConstraints(min_length=1, max_length=120)]
-    argv: Annotated[list[Annotated[str, StringConstraints(max_length=4096)]], Field(min_length=1, max_length=256)]
+    argv: Annotated[
+        list[Annotated[str, StringConstraints(max_length=4096)]], Field(min_length=1, max_length=256)
+    ]
     accelerator: Annotated[list[ModelName], Field(min_length=1, max_length=16)] | ModelName
     environment: Annotated[str, StringConstraints(min_length=1, max_length=63)]
     nodes: Annotated[int, Field(ge=1, le=10_000)] = 1
@@ -47,13 +52,7 @@ class JobSubmission(Body):
     max_retries: Annotated[int, Field(ge=0, le=100)] = 0
     network: Literal["none", "job"] | None = None
     upload_sha256: str | None = None
-    env: Annotated[
-        dict[
-            Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,127}$")],
-            Annotated[str, StringConstraints(max_length=8192)],
-        ],
-        Field(max_length=128),
-    ] = {}
+    env: dict[VariableName, VariableValue] = Field(default_factory=dict, max_length=128)
     voucher_ids: Annotated[list[UUID], Field(max_length=32)] | None = Field(default=None, strict=False)
 
     def request(self) -> JobRequest:
@@ -179,7 +178,9 @@ def jobs(call: Caller, limit: Annotated[int, Query(ge=1, le=200)] = 50, before: 
 def job(job_id: UUID, call: Caller) -> JobView:
     """One job."""
     call.require(*_READERS)
-    return call.read(lambda session: _views(session, [find_job(session, job_id, tenant_id=call.principal.tenant_id)])[0])
+    return call.read(
+        lambda session: _views(session, [find_job(session, job_id, tenant_id=call.principal.tenant_id)])[0]
+    )
 
 
 @router.post("/jobs/{job_id}:cancel")
@@ -212,7 +213,7 @@ def job_directory(call: Call, found: JobRow) -> Path:
     return call.settings.workspaces / str(found.tenant_id) / str(found.id) / f"attempt-{found.attempt}"
 
 
-async def _bounded(request: Request, bytes_max: int):  # noqa: ANN202 - an async generator of chunks
+async def _bounded(request: Request, bytes_max: int) -> AsyncIterator[bytes]:
     seen = 0
     async for chunk in request.stream():
         seen += len(chunk)
@@ -230,7 +231,9 @@ def _views(session: Session, rows: list[JobRow]) -> list[JobView]:
             select(UsageRecordRow.job_id, func.sum(UsageRecordRow.slot_ms))
             .where(UsageRecordRow.job_id.in_(ids))
             .group_by(UsageRecordRow.job_id)
-        ).tuples()
+        )
+        .tuples()
+        .all()
     )
     money = {
         job_id: (int(charged), int(vouchers), int(tenant))

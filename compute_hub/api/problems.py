@@ -45,7 +45,10 @@ def install(app: FastAPI) -> None:
 def _refusal(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HubError)  # noqa: S101 - registered for nothing else
     status = next((status for kind, status in _STATUS.items() if isinstance(error, kind)), 500)
-    facts = {name: value if isinstance(value, (int, bool, str)) else str(value) for name, value in error.facts.items()}
+    facts = {
+        name: value if isinstance(value, (int, bool, str)) else str(value)
+        for name, value in error.facts.items()
+    }
     return problem(status, error.code, str(error), facts=facts)
 
 
@@ -62,7 +65,9 @@ def _malformed(_request: Request, error: Exception) -> JSONResponse:
     unknown = [fault["field"] for fault in faults if fault["code"] == "extra_forbidden"]
     if unknown:
         names = ", ".join(unknown)
-        return problem(422, "unknown_field", f"Unknown field: {names}. Remove it or correct its name.", errors=faults)
+        return problem(
+            422, "unknown_field", f"Unknown field: {names}. Remove it or correct its name.", errors=faults
+        )
     detail = "; ".join(f"{fault['field']}: {fault['message']}" for fault in faults)
     return problem(422, "malformed_request", f"{detail}.", errors=faults)
 
@@ -74,4 +79,6 @@ def _http(_request: Request, error: Exception) -> JSONResponse:
 
 
 def _defect(_request: Request, _error: Exception) -> JSONResponse:
-    return problem(500, "internal_error", "The hub failed to answer; nothing was written. Try again, then report it.")
+    return problem(
+        500, "internal_error", "The hub failed to answer; nothing was written. Try again, then report it."
+    )

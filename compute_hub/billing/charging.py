@@ -18,6 +18,7 @@ from compute_hub.billing.tables import ChargedUsageRow, ChargeRow, JobFundingRow
 from compute_hub.metering.tables import UnchargedUsageRow, UsageRecordRow
 from kernel.ids import derived_id
 from vouchers.capturing import capture_charge
+from vouchers.domain.explanation import ROUNDING, Coverage
 from vouchers.redemption import release_hold
 
 
@@ -94,12 +95,11 @@ def _charge(
     amount = next_charge_micros(before, slot_ms, rate.micros_per_card_hour)
     n = session.scalars(select(func.count()).where(ChargeRow.job_id == funding.job_id)).one()
     charge_id = derived_id("charge", funding.job_id, n)
-    vouchers_micros = 0
+    coverage = Coverage(0, ())
     if amount:
         facts = charge_facts(session, model, slot_ms)
         used_until = max(record.started_at + timedelta(milliseconds=record.duration_ms) for record in records)
         coverage = capture_charge(session, funding.job_id, charge_id, amount, facts, at, used_until=used_until)
-        vouchers_micros = coverage.voucher_micros
     charge = ChargeRow(
         id=charge_id,
         job_id=funding.job_id,
@@ -108,8 +108,9 @@ def _charge(
         rate_id=rate.id,
         slot_ms=slot_ms,
         amount_micros=amount,
-        voucher_micros=vouchers_micros,
-        tenant_micros=amount - vouchers_micros,
+        voucher_micros=coverage.public_micros - coverage.reimbursed_micros,
+        tenant_micros=coverage.tenant_micros,
+        rounding_micros=sum(line.amount_micros for line in coverage.lines if line.source == ROUNDING),
         charged_at=at,
     )
     session.add(charge)

@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from typing import Final
 from uuid import UUID
 
+from scheduler.node.protocol import UsageRecord
 from sqlalchemy import func, select, text
 from sqlalchemy.orm import Session
 
@@ -20,7 +21,6 @@ from compute_hub.billing.tables import JobFundingRow
 from compute_hub.metering.recording import record_usage
 from compute_hub.metering.tables import UsageRecordRow
 from kernel.errors import Unfunded
-from scheduler.node.protocol import UsageRecord
 from scheduler.tables import DeviceRow, JobRow
 from vouchers.domain.explanation import Coverage
 from vouchers.domain.facts import ChargeFacts
@@ -55,7 +55,9 @@ def pledge_funding(
     rate = dearest_rate(session, job.models, at)
     slot_ms = slots * _stretch_ms(job, 0, horizon_ms)
     facts = charge_facts(session, rate.model, slot_ms)
-    coverage = quote(session, job.tenant_id, hold_micros(slot_ms, rate.micros_per_card_hour), facts, voucher_ids, at)
+    coverage = quote(
+        session, job.tenant_id, hold_micros(slot_ms, rate.micros_per_card_hour), facts, voucher_ids, at
+    )
     session.add(
         JobFundingRow(
             job_id=job.id,
@@ -76,7 +78,9 @@ class Funding:
 
     horizon_ms: int
 
-    def admit(self, session: Session, job: JobRow, slot_ms_by_model: Mapping[str, int], at: datetime) -> str | None:
+    def admit(
+        self, session: Session, job: JobRow, slot_ms_by_model: Mapping[str, int], at: datetime
+    ) -> str | None:
         """Hold the first stretch of an attempt; a sentence when it cannot be paid."""
         funding = session.get_one(JobFundingRow, job.id, with_for_update=True)
         ((model, slots),) = slot_ms_by_model.items()

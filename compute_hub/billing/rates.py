@@ -58,4 +58,6 @@ def rate_at(session: Session, model: str, at: datetime) -> RateRow:
 
 def dearest_rate(session: Session, models: Sequence[str], at: datetime) -> RateRow:
     """The highest price among the models a job accepts, for an answer before the placement is known."""
-    return max((rate_at(session, model, at) for model in models), key=lambda rate: (rate.micros_per_card_hour, rate.id))
+    return max(
+        (rate_at(session, model, at) for model in models), key=lambda rate: (rate.micros_per_card_hour, rate.id)
+    )

@@ -16,8 +16,8 @@ def cost_micros(slot_ms: int, micros_per_card_hour: int) -> int:
 def next_charge_micros(slot_ms_before: int, slot_ms_more: int, micros_per_card_hour: int) -> int:
     """What further usage of one job at one rate adds to its bill.
 
-    Rated cumulatively: cost(before + more) − cost(before), so the charges of a job telescope to the cost of its whole
-    usage however it was cut into records.
+    Rated cumulatively: cost(before + more) − cost(before), so the charges of a job telescope to the cost of
+    its whole usage however it was cut into records.
     """
     after = cost_micros(slot_ms_before + slot_ms_more, micros_per_card_hour)
     return after - cost_micros(slot_ms_before, micros_per_card_hour)

@@ -3,9 +3,8 @@
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import CheckConstraint, ForeignKey, Index, Text, UniqueConstraint
+from sqlalchemy import CheckConstraint, ForeignKey, Index, Text, UniqueConstraint, Uuid
 from sqlalchemy.dialects.postgresql import ARRAY
-from sqlalchemy.dialects.postgresql import UUID as PgUUID
 from sqlalchemy.orm import Mapped, mapped_column
 
 from kernel.database import Table
@@ -40,7 +39,7 @@ class JobFundingRow(Table):
 
     job_id: Mapped[UUID] = mapped_column(primary_key=True)
     tenant_id: Mapped[UUID]
-    voucher_ids: Mapped[list[UUID] | None] = mapped_column(ARRAY(PgUUID))
+    voucher_ids: Mapped[list[UUID] | None] = mapped_column(ARRAY(Uuid))
     state: Mapped[str] = mapped_column(Text)
     model: Mapped[str | None] = mapped_column(Text)
     held_micros: Mapped[int]
@@ -49,12 +48,16 @@ class JobFundingRow(Table):
 
 
 class ChargeRow(Table):
-    """The rated cost of one stretch of a job's usage, the n-th of the job."""
+    """The rated cost of one stretch of a job's usage, the n-th of the job, and who paid it.
+
+    `rounding_micros` is what the centre bears (or takes back) when several vouchers' shares are each rounded down.
+    """
 
     __tablename__ = "charges"
     __table_args__ = (
         UniqueConstraint("job_id", "n"),
         CheckConstraint("amount_micros >= 0 AND slot_ms > 0", name="amount"),
+        CheckConstraint("amount_micros = voucher_micros + tenant_micros + rounding_micros", name="parts"),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
@@ -66,6 +69,7 @@ class ChargeRow(Table):
     amount_micros: Mapped[int]
     voucher_micros: Mapped[int]
     tenant_micros: Mapped[int]
+    rounding_micros: Mapped[int]
     charged_at: Mapped[datetime]
 
 

@@ -3,15 +3,18 @@
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from compute_hub.sdk import HubClient
 from compute_hub.settings import ClientSettings
 from kernel.money import MICROS_PER_YUAN, parse_yuan
+
+_PIPE_WIDTH: Final = 200
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
@@ -22,17 +25,30 @@ def client() -> HubClient:
     return HubClient(chosen.url, chosen.api_key)
 
 
-def show(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], *, as_json: bool, title: str = "") -> None:
+def show(
+    rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], *, as_json: bool, title: str = ""
+) -> None:
     """Print rows; `columns` maps a row's field to its heading."""
     if as_json:
         sys.stdout.write(json.dumps(list(rows), ensure_ascii=False, indent=2) + "\n")
         return
-    table = Table(title=title or None, header_style="bold", title_justify="left")
+    table = Table(title=title or None, header_style="bold", title_justify="left", box=box.SIMPLE_HEAD)
     for field, heading in columns.items():
-        table.add_column(heading, justify="right" if field.endswith(("_cny", "_ms", "_milli")) else "left")
+        counts = field.endswith(("_cny", "_ms", "_milli"))
+        # An id is there to be copied, so it is never cut; a sentence may be.
+        table.add_column(
+            heading,
+            justify="right" if counts else "left",
+            no_wrap=True,
+            overflow="ellipsis",
+            min_width=36 if field == "id" else None,
+        )
     for row in rows:
         table.add_row(*(_cell(field, row.get(field)) for field in columns))
-    Console().print(table)
+    console = Console()
+    if not console.is_terminal:
+        console.width = _PIPE_WIDTH
+    console.print(table)
 
 
 def _cell(field: str, value: object) -> str:

@@ -9,7 +9,6 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from compute_hub.identity.roles import Role
 from compute_hub.sdk import HubClient
@@ -59,25 +58,23 @@ def up() -> None:
     """Run the whole hub on this machine until Ctrl-C, with an API key for every role."""
     chosen = settings()
     console = Console()
-    stopping = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: _stop_or_leave(stopping))
-    with (
-        console.status("Starting …") as status,
-        LocalStack(chosen, {}, lambda what: status.update(f"Starting {what} …")) as stack,
-    ):
-        status.stop()
-        _introduce(console, chosen, stack)
-        while not stopping.wait(1):
-            stack.check()
-        console.print("Stopping …")
-    console.print("Everything is stopped.")
+        signal.signal(number, _interrupt)
+    try:
+        with LocalStack(chosen, {}, lambda what: console.print(f"Starting {what} …", highlight=False)) as stack:
+            _introduce(console, chosen, stack)
+            never = threading.Event()
+            while not never.wait(1):
+                stack.check()
+    except KeyboardInterrupt:
+        console.print("Everything is stopped.")
 
 
-def _stop_or_leave(stopping: threading.Event) -> None:
-    if not stopping.is_set():
-        stopping.set()
-        raise KeyboardInterrupt
+def _interrupt(*_: object) -> None:
+    """Leave what is being done, once; stopping itself is not interrupted."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def _introduce(console: Console, chosen: Settings, stack: LocalStack) -> None:
@@ -94,15 +91,17 @@ def _introduce(console: Console, chosen: Settings, stack: LocalStack) -> None:
             {"amount_cny": "1000.00", "reference": f"{_EXAMPLE_CODE} opening balance"},
         )
     _keep(chosen.state_directory / "keys.json", {"url": stack.url, "keys": keys})
-    table = Table(title="API keys (also in keys.json of the state directory)", title_justify="left")
-    table.add_column("role")
-    table.add_column("key", overflow="fold")
-    for role, key in keys.items():
-        table.add_row(role, key)
-    console.print(table)
-    console.print(f"API        {stack.url}/v1   (description: {stack.url}/v1/openapi.json)")
-    console.print(f"Metrics    {stack.url}/metrics")
-    console.print(f"Logs       {stack.logs}")
+    lines = [
+        "",
+        f"API       {stack.url}/v1   (its description: {stack.url}/v1/openapi.json)",
+        f"Metrics   {stack.url}/metrics",
+        f"Logs      {stack.logs}",
+        "",
+        f"API keys, one per role (also in {chosen.state_directory / 'keys.json'}):",
+        *(f"  {role:<15} {key}" for role, key in keys.items()),
+    ]
+    for line in lines:
+        console.print(line, soft_wrap=True, highlight=False)
     console.print("\nTry it in another terminal, as the example firm:")
     console.print(f"  export HUB_URL={stack.url} HUB_API_KEY={keys['tenant']}", soft_wrap=True)
     console.print("  hub cluster show")

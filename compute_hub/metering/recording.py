@@ -7,6 +7,8 @@ from datetime import datetime
 from uuid import UUID
 
 import structlog
+from scheduler.node.codec import encode
+from scheduler.node.protocol import UsageRecord
 from sqlalchemy import select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
@@ -14,8 +16,6 @@ from sqlalchemy.orm import Session
 from compute_hub.metering.tables import UnchargedUsageRow, UsageMismatchRow, UsageRecordRow
 from kernel.clock import from_unix_ms
 from kernel.ids import derived_id
-from scheduler.node.codec import encode
-from scheduler.node.protocol import UsageRecord
 from scheduler.tables import AllocationRow
 
 _log = structlog.get_logger(__name__)
@@ -46,7 +46,9 @@ def _compare(session: Session, records: Sequence[UsageRecord], at: datetime) -> 
             select(UsageRecordRow.id, UsageRecordRow.content_sha256).where(
                 UsageRecordRow.id.in_([UUID(record.id) for record in records])
             )
-        ).tuples()
+        )
+        .tuples()
+        .all()
     )
     for record in records:
         digest = _digest(record)
@@ -66,8 +68,12 @@ def _models(session: Session, run_ids: set[UUID]) -> dict[UUID, str]:
     """By run, the model of its devices; a run's devices are all of one model."""
     return dict(
         session.execute(
-            select(AllocationRow.run_id, AllocationRow.model).where(AllocationRow.run_id.in_(run_ids)).distinct()
-        ).tuples()
+            select(AllocationRow.run_id, AllocationRow.model)
+            .where(AllocationRow.run_id.in_(run_ids))
+            .distinct()
+        )
+        .tuples()
+        .all()
     )
 
 

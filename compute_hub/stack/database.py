@@ -51,5 +51,10 @@ def _first_prices(engine: Engine, settings: Settings, at: datetime) -> None:
             if price.model not in known:
                 micros = parse_yuan(price.price_cny_per_card_hour, field="price_cny_per_card_hour")
                 set_rate(
-                    session, price.model, micros, effective_from=at, by=derived_id("principal", "configuration"), at=at
+                    session,
+                    price.model,
+                    micros,
+                    effective_from=at,
+                    by=derived_id("principal", "configuration"),
+                    at=at,
                 )

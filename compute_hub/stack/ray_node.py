@@ -50,7 +50,12 @@ def start_ray(settings: Settings, name: str, *, head: bool, environment: Mapping
     """Start this machine's raylet (and the cluster's head with it) in the foreground of a child process."""
     ray = Path(sys.executable).with_name("ray")
     where = (
-        ["--head", f"--port={settings.ray_port}", "--include-dashboard=false", f"--temp-dir={ray_directory(settings)}"]
+        [
+            "--head",
+            f"--port={settings.ray_port}",
+            "--include-dashboard=false",
+            f"--temp-dir={ray_directory(settings)}",
+        ]
         if head
         else [f"--address={ray_address(settings)}"]
     )

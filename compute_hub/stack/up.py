@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 import httpx
 
@@ -17,7 +17,9 @@ from compute_hub.stack.ray_node import ray_directory, ray_environment
 from kernel.clock import boottime_ms, utc_now
 from kernel.database import open_engine, transaction
 from kernel.errors import HubError
-from kernel.postgres import PrivatePostgres
+
+if TYPE_CHECKING:
+    from kernel.postgres import PrivatePostgres
 
 _READY_S: Final = 120
 _LOOK_S: Final = 0.2
@@ -105,11 +107,13 @@ class LocalStack:
         self._wait(
             "the cluster",
             lambda: (
-                len([
-                    node
-                    for node in httpx.get(f"{self.url}/v1/cluster", headers=auditor).json()["nodes"]
-                    if node["state"] == "up"
-                ])
+                len(
+                    [
+                        node
+                        for node in httpx.get(f"{self.url}/v1/cluster", headers=auditor).json()["nodes"]
+                        if node["state"] == "up"
+                    ]
+                )
                 == len(self.settings.nodes)
             ),
         )

@@ -1,6 +1,7 @@
 """`hub biller`: charges usage, captures what it costs and releases what is left. Several may run."""
 
 import signal
+import threading
 from typing import Final
 
 import structlog
@@ -26,11 +27,11 @@ def run_biller(settings: Settings) -> None:
     url = application_url(settings)
     engine = open_engine(url, pool_size=2)
     wakeups = Wakeups()
-    stopping = []
+    stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: (stopping.append(True), wakeups.put("stop")))
+        signal.signal(number, lambda *_: stopping.set())
     wakeups.watch("database", notifications(url, WAKE_CHANNEL))
-    while not stopping:
+    while not stopping.is_set():
         wakeups.wait(settings.tick_ms / 1000)
         bill_once(engine)
     wakeups.stop()

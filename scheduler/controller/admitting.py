@@ -20,7 +20,6 @@ from scheduler.policy.model import WHOLE_MILLI, Placement, Start
 from scheduler.policy.reasons import explain
 from scheduler.tables import AllocationRow, DeviceRow, JobRow, RunRow
 
-
 UNFUNDED_RETRY_MS: Final = 5000
 """How long a job whose funds are missing is left out of planning before it is tried again."""
 
@@ -109,14 +108,14 @@ def _place(
     )
     session.flush()
     for piece in placement.devices:
-        device = devices[placement.node, piece.index]
+        device = devices[placement.node, piece.device]
         first = device.number * WHOLE_MILLI
         session.add(
             AllocationRow(
-                id=derived_id("allocation", run_id, piece.index, piece.slot_lo),
+                id=derived_id("allocation", run_id, piece.device, piece.slot_lo),
                 run_id=run_id,
                 node=placement.node,
-                device_index=piece.index,
+                device_index=piece.device,
                 model=device.model,
                 slots=Range(first + piece.slot_lo, first + piece.slot_hi),
                 span=Range(at, None),
@@ -143,6 +142,6 @@ def _slots_by_model(
     totals: dict[str, int] = {}
     for placement in placements:
         for piece in placement.devices:
-            model = devices[placement.node, piece.index].model
+            model = devices[placement.node, piece.device].model
             totals[model] = totals.get(model, 0) + piece.slot_hi - piece.slot_lo
     return totals

@@ -33,7 +33,7 @@ def desired_runs(session: Session, store: Store) -> dict[str, list[RunSpec]]:
         .where(RunRow.state.in_(("placed", "starting", "running")), JobRow.stop_reason.is_(None))
         .order_by(RunRow.node, RunRow.id)
     ).all()
-    hosts = dict(session.execute(select(NodeRow.name, NodeRow.host_id)).tuples())
+    hosts = dict(session.execute(select(NodeRow.name, NodeRow.host_id)).tuples().all())
     gangs = _gang_hosts(session, [job for _, job in live], hosts)
     found: dict[str, list[RunSpec]] = {}
     for run, job in live:
@@ -41,14 +41,16 @@ def desired_runs(session: Session, store: Store) -> dict[str, list[RunSpec]]:
     return found
 
 
-def _gang_hosts(session: Session, jobs: Sequence[JobRow], hosts: Mapping[str, str]) -> dict[str, frozenset[str]]:
+def _gang_hosts(
+    session: Session, jobs: Sequence[JobRow], hosts: Mapping[str, str]
+) -> dict[str, frozenset[str]]:
     """By job, the hosts its latest attempt's ranks are on."""
     nodes = session.execute(
         select(RunRow.job_id, func.array_agg(RunRow.node))
         .join(JobRow, (JobRow.id == RunRow.job_id) & (JobRow.attempt == RunRow.attempt))
         .where(RunRow.job_id.in_({job.id for job in jobs}))
         .group_by(RunRow.job_id)
-    ).tuples()
+    ).tuples().all()
     return {str(job_id): frozenset(hosts[name] for name in names) for job_id, names in nodes}
 
 

@@ -7,7 +7,8 @@ from sqlalchemy import select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from scheduler.node.protocol import Report, encode_isolation
+from scheduler.node.codec import encode
+from scheduler.node.protocol import Report
 from scheduler.tables import DeviceRow, NodeRow
 
 
@@ -18,7 +19,7 @@ def record_node(session: Session, report: Report, at: datetime) -> None:
         "labels": dict(report.labels),
         "cpu_milli": report.cpu_milli,
         "memory_mib": report.memory_mib,
-        "isolation": encode_isolation(report.isolation),
+        "isolation": encode(report.isolation),
         "last_seen_at": at,
     }
     values = {"name": report.node, "state": "up", "joined_at": at, **seen}

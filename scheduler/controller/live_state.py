@@ -72,7 +72,11 @@ class LiveState:
             del self._running[job_id]
 
     def _learn(self, session: Session, queued: dict[UUID, int], running: dict[UUID, int], now_ms: int) -> None:
-        new = [job_id for job_id in (*queued, *running) if job_id not in self._queued and job_id not in self._running]
+        new = [
+            job_id
+            for job_id in (*queued, *running)
+            if job_id not in self._queued and job_id not in self._running
+        ]
         if not new:
             return
         rows = session.scalars(select(JobRow).where(JobRow.id.in_(new)).order_by(JobRow.id)).all()

@@ -11,6 +11,7 @@ from typing import Final
 
 import structlog
 from sqlalchemy import Engine, select, update
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from kernel.clock import boottime_ms, utc_now
@@ -102,6 +103,9 @@ class Controller:
             except LeadershipLost as lost:
                 _log.warning("leadership_lost", reason=str(lost))
                 self._leadership = None
+            except OperationalError as error:
+                # The database is away. Whether the lease survives that is for the lease to say.
+                _log.error("database_unreachable", reason=str(error.orig))
         if self._leadership is not None:
             with transaction(self._engine) as session:
                 resign(session, self._leadership, utc_now())

@@ -108,13 +108,21 @@ def _advance(session: Session, run: RunRow, status: RunStatus, at: datetime) -> 
 def _end_run(
     session: Session, run: RunRow, reason: str, detail: str, code: int | None, ended: datetime, at: datetime
 ) -> None:
-    run.state, run.end_reason, run.end_detail, run.exit_code, run.ended_at = "ended", reason, detail, code, ended
+    run.state, run.end_reason, run.end_detail, run.exit_code, run.ended_at = (
+        "ended",
+        reason,
+        detail,
+        code,
+        ended,
+    )
     for allocation in session.scalars(select(AllocationRow).where(AllocationRow.run_id == run.id)):
         # The slices are free from when we know, which is never before the process was dead.
         allocation.span = Range(allocation.span.lower, max(at, ended))
 
 
-def lose_node(session: Session, leadership: Leadership, node: str, accounting: Accounting, at: datetime) -> bool:
+def lose_node(
+    session: Session, leadership: Leadership, node: str, accounting: Accounting, at: datetime
+) -> bool:
     """End every run of a node whose leases have lapsed unseen; true when there were any. Raises LeadershipLost."""
     fence(session, leadership)
     runs = session.scalars(
@@ -194,9 +202,7 @@ def _fail_or_requeue(
     _end(session, job, "failed", f"{rank}{detail}", accounting, at)
 
 
-def _end(
-    session: Session, job: JobRow, state: str, reason: str, accounting: Accounting, at: datetime
-) -> None:
+def _end(session: Session, job: JobRow, state: str, reason: str, accounting: Accounting, at: datetime) -> None:
     job.state, job.reason, job.ended_at = state, reason, at
     job.end_reason = job.end_reason or (job.stop_reason if state != "succeeded" else "exited")
     session.flush()

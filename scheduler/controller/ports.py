@@ -30,7 +30,9 @@ class Machines(Protocol):
 class Accounting(Protocol):
     """Whoever answers for the money and keeps the meter's records; always inside the controller's transaction."""
 
-    def admit(self, session: Session, job: JobRow, slot_ms_by_model: Mapping[str, int], at: datetime) -> str | None:
+    def admit(
+        self, session: Session, job: JobRow, slot_ms_by_model: Mapping[str, int], at: datetime
+    ) -> str | None:
         """Set funds aside for a job about to start; a sentence when there are not enough, which then waits.
 
         Args:

@@ -4,6 +4,7 @@ It keeps nothing: Ray may kill and restart it at any time without a job noticing
 """
 
 import os
+from pathlib import Path
 
 from scheduler.node.client import SupervisorClient
 from scheduler.node.protocol import Change, Report, SyncRequest
@@ -16,7 +17,7 @@ class NodeAgent:
     """Lives in a worker of the node's raylet; made and found by name by the controller."""
 
     def __init__(self) -> None:
-        self._socket = os.environ[SOCKET_VARIABLE]  # noqa: TID251 - all a raylet can hand to its workers
+        self._socket = Path(os.environ[SOCKET_VARIABLE])  # noqa: TID251 - all a raylet can hand to its workers
 
     def sync(self, request: SyncRequest) -> Report:
         """One `sync` of the node's supervisor."""

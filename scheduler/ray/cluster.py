@@ -37,7 +37,7 @@ class RayMachines:
         """Hub nodes whose raylet is alive; a new one gets its agent."""
         names = sorted(
             resource.removeprefix(RESOURCE)
-            for node in ray.nodes()
+            for node in ray.nodes()  # type: ignore[no-untyped-call]
             if node["Alive"]
             for resource in node["Resources"]
             if resource.startswith(RESOURCE)
