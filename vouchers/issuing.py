@@ -14,7 +14,8 @@ from kernel.ids import derived_id
 from ledger.errors import InsufficientFunds
 from ledger.posting import post_all
 from vouchers import accounts, movements
-from vouchers.applications import check_notice_over, issued_sum, locked_application, record_step
+from vouchers.applications import locked_application, record_step
+from vouchers.cases import issued_sum
 from vouchers.domain.calendar import budget_cycle, expiry, local_day
 from vouchers.domain.terms import Terms
 from vouchers.enterprises import enterprise_facts
@@ -25,6 +26,7 @@ from vouchers.errors import (
     PoolExhausted,
     VoucherNotFound,
 )
+from vouchers.notices import check_notice_over
 from vouchers.programmes import terms_of
 from vouchers.tables import Application, Programme, Voucher
 

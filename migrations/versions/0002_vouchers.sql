@@ -427,7 +427,12 @@ CREATE TABLE restorations (
     CONSTRAINT uq_restorations_transfer_id UNIQUE (transfer_id)
 );
 
-GRANT SELECT, INSERT ON application_checks, application_steps, applications, appropriations, claim_lines, claim_steps, claims, controllers, coverage_lines, covered_charges, enterprises, group_members, hold_lines, hold_segments, job_holds, objections, programme_versions, programmes, project_budgets, related_parties, restorations, rounds, voucher_parts, vouchers TO hub_app;
+GRANT SELECT, INSERT ON
+    application_checks, application_steps, applications, appropriations, claim_lines, claim_steps,
+    claims, controllers, coverage_lines, covered_charges, enterprises, group_members,
+    hold_lines, hold_segments, job_holds, objections, programme_versions, programmes,
+    project_budgets, related_parties, restorations, rounds, voucher_parts, vouchers
+TO hub_app;
 
 GRANT UPDATE (name, region, industry, size_class, yearly_contract_micros, clean_years, dishonest, roles) ON enterprises TO hub_app;
 GRANT UPDATE (controller, recorded_by, recorded_at) ON controllers TO hub_app;
@@ -442,4 +447,4 @@ GRANT UPDATE (captured) ON hold_lines TO hub_app;
 GRANT UPDATE (state, first_reviewer, approver, approved, from_reserve, bank_reference, sample_seed) ON claims TO hub_app;
 GRANT UPDATE (state, reason, sampled) ON claim_lines TO hub_app;
 
-GRANT DELETE ON group_members, controllers TO hub_app;
+GRANT DELETE ON group_members TO hub_app;

@@ -10,7 +10,7 @@ from kernel.database import transaction
 from ledger.reading import balances
 from tests.vouchers.world import EXAMPLES, YUAN, World
 from vouchers import accounts
-from vouchers.applications import open_round
+from vouchers.cases import open_round
 from vouchers.domain.facts import ChargeFacts, ContractFacts
 from vouchers.domain.terms import MS_PER_HOUR
 from vouchers.programmes import parse_programme, publish_programme
