@@ -105,7 +105,12 @@ def release_tranche(session: Session, application_id: UUID, *, report: str, by: 
     face = tranche_faces(terms, application.granted or 0)[number - 1]
     voucher = _new_voucher(session, application, terms, number, face, by, at, report=report)
     accounts.ensure(session, [accounts.voucher(voucher.id, terms.asset)], at)
-    post_all(session, [movements.release_tranche(voucher.id, application_id, terms.asset, face)], at=at)
+    try:
+        post_all(session, [movements.release_tranche(voucher.id, application_id, terms.asset, face)], at=at)
+    except InsufficientFunds as refused:
+        raise NotApplicationsVoucher(
+            application=application_id, tranche=number, needs="a report before its last voucher ended"
+        ) from refused
     record_step(session, application_id, "tranche released", by, report, at)
     return voucher.id
 

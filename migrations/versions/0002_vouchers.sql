@@ -313,6 +313,8 @@ CREATE TABLE vouchers (
     expires_at TIMESTAMPTZ NOT NULL,
     state TEXT NOT NULL,
     ended_at TIMESTAMPTZ,
+    ended_by TEXT,
+    ended_reason TEXT,
     CONSTRAINT pk_vouchers PRIMARY KEY (id),
     CONSTRAINT uq_vouchers_application_id_tranche UNIQUE (application_id, tranche),
     CONSTRAINT ck_vouchers_face CHECK (face > 0),
@@ -440,7 +442,7 @@ GRANT UPDATE (first_published_at) ON programmes TO hub_app;
 GRANT UPDATE (effective_until) ON programme_versions TO hub_app;
 GRANT UPDATE (requested, contract, state, revision, submitted_at, first_reviewer, approver, granted, notice_ends_at) ON applications TO hub_app;
 GRANT UPDATE (state, resolved_by, resolution) ON objections TO hub_app;
-GRANT UPDATE (state, ended_at) ON vouchers TO hub_app;
+GRANT UPDATE (state, ended_at, ended_by, ended_reason) ON vouchers TO hub_app;
 GRANT UPDATE (state) ON job_holds TO hub_app;
 GRANT UPDATE (captured_micros, captured_ms) ON hold_segments TO hub_app;
 GRANT UPDATE (captured) ON hold_lines TO hub_app;
