@@ -22,11 +22,14 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy import Table as CoreTable
+from sqlalchemy.dialects.postgresql import DOMAIN
 from sqlalchemy.orm import Mapped, mapped_column
 
 from kernel.database import Table
 
 _ZERO: Final = text("0")
+_NAME: Final = DOMAIN("account_name", Text(), create_type=False)
+_ASSET: Final = DOMAIN("asset", Text(), create_type=False)
 
 
 class AccountRow(Table):
@@ -34,8 +37,6 @@ class AccountRow(Table):
 
     __tablename__ = "accounts"
     __table_args__ = (
-        CheckConstraint("name ~ '^[^/[:space:]]+(/[^/[:space:]]+)*$' AND length(name) <= 400", name="name"),
-        CheckConstraint("asset = 'CNY' OR asset ~ '^card_ms:[^[:space:]]+$'", name="asset"),
         CheckConstraint(
             "CASE bound WHEN 'credit' THEN debits_posted + debits_pending <= credits_posted"
             " WHEN 'debit' THEN credits_posted + credits_pending <= debits_posted ELSE bound = 'none' END",
@@ -53,8 +54,8 @@ class AccountRow(Table):
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
-    name: Mapped[str] = mapped_column(Text)
-    asset: Mapped[str] = mapped_column(Text)
+    name: Mapped[str] = mapped_column(_NAME)
+    asset: Mapped[str] = mapped_column(_ASSET)
     bound: Mapped[str] = mapped_column(Text)
     debits_posted: Mapped[int] = mapped_column(server_default=_ZERO)
     credits_posted: Mapped[int] = mapped_column(server_default=_ZERO)

@@ -207,6 +207,12 @@ class ChargeClaimed(Conflict):
     sentence = "Charge {charge} stands in claim {claim}; claw the claimed line back instead."
 
 
+class NotRestorable(Conflict):
+    """The charge was taken back before, by a clawback."""
+
+    sentence = "Charge {charge} has a share that was clawed back."
+
+
 class PeriodNotBegun(Conflict):
     """The claim period lies ahead."""
 

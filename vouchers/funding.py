@@ -103,7 +103,9 @@ def find_funding(
             _check_usable(row, held.remaining, at, usage_until)
         if _usable(row, held.remaining, at, usage_until):
             sources.append(
-                VoucherSource(candidate(held, tier), account, row.id, row.version_id, row.slug, row.expires_at)
+                VoucherSource(
+                    candidate(held, tier, facts), account, row.id, row.version_id, row.slug, row.expires_at
+                )
             )
     return Funding(tuple(sources), _own_sources(session, tenant_id), _budget(session, tenant_id, facts, at))
 

@@ -14,7 +14,8 @@ from kernel.ids import derived_id
 from ledger.errors import InsufficientFunds
 from ledger.posting import post_all
 from vouchers import accounts, movements
-from vouchers.applications import check_notice_over, issued_sum, locked_application, record_step
+from vouchers.applications import locked_application, record_step
+from vouchers.cases import issued_sum
 from vouchers.domain.calendar import budget_cycle, expiry, local_day
 from vouchers.domain.terms import Terms
 from vouchers.enterprises import enterprise_facts
@@ -25,6 +26,7 @@ from vouchers.errors import (
     PoolExhausted,
     VoucherNotFound,
 )
+from vouchers.notices import check_notice_over
 from vouchers.programmes import terms_of
 from vouchers.tables import Application, Programme, Voucher
 
@@ -103,7 +105,12 @@ def release_tranche(session: Session, application_id: UUID, *, report: str, by: 
     face = tranche_faces(terms, application.granted or 0)[number - 1]
     voucher = _new_voucher(session, application, terms, number, face, by, at, report=report)
     accounts.ensure(session, [accounts.voucher(voucher.id, terms.asset)], at)
-    post_all(session, [movements.release_tranche(voucher.id, application_id, terms.asset, face)], at=at)
+    try:
+        post_all(session, [movements.release_tranche(voucher.id, application_id, terms.asset, face)], at=at)
+    except InsufficientFunds as refused:
+        raise NotApplicationsVoucher(
+            application=application_id, tranche=number, needs="a report before its last voucher ended"
+        ) from refused
     record_step(session, application_id, "tranche released", by, report, at)
     return voucher.id
 

@@ -207,9 +207,28 @@ def recall_voucher(voucher_id: UUID, source: Account, pool: Account, amount: int
     return _move("recall_voucher", voucher_id, source.name, debit=source, credit=pool, amount=amount)
 
 
-def return_freed(cause: object, source: Account, pool: Account, amount: int) -> Transfer:
-    """What comes back to a voucher after its end goes on to the pool."""
-    return _move("return_freed", cause, source.name, debit=source, credit=pool, amount=amount)
+def return_freed(cause: UUID, source: UUID, pool: Account, amount: int) -> Transfer:
+    """What comes back to a voucher after its end goes on to the pool; the cause is what brought it back."""
+    return transfers.posted(
+        derived_id("transfer", "return_freed", cause, source),
+        debit=source,
+        credit=pool.id,
+        amount=amount,
+        movement="return_freed",
+        cause=str(cause),
+    )
+
+
+def claw_back(line_id: UUID, source: UUID, pool: Account, amount: int) -> Transfer:
+    """Value that was claimed wrongly does not go back to its voucher's holder but to the pool."""
+    return transfers.posted(
+        derived_id("transfer", "claw_back", line_id),
+        debit=source,
+        credit=pool.id,
+        amount=amount,
+        movement="claw_back",
+        cause=str(line_id),
+    )
 
 
 def reverse(transfer_id: UUID, why: str) -> Transfer:

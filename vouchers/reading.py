@@ -149,6 +149,7 @@ def list_vouchers(
     *,
     enterprise_id: UUID | None = None,
     slug: str | None = None,
+    state: str | None = None,
     after: UUID | None = None,
     limit: int = 100,
 ) -> list[VoucherView]:
@@ -158,6 +159,8 @@ def list_vouchers(
         query = query.where(Voucher.enterprise_id == enterprise_id)
     if slug is not None:
         query = query.where(Voucher.slug == slug)
+    if state is not None:
+        query = query.where(Voucher.state == state)
     if after is not None:
         query = query.where(Voucher.id > after)
     return _views(session, session.scalars(query).all())

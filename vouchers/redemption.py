@@ -17,6 +17,7 @@ from kernel.money import MICROS_MAX
 from ledger.domain.accounts import Account
 from ledger.domain.transfers import Transfer
 from ledger.posting import post_all
+from ledger.reading import due_holds
 from vouchers import accounts, movements
 from vouchers.domain.coverage import Candidate, Plan, plan_coverage
 from vouchers.domain.explanation import Coverage, own_line, rounding_line, voucher_line
@@ -25,7 +26,7 @@ from vouchers.domain.segments import Segment, fill_in_order
 from vouchers.enterprises import lock_tenants
 from vouchers.errors import BudgetSpent, CostOutOfRange, HoldDiffers, HoldNotFound, HoldReleased, NoFunding
 from vouchers.funding import Funding, OwnSource, VoucherSource, find_funding
-from vouchers.tables import HoldLine, HoldSegment, JobHold
+from vouchers.tables import HoldLine, HoldSegment, JobHold, Voucher
 from vouchers.wallets import payer_of
 
 HOLD_LIFE: Final = timedelta(days=366)
@@ -154,10 +155,14 @@ def release_hold(session: Session, job_id: UUID, at: datetime) -> None:
         return
     job.state = "released"
     session.flush()
-    holds = session.scalars(
-        select(HoldLine.transfer_id).where(HoldLine.job_id == job_id).order_by(HoldLine.segment, HoldLine.line)
-    )
-    post_all(session, [movements.release_funds(hold_id) for hold_id in holds], at=at)
+    transfers = []
+    for line in hold_lines(session, job_id):
+        transfers.append(movements.release_funds(line.transfer_id))
+        if line.voucher_id is not None and line.held > line.captured:
+            transfers += forward_to_pool(
+                session, line.voucher_id, line.account_id, line.held - line.captured, line.transfer_id
+            )
+    post_all(session, transfers, at=at)
 
 
 def held_coverage(session: Session, job_id: UUID, *, segment: int) -> Coverage:
@@ -190,6 +195,32 @@ def segment_coverage(
     if parts.rounding:
         lines.append(rounding_line(parts.rounding, segment))
     return Coverage(cost_micros, tuple(lines))
+
+
+def lapse_holds(session: Session, at: datetime, *, limit: int = 100) -> list[UUID]:
+    """Release jobs whose holds have come to their far end. Returns the jobs."""
+    due = [hold.id for hold in due_holds(session, at, limit=limit)]
+    jobs = session.execute(
+        select(JobHold.tenant_id, JobHold.job_id)
+        .join(HoldLine, HoldLine.job_id == JobHold.job_id)
+        .where(HoldLine.transfer_id.in_(due), JobHold.state == "open")
+        .distinct()
+        .order_by(JobHold.tenant_id, JobHold.job_id)
+    ).all()
+    for _, job_id in jobs:
+        release_hold(session, job_id, at)
+    return [job_id for _, job_id in jobs]
+
+
+def forward_to_pool(
+    session: Session, voucher_id: UUID, account_id: UUID, amount: int, cause: UUID
+) -> list[Transfer]:
+    """What comes back to a voucher that has ended goes on to the pool of the cycle it came from."""
+    voucher = session.get_one(Voucher, voucher_id, populate_existing=True)
+    if voucher.state == "active":
+        return []
+    pool = accounts.pool(voucher.slug, voucher.cycle, voucher.asset)
+    return [movements.return_freed(cause, account_id, pool, amount)]
 
 
 def read_plan(row: HoldSegment) -> Plan:

@@ -1,9 +1,15 @@
 -- Tables of the ledger. A transfer row is both of its legs, so no leg can be missing; `entries` shows it from each side.
 
+-- Domains, because a CHECK would be evaluated anew at every change of a balance.
+CREATE DOMAIN account_name AS text CONSTRAINT account_name_check
+    CHECK (VALUE ~ '^[^/[:space:]]+(/[^/[:space:]]+)*$' AND length(VALUE) <= 400);
+CREATE DOMAIN asset AS text CONSTRAINT asset_check
+    CHECK (VALUE = 'CNY' OR (VALUE ~ '^card_ms:[^[:space:]]+$' AND length(VALUE) <= 200));
+
 CREATE TABLE accounts (
     id              uuid        NOT NULL CONSTRAINT pk_accounts PRIMARY KEY,
-    name            text        NOT NULL CONSTRAINT uq_accounts_name UNIQUE,
-    asset           text        NOT NULL,
+    name            account_name NOT NULL CONSTRAINT uq_accounts_name UNIQUE,
+    asset           asset       NOT NULL,
     bound           text        NOT NULL,
     debits_posted   bigint      NOT NULL DEFAULT 0,
     credits_posted  bigint      NOT NULL DEFAULT 0,
@@ -11,8 +17,6 @@ CREATE TABLE accounts (
     credits_pending bigint      NOT NULL DEFAULT 0,
     version         bigint      NOT NULL DEFAULT 0,
     opened_at       timestamptz NOT NULL,
-    CONSTRAINT ck_accounts_name CHECK (name ~ '^[^/[:space:]]+(/[^/[:space:]]+)*$' AND length(name) <= 400),
-    CONSTRAINT ck_accounts_asset CHECK (asset = 'CNY' OR asset ~ '^card_ms:[^[:space:]]+$'),
     CONSTRAINT ck_accounts_bound CHECK (
         CASE bound
             WHEN 'credit' THEN debits_posted + debits_pending <= credits_posted

@@ -313,6 +313,8 @@ CREATE TABLE vouchers (
     expires_at TIMESTAMPTZ NOT NULL,
     state TEXT NOT NULL,
     ended_at TIMESTAMPTZ,
+    ended_by TEXT,
+    ended_reason TEXT,
     CONSTRAINT pk_vouchers PRIMARY KEY (id),
     CONSTRAINT uq_vouchers_application_id_tranche UNIQUE (application_id, tranche),
     CONSTRAINT ck_vouchers_face CHECK (face > 0),
@@ -427,7 +429,12 @@ CREATE TABLE restorations (
     CONSTRAINT uq_restorations_transfer_id UNIQUE (transfer_id)
 );
 
-GRANT SELECT, INSERT ON application_checks, application_steps, applications, appropriations, claim_lines, claim_steps, claims, controllers, coverage_lines, covered_charges, enterprises, group_members, hold_lines, hold_segments, job_holds, objections, programme_versions, programmes, project_budgets, related_parties, restorations, rounds, voucher_parts, vouchers TO hub_app;
+GRANT SELECT, INSERT ON
+    application_checks, application_steps, applications, appropriations, claim_lines, claim_steps,
+    claims, controllers, coverage_lines, covered_charges, enterprises, group_members,
+    hold_lines, hold_segments, job_holds, objections, programme_versions, programmes,
+    project_budgets, related_parties, restorations, rounds, voucher_parts, vouchers
+TO hub_app;
 
 GRANT UPDATE (name, region, industry, size_class, yearly_contract_micros, clean_years, dishonest, roles) ON enterprises TO hub_app;
 GRANT UPDATE (controller, recorded_by, recorded_at) ON controllers TO hub_app;
@@ -435,11 +442,11 @@ GRANT UPDATE (first_published_at) ON programmes TO hub_app;
 GRANT UPDATE (effective_until) ON programme_versions TO hub_app;
 GRANT UPDATE (requested, contract, state, revision, submitted_at, first_reviewer, approver, granted, notice_ends_at) ON applications TO hub_app;
 GRANT UPDATE (state, resolved_by, resolution) ON objections TO hub_app;
-GRANT UPDATE (state, ended_at) ON vouchers TO hub_app;
+GRANT UPDATE (state, ended_at, ended_by, ended_reason) ON vouchers TO hub_app;
 GRANT UPDATE (state) ON job_holds TO hub_app;
 GRANT UPDATE (captured_micros, captured_ms) ON hold_segments TO hub_app;
 GRANT UPDATE (captured) ON hold_lines TO hub_app;
 GRANT UPDATE (state, first_reviewer, approver, approved, from_reserve, bank_reference, sample_seed) ON claims TO hub_app;
 GRANT UPDATE (state, reason, sampled) ON claim_lines TO hub_app;
 
-GRANT DELETE ON group_members, controllers TO hub_app;
+GRANT DELETE ON group_members TO hub_app;

@@ -4,7 +4,7 @@ Everything here is a value: integers in the smallest unit, no behaviour beyond s
 1000 milli-slots; a *pool* is all devices of one accelerator model; times are Unix milliseconds.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Final, NamedTuple
 
@@ -140,6 +140,10 @@ class Job:
     def devices_milli(self) -> int:
         """Milli-slots of the whole gang, which is what quotas count."""
         return self.nodes * self.devices_per_node * self.slots_milli + self.tail_devices * WHOLE_MILLI
+
+    def again(self, ran_ms: int) -> "Job":
+        """The same job for its next attempt, after one that ran so long and came to nothing."""
+        return replace(self, attempt=self.attempt + 1, attained_ms=self.attained_ms + ran_ms)
 
 
 class Reservation(NamedTuple):

@@ -73,8 +73,8 @@ POLICIES: Final = {
     "default": PolicySettings(),
     "fifo": _plain("fifo", Order.SUBMITTED, Backfill.NONE),
     "easy": _plain("easy", Order.SUBMITTED, Backfill.RESERVED),
-    "sjf": _plain("sjf", Order.DURATION, Backfill.GREEDY),
-    "srsf": _plain("srsf", Order.SERVICE, Backfill.GREEDY),
+    "sjf": _plain("sjf", Order.DURATION, Backfill.NONE),
+    "srsf": _plain("srsf", Order.SERVICE, Backfill.NONE),
 }
 """Policies by the names that `hub simulate --policy` takes."""
 

@@ -58,7 +58,7 @@ def ratio_for(voucher: HeldVoucher, charge: ChargeFacts) -> RatioTier | NotAppli
     return tier or NotApplicable("no ratio tier fits its holder and this usage", eligible.clause)
 
 
-def candidate(voucher: HeldVoucher, tier: RatioTier) -> Candidate:
+def candidate(voucher: HeldVoucher, tier: RatioTier, charge: ChargeFacts) -> Candidate:
     """The voucher as the coverage solver sees it. It burns by priority, expiry, width of scope, age and id."""
     terms = voucher.terms
     return Candidate(
@@ -78,6 +78,6 @@ def candidate(voucher: HeldVoucher, tier: RatioTier) -> Candidate:
             voucher.voucher,
         ),
         direction=terms.settlement.direction,
-        ceilings=terms.ceilings,
+        ceilings=terms.ceilings_for(voucher.holder, charge),
         exclusions=terms.exclusions,
     )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from vouchers.domain.facts import ContractFacts, EnterpriseFacts
-from vouchers.domain.terms import Terms, in_region
+from vouchers.domain.terms import CNY, Terms, in_region
 
 PASS: Final = "pass"  # noqa: S105 - a verdict
 FAIL: Final = "fail"
@@ -90,10 +90,10 @@ def not_dishonest(case: Case) -> Check:
 
 
 def contract_eligible(case: Case) -> Check:
-    """The named contract's term, cost kind and centre are those the programme pays for."""
+    """A named contract's term, cost kind and centre are those the programme pays for."""
     eligible, contract = case.terms.eligible, case.contract
     days_max, pflops = eligible.contract_days_max, eligible.centre_pflops_above
-    passed = (
+    passed = not contract.number or (
         contract.cost_kind in eligible.cost_kinds
         and (days_max is None or contract.days <= days_max)
         and (pflops is None or contract.centre_pflops > pflops)
@@ -109,6 +109,24 @@ def contract_eligible(case: Case) -> Check:
         "centre_pflops_above": pflops,
     }
     return Check("contract_eligible", _verdict(passed), eligible.clause, facts)
+
+
+def within_contract(case: Case) -> Check:
+    """The face value is no more than the best ratio of the contract it is for, where there is one."""
+    eligible, contract = case.terms.eligible, case.contract
+    tiers = [tier for tier in case.terms.ratios if tier.when.holds(case.enterprise, None)]
+    best = max(tiers, key=lambda tier: tier.ratio, default=None)
+    needs_contract = eligible.one_voucher_per_contract
+    share = 0 if best is None else int(best.ratio * contract.amount_micros)
+    named = bool(contract.number and contract.amount_micros)
+    passed = case.requested <= share if named and case.terms.asset == CNY else not needs_contract
+    facts = {
+        "contract": contract.number,
+        "amount_micros": contract.amount_micros,
+        "share_micros": share,
+        "requested": case.requested,
+    }
+    return Check("within_contract", _verdict(passed), best.clause if best else eligible.clause, facts)
 
 
 def supplier_unrelated(case: Case) -> Check:
@@ -175,6 +193,7 @@ _RULES: Final[tuple[Callable[[Case], Check], ...]] = (
     clean_record,
     not_dishonest,
     contract_eligible,
+    within_contract,
     supplier_unrelated,
     no_other_subsidy,
     no_duplicate,

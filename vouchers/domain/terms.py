@@ -133,6 +133,14 @@ class Ceiling:
 
 
 @dataclass(frozen=True)
+class CeilingTier:
+    """A ceiling, for those who meet the condition."""
+
+    ceiling: Ceiling
+    when: Condition
+
+
+@dataclass(frozen=True)
 class Validity:
     """How long a voucher lasts: exactly one of days, months and a last day."""
 
@@ -200,7 +208,7 @@ class Terms:
     caps: tuple[Cap, ...]
     eligible: Eligible
     exclusions: tuple[Exclusion, ...]
-    ceilings: tuple[Ceiling, ...]
+    ceilings: tuple[CeilingTier, ...]
     validity: Validity
     tranches: tuple[Tranche, ...]
     review: Review
@@ -220,6 +228,14 @@ class Terms:
     def ratio_for(self, enterprise: EnterpriseFacts, charge: ChargeFacts) -> RatioTier | None:
         """The first tier, in the written order, that the facts meet."""
         return next((tier for tier in self.ratios if tier.when.holds(enterprise, charge)), None)
+
+    def ceilings_for(self, enterprise: EnterpriseFacts, charge: ChargeFacts) -> tuple[Ceiling, ...]:
+        """Per level the first ceiling, in the written order, whose condition the facts meet."""
+        chosen: dict[str, Ceiling] = {}
+        for tier in self.ceilings:
+            if tier.when.holds(enterprise, charge):
+                chosen.setdefault(tier.ceiling.level, tier.ceiling)
+        return tuple(chosen.values())
 
     def caps_for(self, enterprise: EnterpriseFacts) -> tuple[Cap, ...]:
         """Per kind of holder the first cap, in the written order, whose condition the enterprise meets."""
@@ -286,7 +302,9 @@ def read_terms(document: dict[str, Any]) -> Terms:
             for entry in document.get("exclusions", ())
         ),
         ceilings=tuple(
-            Ceiling(entry["clause"], entry.get("level", ""), Fraction(entry["ratio"]))
+            CeilingTier(
+                Ceiling(entry["clause"], entry.get("level", ""), Fraction(entry["ratio"])), _condition(entry)
+            )
             for entry in document.get("ceilings", ())
         ),
         validity=_validity(document["validity"]),

@@ -184,6 +184,8 @@ class Voucher(Table):
     expires_at: Mapped[datetime]
     state: Mapped[str]
     ended_at: Mapped[datetime | None]
+    ended_by: Mapped[str | None]
+    ended_reason: Mapped[str | None]
 
     __table_args__ = (
         UniqueConstraint("application_id", "tranche"),
