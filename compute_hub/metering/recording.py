@@ -7,8 +7,6 @@ from datetime import datetime
 from uuid import UUID
 
 import structlog
-from scheduler.node.codec import encode
-from scheduler.node.protocol import UsageRecord
 from sqlalchemy import select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
@@ -16,6 +14,8 @@ from sqlalchemy.orm import Session
 from compute_hub.metering.tables import UnchargedUsageRow, UsageMismatchRow, UsageRecordRow
 from kernel.clock import from_unix_ms
 from kernel.ids import derived_id
+from scheduler.node.codec import encode
+from scheduler.node.protocol import UsageRecord
 from scheduler.tables import AllocationRow
 
 _log = structlog.get_logger(__name__)
