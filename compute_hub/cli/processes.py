@@ -65,7 +65,8 @@ def up() -> None:
             _introduce(console, chosen, stack)
             never = threading.Event()
             while not never.wait(1):
-                stack.check()
+                for what in stack.mend():
+                    console.print(f"Started again: {what}", highlight=False)
     except KeyboardInterrupt:
         console.print("Everything is stopped.")
 
