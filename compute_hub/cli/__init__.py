@@ -1,1 +1,1 @@
-"""The `hub` command."""
+"""The command `hub`."""
