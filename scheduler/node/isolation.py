@@ -6,6 +6,7 @@ and none was waived, so every run is refused.
 """
 
 import os
+import platform
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import Final
 from scheduler.node.config import NodeConfig, SandboxMode
 from scheduler.node.protocol import Isolation, Network
 from scheduler.node.sandbox import View, compose
+from scheduler.node.seccomp import ARCHITECTURES
 
 _PROGRAMS: Final = ("bwrap", "setpriv", "prlimit", "nsenter", "flock", "env")
 _PROBE_S: Final = 20
@@ -50,6 +52,8 @@ def examine(config: NodeConfig, etc: Path, uid: int | None, *, cgroups: bool) ->
 
 
 def _missing_program() -> str:
+    if platform.machine() not in ARCHITECTURES:
+        return f"there is no system call filter for {platform.machine()}."
     missing = [name for name in _PROGRAMS if not Path("/usr/bin", name).exists()]
     return f"/usr/bin/{missing[0]} is not installed (packages bubblewrap and util-linux)." if missing else ""
 

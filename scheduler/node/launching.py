@@ -24,6 +24,7 @@ from scheduler.node.launched import Launched
 from scheduler.node.logs import LogSink, open_log
 from scheduler.node.protocol import Bundle, Network, RunSpec, Scope
 from scheduler.node.sandbox import View
+from scheduler.node.watching import Watch
 from scheduler.node.workspace import give_to, open_directory, relative_parts
 
 _UNPACK_S: Final = 300.0
@@ -76,7 +77,8 @@ class Launcher:
                 lease = self._uids.lease()
                 lent.callback(lease.release)
                 uid = lease.uid
-            await self._make_workspace(spec, uid)
+            directory = await self._make_workspace(spec, uid)
+            lent.callback(os.close, directory)
             enter_pid = None
             if spec.network is Network.JOB and spec.gang is not None:
                 membership = await self._gangs.join(spec.gang.id)
@@ -86,7 +88,9 @@ class Launcher:
             cgroup = self._cgroups.create(spec.run_id, caps)
             view = self._view(spec, uid, enter_pid, cgroup.joins if cgroup is not None else ())
             log = self._open_log(spec, log_full)
-            return Launched(view, log, cgroup, lent.pop_all(), self._config.sandbox)
+            memory_bytes = 0 if cgroup is not None else view.memory_bytes
+            watch = Watch(directory, self._config.limits, memory_bytes=memory_bytes)
+            return Launched(view, log, cgroup, watch, lent.pop_all(), self._config.sandbox)
 
     def _view(self, spec: RunSpec, uid: int | None, enter_pid: int | None, joins: tuple[str, ...]) -> View:
         limits = self._config.limits
@@ -111,12 +115,13 @@ class Launcher:
             secrets=spec.secrets,
         )
 
-    async def _make_workspace(self, spec: RunSpec, uid: int | None) -> None:
+    async def _make_workspace(self, spec: RunSpec, uid: int | None) -> int:
         parts = relative_parts(self._root, spec.workspace, "workspace")
         with open_directory(self._root, parts, "workspace", create=True) as directory:
             give_to(directory, uid if uid is not None else os.geteuid())
             if spec.bundle is not None:
                 await self._unpack(spec.bundle, directory, uid)
+            return os.dup(directory)
 
     async def _unpack(self, archive: Bundle, directory: int, uid: int | None) -> None:
         parts = relative_parts(self._root, archive.path, "bundle.path")

@@ -22,6 +22,7 @@ from typing import Final
 
 from scheduler.node.environment import JOB_HOME, loader_variables
 from scheduler.node.protocol import Network
+from scheduler.node.seccomp import job_filter
 
 INSIDE_UID: Final = 1000
 HOSTNAME: Final = "hub"
@@ -62,7 +63,6 @@ class View:
     shm_bytes: int
     nofile: int
     secrets: dict[str, str] = field(default_factory=dict)
-    seccomp: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,8 +168,7 @@ def _inner(view: View, staged: _Stage | None, status_fd: int, memory_file: _Memo
     for name, value in view.env.items():
         if name not in loaders:
             words += ["--setenv", name, value]
-    if view.seccomp:
-        words += ["--seccomp", str(memory_file(view.seccomp))]
+    words += ["--seccomp", str(memory_file(job_filter()))]
     return [*words, "--json-status-fd", str(status_fd)]
 
 
