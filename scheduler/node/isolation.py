@@ -15,10 +15,10 @@ from typing import Final
 
 from scheduler.node.config import NodeConfig, SandboxMode
 from scheduler.node.protocol import Isolation, Network
-from scheduler.node.sandbox import View, compose
+from scheduler.node.sandbox import View, compose, make_stage
 from scheduler.node.seccomp import ARCHITECTURES
 
-_PROGRAMS: Final = ("bwrap", "setpriv", "prlimit", "nsenter", "flock", "env")
+_PROGRAMS: Final = ("bwrap", "setpriv", "prlimit", "nsenter", "unshare", "mount", "flock", "env")
 _PROBE_S: Final = 20
 _NO_UIDS: Final = "All jobs run under the supervisor's own uid, because it is not root."
 _NO_CGROUPS: Final = (
@@ -64,7 +64,8 @@ def _try_sandbox(config: NodeConfig, etc: Path, uid: int | None) -> str:
     workspace.mkdir()
     if uid is not None:
         os.chown(workspace, uid, uid)
-    view = probe_view(str(workspace), str(etc), uid)
+    stage = make_stage(Path(config.state_directory))
+    view = probe_view(str(workspace), str(etc), str(stage), uid)
     try:
         with Path(os.devnull).open("wb") as status, compose(view, os.getpid(), status.fileno()) as launch:
             done = subprocess.run(
@@ -79,13 +80,14 @@ def _try_sandbox(config: NodeConfig, etc: Path, uid: int | None) -> str:
     return "" if done.returncode == 0 else f"{said or f'the trial left with status {done.returncode}'}."
 
 
-def probe_view(workspace: str, etc: str, uid: int | None) -> View:
+def probe_view(workspace: str, etc: str, stage: str, uid: int | None) -> View:
     """The smallest run there is."""
     return View(
         argv=("/usr/bin/true",),
         env={},
         workspace=workspace,
         etc=etc,
+        stage=stage,
         software=(),
         device_files=(),
         network=Network.NONE,

@@ -23,7 +23,7 @@ from scheduler.node.identities import UidPool
 from scheduler.node.launched import Launched
 from scheduler.node.logs import LogSink, open_log
 from scheduler.node.protocol import Bundle, Network, RunSpec, Scope
-from scheduler.node.sandbox import View
+from scheduler.node.sandbox import View, make_stage
 from scheduler.node.watching import Watch
 from scheduler.node.workspace import give_to, open_directory, relative_parts
 
@@ -46,6 +46,7 @@ class Launcher:
     ) -> None:  # fmt: skip
         self._config = config
         self._etc = etc
+        self._stage = make_stage(Path(config.state_directory))
         self._cgroups = cgroups
         self._uids = uids
         self._gangs = gangs
@@ -100,6 +101,7 @@ class Launcher:
             env=job_environment(spec, self._config, software),
             workspace=spec.workspace,
             etc=str(self._etc),
+            stage=str(self._stage),
             software=tuple((mount.source, mount.target or mount.source) for mount in software.mounts),
             device_files=device_files(self._config.devices, spec.devices),
             network=spec.network,

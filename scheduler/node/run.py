@@ -25,7 +25,7 @@ from scheduler.node.spool import Spool, ended_line, started_line, usage_line
 _SIGNAL_BASE: Final = 128
 _NOT_FOUND: Final = 127
 _NOT_EXECUTABLE: Final = 126
-_NEVER_MS: Final = 2**62
+NEVER_MS: Final = 2**62
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class Run:
         self._launched: Launched | None = None
         self._stop_reason: EndReason | None = None
         self._stop_sentence = ""
-        self._kill_at_ms = _NEVER_MS
+        self._kill_at_ms = NEVER_MS
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -100,7 +100,7 @@ class Run:
         """Enforce what is due; the boot time at which to come again."""
         self._settle()
         if self._launched is None:
-            return _NEVER_MS
+            return NEVER_MS
         self._look_for_excess(now_ms)
         limit_at_ms = self._limit_at_ms()
         if now_ms >= limit_at_ms:
@@ -122,6 +122,13 @@ class Run:
         """Count its workspace at once, because the disk is nearly full."""
         if self._launched is not None:
             self._launched.watch.hurry()
+
+    @property
+    def gone_by_ms(self) -> int:
+        """The boot time by which it has been killed, unless it is renewed or we are no longer awake."""
+        if self.stopping:
+            return self._kill_at_ms
+        return self.lease_until_ms + self._around.config.limits.lease_grace_ms
 
     def lapse(self, now_ms: int) -> None:
         """Stop the run if nobody renewed its lease."""
@@ -245,11 +252,11 @@ class Run:
 
     def _limit_at_ms(self) -> int:
         if not self.spec.time_limit_ms or self._status.started_boot_ms is None:
-            return _NEVER_MS
+            return NEVER_MS
         return self._status.started_boot_ms + self.spec.time_limit_ms
 
     def _kill(self) -> None:
-        self._kill_at_ms = _NEVER_MS
+        self._kill_at_ms = NEVER_MS
         if self._launched is not None:
             self._launched.kill()
 

@@ -3,13 +3,14 @@
 Nothing of the host is shown but what is listed here: /usr and the environment read-only, /job, private /tmp and
 /dev/shm of bounded size, a minimal /dev with the allocated devices, a fresh /proc, and an /etc of our own.
 
-Launched by root it takes two steps, because the job's own uid cannot enter the folders (often mode 0700) where
-its parts lie: an outer bubblewrap mounts them at neutral places as root, setpriv becomes the job's uid, and the
-inner bubblewrap makes the namespaces. Launched by an ordinary user there is only the inner one.
+Launched by root, the job's own uid cannot enter the folders (often mode 0700) where its parts lie. So a mount
+namespace is made first, in which they are bound to neutral places; then setpriv becomes the job's uid, and
+bubblewrap makes the other namespaces. All of that is one process that becomes another, never a child: a death
+signal from a parent of another uid without capabilities is not delivered.
 
 Arguments travel in memory files, so that neither `ps` nor /proc/1/cmdline inside tells where things lie. The
 first link of the chain ends with the supervisor (PR_SET_PDEATHSIG, then a check that the parent is still
-there), and each bubblewrap ends with its parent.
+there), and bubblewrap's processes end with their parents.
 """
 
 import os
@@ -21,13 +22,20 @@ from pathlib import Path
 from typing import Final
 
 from scheduler.node.environment import JOB_HOME, loader_variables
+from scheduler.node.errors import StartFailed
 from scheduler.node.protocol import Network
 from scheduler.node.seccomp import job_filter
 
 INSIDE_UID: Final = 1000
 HOSTNAME: Final = "hub"
 
-_STAGE: Final = "/stage"
+STAGE_PLACES: Final = 64
+
+_STAGED: Final = "/tmp"  # noqa: S108 - covered in the job's own mount namespace
+_BIND_AND_GO_ON: Final = (
+    'stage="$1"; shift; while test "$1" != --; do mount --bind "$1" "$2" || exit 1; shift 2; done; shift; '
+    f'mount --rbind "$stage" {_STAGED} || exit 1; exec "$@"'
+)
 _RESOLVER: Final = Path("/etc/resolv.conf")
 _LINKS: Final = (("usr/bin", "/bin"), ("usr/sbin", "/sbin"), ("usr/lib", "/lib"), ("usr/lib64", "/lib64"))
 _GATE: Final = (
@@ -50,6 +58,7 @@ class View:
     env: dict[str, str]
     workspace: str
     etc: str
+    stage: str
     software: tuple[tuple[str, str], ...]
     device_files: tuple[str, ...]
     network: Network
@@ -78,6 +87,7 @@ def compose(view: View, supervisor_pid: int, status_fd: int) -> Iterator[Launch]
     """The command that runs the view; its descriptors are closed when the block ends.
 
     bubblewrap writes its JSON status (pid of the sandbox's first process, exit code) to `status_fd`.
+    Raises StartFailed, OSError.
     """
     opened: list[int] = []
 
@@ -90,15 +100,11 @@ def compose(view: View, supervisor_pid: int, status_fd: int) -> Iterator[Launch]
         return handle
 
     try:
-        staged = _Stage() if view.uid is not None else None
+        staged = _Stage(view.stage) if view.uid is not None else None
         inner = _inner(view, staged, status_fd, memory_file)
         command = ["/usr/bin/bwrap", "--args", str(memory_file(_packed(inner))), "--", *_command(view)]
         if staged is not None:
-            command = [
-                *("/usr/bin/bwrap", "--args", str(memory_file(_packed(_outer(staged)))), "--"),
-                *_become(view.uid),
-                *command,
-            ]
+            command = [*_bind(staged), *_become(view.uid), *command]
         yield Launch(
             (*gate(supervisor_pid, view.cgroup_joins), *_enter(view), *_resource_limits(view), *command),
             (status_fd, *opened),
@@ -124,20 +130,37 @@ def unconfined(view: View, supervisor_pid: int) -> tuple[str, ...]:
 
 
 class _Stage:
-    """Neutral names, in the outer sandbox, of the host paths that the inner one shows."""
+    """Neutral names, in the job's mount namespace, of the host paths that the sandbox shows."""
 
-    def __init__(self) -> None:
-        self.binds: list[tuple[str, str, str]] = []
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+        self.words: list[str] = []
+        self._places = {"d": 0, "f": 0}
 
-    def place(self, option: str, source: str) -> str:
-        name = f"{_STAGE}/{len(self.binds)}"
-        self.binds.append((option, source, name))
-        return name
+    def place(self, source: str) -> str:
+        kind = "d" if Path(source).is_dir() else "f"
+        number = self._places[kind]
+        if number >= STAGE_PLACES:
+            raise StartFailed(why=f"A sandbox can show at most {STAGE_PLACES} folders and as many files.")
+        self._places[kind] += 1
+        self.words += [source, f"{self.folder}/{kind}{number}"]
+        return f"{_STAGED}/{kind}{number}"
+
+
+def make_stage(state_directory: Path) -> Path:
+    """The places that mount namespaces of jobs bind to: empty folders and files, below the state directory."""
+    stage = state_directory / "stage"
+    stage.mkdir(exist_ok=True)
+    stage.chmod(0o755)
+    for number in range(STAGE_PLACES):
+        (stage / f"d{number}").mkdir(exist_ok=True)
+        (stage / f"f{number}").touch()
+    return stage
 
 
 def _inner(view: View, staged: _Stage | None, status_fd: int, memory_file: _MemoryFile) -> list[str]:
     def show(option: str, source: str, target: str) -> tuple[str, str, str]:
-        return (option, staged.place(option, source) if staged else source, target)
+        return (option, staged.place(source) if staged else source, target)
 
     words = [
         *("--unshare-user", "--uid", str(INSIDE_UID), "--gid", str(INSIDE_UID), "--unshare-pid"),
@@ -172,14 +195,12 @@ def _inner(view: View, staged: _Stage | None, status_fd: int, memory_file: _Memo
     return [*words, "--json-status-fd", str(status_fd)]
 
 
-def _outer(staged: _Stage) -> list[str]:
-    return [
-        *("--die-with-parent", "--ro-bind", "/usr", "/usr", "--bind", "/proc", "/proc"),
-        *("--dev-bind", "/dev", "/dev", "--dir", "/tmp"),  # noqa: S108 - inside
-        *(word for source, target in _LINKS for word in ("--symlink", source, target)),
-        *("--perms", "0755", "--dir", _STAGE),
-        *(word for bind in staged.binds for word in bind),
-    ]
+def _bind(staged: _Stage) -> tuple[str, ...]:
+    return (
+        *("/usr/bin/unshare", "--mount", "--", "/bin/sh", "-c", _BIND_AND_GO_ON, "sh", staged.folder),
+        *staged.words,
+        "--",
+    )
 
 
 def _become(uid: int | None) -> tuple[str, ...]:
