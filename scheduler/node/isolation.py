@@ -18,7 +18,7 @@ from scheduler.node.protocol import Isolation, Network
 from scheduler.node.sandbox import View, compose, make_stage
 from scheduler.node.seccomp import ARCHITECTURES
 
-_PROGRAMS: Final = ("bwrap", "setpriv", "prlimit", "nsenter", "unshare", "mount", "flock", "env")
+_PROGRAMS: Final = ("bwrap", "prlimit", "flock", "env")
 _PROBE_S: Final = 20
 _NO_UIDS: Final = "All jobs run under the supervisor's own uid, because it is not root."
 _NO_CGROUPS: Final = (
@@ -70,7 +70,8 @@ def _try_sandbox(config: NodeConfig, etc: Path, uid: int | None) -> str:
         with Path(os.devnull).open("wb") as status, compose(view, os.getpid(), status.fileno()) as launch:
             done = subprocess.run(
                 launch.argv, env={}, cwd="/", stdin=subprocess.DEVNULL, capture_output=True, check=False,
-                pass_fds=launch.descriptors, timeout=_PROBE_S,
+                pass_fds=launch.descriptors, preexec_fn=launch.become,
+                timeout=_PROBE_S,
             )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"{error}."

@@ -19,7 +19,7 @@ from scheduler.node.config import SandboxMode
 from scheduler.node.logs import LogSink
 from scheduler.node.processes import cpu_ms, kill_pidfd, signal_members
 from scheduler.node.protocol import EndReason
-from scheduler.node.sandbox import View, compose, unconfined
+from scheduler.node.sandbox import Launch, View, compose, unconfined
 from scheduler.node.watching import Watch
 
 _STATUS_BYTES: Final = 4096
@@ -70,13 +70,12 @@ class Launched:
         status, status_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             if self._mode is SandboxMode.PROCESS:
-                self._process = self._spawn(
-                    unconfined(self._view, os.getpid()), (), self._view.env, self._view.workspace
-                )
+                launch = unconfined(self._view, os.getpid())
+                self._process = self._spawn(launch, self._view.env, self._view.workspace)
             else:
                 with compose(self._view, os.getpid(), status_end) as launch:
-                    self._process = self._spawn(launch.argv, launch.descriptors, {}, "/")
-        except OSError:
+                    self._process = self._spawn(launch, {}, "/")
+        except BaseException:
             os.close(status)
             raise
         finally:
@@ -154,17 +153,16 @@ class Launched:
             remove_cgroup(self._cgroup)
         self._lent.close()
 
-    def _spawn(
-        self, argv: tuple[str, ...], descriptors: tuple[int, ...], env: dict[str, str], directory: str
-    ) -> subprocess.Popen[bytes]:
+    def _spawn(self, launch: Launch, env: dict[str, str], directory: str) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
-            argv,
+            launch.argv,
             env=env,
             cwd=directory,
             stdin=subprocess.DEVNULL,
             stdout=self.log.write_end,
             stderr=self.log.write_end,
-            pass_fds=descriptors,
+            pass_fds=launch.descriptors,
+            preexec_fn=launch.become,  # noqa: PLW1509 - the supervisor has one thread, so its child may
             start_new_session=True,
             umask=0o022,
         )

@@ -5,8 +5,8 @@ Whatever was gathered is given back in reverse order, whether the run is started
 
 import asyncio
 import os
+import subprocess
 import sys
-from asyncio.subprocess import DEVNULL, PIPE
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -28,6 +28,7 @@ from scheduler.node.watching import Watch
 from scheduler.node.workspace import give_to, open_directory, relative_parts
 
 _UNPACK_S: Final = 300.0
+_SENTENCE_BYTES_MAX: Final = 2000
 _SECRET_BYTES_MAX: Final = 64 * 1024
 
 
@@ -132,12 +133,13 @@ class Launcher:
         limits = self._config.limits
         bounds = (limits.bundle_bytes, limits.bundle_entries, -1 if uid is None else uid)
         target = os.dup(directory)
+        said = os.memfd_create("said", os.MFD_CLOEXEC)
         try:
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-I", "-S", bundle.__file__, str(target), archive.sha256, *map(str, bounds)),
+            process = subprocess.Popen(  # noqa: ASYNC220 - only the start is waited for, on purpose on this thread
+                (sys.executable, "-I", "-S", bundle.__file__, str(target), archive.sha256, *map(str, bounds)),
                 stdin=source,
-                stdout=PIPE,
-                stderr=DEVNULL,
+                stdout=said,
+                stderr=subprocess.DEVNULL,
                 pass_fds=(target,),
                 env={},
                 start_new_session=True,
@@ -145,15 +147,14 @@ class Launcher:
         finally:
             os.close(source)
             os.close(target)
-        try:
-            async with asyncio.timeout(_UNPACK_S):
-                said, _ = await process.communicate()
-        except (TimeoutError, asyncio.CancelledError):
-            process.kill()
-            await process.wait()
-            raise
+        await _await_end(process)
+        os.lseek(said, 0, os.SEEK_SET)
+        sentence = os.read(said, _SENTENCE_BYTES_MAX)
+        os.close(said)
         if process.returncode != 0:
-            why = said.decode(errors="replace").strip() or f"unpacking left with status {process.returncode}"
+            why = (
+                sentence.decode(errors="replace").strip() or f"unpacking left with status {process.returncode}"
+            )
             raise StartFailed(why=f"The working directory was refused: {why}.")
 
     def _open_log(self, spec: RunSpec, log_full: Callable[[OSError], None]) -> LogSink:
@@ -179,6 +180,23 @@ class Launcher:
         log = relative_parts(self._root, spec.log, "log")
         if log[: len(workspace)] == workspace:
             raise InvalidRun(field="log", problem="lies inside the workspace, where the job could replace it")
+
+
+async def _await_end(process: subprocess.Popen[bytes]) -> None:
+    """Wait for a child without a thread; it is killed when it takes too long or nobody wants it any more."""
+    ended = asyncio.Event()
+    handle = os.pidfd_open(process.pid)
+    asyncio.get_running_loop().add_reader(handle, ended.set)
+    try:
+        async with asyncio.timeout(_UNPACK_S):
+            await ended.wait()
+    except TimeoutError as error:
+        raise StartFailed(why=f"Unpacking the working directory took longer than {_UNPACK_S} s.") from error
+    finally:
+        asyncio.get_running_loop().remove_reader(handle)
+        os.close(handle)
+        process.kill()
+        process.wait()
 
 
 def _check_argv(argv: tuple[str, ...], bytes_max: int) -> None:

@@ -3,14 +3,12 @@
 Nothing of the host is shown but what is listed here: /usr and the environment read-only, /job, private /tmp and
 /dev/shm of bounded size, a minimal /dev with the allocated devices, a fresh /proc, and an /etc of our own.
 
-Launched by root, the job's own uid cannot enter the folders (often mode 0700) where its parts lie. So a mount
-namespace is made first, in which they are bound to neutral places; then setpriv becomes the job's uid, and
-bubblewrap makes the other namespaces. All of that is one process that becomes another, never a child: a death
-signal from a parent of another uid without capabilities is not delivered.
+Launched by root, the job's own uid cannot enter the folders (often mode 0700) where its parts lie. So they are
+first bound to neutral places in a mount namespace of the child's own (`becoming`), then it changes its uid, and
+bubblewrap makes the other namespaces from there.
 
-Arguments travel in memory files, so that neither `ps` nor /proc/1/cmdline inside tells where things lie. The
-first link of the chain ends with the supervisor (PR_SET_PDEATHSIG, then a check that the parent is still
-there), and bubblewrap's processes end with their parents.
+bubblewrap's arguments travel in memory files, so that neither `ps` nor /proc/1/cmdline inside tells where
+things lie. The launched process ends with the supervisor, bubblewrap's processes end with their parents.
 """
 
 import os
@@ -21,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from scheduler.node.becoming import Becoming
 from scheduler.node.environment import JOB_HOME, loader_variables
 from scheduler.node.errors import StartFailed
 from scheduler.node.protocol import Network
@@ -30,18 +29,11 @@ INSIDE_UID: Final = 1000
 HOSTNAME: Final = "hub"
 
 STAGE_PLACES: Final = 64
+_PIDS_OF_THE_SANDBOX: Final = 8
 
 _STAGED: Final = "/tmp"  # noqa: S108 - covered in the job's own mount namespace
-_BIND_AND_GO_ON: Final = (
-    'stage="$1"; shift; while test "$1" != --; do mount --bind "$1" "$2" || exit 1; shift 2; done; shift; '
-    f'mount --rbind "$stage" {_STAGED} || exit 1; exec "$@"'
-)
 _RESOLVER: Final = Path("/etc/resolv.conf")
 _LINKS: Final = (("usr/bin", "/bin"), ("usr/sbin", "/sbin"), ("usr/lib", "/lib"), ("usr/lib64", "/lib64"))
-_GATE: Final = (
-    'test "$PPID" = "$1" || exit 1; shift; '
-    'while test "$1" != --; do echo $$ > "$1" || exit 1; shift; done; shift; exec "$@"'
-)
 
 _MemoryFile = Callable[[bytes], int]
 
@@ -76,10 +68,11 @@ class View:
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """A command line and the descriptors it needs; to be started with an empty environment."""
+    """A command line, the descriptors it needs, and what the child does first; its environment is empty."""
 
     argv: tuple[str, ...]
     descriptors: tuple[int, ...]
+    become: Becoming
 
 
 @contextmanager
@@ -101,32 +94,18 @@ def compose(view: View, supervisor_pid: int, status_fd: int) -> Iterator[Launch]
 
     try:
         staged = _Stage(view.stage) if view.uid is not None else None
-        inner = _inner(view, staged, status_fd, memory_file)
-        command = ["/usr/bin/bwrap", "--args", str(memory_file(_packed(inner))), "--", *_command(view)]
-        if staged is not None:
-            command = [*_bind(staged), *_become(view.uid), *command]
-        yield Launch(
-            (*gate(supervisor_pid, view.cgroup_joins), *_enter(view), *_resource_limits(view), *command),
-            (status_fd, *opened),
-        )
+        inner = memory_file(_packed(_inner(view, staged, status_fd, memory_file)))
+        argv = ("/usr/bin/bwrap", "--args", str(inner), "--", *_command(view))
+        binds = tuple(staged.binds) if staged is not None else ()
+        yield Launch(argv, (status_fd, *opened), _become(view, supervisor_pid, binds))
     finally:
         for handle in opened:
             os.close(handle)
 
 
-def gate(supervisor_pid: int, cgroup_joins: Iterable[str]) -> tuple[str, ...]:
-    """The first link: dies with the supervisor, refuses to go on without it, joins the run's cgroups."""
-    return (
-        *("/usr/bin/setpriv", "--pdeathsig", "KILL", "/bin/sh", "-c", _GATE, "sh", str(supervisor_pid)),
-        *cgroup_joins,
-        "--",
-    )
-
-
-def unconfined(view: View, supervisor_pid: int) -> tuple[str, ...]:
+def unconfined(view: View, supervisor_pid: int) -> Launch:
     """The command without a sandbox, for nodes whose operator chose that; to be started in the workspace."""
-    uid = _become(view.uid) if view.uid is not None else ()
-    return (*gate(supervisor_pid, view.cgroup_joins), *_resource_limits(view), *uid, *_command(view))
+    return Launch(_command(view), (), _become(view, supervisor_pid, ()))
 
 
 class _Stage:
@@ -134,7 +113,7 @@ class _Stage:
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
-        self.words: list[str] = []
+        self.binds: list[tuple[str, str]] = []
         self._places = {"d": 0, "f": 0}
 
     def place(self, source: str) -> str:
@@ -143,7 +122,7 @@ class _Stage:
         if number >= STAGE_PLACES:
             raise StartFailed(why=f"A sandbox can show at most {STAGE_PLACES} folders and as many files.")
         self._places[kind] += 1
-        self.words += [source, f"{self.folder}/{kind}{number}"]
+        self.binds.append((source, f"{self.folder}/{kind}{number}"))
         return f"{_STAGED}/{kind}{number}"
 
 
@@ -195,44 +174,39 @@ def _inner(view: View, staged: _Stage | None, status_fd: int, memory_file: _Memo
     return [*words, "--json-status-fd", str(status_fd)]
 
 
-def _bind(staged: _Stage) -> tuple[str, ...]:
-    return (
-        *("/usr/bin/unshare", "--mount", "--", "/bin/sh", "-c", _BIND_AND_GO_ON, "sh", staged.folder),
-        *staged.words,
-        "--",
+def _become(view: View, supervisor_pid: int, binds: tuple[tuple[str, str], ...]) -> Becoming:
+    return Becoming(
+        supervisor_pid=supervisor_pid,
+        cgroup_joins=view.cgroup_joins,
+        namespaces=_namespaces(view),
+        binds=binds,
+        stage=view.stage,
+        staged=_STAGED,
+        limits=_resource_limits(view),
+        uid=view.uid,
     )
 
 
-def _become(uid: int | None) -> tuple[str, ...]:
-    return (
-        *("/usr/bin/setpriv", "--pdeathsig", "KILL", "--reuid", str(uid), "--regid", str(uid)),
-        *("--clear-groups", "--inh-caps=-all", "--bounding-set=-all"),
-    )
-
-
-def _enter(view: View) -> tuple[str, ...]:
+def _namespaces(view: View) -> tuple[str, ...]:
+    # An ordinary user may enter the network only together with the user namespace that owns it.
     if view.enter_pid is None:
         return ()
+    kinds = ("net",) if view.uid is not None else ("user", "net")
+    return tuple(f"/proc/{view.enter_pid}/ns/{kind}" for kind in kinds)
+
+
+def _resource_limits(view: View) -> tuple[tuple[int, int], ...]:
+    # Without cgroups each process's memory is limited instead.
+    limits = [
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_NOFILE, _within_hard_limit(resource.RLIMIT_NOFILE, view.nofile)),
+        (resource.RLIMIT_FSIZE, view.file_bytes),
+    ]
     if view.uid is not None:
-        return ("/usr/bin/nsenter", f"--net=/proc/{view.enter_pid}/ns/net", "--")
-    return (
-        "/usr/bin/nsenter",
-        "--user",
-        "--net",
-        "--preserve-credentials",
-        "--target",
-        str(view.enter_pid),
-        "--",
-    )
-
-
-def _resource_limits(view: View) -> tuple[str, ...]:
-    nofile = _within_hard_limit(resource.RLIMIT_NOFILE, view.nofile)
-    processes = (f"--nproc={view.pids + 8}",) if view.uid is not None else ()
-    return (
-        *("/usr/bin/prlimit", "--core=0", f"--nofile={nofile}", f"--fsize={view.file_bytes}"),
-        *processes,
-    )
+        limits.append((resource.RLIMIT_NPROC, view.pids + _PIDS_OF_THE_SANDBOX))
+    if not view.cgroup_joins:
+        limits.append((resource.RLIMIT_DATA, view.memory_bytes))
+    return tuple(limits)
 
 
 def _within_hard_limit(kind: int, wanted: int) -> int:
@@ -241,12 +215,10 @@ def _within_hard_limit(kind: int, wanted: int) -> int:
 
 
 def _command(view: View) -> tuple[str, ...]:
-    # Without a uid of its own the job shares its user's process count, so the limit is set inside, where the
-    # kernel counts per user namespace; without a cgroup each process's memory is limited instead.
-    limits = [] if view.uid is not None else [f"--nproc={view.pids + 8}"]
-    if not view.cgroup_joins:
-        limits.append(f"--data={view.memory_bytes}")
-    inside = ("/usr/bin/prlimit", *limits) if limits else ()
+    # Without a uid of its own the job shares its user's process count, so that limit is set inside, where the
+    # kernel counts per user namespace.
+    pids = view.pids + _PIDS_OF_THE_SANDBOX
+    inside = () if view.uid is not None else ("/usr/bin/prlimit", f"--nproc={pids}")
     loaders = (f"{name}={value}" for name, value in loader_variables(view.env).items())
     return (*inside, "/usr/bin/env", "--", *loaders, *view.argv)
 
