@@ -249,6 +249,20 @@ class ClaimLineNotFound(NotFound):
     sentence = "Claim {claim} has no line {line}."
 
 
+class NoReserve(Conflict):
+    """The programme provides for less in its reserve fund."""
+
+    sentence = (
+        "{programme} provides for a reserve of {provided}; {left} is left of it, {required} more is too much."
+    )
+
+
+class ReconciliationDiffers(Conflict):
+    """The bank statement and the disbursement are not the same."""
+
+    sentence = "Claim {claim}: {expected} was disbursed through the bank, the statement shows {received}."
+
+
 class MissingEvidence(Invalid):
     """The programme pays only on evidence that is not there."""
 
