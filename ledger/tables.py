@@ -22,11 +22,14 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy import Table as CoreTable
+from sqlalchemy.dialects.postgresql import DOMAIN
 from sqlalchemy.orm import Mapped, mapped_column
 
 from kernel.database import Table
 
 _ZERO: Final = text("0")
+_NAME: Final = DOMAIN("account_name", Text(), create_type=False)
+_ASSET: Final = DOMAIN("asset", Text(), create_type=False)
 
 
 class AccountRow(Table):
@@ -34,8 +37,6 @@ class AccountRow(Table):
 
     __tablename__ = "accounts"
     __table_args__ = (
-        CheckConstraint("name ~ '^[^/[:space:]]+(/[^/[:space:]]+)*$' AND length(name) <= 400", name="name"),
-        CheckConstraint("asset = 'CNY' OR asset ~ '^card_ms:[^[:space:]]+$'", name="asset"),
         CheckConstraint(
             "CASE bound WHEN 'credit' THEN debits_posted + debits_pending <= credits_posted"
             " WHEN 'debit' THEN credits_posted + credits_pending <= debits_posted ELSE bound = 'none' END",
@@ -53,8 +54,8 @@ class AccountRow(Table):
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
-    name: Mapped[str] = mapped_column(Text)
-    asset: Mapped[str] = mapped_column(Text)
+    name: Mapped[str] = mapped_column(_NAME)
+    asset: Mapped[str] = mapped_column(_ASSET)
     bound: Mapped[str] = mapped_column(Text)
     debits_posted: Mapped[int] = mapped_column(server_default=_ZERO)
     credits_posted: Mapped[int] = mapped_column(server_default=_ZERO)
@@ -69,7 +70,6 @@ class TransferRow(Table):
 
     __tablename__ = "transfers"
     __table_args__ = (
-        UniqueConstraint("reverses"),
         UniqueConstraint("debit", "debit_sequence"),
         UniqueConstraint("credit", "credit_sequence"),
         CheckConstraint("debit <> credit", name="legs"),
@@ -91,6 +91,12 @@ class TransferRow(Table):
             name="shape",
         ),
         CheckConstraint("length(movement) BETWEEN 1 AND 100 AND length(cause) BETWEEN 1 AND 400", name="words"),
+        Index(
+            "uq_transfers_reverses",
+            "reverses",
+            unique=True,
+            postgresql_where=text("reverses IS NOT NULL"),
+        ),
         Index("ix_transfers_hold_id", "hold_id", postgresql_where=text("hold_id IS NOT NULL")),
         Index(
             "uq_transfers_resolution",

@@ -22,10 +22,13 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    _run(
-        "DROP FUNCTION ledger_post, ledger_apply, ledger_open_accounts;"
-        "DROP VIEW entries; DROP TABLE holds, transfers, accounts; DROP FUNCTION ledger_refuse_change;"
-    )
+    _run("""
+        DROP FUNCTION ledger_post, ledger_open_accounts;
+        DROP VIEW entries;
+        DROP TABLE holds, transfers, accounts;
+        DROP DOMAIN account_name, asset;
+        DROP FUNCTION ledger_refuse_change;
+    """)
 
 
 def _run(script: str) -> None:

@@ -1,9 +1,15 @@
 -- Tables of the ledger. A transfer row is both of its legs, so no leg can be missing; `entries` shows it from each side.
 
+-- Domains, because a CHECK would be evaluated anew at every change of a balance.
+CREATE DOMAIN account_name AS text CONSTRAINT account_name_check
+    CHECK (VALUE ~ '^[^/[:space:]]+(/[^/[:space:]]+)*$' AND length(VALUE) <= 400);
+CREATE DOMAIN asset AS text CONSTRAINT asset_check
+    CHECK (VALUE = 'CNY' OR (VALUE ~ '^card_ms:[^[:space:]]+$' AND length(VALUE) <= 200));
+
 CREATE TABLE accounts (
     id              uuid        NOT NULL CONSTRAINT pk_accounts PRIMARY KEY,
-    name            text        NOT NULL CONSTRAINT uq_accounts_name UNIQUE,
-    asset           text        NOT NULL,
+    name            account_name NOT NULL CONSTRAINT uq_accounts_name UNIQUE,
+    asset           asset       NOT NULL,
     bound           text        NOT NULL,
     debits_posted   bigint      NOT NULL DEFAULT 0,
     credits_posted  bigint      NOT NULL DEFAULT 0,
@@ -11,8 +17,6 @@ CREATE TABLE accounts (
     credits_pending bigint      NOT NULL DEFAULT 0,
     version         bigint      NOT NULL DEFAULT 0,
     opened_at       timestamptz NOT NULL,
-    CONSTRAINT ck_accounts_name CHECK (name ~ '^[^/[:space:]]+(/[^/[:space:]]+)*$' AND length(name) <= 400),
-    CONSTRAINT ck_accounts_asset CHECK (asset = 'CNY' OR asset ~ '^card_ms:[^[:space:]]+$'),
     CONSTRAINT ck_accounts_bound CHECK (
         CASE bound
             WHEN 'credit' THEN debits_posted + debits_pending <= credits_posted
@@ -50,7 +54,6 @@ CREATE TABLE transfers (
     credit_credits_posted  bigint      NOT NULL,
     credit_debits_pending  bigint      NOT NULL,
     credit_credits_pending bigint      NOT NULL,
-    CONSTRAINT uq_transfers_reverses UNIQUE (reverses),
     CONSTRAINT uq_transfers_debit_debit_sequence UNIQUE (debit, debit_sequence),
     CONSTRAINT uq_transfers_credit_credit_sequence UNIQUE (credit, credit_sequence),
     CONSTRAINT ck_transfers_legs CHECK (debit <> credit),
@@ -74,6 +77,7 @@ CREATE TABLE transfers (
         length(movement) BETWEEN 1 AND 100 AND length(cause) BETWEEN 1 AND 400
     )
 );
+CREATE UNIQUE INDEX uq_transfers_reverses ON transfers (reverses) WHERE reverses IS NOT NULL;
 CREATE INDEX ix_transfers_hold_id ON transfers (hold_id) WHERE hold_id IS NOT NULL;
 -- Each hold is resolved exactly once, whatever the cache below says.
 CREATE UNIQUE INDEX uq_transfers_resolution ON transfers (hold_id) WHERE kind IN ('release', 'expire');
