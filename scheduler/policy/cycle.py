@@ -1,0 +1,232 @@
+"""One scheduling cycle: order, quota, place, backfill, preempt.
+
+`plan_cycle` decides and leaves the state as it was; the controller commits the plan in the database and then
+feeds the events. `run_cycle` decides and applies at once, which is what the simulator does.
+Invariant: equal states and times give equal plans.
+"""
+
+from heapq import heapify, heappop, heappush
+
+from scheduler.policy.capacity import Pool
+from scheduler.policy.model import Plan, Start
+from scheduler.policy.pending import Entry, JobClass, QueuedJob
+from scheduler.policy.placement import Found, as_placements, find
+from scheduler.policy.queues import QueueState, Tier
+from scheduler.policy.settings import Backfill
+from scheduler.policy.state import SchedulerState
+
+
+def plan_cycle(state: SchedulerState, now_ms: int) -> Plan:
+    """What to start and whom to evict now. The state is left as it was, except that time has passed in it."""
+    cycle = Cycle(state, now_ms)
+    plan = cycle.run()
+    cycle.undo()
+    return plan
+
+
+def run_cycle(state: SchedulerState, now_ms: int) -> Plan:
+    """The same plan, with its starts applied to the state."""
+    return Cycle(state, now_ms).run()
+
+
+class Cycle:
+    """The working memory of one cycle."""
+
+    def __init__(self, state: SchedulerState, now_ms: int) -> None:
+        self.state = state
+        self.now_ms = now_ms
+        self.starts: list[Start] = []
+        self._begun: list[QueuedJob] = []
+
+    def run(self) -> Plan:
+        """The pipeline.
+
+        1. Wake what was waiting for the time.
+        2. Order: queues by tier and weighted share, at every level of the tree; inside a queue by priority,
+           promotion, predicted size and arrival.
+        3. Quota: a claim beyond a bound of any level waits.
+        4. Place: the whole gang or nothing.
+        """
+        self.state.wake(self.now_ms)
+        contest = Contest(self.state, self.now_ms, self._candidates())
+        while (leaf := contest.next_leaf()) is not None:
+            job_class, entry = contest.head_of(leaf)
+            self._consider(contest, leaf, job_class, entry)
+        return Plan(self.now_ms, tuple(self.starts), (), self.state.next_alarm_ms())
+
+    def undo(self) -> None:
+        """Take every start back, the last first."""
+        state = self.state
+        for queued in reversed(self._begun):
+            running = state.running.pop(queued.job.id)
+            job = queued.job
+            state.capacity.give(running.placements, job.cpu_milli, job.memory_mib)
+            state.queues.charge(queued.leaf, running.pool, -job.devices_milli, self.now_ms)
+            state.queues.count(queued.leaf, job.user, -1)
+            if job.array_id:
+                state.array_running[job.array_id] -= 1
+            state.queued[job.id] = queued
+            state.pending.class_of(queued).restore(queued)
+            queued.ready = True
+
+    def _candidates(self) -> list[JobClass]:
+        """Classes of shapes that may fit now though they did not before."""
+        capacity = self.state.capacity
+        strict = self.state.settings.backfill is Backfill.NONE
+        found: list[JobClass] = []
+        for shape, classes in self.state.pending.by_shape.items():
+            shape.resolve(capacity)
+            if strict or shape.may_fit():
+                found.extend(classes.values())
+        return found
+
+    def _consider(self, contest: "Contest", leaf: QueueState, job_class: JobClass, entry: Entry) -> None:
+        queued = entry[4]
+        pools = self._allowed_pools(queued)
+        if not pools:
+            contest.drop(leaf, job_class)
+            return
+        shape = job_class.shape
+        placed = self._place(queued, pools) if shape.may_fit() else None
+        if placed is None:
+            if pools is shape.pools:
+                shape.does_not_fit()
+            if self.state.settings.backfill is Backfill.NONE:
+                contest.close(leaf)
+            else:
+                contest.drop(leaf, job_class)
+            return
+        self._start(queued, job_class, *placed)
+        contest.advance(leaf)
+
+    def _allowed_pools(self, queued: QueuedJob) -> tuple[Pool, ...]:
+        """The pools in which quota and limits allow the job now."""
+        state, job, leaf = self.state, queued.job, queued.leaf
+        pools = queued.shape.pools
+        if state.queues.plain and not job.array_running_max:
+            return pools
+        if state.queues.full_for(leaf, job.user) is not None:
+            return ()
+        if job.array_running_max and state.array_running[job.array_id] >= job.array_running_max:
+            return ()
+        allowed = tuple(
+            pool
+            for pool in pools
+            if state.queues.refusal(leaf, pool.model, job.devices_milli, pool.capacity_milli) is None
+        )
+        return pools if len(allowed) == len(pools) else allowed
+
+    def _place(self, queued: QueuedJob, pools: tuple[Pool, ...]) -> tuple[Pool, Found] | None:
+        for pool in pools:
+            found = find(queued.shape, pool)
+            if found is not None:
+                return pool, found
+        return None
+
+    def _start(self, queued: QueuedJob, job_class: JobClass, pool: Pool, found: Found) -> None:
+        state, job = self.state, queued.job
+        for node, pieces in found:
+            for piece in pieces:
+                pool.take(node, piece)
+            node.cpu_free_milli -= job.cpu_milli
+            node.memory_free_mib -= job.memory_mib
+        placements = as_placements(found)
+        job_class.drop(queued)
+        state.pending.forget_empty(job_class)
+        queued.ready = False
+        del state.queued[job.id]
+        state.begin(queued, placements, self.now_ms)
+        self.starts.append(Start(job.id, placements))
+        self._begun.append(queued)
+
+
+class Contest:
+    """Who is next: a heap of children at every inner queue, and the candidate classes of every leaf."""
+
+    def __init__(self, state: SchedulerState, now_ms: int, candidates: list[JobClass]) -> None:
+        self._now_ms = now_ms
+        self._capacities = state.capacities()
+        self._classes: dict[QueueState, list[JobClass]] = {}
+        for job_class in candidates:
+            self._classes.setdefault(job_class.leaf, []).append(job_class)
+        self._heads: dict[QueueState, tuple[JobClass, Entry]] = {}
+        self._children: dict[QueueState, list[tuple[Tier, int, str, QueueState]]] = {}
+        self._root = state.queues.root
+        inner: dict[QueueState, None] = {}
+        for leaf in sorted(self._classes, key=lambda one: one.name):
+            if self._refresh(leaf):
+                for above in leaf.path():
+                    if above is not leaf:
+                        inner[above] = None
+        self._fill(inner)
+
+    def _fill(self, inner: dict[QueueState, None]) -> None:
+        for queue in sorted(inner, key=lambda one: -sum(1 for _ in one.path())):
+            rows = [self._row(child) for child in queue.children if child in self._heads]
+            heapify(rows)
+            self._children[queue] = rows
+            if rows:
+                self._heads[queue] = self._heads[rows[0][3]]
+
+    def next_leaf(self) -> QueueState | None:
+        """The leaf that may start a job next, or None when no candidate is left."""
+        at = self._root
+        if not self._children.get(at):
+            return None
+        while at in self._children:
+            at = self._children[at][0][3]
+        return at
+
+    def head_of(self, leaf: QueueState) -> tuple[JobClass, Entry]:
+        """The leaf's first job and its class."""
+        return self._heads[leaf]
+
+    def drop(self, leaf: QueueState, job_class: JobClass) -> None:
+        """This class cannot start anything in this cycle."""
+        self._classes[leaf].remove(job_class)
+        self.advance(leaf)
+
+    def close(self, leaf: QueueState) -> None:
+        """The leaf starts nothing more in this cycle."""
+        self._classes[leaf].clear()
+        self.advance(leaf)
+
+    def advance(self, leaf: QueueState) -> None:
+        """Work out the leaf's next candidate and where its ancestors now stand."""
+        alive = self._refresh(leaf)
+        below = leaf
+        for queue in leaf.path():
+            if queue is leaf:
+                continue
+            rows = self._children[queue]
+            heappop(rows)
+            if alive:
+                heappush(rows, self._row(below))
+            alive = bool(rows)
+            if alive:
+                self._heads[queue] = self._heads[rows[0][3]]
+            else:
+                self._heads.pop(queue, None)
+            below = queue
+
+    def _refresh(self, leaf: QueueState) -> bool:
+        best: tuple[int, Entry, JobClass] | None = None
+        for job_class in self._classes[leaf]:
+            entry = job_class.head()
+            if entry is None:
+                continue
+            row = (-job_class.priority, entry, job_class)
+            if best is None or row[:2] < best[:2]:
+                best = row
+        if best is None:
+            self._heads.pop(leaf, None)
+            return False
+        self._heads[leaf] = (best[2], best[1])
+        return True
+
+    def _row(self, queue: QueueState) -> tuple[Tier, int, str, QueueState]:
+        job_class, _ = self._heads[queue]
+        shape = job_class.shape
+        pool = shape.pools[0].model if shape.pools else ""
+        tier = queue.tier(pool, shape.demand_milli())
+        return (tier, queue.share(self._capacities, self._now_ms), queue.name, queue)
