@@ -78,7 +78,7 @@ class World:
         self.engine = engine
         self.count = 0
 
-    def document(self, name: str, **changed: object) -> dict[str, Any]:
+    def document(self, name: str, /, **changed: object) -> dict[str, Any]:
         """An example programme, with some of its fields replaced."""
         return json.loads((EXAMPLES / f"{name}.json").read_text(encoding="utf-8")) | changed
 
