@@ -9,7 +9,7 @@ from datetime import datetime
 from enum import StrEnum
 from uuid import UUID
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from ledger.domain.accounts import Account, Balance, Bound
@@ -147,3 +147,9 @@ def _hold(
     state: str,
 ) -> Hold:
     return Hold(id_, debit, credit, held, captured, freed, expires_at, HoldState(state))
+
+
+def sum_of_balances(session: Session) -> int:
+    """What all accounts of all assets hold, credits less debits; double entry makes it zero."""
+    net = func.sum(AccountRow.credits_posted - AccountRow.debits_posted)
+    return int(session.scalar(select(func.coalesce(net, 0))) or 0)

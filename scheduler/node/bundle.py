@@ -1,0 +1,171 @@
+"""Unpacks a tenant's working directory: `python -m scheduler.node.bundle`, a process of its own.
+
+It gives up root for the job's uid before it reads the first byte, limits its memory, and knows the archive and
+the workspace only as open descriptors. Only plain files, folders and links that stay inside are made; names are
+relative, without `..`, and opened step by step without following links. Prints one sentence and leaves with
+status 1 when the archive is refused.
+
+Arguments: descriptor of the workspace (the archive is 0), sha256, bytes at most, entries at most, uid (-1
+keeps the caller's).
+"""
+
+import gzip
+import hashlib
+import io
+import os
+import posixpath
+import resource
+import sys
+import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import BinaryIO, Final
+
+_ARCHIVE: Final = 0
+_MEMORY_BYTES: Final = 512 * 1024 * 1024
+_COPY_BYTES: Final = 1024 * 1024
+_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_GZIP_MAGIC: Final = b"\x1f\x8b"
+
+
+class Refused(Exception):
+    """The archive is not what it must be; the message is a sentence without its full stop."""
+
+
+def unpack(archive: BinaryIO, top: int, *, sha256: str, bytes_max: int, entries_max: int) -> None:
+    """Unpack into the directory `top`. Raises Refused, OSError."""
+    if _digest(archive) != sha256:
+        raise Refused("its content does not match its SHA-256")
+    archive.seek(0)
+    magic = archive.read(2)
+    archive.seek(0)
+    plain: BinaryIO = gzip.GzipFile(fileobj=archive) if magic == _GZIP_MAGIC else archive  # type: ignore[assignment]
+    bounded = io.BufferedReader(_Bounded(plain, bytes_max + entries_max * 2048))
+    left = bytes_max
+    try:
+        with tarfile.open(fileobj=bounded, mode="r|") as tar:
+            for number, member in enumerate(tar):
+                if number >= entries_max:
+                    raise Refused(f"it has more than {entries_max} entries")
+                left -= member.size
+                if left < 0:
+                    raise Refused(f"it unpacks to more than {bytes_max} bytes")
+                _place(tar, member, top)
+    except (tarfile.TarError, EOFError, gzip.BadGzipFile, ValueError) as error:
+        raise Refused(f"it is not a readable tar archive ({error})") from error
+    except MemoryError as error:
+        raise Refused("its headers do not fit in memory") from error
+
+
+def _digest(archive: BinaryIO) -> str:
+    digest = hashlib.sha256()
+    while data := archive.read(_COPY_BYTES):
+        digest.update(data)
+    return digest.hexdigest()
+
+
+class _Bounded(io.RawIOBase):
+    """Ends a stream that unpacks to more than it may, whatever its headers say."""
+
+    def __init__(self, source: BinaryIO, bytes_max: int) -> None:
+        self._source = source
+        self._left = bytes_max
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: object) -> int:
+        view = memoryview(buffer)  # type: ignore[arg-type]
+        data = self._source.read(len(view))
+        self._left -= len(data)
+        if self._left < 0:
+            raise Refused("it unpacks to more than is allowed")
+        view[: len(data)] = data
+        return len(data)
+
+
+def _place(tar: tarfile.TarFile, member: tarfile.TarInfo, top: int) -> None:
+    parts = _parts(member.name)
+    if not parts:
+        return
+    with _folder(top, parts[:-1]) as folder:
+        name = parts[-1]
+        if member.isdir():
+            with suppress(FileExistsError):
+                os.mkdir(name, 0o755, dir_fd=folder)
+        elif member.isreg():
+            _write(tar, member, folder, name)
+        elif member.issym():
+            _check_link(member, parts)
+            os.symlink(member.linkname, name, dir_fd=folder)
+        elif member.islnk():
+            target = _parts(member.linkname)
+            with _folder(top, target[:-1]) as other:
+                os.link(target[-1], name, src_dir_fd=other, dst_dir_fd=folder, follow_symlinks=False)
+        else:
+            raise Refused(f"{member.name} is neither a file nor a folder nor a link")
+
+
+def _write(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: int, name: str) -> None:
+    source = tar.extractfile(member)
+    if source is None:
+        raise Refused(f"{member.name} has no content")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    target = os.open(name, flags, 0o755 if member.mode & 0o100 else 0o644, dir_fd=folder)
+    with os.fdopen(target, "wb") as file:
+        while data := source.read(_COPY_BYTES):
+            file.write(data)
+
+
+def _parts(name: str) -> tuple[str, ...]:
+    parts = tuple(part for part in name.split("/") if part not in {"", "."})
+    if name.startswith("/") or ".." in parts or "\0" in name:
+        raise Refused(f"{name!r} points outside the working directory")
+    return parts
+
+
+def _check_link(member: tarfile.TarInfo, parts: tuple[str, ...]) -> None:
+    target = posixpath.normpath(posixpath.join(*parts[:-1], member.linkname))
+    if member.linkname.startswith("/") or target == ".." or target.startswith("../"):
+        raise Refused(f"the link {member.name!r} points outside the working directory")
+
+
+@contextmanager
+def _folder(top: int, parts: tuple[str, ...]) -> Iterator[int]:
+    here = os.dup(top)
+    try:
+        for part in parts:
+            with suppress(FileExistsError):
+                os.mkdir(part, 0o755, dir_fd=here)
+            below = os.open(part, _DIRECTORY, dir_fd=here)
+            os.close(here)
+            here = below
+        yield here
+    finally:
+        os.close(here)
+
+
+def main(arguments: list[str]) -> int:
+    """Drop root, limit ourselves, unpack."""
+    top, sha256 = int(arguments[0]), arguments[1]
+    bytes_max, entries_max, uid = map(int, arguments[2:])
+    if uid >= 0:
+        os.setgroups([])
+        os.setresgid(uid, uid, uid)
+        os.setresuid(uid, uid, uid)
+    os.umask(0o022)
+    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
+    try:
+        with os.fdopen(_ARCHIVE, "rb") as archive:
+            unpack(archive, top, sha256=sha256, bytes_max=bytes_max, entries_max=entries_max)
+    except Refused as refusal:
+        print(refusal)  # noqa: T201 - the supervisor reads the sentence from our output
+        return 1
+    except OSError as error:
+        print(f"{error.filename or 'it'} could not be written: {error.strerror}")  # noqa: T201 - as above
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

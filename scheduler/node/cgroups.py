@@ -1,0 +1,199 @@
+"""Memory, process and CPU limits per run, by whichever cgroup version is there and writable.
+
+Version 1 keeps one hierarchy per controller, version 2 one for all. A run's groups are named after it below a
+group named after the supervisor's state directory, so that a restarted supervisor finds and removes what its
+predecessor left. Where nothing is writable there are no groups, and the node says so.
+"""
+
+import hashlib
+import os
+import signal
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+_ROOT: Final = Path("/sys/fs/cgroup")
+_V1_CONTROLLERS: Final = ("memory", "pids", "cpu", "cpuacct")
+_V2_CONTROLLERS: Final = ("memory", "pids", "cpu")
+_PERIOD_US: Final = 100_000
+_PIDS_OF_THE_SANDBOX: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Caps:
+    """What a run may use; zero means no limit of CPU."""
+
+    memory_mib: int
+    pids: int
+    cpu_milli: int
+
+
+def v1_settings(caps: Caps) -> dict[str, dict[str, str]]:
+    """Files to write per controller of version 1."""
+    quota = str(max(1000, _PERIOD_US * caps.cpu_milli // 1000)) if caps.cpu_milli else "-1"
+    return {
+        "memory": {"memory.limit_in_bytes": str(caps.memory_mib << 20)},
+        "pids": {"pids.max": str(caps.pids + _PIDS_OF_THE_SANDBOX)},
+        "cpu": {"cpu.cfs_quota_us": quota},
+        "cpuacct": {},
+    }
+
+
+def v2_settings(caps: Caps) -> dict[str, str]:
+    """Files to write in a version 2 group."""
+    quota = str(max(1000, _PERIOD_US * caps.cpu_milli // 1000)) if caps.cpu_milli else "max"
+    return {
+        "memory.max": str(caps.memory_mib << 20),
+        "memory.oom.group": "1",
+        "pids.max": str(caps.pids + _PIDS_OF_THE_SANDBOX),
+        "cpu.max": f"{quota} {_PERIOD_US}",
+    }
+
+
+class RunCgroup:
+    """The groups of one run: one directory in version 2, one per controller in version 1."""
+
+    def __init__(self, directories: dict[str, Path]) -> None:
+        self._directories = directories
+
+    @property
+    def joins(self) -> tuple[str, ...]:
+        """Files into which a process writes its pid to come under the limits."""
+        return tuple(dict.fromkeys(str(path / "cgroup.procs") for path in self._directories.values()))
+
+    def cpu_ms(self) -> int | None:
+        """CPU time used by everything that ever ran in the group; None where nobody counts it."""
+        with suppress(OSError, KeyError, ValueError):
+            return int((self._directories["cpuacct"] / "cpuacct.usage").read_bytes()) // 1_000_000
+        with suppress(OSError, KeyError, ValueError):
+            return _counter(self._directories["cpu"] / "cpu.stat", "usage_usec") // 1000
+        return None
+
+    def oom_kills(self) -> int:
+        """How many processes the kernel killed because the group ran out of memory."""
+        for name in ("memory.oom_control", "memory.events"):
+            with suppress(OSError, KeyError, ValueError):
+                return _counter(self._directories["memory"] / name, "oom_kill")
+        return 0
+
+    def kill(self) -> None:
+        """SIGKILL whatever is still in the group."""
+        for path in set(self._directories.values()):
+            for pid in _members(path):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+    def remove(self) -> bool:
+        """Take the empty groups away; false if a dying process still holds one and it must be tried again."""
+        gone = True
+        for path in set(self._directories.values()):
+            try:
+                path.rmdir()
+            except FileNotFoundError:
+                continue
+            except OSError:
+                gone = False
+        return gone
+
+
+class CgroupTree:
+    """Where the groups of this supervisor's runs go.
+
+    Args:
+        state_directory: names the supervisor among others of the host.
+        parent: an operator's delegated group, or empty for the supervisor's own.
+    """
+
+    def __init__(self, state_directory: Path, parent: str) -> None:
+        digest = hashlib.sha256(os.fsencode(state_directory)).hexdigest()[:12]
+        self._bases: dict[str, Path] = {}
+        self._version = 0
+        for version, found in ((1, _v1_parents(parent)), (2, _v2_parents(parent))):
+            bases = {controller: path / f"hub-{digest}" for controller, path in found.items()}
+            if {"memory", "pids"} <= bases.keys() and _make(bases.values()):
+                self._bases, self._version = bases, version
+                return
+
+    @property
+    def available(self) -> bool:
+        """Whether memory and processes of a run can be limited."""
+        return bool(self._bases)
+
+    def create(self, run_id: str, caps: Caps) -> RunCgroup | None:
+        """The groups of a run with its limits set; None where there are none. Raises OSError."""
+        if not self._bases:
+            return None
+        group = RunCgroup({controller: base / run_id for controller, base in self._bases.items()})
+        for controller, base in self._bases.items():
+            directory = base / run_id
+            directory.mkdir(exist_ok=True)
+            settings = v1_settings(caps)[controller] if self._version == 1 else v2_settings(caps)
+            for name, value in settings.items():
+                (directory / name).write_text(value)
+        return group
+
+    def leftovers(self) -> Iterator[RunCgroup]:
+        """Groups of runs that a dead supervisor left here."""
+        names = {
+            entry.name
+            for base in self._bases.values()
+            if base.is_dir()
+            for entry in base.iterdir()
+            if entry.is_dir()
+        }
+        for name in sorted(names):
+            yield RunCgroup({controller: base / name for controller, base in self._bases.items()})
+
+    def close(self) -> None:
+        """Remove the supervisor's own groups if no run is left in them."""
+        for base in self._bases.values():
+            with suppress(OSError):
+                base.rmdir()
+
+
+def _v1_parents(parent: str) -> dict[str, Path]:
+    found = {}
+    for line in Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines():
+        _, controllers, path = line.split(":", 2)
+        for controller in controllers.split(","):
+            if controller in _V1_CONTROLLERS:
+                found[controller] = _ROOT / controller / (parent or path).lstrip("/")
+    return {name: path for name, path in found.items() if path.is_dir()}
+
+
+def _v2_parents(parent: str) -> dict[str, Path]:
+    if not parent or not (_ROOT / "cgroup.controllers").exists():
+        return {}
+    base = _ROOT / parent.lstrip("/")
+    with suppress(OSError):
+        enabled = (base / "cgroup.subtree_control").read_text(encoding="ascii").split()
+        return {name: base for name in _V2_CONTROLLERS if name in enabled}
+    return {}
+
+
+def _make(directories: Iterable[Path]) -> bool:
+    made = []
+    try:
+        for directory in dict.fromkeys(directories):
+            directory.mkdir(exist_ok=True)
+            made.append(directory)
+    except OSError:
+        for directory in made:
+            with suppress(OSError):
+                directory.rmdir()
+        return False
+    return True
+
+
+def _members(directory: Path) -> list[int]:
+    try:
+        return [int(pid) for pid in (directory / "cgroup.procs").read_text(encoding="ascii").split()]
+    except OSError:
+        return []
+
+
+def _counter(path: Path, name: str) -> int:
+    lines = (line.split() for line in path.read_text(encoding="ascii").splitlines())
+    return int({line[0]: line[1] for line in lines}[name])

@@ -1,0 +1,45 @@
+"""How the supervisor refuses, by name."""
+
+from kernel.errors import Conflict, HubError, Invalid
+
+
+class StaleEpoch(Conflict):
+    """A controller that has been replaced still talks."""
+
+    sentence = "Epoch {epoch} is over: this node has already obeyed epoch {seen}."
+
+
+class StartFailed(HubError):
+    """A run could not be started; the sentence becomes the run's reason."""
+
+    sentence = "{why}"
+
+
+class InvalidRun(Invalid):
+    """A run that cannot be meant."""
+
+    sentence = "{field}: {problem}."
+
+
+class StateDirectoryInUse(Conflict):
+    """Another supervisor already works on this state directory."""
+
+    sentence = "Another supervisor holds {directory}; stop it or give this one its own state directory."
+
+
+class SocketPathTooLong(Invalid):
+    """The kernel allows 107 bytes for the path of a Unix socket."""
+
+    sentence = "{path} has {length} bytes; a socket path may have 107. Set `socket` to a shorter one."
+
+
+class SupervisorUnreachable(HubError):
+    """Nobody answers on the supervisor's socket, or not in time."""
+
+    sentence = "The supervisor at {socket} does not answer: {reason}."
+
+
+class SupervisorRefused(HubError):
+    """The supervisor answered with a refusal."""
+
+    sentence = "The supervisor refused {method}: {code}: {message}"

@@ -1,0 +1,247 @@
+"""All runs of one node: obeys syncs, keeps time, reports.
+
+Invariants: a lower epoch than one obeyed before is refused; a usage record is cut only together with its line
+in the journal; what is reported as ended or used is on disk.
+"""
+
+import asyncio
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from kernel.clock import boottime_ms
+from scheduler.node.config import NodeConfig
+from scheduler.node.deadman import MARGIN_MS, DeadMansTimer
+from scheduler.node.devices import device_status
+from scheduler.node.errors import StaleEpoch
+from scheduler.node.launching import Launcher
+from scheduler.node.protocol import (
+    PROTOCOL_VERSION,
+    Change,
+    EndReason,
+    Hello,
+    Isolation,
+    Report,
+    SyncRequest,
+    WaitRequest,
+)
+from scheduler.node.reconcile import Alive, plan_sync
+from scheduler.node.run import NEVER_MS, Run, Surroundings
+from scheduler.node.spool import Spool, acknowledged_line, meter_line, usage_line
+from scheduler.node.watching import free_bytes
+
+if TYPE_CHECKING:
+    from scheduler.node.meter import Meter
+
+USAGE_PER_REPORT_MAX: Final = 5000
+
+_TICK_MS_MAX: Final = 1000
+_TICK_MS_MIN: Final = 5
+_WAIT_MS_MAX: Final = 60_000
+
+
+class Fleet:
+    """The runs of this node.
+
+    Args:
+        instance: a name of this start of the supervisor, for those who compare sequence numbers.
+    """
+
+    def __init__(
+        self, config: NodeConfig, boot_id: str, instance: str, spool: Spool, launcher: Launcher,
+        isolation: Isolation, pid: int,
+    ) -> None:  # fmt: skip
+        self._config = config
+        self._spool = spool
+        self._isolation = isolation
+        self._hello = Hello(config.node, config.host_id, boot_id, instance, PROTOCOL_VERSION, pid, isolation)
+        self._runs: dict[str, Run] = {}
+        self._seq = 0
+        self._waiting: set[asyncio.Event] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._deadman = DeadMansTimer()
+        self._around = Surroundings(config, boot_id, spool, launcher, self._changed, self._spool_failed)
+        self._closing = False
+        self._look_at_ms = 0
+        self._short = False
+        self._set_meters(boottime_ms())
+
+    def hello(self) -> Hello:
+        """Who we are."""
+        return self._hello
+
+    def sync(self, request: SyncRequest) -> Report:
+        """Obey the controller and report. Raises StaleEpoch, OSError when the journal cannot be written."""
+        self._obey_epoch(request.epoch)
+        self._forget_acknowledged(request)
+        memory = self._spool.memory
+        alive = {run_id: Alive(run.spec, run.stopping) for run_id, run in self._runs.items()}
+        plan = plan_sync(
+            () if self._closing else request.desired,
+            alive, memory.known.keys(), memory.ended.keys(), self._config.limits.runs,
+        )  # fmt: skip
+        for run_id in plan.stop:
+            run = self._runs[run_id]
+            run.stop(EndReason.STOPPED, "It was no longer wanted.", run.spec.grace_ms)
+        lease_until_ms = boottime_ms() + request.lease_ms
+        for run_id in plan.renew:
+            self._runs[run_id].lease_until_ms = lease_until_ms
+        if not self._runs:
+            self._set_meters(boottime_ms())
+        for start in plan.start:
+            run = Run(start.spec, self._around, tuple(self._runs[run_id] for run_id in start.after))
+            run.lease_until_ms = lease_until_ms
+            self._runs[start.spec.run_id] = run
+            run.begin()
+        self._arm()
+        return self._report(plan.refuse)
+
+    async def wait(self, request: WaitRequest) -> Change:
+        """Return as soon as the sequence number is beyond `after_seq`, or differs because it began anew."""
+        if self._seq == request.after_seq:
+            event = asyncio.Event()
+            self._waiting.add(event)
+            try:
+                async with asyncio.timeout(min(request.timeout_ms, _WAIT_MS_MAX) / 1000):
+                    await event.wait()
+            except TimeoutError:
+                pass
+            finally:
+                self._waiting.discard(event)
+        return Change(self._seq, self._hello.instance)
+
+    async def stop_all(self) -> None:
+        """Stop every run in order and wait until all are gone."""
+        self._closing = True
+        runs = list(self._runs.values())
+        for run in runs:
+            run.stop(EndReason.STOPPED, "The node's supervisor was stopped.", run.spec.grace_ms)
+        self._arm()
+        for run in runs:
+            await run.ended.wait()
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _report(self, refused: tuple[Any, ...]) -> Report:
+        memory = self._spool.memory
+        usage = tuple(memory.usage.values())
+        return Report(
+            node=self._config.node,
+            host_id=self._config.host_id,
+            boot_id=self._hello.boot_id,
+            epoch_seen=memory.epoch,
+            instance=self._hello.instance,
+            seq=self._seq,
+            runs=(*(run.status for run in self._runs.values()), *memory.ended.values()),
+            usage=usage[:USAGE_PER_REPORT_MAX],
+            usage_pending=max(0, len(usage) - USAGE_PER_REPORT_MAX),
+            refused=refused,
+            devices=tuple(map(device_status, self._config.devices)),
+            isolation=self._isolation,
+            labels=dict(self._config.labels),
+            cpu_milli=self._config.cpu_milli,
+            memory_mib=self._config.memory_mib,
+        )
+
+    def _obey_epoch(self, epoch: int) -> None:
+        seen = self._spool.memory.epoch
+        if epoch < seen:
+            raise StaleEpoch(epoch=epoch, seen=seen)
+        if epoch > seen:
+            self._spool.append({"kind": "epoch", "epoch": epoch})
+
+    def _forget_acknowledged(self, request: SyncRequest) -> None:
+        memory = self._spool.memory
+        usage = [record_id for record_id in request.acknowledged_usage if record_id in memory.usage]
+        exits = [run_id for run_id in request.acknowledged_exits if run_id in memory.ended]
+        if usage or exits:
+            self._spool.append(acknowledged_line(usage, exits), durable=False)
+
+    def _changed(self) -> None:
+        self._seq += 1
+        for event in self._waiting:
+            event.set()
+        for run_id in [run_id for run_id, run in self._runs.items() if run.ended.is_set()]:
+            del self._runs[run_id]
+        self._arm()
+
+    def _spool_failed(self, error: OSError) -> None:
+        self._spool.release_reserve()
+        for run in list(self._runs.values()):
+            sentence = f"The node can no longer write its journal: {error.strerror}."
+            run.stop(EndReason.DISK_FULL, sentence, self._config.limits.lease_grace_ms)
+
+    def _arm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._runs:
+            self._tick()
+        else:
+            self._deadman.set(None)
+
+    def _tick(self) -> None:
+        now_ms = boottime_ms()
+        due_ms = now_ms + _TICK_MS_MAX
+        for run in list(self._runs.values()):
+            run.lapse(now_ms)
+            due_ms = min(due_ms, run.tick(now_ms), NEVER_MS if run.stopping else run.lease_until_ms)
+        self._keep_meters(now_ms)
+        self._keep_reserve(now_ms)
+        by_ms = min((run.gone_by_ms for run in self._runs.values()), default=NEVER_MS)
+        self._deadman.set(None if by_ms >= NEVER_MS else by_ms + MARGIN_MS)
+        due_ms = min(due_ms, self._cut_at_ms, self._beat_at_ms)
+        if self._timer is not None:
+            self._timer.cancel()  # a run that ended during this tick has armed one, too
+            self._timer = None
+        if self._runs:
+            delay_ms = max(due_ms - now_ms, _TICK_MS_MIN)
+            self._timer = asyncio.get_running_loop().call_later(delay_ms / 1000, self._tick)
+
+    def _keep_reserve(self, now_ms: int) -> None:
+        # The largest goes, one a second, after everybody has been counted again.
+        if now_ms < self._look_at_ms:
+            return
+        self._look_at_ms = now_ms + _TICK_MS_MAX
+        limits = self._config.limits
+        if free_bytes(Path(self._config.workspace_root)) >= limits.workspace_reserve_bytes:
+            self._short = False
+            return
+        staying = [run for run in self._runs.values() if not run.stopping]
+        if self._short and staying:
+            largest = max(staying, key=lambda run: (run.disk_bytes, run.spec.run_id))
+            sentence = (
+                f"The node's disk is nearly full and its workspace is the largest, {largest.disk_bytes} bytes."
+            )
+            largest.stop(EndReason.DISK_FULL, sentence, 0)
+        for run in staying:
+            run.count_again()
+        self._short = True
+
+    def _set_meters(self, now_ms: int) -> None:
+        self._cut_at_ms = now_ms + self._config.meter_interval_ms
+        self._beat_at_ms = now_ms + self._config.heartbeat_ms
+
+    def _keep_meters(self, now_ms: int) -> None:
+        if now_ms < min(self._cut_at_ms, self._beat_at_ms):
+            return
+        metered = [run for run in self._runs.values() if run.read_meter(now_ms) is not None]
+        lines: list[dict[str, Any]] = []
+        meters: dict[str, Meter] = {}
+        for run in metered:
+            meter = run.meter
+            assert meter is not None  # noqa: S101 - filtered just above
+            if now_ms >= self._cut_at_ms:
+                meter, record = meter.cut(final=False)
+                lines.append(usage_line(record))
+            meters[run.spec.run_id] = meter
+        try:
+            if meters:
+                self._spool.append(*lines, meter_line(meters))
+        except OSError as error:
+            self._spool_failed(error)
+        else:
+            for run in metered:
+                run.meter = meters[run.spec.run_id]
+        if now_ms >= self._cut_at_ms:
+            self._cut_at_ms = now_ms + self._config.meter_interval_ms
+        self._beat_at_ms = now_ms + self._config.heartbeat_ms

@@ -1,0 +1,104 @@
+"""Finds out at start how well this machine can keep tenants apart, by building one sandbox and looking.
+
+`full`: own uid, namespaces, system call filter and cgroups. `user`: namespaces and filter, but one uid for all
+jobs or no cgroups. `process`: no sandbox, by the operator's choice. `unavailable`: no sandbox can be built
+and none was waived, so every run is refused.
+"""
+
+import os
+import platform
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from scheduler.node.config import NodeConfig, SandboxMode
+from scheduler.node.protocol import Isolation, Network
+from scheduler.node.sandbox import View, compose, make_stage
+from scheduler.node.seccomp import ARCHITECTURES
+
+_PROGRAMS: Final = ("bwrap", "prlimit", "flock", "env")
+_PROBE_S: Final = 20
+_NO_UIDS: Final = "All jobs run under the supervisor's own uid, because it is not root."
+_NO_CGROUPS: Final = (
+    "Memory is limited per process and process counts per sandbox, because no cgroup can be written."
+)
+_NO_SANDBOX: Final = (
+    "Jobs see the host's files, processes and network: the operator chose sandbox mode process."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Examination:
+    """The isolation to report, and why no run may start; empty if they may."""
+
+    isolation: Isolation
+    problem: str
+
+
+def examine(config: NodeConfig, etc: Path, uid: int | None, *, cgroups: bool) -> Examination:
+    """Build a sandbox and look."""
+    weaknesses = [] if uid is not None else [_NO_UIDS]
+    if not cgroups:
+        weaknesses.append(_NO_CGROUPS)
+    if config.sandbox is SandboxMode.PROCESS:
+        return Examination(Isolation("process", (_NO_SANDBOX, *weaknesses)), "")
+    problem = _missing_program() or _try_sandbox(config, etc, uid)
+    if problem:
+        sentence = f"No sandbox can be built on this node: {problem}"
+        return Examination(Isolation("unavailable", (sentence, *weaknesses)), sentence)
+    return Examination(Isolation("user" if weaknesses else "full", tuple(weaknesses)), "")
+
+
+def _missing_program() -> str:
+    if platform.machine() not in ARCHITECTURES:
+        return f"there is no system call filter for {platform.machine()}."
+    missing = [name for name in _PROGRAMS if not Path("/usr/bin", name).exists()]
+    return f"/usr/bin/{missing[0]} is not installed (packages bubblewrap and util-linux)." if missing else ""
+
+
+def _try_sandbox(config: NodeConfig, etc: Path, uid: int | None) -> str:
+    workspace = Path(config.state_directory) / "probe"
+    shutil.rmtree(workspace, ignore_errors=True)
+    workspace.mkdir()
+    if uid is not None:
+        os.chown(workspace, uid, uid)
+    stage = make_stage(Path(config.state_directory))
+    view = probe_view(str(workspace), str(etc), str(stage), uid)
+    try:
+        with Path(os.devnull).open("wb") as status, compose(view, os.getpid(), status.fileno()) as launch:
+            done = subprocess.run(
+                launch.argv, env={}, cwd="/", stdin=subprocess.DEVNULL, capture_output=True, check=False,
+                pass_fds=launch.descriptors, preexec_fn=launch.become,
+                timeout=_PROBE_S,
+            )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"{error}."
+    finally:
+        shutil.rmtree(workspace, ignore_errors=True)
+    said = done.stderr.decode(errors="replace").strip()
+    return "" if done.returncode == 0 else f"{said or f'the trial left with status {done.returncode}'}."
+
+
+def probe_view(workspace: str, etc: str, stage: str, uid: int | None) -> View:
+    """The smallest run there is."""
+    return View(
+        argv=("/usr/bin/true",),
+        env={},
+        workspace=workspace,
+        etc=etc,
+        stage=stage,
+        software=(),
+        device_files=(),
+        network=Network.NONE,
+        uid=uid,
+        enter_pid=None,
+        cgroup_joins=(),
+        pids=64,
+        memory_bytes=256 << 20,
+        file_bytes=1 << 20,
+        tmp_bytes=1 << 20,
+        shm_bytes=1 << 20,
+        nofile=1024,
+    )

@@ -1,0 +1,219 @@
+"""Gathers what a run needs before it can start: workspace, log, uid, cgroup, gang network, software, view.
+
+Whatever was gathered is given back in reverse order, whether the run is started or its preparation fails.
+"""
+
+import asyncio
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Final
+
+from scheduler.node import bundle
+from scheduler.node.cgroups import Caps, CgroupTree
+from scheduler.node.config import Environment, NodeConfig
+from scheduler.node.devices import device_files, problem_with
+from scheduler.node.environment import job_environment
+from scheduler.node.errors import InvalidRun, StartFailed
+from scheduler.node.gangs import GangNetworks
+from scheduler.node.identities import UidPool
+from scheduler.node.launched import Launched
+from scheduler.node.logs import LogSink, open_log
+from scheduler.node.protocol import Bundle, Network, RunSpec, Scope
+from scheduler.node.sandbox import View, make_stage
+from scheduler.node.watching import Watch
+from scheduler.node.workspace import give_to, open_directory, relative_parts
+
+_UNPACK_S: Final = 300.0
+_SENTENCE_BYTES_MAX: Final = 2000
+_SECRET_BYTES_MAX: Final = 64 * 1024
+
+
+class Launcher:
+    """Prepares runs on this node.
+
+    Args:
+        etc: the directory that every sandbox shows as /etc.
+        uids: where job uids come from; None when we are not root and jobs run as ourselves.
+        problem: why no sandbox can be built here; empty if it can.
+    """
+
+    def __init__(
+        self, config: NodeConfig, etc: Path, cgroups: CgroupTree, uids: UidPool | None, gangs: GangNetworks,
+        problem: str,
+    ) -> None:  # fmt: skip
+        self._config = config
+        self._etc = etc
+        self._stage = make_stage(Path(config.state_directory))
+        self._cgroups = cgroups
+        self._uids = uids
+        self._gangs = gangs
+        self._problem = problem
+        self._root = Path(config.workspace_root)
+
+    def check(self, spec: RunSpec) -> None:
+        """Refuse what cannot be meant, before anything is made. Raises InvalidRun, StartFailed."""
+        if self._problem:
+            raise StartFailed(why=self._problem)
+        _check_argv(spec.argv, self._config.limits.argv_bytes)
+        for at, share in enumerate(spec.devices):
+            if problem := problem_with(share, self._config.devices):
+                raise InvalidRun(field=f"devices[{at}]", problem=problem)
+        if spec.environment and spec.environment not in self._config.environments:
+            raise InvalidRun(field="environment", problem=f"{spec.environment} is not offered by this node")
+        if spec.memory_mib <= 0 or spec.pids <= 0:
+            raise InvalidRun(field="memory_mib, pids", problem="must be positive")
+        _check_secrets(spec.secrets)
+        self._check_network(spec)
+        self._check_paths(spec)
+
+    async def prepare(self, spec: RunSpec, log_full: Callable[[OSError], None]) -> Launched:
+        """Everything but the processes. Raises InvalidRun, StartFailed, OSError, CancelledError."""
+        self.check(spec)
+        with ExitStack() as lent:
+            uid = None
+            if self._uids is not None:
+                lease = self._uids.lease()
+                lent.callback(lease.release)
+                uid = lease.uid
+            directory = await self._make_workspace(spec, uid)
+            lent.callback(os.close, directory)
+            enter_pid = None
+            if spec.network is Network.JOB and spec.gang is not None:
+                membership = await self._gangs.join(spec.gang.id)
+                lent.callback(membership.leave)
+                enter_pid = membership.pid
+            caps = Caps(spec.memory_mib, spec.pids, spec.cpu_milli)
+            cgroup = self._cgroups.create(spec.run_id, caps)
+            view = self._view(spec, uid, enter_pid, cgroup.joins if cgroup is not None else ())
+            log = self._open_log(spec, log_full)
+            memory_bytes = 0 if cgroup is not None else view.memory_bytes
+            watch = Watch(directory, self._config.limits, memory_bytes=memory_bytes)
+            return Launched(view, log, cgroup, watch, lent.pop_all(), self._config.sandbox)
+
+    def _view(self, spec: RunSpec, uid: int | None, enter_pid: int | None, joins: tuple[str, ...]) -> View:
+        limits = self._config.limits
+        software = self._config.environments.get(spec.environment, Environment())
+        return View(
+            argv=spec.argv,
+            env=job_environment(spec, self._config, software),
+            workspace=spec.workspace,
+            etc=str(self._etc),
+            stage=str(self._stage),
+            software=tuple((mount.source, mount.target or mount.source) for mount in software.mounts),
+            device_files=device_files(self._config.devices, spec.devices),
+            network=spec.network,
+            uid=uid,
+            enter_pid=enter_pid,
+            cgroup_joins=joins,
+            pids=spec.pids,
+            memory_bytes=spec.memory_mib << 20,
+            file_bytes=limits.workspace_bytes,
+            tmp_bytes=limits.tmp_bytes,
+            shm_bytes=limits.shm_bytes,
+            nofile=limits.nofile,
+            secrets=spec.secrets,
+        )
+
+    async def _make_workspace(self, spec: RunSpec, uid: int | None) -> int:
+        parts = relative_parts(self._root, spec.workspace, "workspace")
+        with open_directory(self._root, parts, "workspace", create=True) as directory:
+            give_to(directory, uid if uid is not None else os.geteuid())
+            if spec.bundle is not None:
+                await self._unpack(spec.bundle, directory, uid)
+            return os.dup(directory)
+
+    async def _unpack(self, archive: Bundle, directory: int, uid: int | None) -> None:
+        parts = relative_parts(self._root, archive.path, "bundle.path")
+        with open_directory(self._root, parts[:-1], "bundle.path") as folder:
+            source = os.open(parts[-1], os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+        limits = self._config.limits
+        bounds = (limits.bundle_bytes, limits.bundle_entries, -1 if uid is None else uid)
+        target = os.dup(directory)
+        said = os.memfd_create("said", os.MFD_CLOEXEC)
+        try:
+            process = subprocess.Popen(  # noqa: ASYNC220 - only the start is waited for, on purpose on this thread
+                (sys.executable, "-I", "-S", bundle.__file__, str(target), archive.sha256, *map(str, bounds)),
+                stdin=source,
+                stdout=said,
+                stderr=subprocess.DEVNULL,
+                pass_fds=(target,),
+                env={},
+                start_new_session=True,
+            )
+        finally:
+            os.close(source)
+            os.close(target)
+        await _await_end(process)
+        os.lseek(said, 0, os.SEEK_SET)
+        sentence = os.read(said, _SENTENCE_BYTES_MAX)
+        os.close(said)
+        if process.returncode != 0:
+            why = (
+                sentence.decode(errors="replace").strip() or f"unpacking left with status {process.returncode}"
+            )
+            raise StartFailed(why=f"The working directory was refused: {why}.")
+
+    def _open_log(self, spec: RunSpec, log_full: Callable[[OSError], None]) -> LogSink:
+        parts = relative_parts(self._root, spec.log, "log")
+        with open_directory(self._root, parts[:-1], "log", create=True) as directory:
+            file = open_log(directory, parts[-1])
+        limits = self._config.limits
+        return LogSink(file, bytes_max=limits.log_bytes, bytes_per_s=limits.log_bytes_per_s, on_full=log_full)
+
+    def _check_network(self, spec: RunSpec) -> None:
+        if spec.network is Network.HOST and not self._config.host_network:
+            raise InvalidRun(field="network", problem="this node does not allow the host's network")
+        if spec.network is not Network.JOB:
+            return
+        if spec.gang is None:
+            raise InvalidRun(field="gang", problem="is needed for network job")
+        if spec.gang.scope is Scope.CROSS_HOST:
+            problem = "this node cannot fence a gang that spans hosts; place all ranks on one host"
+            raise InvalidRun(field="gang.scope", problem=problem)
+
+    def _check_paths(self, spec: RunSpec) -> None:
+        workspace = relative_parts(self._root, spec.workspace, "workspace")
+        log = relative_parts(self._root, spec.log, "log")
+        if log[: len(workspace)] == workspace:
+            raise InvalidRun(field="log", problem="lies inside the workspace, where the job could replace it")
+
+
+async def _await_end(process: subprocess.Popen[bytes]) -> None:
+    """Wait for a child without a thread; it is killed when it takes too long or nobody wants it any more."""
+    ended = asyncio.Event()
+    handle = os.pidfd_open(process.pid)
+    asyncio.get_running_loop().add_reader(handle, ended.set)
+    try:
+        async with asyncio.timeout(_UNPACK_S):
+            await ended.wait()
+    except TimeoutError as error:
+        raise StartFailed(why=f"Unpacking the working directory took longer than {_UNPACK_S} s.") from error
+    finally:
+        asyncio.get_running_loop().remove_reader(handle)
+        os.close(handle)
+        process.kill()
+        process.wait()
+
+
+def _check_argv(argv: tuple[str, ...], bytes_max: int) -> None:
+    if not argv or not argv[0]:
+        raise InvalidRun(field="argv", problem="names no program")
+    if "=" in argv[0]:
+        raise InvalidRun(field="argv[0]", problem="may not contain an equals sign")
+    if any("\0" in word for word in argv):
+        raise InvalidRun(field="argv", problem="contains a NUL")
+    size = sum(len(word.encode()) + 1 for word in argv)
+    if size > bytes_max:
+        raise InvalidRun(field="argv", problem=f"has {size} bytes; at most {bytes_max} are allowed")
+
+
+def _check_secrets(secrets: dict[str, str]) -> None:
+    for name in secrets:
+        if not name or "/" in name or name in {".", ".."} or "\0" in name:
+            raise InvalidRun(field=f"secrets.{name}", problem="is not a file name")
+    if sum(len(value.encode()) for value in secrets.values()) > _SECRET_BYTES_MAX:
+        raise InvalidRun(field="secrets", problem=f"have more than {_SECRET_BYTES_MAX} bytes")

@@ -1,0 +1,78 @@
+"""The meter of one run: pure arithmetic that cuts a stretch of CLOCK_BOOTTIME into usage records.
+
+Invariant: records of a run are numbered k = 0, 1, 2 … without gap up to the one marked final; their stretches
+follow each other without gap or overlap, so that their durations add up to the run's metered time exactly.
+"""
+
+from dataclasses import dataclass, replace
+
+from kernel.ids import derived_id
+from scheduler.node.protocol import DeviceShare, RunSpec, UsageRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Meter:
+    """What has been metered, and what of it has been cut into records.
+
+    `until_boot_ms` and `cpu_ms` are the last confirmed reading; `cut_boot_ms` and `cut_cpu_ms` are where the
+    next record begins, `next_k` its number.
+    """
+
+    run_id: str
+    job_id: str
+    tenant_id: str
+    attempt: int
+    rank: int
+    devices: tuple[DeviceShare, ...]
+    boot_id: str
+    started_unix_ms: int
+    started_boot_ms: int
+    until_boot_ms: int
+    cut_boot_ms: int
+    cpu_ms: int = 0
+    cut_cpu_ms: int = 0
+    next_k: int = 0
+
+    def read(self, boot_ms: int, cpu_ms: int) -> "Meter":
+        """A later reading; neither time nor CPU time ever goes back."""
+        return replace(self, until_boot_ms=max(self.until_boot_ms, boot_ms), cpu_ms=max(self.cpu_ms, cpu_ms))
+
+    def cut(self, *, final: bool) -> "tuple[Meter, UsageRecord]":
+        """The record of what was read since the last cut, and the meter that begins after it."""
+        duration_ms = self.until_boot_ms - self.cut_boot_ms
+        record = UsageRecord(
+            id=str(derived_id("usage", self.job_id, self.attempt, self.rank, self.next_k)),
+            run_id=self.run_id,
+            job_id=self.job_id,
+            tenant_id=self.tenant_id,
+            attempt=self.attempt,
+            rank=self.rank,
+            k=self.next_k,
+            boot_id=self.boot_id,
+            offset_ms=self.cut_boot_ms - self.started_boot_ms,
+            duration_ms=duration_ms,
+            started_unix_ms=self.started_unix_ms,
+            devices=self.devices,
+            slot_ms=duration_ms * sum(share.slot_hi - share.slot_lo for share in self.devices),
+            cpu_ms=self.cpu_ms - self.cut_cpu_ms,
+            final=final,
+        )
+        after = replace(self, cut_boot_ms=self.until_boot_ms, cut_cpu_ms=self.cpu_ms, next_k=self.next_k + 1)
+        return after, record
+
+
+def start_meter(spec: RunSpec, *, boot_id: str, boot_ms: int, unix_ms: int) -> Meter:
+    """The meter of a run that starts now."""
+    return Meter(
+        run_id=spec.run_id,
+        job_id=spec.job_id,
+        tenant_id=spec.tenant_id,
+        attempt=spec.attempt,
+        rank=spec.rank,
+        devices=spec.devices,
+        boot_id=boot_id,
+        started_unix_ms=unix_ms,
+        started_boot_ms=boot_ms,
+        until_boot_ms=boot_ms,
+        cut_boot_ms=boot_ms,
+    )

@@ -1,0 +1,262 @@
+"""What is said over the supervisor's socket: one JSON object per line, a request and then its answer.
+
+`{"method": "sync", "params": {…}}` is answered by `{"ok": {…}}` or `{"error": {"code", "message", "field"}}`.
+Every type here is frozen, counts in integers with the unit last in the name, and is decoded strictly
+(`scheduler.node.codec`). Times called `_unix_ms` label events for people; `_boot_ms` are CLOCK_BOOTTIME and
+comparable only under the same `boot_id`.
+"""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Final
+
+SLOTS_PER_DEVICE: Final = 1000
+FRAME_BYTES_MAX: Final = 16 * 1024 * 1024
+PROTOCOL_VERSION: Final = 1
+
+
+class Network(StrEnum):
+    """Whom a run may talk to."""
+
+    NONE = "none"
+    JOB = "job"
+    HOST = "host"
+
+
+class Scope(StrEnum):
+    """Where the ranks of a gang with network `job` are."""
+
+    SAME_HOST = "same_host"
+    CROSS_HOST = "cross_host"
+
+
+class RunState(StrEnum):
+    """Where a run is in its life; it only moves forward."""
+
+    STARTING = "starting"
+    RUNNING = "running"
+    STOPPING = "stopping"
+    ENDED = "ended"
+
+
+class EndReason(StrEnum):
+    """Why a run ended; `exited` is the only one the job chose itself."""
+
+    EXITED = "exited"
+    STOPPED = "stopped"
+    TIMED_OUT = "timed_out"
+    LEASE_LOST = "lease_lost"
+    START_FAILED = "start_failed"
+    OOM = "oom"
+    DISK_FULL = "disk_full"
+    SUPERVISOR_LOST = "supervisor_lost"
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceShare:
+    """Slots `[slot_lo, slot_hi)` of the node's device `index`; [0, 1000) is the whole card."""
+
+    index: int
+    slot_lo: int = 0
+    slot_hi: int = SLOTS_PER_DEVICE
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """The tenant's working directory: a .tar or .tar.gz in the workspace store, named by its SHA-256."""
+
+    path: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Gang:
+    """How the ranks of one attempt find each other (network `job`).
+
+    `id` names the attempt: ranks on one host with the same id share one network namespace. `peers` are the
+    addresses of the gang's hosts and `port_lo..port_hi` its port range; both matter only across hosts.
+    """
+
+    id: str
+    scope: Scope = Scope.SAME_HOST
+    master_addr: str = "127.0.0.1"
+    master_port: int = 29500
+    peers: tuple[str, ...] = ()
+    port_lo: int = 0
+    port_hi: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RunSpec:
+    """One process tree to run on this node: one rank of one attempt of a job. Never changes under its id.
+
+    `workspace` is the host directory that becomes /job; `log` the host file that receives stdout and stderr;
+    both lie below the node's workspace root and `log` not inside a workspace. `secrets` become files in
+    /run/secrets and are never written to disk. Zero means no limit for `time_limit_ms` and `cpu_milli`.
+    """
+
+    run_id: str
+    job_id: str
+    tenant_id: str
+    attempt: int
+    argv: tuple[str, ...]
+    workspace: str
+    log: str
+    rank: int = 0
+    node_rank: int = 0
+    local_rank: int = 0
+    local_world_size: int = 1
+    world_size: int = 1
+    env: dict[str, str] = field(default_factory=dict)
+    environment: str = ""
+    bundle: Bundle | None = None
+    devices: tuple[DeviceShare, ...] = ()
+    cpu_milli: int = 0
+    memory_mib: int = 512
+    pids: int = 512
+    time_limit_ms: int = 0
+    grace_ms: int = 5000
+    network: Network = Network.NONE
+    gang: Gang | None = None
+    secrets: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class RunStatus:
+    """What has become of a run. `reason` is a sentence for people; facts are in the other fields."""
+
+    run_id: str
+    job_id: str
+    attempt: int
+    rank: int
+    state: RunState
+    pid: int | None = None
+    started_unix_ms: int | None = None
+    started_boot_ms: int | None = None
+    ended_unix_ms: int | None = None
+    ended_boot_ms: int | None = None
+    exit_code: int | None = None
+    signal: int | None = None
+    end_reason: EndReason | None = None
+    reason: str = ""
+    log_bytes: int = 0
+    log_truncated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class UsageRecord:
+    """The k-th stretch of metered time of a run; contiguous from 0 to the one marked final.
+
+    `offset_ms` is where it begins after the run's start, `duration_ms` how long it is, both from
+    CLOCK_BOOTTIME. `slot_ms` is duration × the sum of slots held: 1000 slot_ms are one card-millisecond.
+    """
+
+    id: str
+    run_id: str
+    job_id: str
+    tenant_id: str
+    attempt: int
+    rank: int
+    k: int
+    boot_id: str
+    offset_ms: int
+    duration_ms: int
+    started_unix_ms: int
+    devices: tuple[DeviceShare, ...]
+    slot_ms: int
+    cpu_ms: int
+    final: bool
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceStatus:
+    """One accelerator of the node and whether it can be used."""
+
+    index: int
+    model: str
+    vendor: str
+    healthy: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Isolation:
+    """How well this node keeps tenants apart: full, user, process or unavailable, and what is missing."""
+
+    level: str
+    weaknesses: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A desired run that this node will not start, and why; it has neither status nor usage here."""
+
+    run_id: str
+    code: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class SyncRequest:
+    """What the controller of an epoch wants on this node: exactly these runs, for `lease_ms` from now on.
+
+    Args:
+        acknowledged_usage: ids of usage records that are safe with the controller.
+        acknowledged_exits: run ids whose end is safe with the controller.
+    """
+
+    epoch: int
+    lease_ms: int
+    desired: tuple[RunSpec, ...] = ()
+    acknowledged_usage: tuple[str, ...] = ()
+    acknowledged_exits: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Everything the node knows; `seq` is what `wait_for_change` waits beyond."""
+
+    node: str
+    host_id: str
+    boot_id: str
+    epoch_seen: int
+    instance: str
+    seq: int
+    runs: tuple[RunStatus, ...]
+    usage: tuple[UsageRecord, ...]
+    usage_pending: int
+    refused: tuple[Refusal, ...]
+    devices: tuple[DeviceStatus, ...]
+    isolation: Isolation
+    labels: dict[str, str]
+    cpu_milli: int
+    memory_mib: int
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """Who answers on the socket."""
+
+    node: str
+    host_id: str
+    boot_id: str
+    instance: str
+    protocol: int
+    pid: int
+    isolation: Isolation
+
+
+@dataclass(frozen=True, slots=True)
+class WaitRequest:
+    """Answer as soon as any run changed state after `after_seq`, or after `timeout_ms`."""
+
+    after_seq: int
+    timeout_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """The sequence number now; `instance` changes with every start of the supervisor (numbers start anew)."""
+
+    seq: int
+    instance: str

@@ -1,0 +1,277 @@
+"""One run from its first preparation to its last record: a task per run, on the supervisor's one thread.
+
+    starting ──► running ──► (stopping) ──► ended
+        └──────────────────────────────────► ended (start_failed, or stopped before it began)
+
+Invariants: nothing is started before its `started` line is on disk; a run is `ended` only when its whole
+process tree is gone and its final usage record and end are on disk; it has exactly one final record.
+"""
+
+import asyncio
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from kernel.clock import boottime_ms, unix_ms, utc_now
+from kernel.errors import HubError
+from scheduler.node.config import NodeConfig
+from scheduler.node.launched import Launched
+from scheduler.node.launching import Launcher
+from scheduler.node.meter import Meter, start_meter
+from scheduler.node.protocol import EndReason, RunSpec, RunState, RunStatus
+from scheduler.node.spool import Spool, ended_line, started_line, usage_line
+
+_SIGNAL_BASE: Final = 128
+_NOT_FOUND: Final = 127
+_NOT_EXECUTABLE: Final = 126
+NEVER_MS: Final = 2**62
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What every run of this supervisor shares."""
+
+    config: NodeConfig
+    boot_id: str
+    spool: Spool
+    launcher: Launcher
+    changed: Callable[[], None]
+    spool_failed: Callable[[OSError], None]
+
+
+class Run:
+    """One run. `live` is its task; `stop` and `tick` may be called at any time.
+
+    Args:
+        blockers: runs that still hold what this one needs; it starts when they have ended.
+    """
+
+    def __init__(self, spec: RunSpec, around: Surroundings, blockers: "tuple[Run, ...]" = ()) -> None:
+        self.spec = spec
+        self.ended = asyncio.Event()
+        self.lease_until_ms = 0
+        self.meter: Meter | None = None
+        self._around = around
+        self._blockers = blockers
+        self._status = RunStatus(spec.run_id, spec.job_id, spec.attempt, spec.rank, RunState.STARTING)
+        self._last_words: tuple[dict[str, Any], RunStatus] | None = None
+        self._launched: Launched | None = None
+        self._stop_reason: EndReason | None = None
+        self._stop_sentence = ""
+        self._kill_at_ms = NEVER_MS
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def status(self) -> RunStatus:
+        """As it is now."""
+        if self._launched is None:
+            return self._status
+        log = self._launched.log
+        return replace(self._status, log_bytes=log.bytes, log_truncated=log.truncated)
+
+    @property
+    def stopping(self) -> bool:
+        """Whether it has been told to end."""
+        return self._stop_reason is not None
+
+    def begin(self) -> None:
+        """Start the run's task."""
+        self._task = asyncio.get_running_loop().create_task(self._live())
+        self._task.add_done_callback(self._account_for)
+
+    def stop(self, reason: EndReason, sentence: str, grace_ms: int) -> None:
+        """SIGTERM now, SIGKILL of the whole tree after the grace; the first reason given stays."""
+        if self._status.state is RunState.ENDED or self._stop_reason is not None:
+            return
+        self._stop_reason, self._stop_sentence = reason, sentence
+        self._kill_at_ms = boottime_ms() + grace_ms
+        if self._launched is None:
+            if self._task is not None:
+                self._task.cancel()
+            return
+        self._move(RunState.STOPPING)
+        if grace_ms <= 0:
+            self._kill()
+        else:
+            self._launched.signal(signal.SIGTERM)
+
+    def tick(self, now_ms: int) -> int:
+        """Enforce what is due; the boot time at which to come again."""
+        self._settle()
+        if self._launched is None:
+            return NEVER_MS
+        self._look_for_excess(now_ms)
+        limit_at_ms = self._limit_at_ms()
+        if now_ms >= limit_at_ms:
+            sentence = f"It ran longer than its limit of {self.spec.time_limit_ms} ms."
+            self.stop(EndReason.TIMED_OUT, sentence, self.spec.grace_ms)
+        if now_ms >= self._kill_at_ms:
+            self._kill()
+        watch_at_ms = self._launched.watch.due_ms(now_ms)
+        if self._stop_reason is not None:
+            return min(self._kill_at_ms, watch_at_ms)
+        return min(limit_at_ms, watch_at_ms)
+
+    @property
+    def disk_bytes(self) -> int:
+        """What its workspace is known to hold."""
+        return self._launched.watch.bytes if self._launched is not None else 0
+
+    def count_again(self) -> None:
+        """Count its workspace at once, because the disk is nearly full."""
+        if self._launched is not None:
+            self._launched.watch.hurry()
+
+    @property
+    def gone_by_ms(self) -> int:
+        """The boot time by which it has been killed, unless it is renewed or we are no longer awake."""
+        if self.stopping:
+            return self._kill_at_ms
+        return self.lease_until_ms + self._around.config.limits.lease_grace_ms
+
+    def lapse(self, now_ms: int) -> None:
+        """Stop the run if nobody renewed its lease."""
+        if now_ms >= self.lease_until_ms:
+            grace_ms = min(self.spec.grace_ms, self._around.config.limits.lease_grace_ms)
+            self.stop(EndReason.LEASE_LOST, "Its lease was not renewed in time.", grace_ms)
+
+    def read_meter(self, now_ms: int) -> Meter | None:
+        """Take a reading of time and CPU."""
+        if self.meter is not None and self._launched is not None:
+            self.meter = self.meter.read(now_ms, self._launched.cpu_ms())
+        return self.meter
+
+    async def _live(self) -> None:
+        try:
+            for blocker in self._blockers:
+                await blocker.ended.wait()
+            launched = await self._around.launcher.prepare(self.spec, self._log_full)
+        except asyncio.CancelledError:
+            self._end(self._stop_reason or EndReason.STOPPED, self._stop_sentence, None)
+            return
+        except (HubError, OSError) as error:
+            self._end(EndReason.START_FAILED, str(error), None)
+            return
+        try:
+            self._start(launched)
+            await launched.gone()
+        except (HubError, OSError) as error:
+            self._launched = None
+            launched.discard()
+            self._end(EndReason.START_FAILED, str(error), None)
+            return
+        self._finish(launched)
+
+    def _account_for(self, task: asyncio.Task[None]) -> None:
+        # A mistake of ours ends this run, loudly, and no other.
+        error = None if task.cancelled() else task.exception()
+        if error is None and not task.cancelled():
+            return
+        if error is not None:
+            asyncio.get_running_loop().call_exception_handler({"message": "a run failed", "exception": error})
+        if self._launched is not None:
+            self._launched.kill()
+            self._launched.discard()
+        if self._last_words is None and self._status.state is not RunState.ENDED:
+            reason = self._stop_reason or EndReason.START_FAILED
+            self._end(reason, self._stop_sentence or f"The supervisor failed: {error!r}", None)
+
+    def _start(self, launched: Launched) -> None:
+        now_ms, wall_ms = boottime_ms(), unix_ms(utc_now())
+        self._status = replace(self._status, started_unix_ms=wall_ms, started_boot_ms=now_ms)
+        meter = self._new_meter(now_ms, wall_ms)
+        self._around.spool.append(started_line(self._status, meter))
+        self.meter = meter
+        launched.start(self._running)
+        self._launched = launched
+
+    def _running(self, pid: int) -> None:
+        self._status = replace(self._status, pid=pid)
+        if self._status.state is RunState.STARTING:
+            self._move(RunState.RUNNING)
+
+    def _finish(self, launched: Launched) -> None:
+        outcome = launched.collect()
+        if self.meter is not None:
+            self.meter = self.meter.read(boottime_ms(), outcome.cpu_ms)
+        if self._stop_reason is not None:
+            self._end(self._stop_reason, self._stop_sentence, outcome.exit_code)
+        elif outcome.failed:
+            self._end(EndReason.START_FAILED, f"The sandbox could not be built: {outcome.failed}", None)
+        elif outcome.oom_kills and outcome.exit_code != 0:
+            sentence = f"It needed more than its {self.spec.memory_mib} MiB of memory."
+            self._end(EndReason.OOM, sentence, outcome.exit_code)
+        else:
+            self._end(EndReason.EXITED, _describe(outcome.exit_code, self.spec.argv[0]), outcome.exit_code)
+
+    def _end(self, reason: EndReason, sentence: str, exit_code: int | None) -> None:
+        number = None
+        if exit_code is not None and exit_code > _SIGNAL_BASE:
+            number = exit_code - _SIGNAL_BASE
+        ended = replace(
+            self.status,
+            state=RunState.ENDED,
+            ended_unix_ms=unix_ms(utc_now()),
+            ended_boot_ms=boottime_ms(),
+            exit_code=exit_code,
+            signal=number,
+            end_reason=reason,
+            reason=sentence,
+        )
+        meter = self.meter or self._new_meter(ended.ended_boot_ms or 0, ended.ended_unix_ms or 0)
+        _, record = meter.cut(final=True)
+        self.meter, self._launched = None, None
+        self._last_words = (usage_line(record), ended)
+        self._settle()
+
+    def _settle(self) -> None:
+        # The end exists for others only once it is on disk; a full disk is tried again with every tick.
+        if self._last_words is None:
+            return
+        usage, ended = self._last_words
+        try:
+            self._around.spool.append(usage, ended_line(ended))
+        except OSError as error:
+            self._around.spool_failed(error)
+            return
+        self._last_words = None
+        self._status = ended
+        self.ended.set()
+        self._around.changed()
+
+    def _new_meter(self, boot_ms: int, wall_ms: int) -> Meter:
+        return start_meter(self.spec, boot_id=self._around.boot_id, boot_ms=boot_ms, unix_ms=wall_ms)
+
+    def _look_for_excess(self, now_ms: int) -> None:
+        if self._launched is None or self._stop_reason is not None:
+            return
+        if excess := self._launched.excess(now_ms):
+            reason, sentence = excess
+            self.stop(reason, sentence, min(self.spec.grace_ms, self._around.config.limits.lease_grace_ms))
+
+    def _limit_at_ms(self) -> int:
+        if not self.spec.time_limit_ms or self._status.started_boot_ms is None:
+            return NEVER_MS
+        return self._status.started_boot_ms + self.spec.time_limit_ms
+
+    def _kill(self) -> None:
+        self._kill_at_ms = NEVER_MS
+        if self._launched is not None:
+            self._launched.kill()
+
+    def _log_full(self, error: OSError) -> None:
+        sentence = f"Its log could not be written: {error.strerror}."
+        self.stop(EndReason.DISK_FULL, sentence, self.spec.grace_ms)
+
+    def _move(self, state: RunState) -> None:
+        self._status = replace(self._status, state=state)
+        self._around.changed()
+
+
+def _describe(exit_code: int | None, program: str) -> str:
+    if exit_code == _NOT_FOUND:
+        return f"Status 127: most likely {program} is not in the sandbox."
+    if exit_code == _NOT_EXECUTABLE:
+        return f"Status 126: most likely {program} is not executable."
+    return ""

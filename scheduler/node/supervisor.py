@@ -1,0 +1,120 @@
+"""The process that runs tenants' code on one machine: `python -m scheduler.node.supervisor --config FILE.json`.
+
+One thread, one event loop: it starts what the controller desires, stops what it does not, meters, enforces
+limits and leases, and reports. Its jobs die with it; what it knew does not (`spool`). It is started outside
+Ray's process tree, so that no restart of Ray or of the agent touches a job. SIGTERM stops all jobs in order.
+"""
+
+import argparse
+import asyncio
+import fcntl
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Final
+
+from kernel.clock import boot_id, boottime_ms, unix_ms, utc_now
+from kernel.errors import HubError
+from kernel.ids import new_secret
+from scheduler.node.cgroups import CgroupTree, RunCgroup
+from scheduler.node.config import NodeConfig, read_config
+from scheduler.node.errors import StateDirectoryInUse
+from scheduler.node.etc import make_etc
+from scheduler.node.fleet import Fleet
+from scheduler.node.gangs import GangNetworks
+from scheduler.node.identities import UidPool
+from scheduler.node.isolation import Examination, examine
+from scheduler.node.launching import Launcher
+from scheduler.node.recovery import bury
+from scheduler.node.server import Server
+from scheduler.node.spool import Spool
+
+_EXIT_REFUSED: Final = 2
+_REMOVE_ROUNDS: Final = 100
+_REMOVE_PAUSE_S: Final = 0.02
+
+
+async def supervise(config: NodeConfig) -> None:
+    """Serve until SIGTERM or SIGINT. Raises StateDirectoryInUse, OSError."""
+    stop = _stop_signal()
+    state, host = Path(config.state_directory), Path(config.host_run_directory)
+    for folder in (state, Path(config.workspace_root), host):
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    lock = _own(state)
+    config.socket_path.unlink(missing_ok=True)
+    cgroups = CgroupTree(state, config.cgroup_parent)
+    for leftover in cgroups.leftovers():
+        await _clear(leftover)
+    spool = Spool(state / "spool")
+    bury(spool, wall_ms=unix_ms(utc_now()), boot_ms=boottime_ms())
+    uids = UidPool(host / "uids", config.uid_base, config.uid_count) if os.geteuid() == 0 else None
+    gangs = GangNetworks(host)
+    etc = make_etc(state)
+    found = _examine(config, etc, uids, cgroups)
+    launcher = Launcher(config, etc, cgroups, uids, gangs, found.problem)
+    fleet = Fleet(config, boot_id(), new_secret()[:16], spool, launcher, found.isolation, os.getpid())
+    server = Server(config.socket_path, fleet)
+    await server.open()
+    await stop.wait()
+    await server.close()
+    await fleet.stop_all()
+    for leftover in cgroups.leftovers():
+        await _clear(leftover)
+    cgroups.close()
+    gangs.sweep()
+    spool.close()
+    os.close(lock)
+
+
+def _stop_signal() -> asyncio.Event:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    return stop
+
+
+def _own(state: Path) -> int:
+    lock = os.open(state / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise StateDirectoryInUse(directory=state) from None
+    return lock
+
+
+async def _clear(leftover: RunCgroup) -> None:
+    for _ in range(_REMOVE_ROUNDS):
+        leftover.kill()
+        if leftover.remove():
+            return
+        await asyncio.sleep(_REMOVE_PAUSE_S)
+
+
+def _examine(config: NodeConfig, etc: Path, uids: UidPool | None, cgroups: CgroupTree) -> Examination:
+    if uids is None:
+        return examine(config, etc, None, cgroups=cgroups.available)
+    lease = uids.lease()
+    try:
+        return examine(config, etc, lease.uid, cgroups=cgroups.available)
+    finally:
+        lease.release()
+
+
+def main() -> int:
+    """Read the configuration and serve; 2 when we may not or cannot."""
+    parser = argparse.ArgumentParser(prog="scheduler.node.supervisor", description="Run jobs on this machine.")
+    parser.add_argument("--config", type=Path, required=True, help="JSON file, see scheduler/node/README.md")
+    arguments = parser.parse_args()
+    try:
+        asyncio.run(supervise(read_config(arguments.config)))
+    except (HubError, OSError) as error:
+        print(error, file=sys.stderr)  # noqa: T201 - the reason we do not start belongs on standard error
+        return _EXIT_REFUSED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,94 @@
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from scheduler.node.meter import start_meter
+from scheduler.node.protocol import EndReason, RunSpec, RunState, RunStatus
+from scheduler.node.recovery import bury
+from scheduler.node.spool import Spool, acknowledged_line, ended_line, meter_line, started_line, usage_line
+
+SPEC = RunSpec("r", "j", "t", 1, ("true",), "/w/a", "/w/l")
+STATUS = RunStatus("r", "j", 1, 0, RunState.STARTING)
+METER = start_meter(SPEC, boot_id="b", boot_ms=100, unix_ms=5)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "spool"
+
+
+def started(path: Path) -> Spool:
+    spool = Spool(path)
+    spool.append({"kind": "epoch", "epoch": 7}, started_line(STATUS, METER))
+    return spool
+
+
+def test_what_was_written_is_remembered_by_the_next_supervisor(path: Path) -> None:
+    started(path).close()
+    memory = Spool(path).memory
+    assert memory.epoch == 7
+    assert memory.open["r"].meter == METER
+    assert "r" in memory.known
+
+
+@pytest.mark.parametrize("cut", range(1, 60, 7))
+def test_a_line_torn_by_a_crash_is_cut_off_and_nothing_before_it_is_lost(path: Path, cut: int) -> None:
+    spool = started(path)
+    spool.append(meter_line({"r": METER.read(500, 3)}))
+    spool.close()
+    os.truncate(path, path.stat().st_size - cut)
+    again = Spool(path)
+    assert again.memory.open["r"].meter == METER
+    again.append(meter_line({"r": METER.read(600, 3)}))
+    again.close()
+    assert Spool(path).memory.open["r"].meter.until_boot_ms == 600
+
+
+def test_a_damaged_line_ends_the_journal(path: Path) -> None:
+    spool = started(path)
+    before = path.stat().st_size
+    spool.append(meter_line({"r": METER.read(500, 3)}))
+    spool.close()
+    data = bytearray(path.read_bytes())
+    data[before + 30] ^= 1
+    path.write_bytes(data)
+    assert Spool(path).memory.open["r"].meter == METER
+
+
+def test_runs_of_a_dead_supervisor_are_metered_to_the_last_reading_on_disk(path: Path) -> None:
+    spool = started(path)
+    meter, record = METER.read(400, 30).cut(final=False)
+    spool.append(usage_line(record), meter_line({"r": meter}))
+    spool.append(meter_line({"r": meter.read(900, 50)}))
+    spool.close()
+    again = Spool(path)
+    bury(again, wall_ms=77, boot_ms=5000)
+    assert [(r.k, r.offset_ms, r.duration_ms, r.cpu_ms, r.final) for r in again.memory.usage.values()] == [
+        (0, 0, 300, 30, False),
+        (1, 300, 500, 20, True),
+    ]
+    assert again.memory.ended["r"].end_reason is EndReason.SUPERVISOR_LOST
+    assert not again.memory.open
+
+
+def test_what_is_acknowledged_is_forgotten_but_the_run_stays_known(path: Path) -> None:
+    spool = started(path)
+    _, record = METER.cut(final=True)
+    spool.append(usage_line(record), ended_line(replace(STATUS, state=RunState.ENDED)))
+    spool.append(acknowledged_line([record.id], ["r"]), durable=False)
+    spool.compact()
+    spool.close()
+    memory = Spool(path).memory
+    assert not memory.ended
+    assert not memory.usage
+    assert "r" in memory.known
+
+
+def test_the_journal_shrinks_when_it_has_grown(path: Path) -> None:
+    spool = started(path)
+    for number in range(40_000):
+        spool.append(meter_line({"r": METER.read(number, 0)}), durable=False)
+    assert path.stat().st_size < 9 * 1024 * 1024
+    assert spool.memory.open["r"].meter.until_boot_ms == 39_999

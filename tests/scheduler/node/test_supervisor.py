@@ -1,0 +1,169 @@
+"""What a controller sees of one supervisor: starting, stopping, leases, limits, metering, logs."""
+
+import os
+import select
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from scheduler.node.errors import SupervisorRefused
+from scheduler.node.protocol import DeviceShare, EndReason, RunState
+from tests.scheduler.node.harness import Machine, Node, await_line
+
+FOREVER = 'trap "exit 7" TERM; echo ready; while :; do sleep 0.05; done'
+STUBBORN = 'trap "" TERM; echo ready; while :; do sleep 0.05; done'
+
+
+def test_a_job_runs_in_its_sandbox_and_its_output_is_kept(node: Node) -> None:
+    status, log = node.sh("id -u; pwd; echo oops >&2; exit 3")
+    assert (status.state, status.exit_code, status.end_reason) == (RunState.ENDED, 3, EndReason.EXITED)
+    assert log == "1000\n/job\noops\n"
+
+
+def test_a_run_no_longer_desired_gets_its_grace_and_ends_as_stopped(node: Node) -> None:
+    spec = node.begin(node.spec("/bin/sh", "-c", FOREVER))
+    await_line(spec, "ready")
+    node.desired.clear()
+    status = node.ended(spec)
+    assert (status.end_reason, status.exit_code) == (EndReason.STOPPED, 7)
+
+
+def test_a_run_that_ignores_sigterm_is_killed_after_its_grace(node: Node) -> None:
+    spec = node.begin(node.spec("/bin/sh", "-c", STUBBORN, grace_ms=100))
+    await_line(spec, "ready")
+    node.desired.clear()
+    status = node.ended(spec)
+    assert (status.end_reason, status.signal) == (EndReason.STOPPED, 9)
+
+
+def test_a_run_beyond_its_time_limit_is_stopped(node: Node) -> None:
+    status, _ = node.sh(FOREVER, time_limit_ms=300)
+    assert status.end_reason is EndReason.TIMED_OUT
+    assert status.ended_boot_ms - status.started_boot_ms >= 300
+
+
+def test_a_run_whose_lease_nobody_renews_is_stopped(node: Node) -> None:
+    node.lease_ms = 1
+    spec = node.spec("/bin/sh", "-c", FOREVER)
+    node.desired[spec.run_id] = spec
+    seq = node.sync(lease_ms=800).seq
+    status = None
+    with node.client() as client:
+        while status is None:
+            seq = client.wait_for_change(seq, 10_000).seq
+            status = next((run for run in node.sync(desired=()).runs if run.state is RunState.ENDED), None)
+    assert status.end_reason in {EndReason.LEASE_LOST, EndReason.STOPPED}
+
+
+def test_a_replaced_controller_is_refused_and_changes_nothing(node: Node) -> None:
+    spec = node.begin(node.spec("/bin/sh", "-c", FOREVER))
+    node.sync(epoch=5)
+    with pytest.raises(SupervisorRefused) as refused:
+        node.sync(epoch=4, desired=())
+    assert refused.value.facts["code"] == "stale_epoch"
+    node.epoch = 5
+    assert node.await_state(spec, RunState.RUNNING).state is RunState.RUNNING
+
+
+def test_usage_is_contiguous_and_covers_the_run(machine: Machine) -> None:
+    node = machine.node(meter_interval_ms=100)
+    spec = node.spec("/bin/sh", "-c", "sleep 0.55", devices=(DeviceShare(1), DeviceShare(2, 0, 500)))
+    status = node.run(spec)
+    records = node.records(spec)
+    assert [record.k for record in records] == list(range(len(records)))
+    assert len(records) >= 4
+    assert [record.final for record in records] == [False] * (len(records) - 1) + [True]
+    span_ms = status.ended_boot_ms - status.started_boot_ms
+    assert 550 <= sum(record.duration_ms for record in records) <= span_ms
+    assert all(record.slot_ms == record.duration_ms * 1500 for record in records)
+
+
+def test_cpu_time_is_metered(node: Node) -> None:
+    spec = node.spec("/bin/sh", "-c", "i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done")
+    node.run(spec)
+    assert node.records(spec)[-1].cpu_ms > 20
+
+
+def test_an_ended_run_stays_reported_until_acknowledged_and_never_runs_again(node: Node) -> None:
+    spec = node.spec("/bin/sh", "-c", "echo once")
+    node.run(spec)
+    assert node.status(spec).state is RunState.ENDED
+    report = node.sync(acknowledged_exits=(spec.run_id,), acknowledged_usage=tuple(node.usage))
+    assert not report.runs
+    assert not report.usage
+    refused = node.sync().refused
+    assert [(refusal.run_id, refusal.code) for refusal in refused] == [(spec.run_id, "already_ran")]
+    assert Path(spec.log).read_text() == "once\n"
+
+
+def test_a_run_that_ended_stays_ended_over_a_restart(node: Node) -> None:
+    spec = node.spec("/bin/sh", "-c", "echo once")
+    node.run(spec)
+    assert node.stop() == 0
+    node.start()
+    assert node.status(spec).end_reason is EndReason.EXITED
+    assert node.sync().epoch_seen == 1
+    assert Path(spec.log).read_text() == "once\n"
+
+
+def test_a_killed_supervisor_takes_its_jobs_along_and_the_next_one_reports_them_lost(machine: Machine) -> None:
+    node = machine.node(heartbeat_ms=50)
+    spec = node.begin(node.spec("/bin/sh", "-c", FOREVER, devices=(DeviceShare(0),)))
+    pid = node.await_state(spec, RunState.RUNNING).pid
+    assert pid is not None
+    await_line(spec, "ready")
+    job = os.pidfd_open(pid)
+    journal = Path(node.config["state_directory"]) / "spool"
+    size = journal.stat().st_size
+    while journal.stat().st_size == size:
+        os.sched_yield()
+    node.kill()
+    assert select.select([job], [], [], 5)[0]
+    os.close(job)
+    node.start()
+    status = node.status(spec)
+    assert (status.state, status.end_reason) == (RunState.ENDED, EndReason.SUPERVISOR_LOST)
+    assert [record.final for record in node.records(spec)] == [True]
+    assert node.records(spec)[0].duration_ms > 0
+
+
+def test_sigterm_stops_all_jobs_in_order_and_their_ends_are_kept(node: Node) -> None:
+    spec = node.begin(node.spec("/bin/sh", "-c", FOREVER))
+    await_line(spec, "ready")
+    assert node.stop() == 0
+    node.start()
+    status = node.status(spec)
+    assert (status.end_reason, status.exit_code) == (EndReason.STOPPED, 7)
+
+
+def test_a_state_directory_has_one_supervisor(machine: Machine) -> None:
+    machine.node("n")
+    path = machine.folder / "n.json"
+    done = subprocess.run(
+        [sys.executable, "-m", "scheduler.node.supervisor", "--config", str(path)],
+        check=False,
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": "."},
+    )
+    assert done.returncode == 2
+    assert "Another supervisor" in done.stderr
+
+
+def test_a_device_passes_from_a_stopping_run_to_its_successor(node: Node) -> None:
+    first = node.begin(
+        node.spec(
+            "/bin/sh",
+            "-c",
+            'trap "sleep 0.3; date +%s%N; exit" TERM; echo ready; while :; do sleep 0.05; done',
+            devices=(DeviceShare(0),),
+        )
+    )
+    await_line(first, "ready")
+    del node.desired[first.run_id]
+    second = node.begin(node.spec("date", "+%s%N", devices=(DeviceShare(0),)))
+    node.ended(second)
+    left = int(Path(first.log).read_text().split()[-1])
+    assert left < int(Path(second.log).read_text())
