@@ -3,8 +3,8 @@
 `python -m benchmarks.kill_ledger --points N --json` prints `{points, lost, doubled, unbalanced}` as its last
 line. Each client works through a list of intentions whose ids are derived, and tells over a pipe which of them
 were acknowledged. A kill is SIGKILL of the client's process or of its backend. Whoever takes over starts at the
-first intention that was not acknowledged and sends it again under the same id, so each is sent until acknowledged.
-Then each must be in the ledger exactly once:
+first intention that was not acknowledged and sends it again under the same id, so each is sent until it is
+acknowledged. Then each must be in the ledger exactly once:
 
 - lost: intentions that were acknowledged and are not there;
 - doubled: transfers that nobody intended, and intentions whose money moved more than once;
