@@ -82,6 +82,8 @@ class NodeConfig:
     Args:
         state_directory: spool, socket and run scratch; belongs to exactly one supervisor.
         host_run_directory: shared by all supervisors of this host and user: job uids and gang networks.
+        labels: what the node is known by, such as its zone and switch; the policy reads them.
+        cpu_milli, memory_mib: what of the machine jobs may have in all; 0 lets the policy give out none.
         cgroup_parent: an existing cgroup (v2: delegated) below which runs get theirs; empty means our own.
     """
 
@@ -95,6 +97,9 @@ class NodeConfig:
     environments: dict[str, Environment] = field(default_factory=dict)
     sandbox: SandboxMode = SandboxMode.BUBBLEWRAP
     host_network: bool = False
+    labels: dict[str, str] = field(default_factory=dict)
+    cpu_milli: int = 0
+    memory_mib: int = 0
     uid_base: int = 700_000
     uid_count: int = 10_000
     cgroup_parent: str = ""

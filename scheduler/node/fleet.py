@@ -137,6 +137,9 @@ class Fleet:
             refused=refused,
             devices=tuple(map(device_status, self._config.devices)),
             isolation=self._isolation,
+            labels=dict(self._config.labels),
+            cpu_milli=self._config.cpu_milli,
+            memory_mib=self._config.memory_mib,
         )
 
     def _obey_epoch(self, epoch: int) -> None:

@@ -228,6 +228,9 @@ class Report:
     refused: tuple[Refusal, ...]
     devices: tuple[DeviceStatus, ...]
     isolation: Isolation
+    labels: dict[str, str]
+    cpu_milli: int
+    memory_mib: int
 
 
 @dataclass(frozen=True, slots=True)

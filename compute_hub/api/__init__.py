@@ -1,0 +1,1 @@
+"""The HTTP face of the hub: /v1, JSON, problem+json, one transaction per request."""

@@ -1,0 +1,276 @@
+"""The enterprise's face: upload a working directory, submit jobs, follow and cancel them."""
+
+from collections.abc import AsyncIterator
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Literal
+from uuid import UUID
+
+from fastapi import APIRouter, Query, Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import StreamingResponse
+from pydantic import Field, StringConstraints
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from compute_hub.api.call import Body, Call, Caller, View
+from compute_hub.billing.funding import pledge_funding
+from compute_hub.billing.tables import ChargeRow
+from compute_hub.identity.roles import Role
+from compute_hub.job_files import log_chunks
+from compute_hub.metering.tables import UsageRecordRow
+from compute_hub.uploads import find_upload, keep_upload
+from kernel.ids import new_id
+from kernel.money import format_yuan
+from scheduler.jobs import JobRequest, cancel_job, find_job, list_jobs, runs_of, submit_job
+from scheduler.tables import JobRow, RunRow
+
+router = APIRouter(prefix="/v1", tags=["jobs"])
+
+ModelName = Annotated[str, StringConstraints(min_length=1, max_length=63)]
+VariableName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,127}$")]
+VariableValue = Annotated[str, StringConstraints(max_length=8192)]
+_READERS = (Role.TENANT, Role.OPERATOR, Role.AUDITOR)
+
+
+class JobSubmission(Body):
+    """What an enterprise wants run. Counts are per node; limits are enforced."""
+
+    name: Annotated[str, StringConstraints(min_length=1, max_length=120)]
+    argv: Annotated[
+        list[Annotated[str, StringConstraints(max_length=4096)]], Field(min_length=1, max_length=256)
+    ]
+    accelerator: Annotated[list[ModelName], Field(min_length=1, max_length=16)] | ModelName
+    environment: Annotated[str, StringConstraints(min_length=1, max_length=63)]
+    nodes: Annotated[int, Field(ge=1, le=10_000)] = 1
+    devices_per_node: Annotated[int, Field(ge=1, le=64)] = 1
+    slots_milli: Annotated[int, Field(ge=1, le=1000)] = 1000
+    cpu_milli: Annotated[int, Field(ge=1, le=1_000_000)] = 1000
+    memory_mib: Annotated[int, Field(ge=1, le=16_777_216)] = 1024
+    time_limit_s: Annotated[int, Field(ge=1, le=31 * 86_400)]
+    grace_s: Annotated[int, Field(ge=0, le=600)] = 10
+    max_retries: Annotated[int, Field(ge=0, le=100)] = 0
+    network: Literal["none", "job"] | None = None
+    upload_sha256: str | None = None
+    env: dict[VariableName, VariableValue] = Field(default_factory=dict, max_length=128)
+    voucher_ids: Annotated[list[UUID], Field(max_length=32)] | None = Field(default=None, strict=False)
+
+    def request(self) -> JobRequest:
+        """The same in the scheduler's words."""
+        models = [self.accelerator] if isinstance(self.accelerator, str) else self.accelerator
+        return JobRequest(
+            name=self.name,
+            argv=self.argv,
+            models=models,
+            environment=self.environment,
+            node_count=self.nodes,
+            devices_per_node=self.devices_per_node,
+            slots_milli=self.slots_milli,
+            cpu_milli=self.cpu_milli,
+            memory_mib=self.memory_mib,
+            time_limit_ms=self.time_limit_s * 1000,
+            grace_ms=self.grace_s * 1000,
+            max_retries=self.max_retries,
+            network=self.network or ("job" if self.nodes > 1 else "none"),
+            upload_sha256=self.upload_sha256,
+            env=self.env,
+        )
+
+
+class DeviceView(View):
+    """One device a job ran on."""
+
+    node: str
+    index: int
+
+
+class JobView(View):
+    """A job and what it has used and cost so far. Amounts in yuan, time in milliseconds of one card."""
+
+    id: UUID
+    tenant_id: UUID
+    name: str
+    state: str
+    reason: str
+    accelerator: list[str]
+    nodes: int
+    devices_per_node: int
+    attempt: int
+    queued_at: datetime
+    started_at: datetime | None
+    ended_at: datetime | None
+    exit_code: int | None
+    end_reason: str | None
+    devices: list[DeviceView]
+    card_ms: int
+    charge_cny: str
+    voucher_cny: str
+    tenant_cny: str
+
+
+class JobPage(View):
+    """Some jobs, newest first; `next` continues the list."""
+
+    items: list[JobView]
+    next: UUID | None
+
+
+class UploadView(View):
+    """A stored working directory."""
+
+    sha256: str
+    size_bytes: int
+
+
+@router.post("/uploads", status_code=201)
+async def upload(request: Request, call: Caller) -> UploadView:
+    """Store a working directory, sent as the bytes of a .tar.gz archive."""
+    call.require(Role.TENANT)
+    body = [chunk async for chunk in _bounded(request, call.settings.upload_bytes_max)]
+    sha256, size = await run_in_threadpool(
+        keep_upload,
+        call.settings.uploads,
+        str(call.principal.tenant_id),
+        body,
+        bytes_max=call.settings.upload_bytes_max,
+    )
+    return UploadView(sha256=sha256, size_bytes=size)
+
+
+@router.post("/jobs", status_code=201)
+def submit(body: JobSubmission, call: Caller) -> JobView:
+    """Queue a job. It is refused when it could never run here or its first hour cannot be paid."""
+    principal = call.require(Role.TENANT)
+    tenant_id = principal.tenant_id
+    assert tenant_id is not None  # noqa: S101 - a tenant key always has one; the database checks it
+    if body.upload_sha256 is not None:
+        find_upload(call.settings.uploads, str(tenant_id), body.upload_sha256)
+
+    def action(session: Session, at: datetime) -> JobView:
+        job = submit_job(
+            session,
+            new_id(),
+            body.request(),
+            tenant_id=tenant_id,
+            submitted_by=principal.id,
+            environments=list(call.settings.environments),
+            at=at,
+        )
+        pledge_funding(session, job, body.voucher_ids, horizon_ms=call.settings.hold_horizon_ms, at=at)
+        return _views(session, [job])[0]
+
+    return call.once(JobView, body, action)
+
+
+@router.get("/jobs")
+def jobs(call: Caller, limit: Annotated[int, Query(ge=1, le=200)] = 50, before: UUID | None = None) -> JobPage:
+    """Your jobs, newest first; every tenant's for operators and auditors."""
+    call.require(*_READERS)
+
+    def action(session: Session) -> JobPage:
+        rows = list_jobs(session, tenant_id=call.principal.tenant_id, before=before, limit=limit)
+        return JobPage(items=_views(session, list(rows)), next=rows[-1].id if len(rows) == limit else None)
+
+    return call.read(action)
+
+
+@router.get("/jobs/{job_id}")
+def job(job_id: UUID, call: Caller) -> JobView:
+    """One job."""
+    call.require(*_READERS)
+    return call.read(
+        lambda session: _views(session, [find_job(session, job_id, tenant_id=call.principal.tenant_id)])[0]
+    )
+
+
+@router.post("/jobs/{job_id}:cancel")
+def cancel(job_id: UUID, call: Caller) -> JobView:
+    """Ask for a job's end. It is over when its state says so."""
+    call.require(Role.TENANT, Role.OPERATOR)
+
+    def action(session: Session, _at: datetime) -> JobView:
+        return _views(session, [cancel_job(session, job_id, tenant_id=call.principal.tenant_id)])[0]
+
+    return call.once(JobView, None, action)
+
+
+@router.get("/jobs/{job_id}/logs", response_class=StreamingResponse)
+def logs(
+    job_id: UUID,
+    call: Caller,
+    rank: Annotated[int, Query(ge=0)] = 0,
+    offset: Annotated[int, Query(ge=0)] = 0,
+) -> StreamingResponse:
+    """What one rank of the latest attempt printed, from a byte offset on, as plain text."""
+    call.require(*_READERS)
+    found = call.read(lambda session: find_job(session, job_id, tenant_id=call.principal.tenant_id))
+    path = job_directory(call, found) / f"rank-{rank}.log"
+    return StreamingResponse(log_chunks(path, offset), media_type="text/plain; charset=utf-8")
+
+
+def job_directory(call: Call, found: JobRow) -> Path:
+    """Where the latest attempt of a job keeps its files."""
+    return call.settings.workspaces / str(found.tenant_id) / str(found.id) / f"attempt-{found.attempt}"
+
+
+async def _bounded(request: Request, bytes_max: int) -> AsyncIterator[bytes]:
+    seen = 0
+    async for chunk in request.stream():
+        seen += len(chunk)
+        yield chunk
+        if seen > bytes_max:
+            return
+
+
+def _views(session: Session, rows: list[JobRow]) -> list[JobView]:
+    """Several jobs with their devices, card time and money, in three queries however many they are."""
+    ids = [row.id for row in rows]
+    runs = runs_of(session, ids)
+    used = dict(
+        session.execute(
+            select(UsageRecordRow.job_id, func.sum(UsageRecordRow.slot_ms))
+            .where(UsageRecordRow.job_id.in_(ids))
+            .group_by(UsageRecordRow.job_id)
+        )
+        .tuples()
+        .all()
+    )
+    money = {
+        job_id: (int(charged), int(vouchers), int(tenant))
+        for job_id, charged, vouchers, tenant in session.execute(
+            select(
+                ChargeRow.job_id,
+                func.sum(ChargeRow.amount_micros),
+                func.sum(ChargeRow.voucher_micros),
+                func.sum(ChargeRow.tenant_micros),
+            )
+            .where(ChargeRow.job_id.in_(ids))
+            .group_by(ChargeRow.job_id)
+        )
+    }
+    return [_view(row, runs[row.id], int(used.get(row.id, 0)), money.get(row.id, (0, 0, 0))) for row in rows]
+
+
+def _view(row: JobRow, runs: list[RunRow], slot_ms: int, money: tuple[int, int, int]) -> JobView:
+    latest = [run for run in runs if run.attempt == row.attempt]
+    return JobView(
+        id=row.id,
+        tenant_id=row.tenant_id,
+        name=row.name,
+        state=row.state,
+        reason=row.reason,
+        accelerator=row.models,
+        nodes=row.node_count,
+        devices_per_node=row.devices_per_node,
+        attempt=row.attempt,
+        queued_at=row.queued_at,
+        started_at=row.started_at,
+        ended_at=row.ended_at,
+        exit_code=row.exit_code,
+        end_reason=row.end_reason,
+        devices=[DeviceView(node=run.node, index=device[0]) for run in latest for device in run.devices],
+        card_ms=slot_ms // 1000,
+        charge_cny=format_yuan(money[0]),
+        voucher_cny=format_yuan(money[1]),
+        tenant_cny=format_yuan(money[2]),
+    )

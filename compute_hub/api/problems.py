@@ -1,0 +1,84 @@
+"""Refusals as RFC 9457 problem documents; the only place that knows HTTP status codes."""
+
+from typing import Any, Final
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from kernel.errors import Conflict, Forbidden, HubError, Invalid, NotFound, Unauthenticated, Unfunded
+
+_STATUS: Final[dict[type[HubError], int]] = {
+    Invalid: 422,
+    NotFound: 404,
+    Conflict: 409,
+    Forbidden: 403,
+    Unauthenticated: 401,
+    Unfunded: 402,
+}
+_MEDIA_TYPE: Final = "application/problem+json"
+
+
+def problem(status: int, code: str, detail: str, **more: Any) -> JSONResponse:  # noqa: ANN401 - any JSON value
+    """One problem document: `code` is stable, `detail` says what to change."""
+    body = {
+        "type": f"urn:compute-hub:problem:{code}",
+        "title": code.replace("_", " "),
+        "status": status,
+        "code": code,
+        "detail": detail,
+        **more,
+    }
+    headers = {"WWW-Authenticate": "Bearer"} if status == 401 else None  # noqa: PLR2004 - HTTP's own number
+    return JSONResponse(body, status_code=status, media_type=_MEDIA_TYPE, headers=headers)
+
+
+def install(app: FastAPI) -> None:
+    """Make every refusal of this application a problem document."""
+    app.add_exception_handler(HubError, _refusal)
+    app.add_exception_handler(RequestValidationError, _malformed)
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(Exception, _defect)
+
+
+def _refusal(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HubError)  # noqa: S101 - registered for nothing else
+    status = next((status for kind, status in _STATUS.items() if isinstance(error, kind)), 500)
+    facts = {
+        name: value if isinstance(value, (int, bool, str)) else str(value)
+        for name, value in error.facts.items()
+    }
+    return problem(status, error.code, str(error), facts=facts)
+
+
+def _malformed(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)  # noqa: S101 - registered for nothing else
+    faults = [
+        {
+            "field": ".".join(str(part) for part in fault["loc"][1:]) or str(fault["loc"][0]),
+            "code": fault["type"],
+            "message": fault["msg"],
+        }
+        for fault in error.errors()
+    ]
+    unknown = [fault["field"] for fault in faults if fault["code"] == "extra_forbidden"]
+    if unknown:
+        names = ", ".join(unknown)
+        return problem(
+            422, "unknown_field", f"Unknown field: {names}. Remove it or correct its name.", errors=faults
+        )
+    detail = "; ".join(f"{fault['field']}: {fault['message']}" for fault in faults)
+    return problem(422, "malformed_request", f"{detail}.", errors=faults)
+
+
+def _http(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)  # noqa: S101 - registered for nothing else
+    code = {404: "no_such_path", 405: "method_not_allowed"}.get(error.status_code, "http_error")
+    return problem(error.status_code, code, str(error.detail))
+
+
+def _defect(_request: Request, _error: Exception) -> JSONResponse:
+    return problem(
+        500, "internal_error", "The hub failed to answer; nothing was written. Try again, then report it."
+    )

@@ -1,0 +1,1 @@
+"""From usage to money: rates, charges, and who pays which part."""

@@ -1,0 +1,62 @@
+"""`hub cluster …` and `hub ledger …`."""
+
+import json
+import sys
+
+import typer
+from rich.console import Console
+
+from compute_hub.cli.output import AsJson, client, show
+
+app = typer.Typer(help="The centre's nodes and devices.", no_args_is_help=True)
+ledger_app = typer.Typer(help="The books.", no_args_is_help=True)
+
+
+@app.callback()
+def _group() -> None:
+    """Keep `show` a word of its own while it is the only command."""
+
+
+@ledger_app.callback()
+def _ledger_group() -> None:
+    """Keep `audit` a word of its own while it is the only command."""
+
+
+@app.command("show")
+def show_(*, as_json: AsJson = False) -> None:
+    """Show nodes, devices and what of them is allocated."""
+    with client() as hub:
+        nodes = hub.get("/v1/cluster")["nodes"]
+    rows = [
+        {**device, "node": node["name"], "state": node["state"], "isolation": node["isolation"]}
+        for node in nodes
+        for device in node["devices"]
+    ]
+    columns = {
+        "node": "node",
+        "state": "state",
+        "index": "card",
+        "model": "model",
+        "healthy": "healthy",
+        "allocated_milli": "allocated ‰",
+        "isolation": "isolation",
+    }
+    show(nodes if as_json else rows, columns, as_json=as_json)
+
+
+@ledger_app.command()
+def audit(*, as_json: AsJson = False) -> None:
+    """Recompute every balance from the raw transfers; exit status 1 if anything differs."""
+    with client() as hub:
+        report = hub.get("/v1/ledger/audit")
+    if as_json:
+        sys.stdout.write(json.dumps(report, ensure_ascii=False, indent=2) + "\n")
+    else:
+        console = Console()
+        console.print(
+            f"{report['transfers']} transfers, balances sum to {report['sum_micros']}: {report['audit']}"
+        )
+        for difference in report["differences"]:
+            console.print(f"  {difference}")
+    if report["audit"] != "ok":
+        raise typer.Exit(1)

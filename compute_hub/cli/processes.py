@@ -1,0 +1,127 @@
+"""The commands that are the hub's own processes; each imports what it runs when it runs, so the others start fast."""
+
+import json
+import os
+import signal
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from compute_hub.identity.roles import Role
+from compute_hub.sdk import HubClient
+from compute_hub.settings import Settings, settings
+
+if TYPE_CHECKING:
+    from compute_hub.stack.up import LocalStack
+
+_EXAMPLE_CODE = "91331003MA0EXAMPL0"
+_OFFICERS = {
+    Role.OPERATOR: "Operator of the centre",
+    Role.AUTHORITY: "Officer of the authority",
+    Role.FIRST_REVIEWER: "First reviewer",
+    Role.APPROVER: "Approver",
+    Role.AUDITOR: "Auditor",
+}
+
+
+def api() -> None:
+    """Serve the HTTP API."""
+    from compute_hub.api.app import run_api
+
+    run_api(settings())
+
+
+def controller() -> None:
+    """Schedule: lead or stand by."""
+    from compute_hub.workers.controller import run_controller
+
+    run_controller(settings())
+
+
+def biller() -> None:
+    """Charge usage and capture what it costs."""
+    from compute_hub.workers.biller import run_biller
+
+    run_biller(settings())
+
+
+def node(
+    name: Annotated[str, typer.Option(help="Which node of the settings this machine is.")],
+    *,
+    head: Annotated[bool, typer.Option(help="Also run the head of the Ray cluster.")] = False,
+) -> None:
+    """Join this machine to the centre: a raylet and the supervisor that runs jobs."""
+    from compute_hub.stack.node_process import run_node
+
+    run_node(settings(), name, head=head)
+
+
+def up() -> None:
+    """Run the whole hub on this machine until Ctrl-C, with an API key for every role."""
+    from compute_hub.stack.up import LocalStack
+
+    chosen = settings()
+    console = Console()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
+    try:
+        with LocalStack(chosen, {}, lambda what: console.print(f"Starting {what} …", highlight=False)) as stack:
+            _introduce(console, chosen, stack)
+            never = threading.Event()
+            while not never.wait(1):
+                for what in stack.mend():
+                    console.print(f"Started again: {what}", highlight=False)
+    except KeyboardInterrupt:
+        console.print("Everything is stopped.")
+
+
+def _interrupt(*_: object) -> None:
+    """Leave what is being done, once; stopping itself is not interrupted."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+def _introduce(console: Console, chosen: Settings, stack: "LocalStack") -> None:
+    keys = {role.value: stack.key(role, person) for role, person in _OFFICERS.items()}
+    with HubClient(stack.url, keys["operator"]) as operator:
+        enterprise = operator.post(
+            "/v1/enterprises",
+            {"credit_code": _EXAMPLE_CODE, "name": "Example Manufacturing Ltd.", "region": "331003"},
+        )
+        request = {"role": "tenant", "person": "Engineer of the example firm", "tenant_id": enterprise["id"]}
+        keys["tenant"] = operator.post("/v1/api-keys", request)["key"]
+        operator.post(
+            f"/v1/enterprises/{enterprise['id']}/deposits",
+            {"amount_cny": "1000.00", "reference": f"{_EXAMPLE_CODE} opening balance"},
+        )
+    _keep(chosen.state_directory / "keys.json", {"url": stack.url, "keys": keys})
+    lines = [
+        "",
+        f"API       {stack.url}/v1   (its description: {stack.url}/v1/openapi.json)",
+        f"Metrics   {stack.url}/metrics",
+        f"Logs      {stack.logs}",
+        "",
+        f"API keys, one per role (also in {chosen.state_directory / 'keys.json'}):",
+        *(f"  {role:<15} {key}" for role, key in keys.items()),
+    ]
+    for line in lines:
+        console.print(line, soft_wrap=True, highlight=False)
+    console.print("\nTry it in another terminal, as the example firm:")
+    console.print(f"  export HUB_URL={stack.url} HUB_API_KEY={keys['tenant']}", soft_wrap=True)
+    console.print("  hub cluster show")
+    model = next((device.model for node in chosen.nodes for device in node.devices), "MODEL")
+    console.print(
+        f"  hub job submit --accelerator {model} --workdir examples/digits -- python train.py", soft_wrap=True
+    )
+    console.print("  hub job list\n")
+    console.print("Ctrl-C ends everything.")
+
+
+def _keep(path: Path, content: object) -> None:
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        json.dump(content, file, indent=2)

@@ -1,0 +1,1 @@
+"""Usage as the node supervisors measured it, kept once and never changed."""

@@ -1,0 +1,62 @@
+"""Usage records and the queue of those not yet charged.
+
+A record is written once under the id the meter derived for it; the same id with another content is an alarm, kept
+in `usage_mismatches`. The queue is the only table here from which rows leave.
+"""
+
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import CheckConstraint, ForeignKey, Index, Text, UniqueConstraint
+from sqlalchemy.orm import Mapped, mapped_column
+
+from kernel.database import Table
+
+
+class UsageRecordRow(Table):
+    """What one rank used between two cuts of its meter. `slot_ms` is the sum of slots times milliseconds."""
+
+    __tablename__ = "usage_records"
+    __table_args__ = (
+        UniqueConstraint("job_id", "attempt", "rank", "k"),
+        CheckConstraint("k >= 0 AND duration_ms >= 0 AND slot_ms >= 0", name="not_negative"),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    job_id: Mapped[UUID]
+    run_id: Mapped[UUID]
+    attempt: Mapped[int]
+    rank: Mapped[int]
+    k: Mapped[int]
+    node: Mapped[str] = mapped_column(Text)
+    boot_id: Mapped[str] = mapped_column(Text)
+    model: Mapped[str] = mapped_column(Text)
+    started_at: Mapped[datetime]
+    duration_ms: Mapped[int]
+    slot_ms: Mapped[int]
+    busy_ms: Mapped[int]
+    final: Mapped[bool]
+    content_sha256: Mapped[str] = mapped_column(Text)
+    received_at: Mapped[datetime]
+
+
+class UnchargedUsageRow(Table):
+    """A record that the biller has still to charge."""
+
+    __tablename__ = "uncharged_usage"
+    __table_args__ = (Index("ix_uncharged_usage_job_id", "job_id"),)
+
+    record_id: Mapped[UUID] = mapped_column(ForeignKey("usage_records.id"), primary_key=True)
+    job_id: Mapped[UUID]
+
+
+class UsageMismatchRow(Table):
+    """A record that arrived again with another content: never billed, always an alarm."""
+
+    __tablename__ = "usage_mismatches"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    record_id: Mapped[UUID]
+    content: Mapped[dict[str, Any]]
+    received_at: Mapped[datetime]

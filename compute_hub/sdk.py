@@ -1,0 +1,128 @@
+"""The hub's HTTP API for Python programs: the command line and the demo use it, and so may anybody.
+
+Requests that have an effect carry an Idempotency-Key and are repeated under it when the connection breaks, so nothing
+happens twice.
+"""
+
+import io
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final, Self
+
+import httpx
+
+from kernel.errors import HubError
+from kernel.ids import new_id
+
+ENDED: Final = frozenset({"succeeded", "failed", "cancelled"})
+_TRIES: Final = 4
+
+
+class Refused(HubError):
+    """The hub refused; `problem` among the facts is its whole answer."""
+
+    sentence = "{detail}"
+
+    @property
+    def problem_code(self) -> str:
+        """The stable code of the refusal."""
+        problem = self.facts["problem"]
+        return str(problem.get("code", "")) if isinstance(problem, dict) else ""
+
+
+class Unreachable(HubError):
+    """There is no hub at the address."""
+
+    sentence = "No hub answers at {url} ({reason}). Start one with `hub up`, or set HUB_URL."
+
+
+class HubClient:
+    """One caller of one hub.
+
+    Args:
+        url: of the hub, without `/v1`.
+        key: the caller's API key.
+    """
+
+    def __init__(self, url: str, key: str | None) -> None:
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._http = httpx.Client(base_url=url, headers=headers, timeout=30)
+        self._url = url
+
+    def __enter__(self) -> Self:
+        """Leave the connection open until the block ends."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the connection."""
+        self._http.close()
+
+    def get(self, path: str, **parameters: object) -> Any:  # noqa: ANN401 - JSON
+        """The JSON at a path. Raises Refused, Unreachable."""
+        named = {name: str(value) for name, value in parameters.items() if value is not None}
+        return self._json(self._send("GET", path, params=named))
+
+    def post(self, path: str, body: object = None) -> Any:  # noqa: ANN401 - JSON
+        """Do something once and return its JSON answer. Raises Refused, Unreachable."""
+        headers = {"Idempotency-Key": str(new_id())}
+        return self._json(self._send("POST", path, json=body, headers=headers))
+
+    def upload(self, folder: Path) -> str:
+        """Store a directory as a job's working directory; returns its SHA-256."""
+        answer = self._send("POST", "/v1/uploads", content=pack(folder))
+        return str(self._json(answer)["sha256"])
+
+    def log(self, job_id: str, rank: int = 0, offset: int = 0) -> bytes:
+        """What a rank has printed so far, from a byte offset on."""
+        path = f"/v1/jobs/{job_id}/logs"
+        return self._checked(self._send("GET", path, params={"rank": str(rank), "offset": str(offset)})).content
+
+    def pages(self, path: str) -> Iterator[dict[str, Any]]:
+        """All items of a paged listing."""
+        before = None
+        while True:
+            page = self.get(path, before=before, limit=200)
+            yield from page["items"]
+            before = page["next"]
+            if before is None:
+                return
+
+    def _send(self, method: str, path: str, **request: Any) -> httpx.Response:  # noqa: ANN401 - httpx's own
+        for last in range(_TRIES):
+            try:
+                return self._http.request(method, path, **request)
+            except httpx.TransportError as error:
+                if last == _TRIES - 1:
+                    raise Unreachable(url=self._url, reason=str(error) or type(error).__name__) from error
+        raise AssertionError(_TRIES)
+
+    def _json(self, answer: httpx.Response) -> Any:  # noqa: ANN401 - JSON
+        return self._checked(answer).json()
+
+    def _checked(self, answer: httpx.Response) -> httpx.Response:
+        if answer.is_success:
+            return answer
+        try:
+            problem = answer.json()
+        except ValueError:
+            problem = {"detail": f"{answer.status_code} {answer.reason_phrase}: {answer.text[:200]}"}
+        raise Refused(detail=problem.get("detail", problem), problem=problem)
+
+
+def pack(folder: Path) -> bytes:
+    """A directory as a .tar.gz whose bytes depend on names and contents only."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz", compresslevel=6, format=tarfile.PAX_FORMAT) as archive:
+        for path in sorted(folder.rglob("*")):
+            if "__pycache__" in path.parts:
+                continue
+            archive.add(path, arcname=str(path.relative_to(folder)), recursive=False, filter=_plain)
+    packed = bytearray(buffer.getvalue())
+    packed[4:8] = bytes(4)  # gzip's own time stamp
+    return bytes(packed)
+
+
+def _plain(entry: tarfile.TarInfo) -> tarfile.TarInfo:
+    entry.mtime, entry.uid, entry.gid, entry.uname, entry.gname = 0, 0, 0, "", ""
+    return entry

@@ -1,0 +1,144 @@
+"""The only module that reads the environment: `HUB_*` variables over one TOML file (`HUB_CONFIG`) over defaults."""
+
+import os
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+_DEFAULT_CONFIG: Final = Path(__file__).resolve().parent.parent / "deploy" / "hub.toml"
+
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Devices(_Part):
+    """Accelerators of one model in one node."""
+
+    model: Name
+    vendor: Literal["nvidia", "ascend", "cambricon", "simulated"]
+    count: Annotated[int, Field(ge=1, le=64)]
+
+
+class Node(_Part):
+    """One machine that `hub up` starts a node process for; `hub node --name` picks its own entry."""
+
+    name: Name
+    devices: tuple[Devices, ...]
+    cpu_milli: Annotated[int, Field(ge=1000)] = 16_000
+    memory_mib: Annotated[int, Field(ge=1024)] = 32_768
+    labels: dict[str, str] = {}
+
+    @field_validator("devices")
+    @classmethod
+    def _of_one_model(cls, devices: tuple[Devices, ...]) -> tuple[Devices, ...]:
+        if len({part.model for part in devices}) > 1:
+            message = "all devices of a node must be of one model; describe the machine as one node per model"
+            raise ValueError(message)
+        return devices
+
+
+class Environment(_Part):
+    """A read-only directory the operator offers to jobs, mounted where it lies and put first on PATH."""
+
+    directory: Path
+    also_mounted: tuple[Path, ...] = ()
+
+
+class Price(_Part):
+    """The price of one card-hour, in force from the hub's first start until the operator sets another."""
+
+    model: Name
+    price_cny_per_card_hour: Annotated[str, StringConstraints(pattern=r"^\d+(\.\d{1,6})?$")]
+
+
+class Settings(BaseSettings):
+    """Everything an operator can choose. Durations are milliseconds."""
+
+    model_config = SettingsConfigDict(env_prefix="HUB_", env_nested_delimiter="__", extra="forbid", frozen=True)
+
+    state_directory: Path = Path("var/hub")
+    database_url: str | None = None
+    migration_url: str | None = None
+    api_host: str = "127.0.0.1"
+    api_port: Annotated[int, Field(ge=0, le=65535)] = 8700
+    metrics_port_base: Annotated[int, Field(ge=0, le=65535)] = 0
+    node_address: str = "127.0.0.2"
+    """This machine's address for other nodes. Ray replaces 127.0.0.1 by a routed address, 127.0.0.2 it keeps."""
+    ray_head_host: str = "127.0.0.2"
+    ray_port: Annotated[int, Field(ge=1, le=65535)] = 6379
+    ray_token_file: Path | None = None
+    ray_directory: Path | None = None
+    sandbox: Literal["bubblewrap", "process"] = "bubblewrap"
+    tick_ms: Annotated[int, Field(ge=50, le=60_000)] = 1000
+    leader_lease_ms: Annotated[int, Field(ge=1000)] = 5000
+    node_lease_ms: Annotated[int, Field(ge=1000)] = 8000
+    meter_interval_ms: Annotated[int, Field(ge=100)] = 60_000
+    hold_horizon_ms: Annotated[int, Field(ge=1000)] = 3_600_000
+    upload_bytes_max: Annotated[int, Field(ge=1)] = 64 * 2**20
+    log_bytes_max: Annotated[int, Field(ge=4096)] = 16 * 2**20
+    nodes: tuple[Node, ...] = ()
+    environments: dict[str, Environment] = {}
+    prices: tuple[Price, ...] = ()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - the library passes it by keyword
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - the library passes it by keyword
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments, then environment, then the TOML file."""
+        file = Path(os.environ.get("HUB_CONFIG", _DEFAULT_CONFIG))  # noqa: TID251 - the one reader
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, toml_file=file)
+
+    @property
+    def uploads(self) -> Path:
+        """Where uploaded working directories lie, by tenant and SHA-256."""
+        return self.workspaces / "uploads"
+
+    @property
+    def workspaces(self) -> Path:
+        """Where jobs' working directories and logs lie, by tenant, job and attempt."""
+        return self.state_directory.resolve() / "workspaces"
+
+    def node_directory(self, name: str) -> Path:
+        """The state of one node's supervisor."""
+        return self.state_directory.resolve() / "nodes" / name
+
+
+class ClientSettings(BaseSettings):
+    """Where the command line finds a hub, and as whom it asks."""
+
+    model_config = SettingsConfigDict(env_prefix="HUB_", extra="ignore", frozen=True)
+
+    url: str = "http://127.0.0.1:8700"
+    api_key: str | None = None
+
+
+@cache
+def settings() -> Settings:
+    """The settings of this process, read once."""
+    return Settings()
+
+
+def inherited_environment(**changes: str) -> dict[str, str]:
+    """This process's environment with changes, for the hub's own child processes (never for a tenant's)."""
+    return {**os.environ, **changes}  # noqa: TID251 - the one reader
+
+
+def export_environment(variables: dict[str, str]) -> None:
+    """Set variables in this process's environment, for libraries that read nothing else."""
+    os.environ.update(variables)  # noqa: TID251 - the one writer

@@ -1,0 +1,150 @@
+"""`hub node`: one machine of the centre, which is a raylet and, beside it, the supervisor that runs tenants' code.
+
+Neither is the other's child: a Ray restart touches no job.
+"""
+
+import hashlib
+import json
+import os
+import signal
+import socket
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from compute_hub.settings import Environment, Node, Settings, inherited_environment
+from compute_hub.stack.children import Child, ChildEnded, stop_all
+from compute_hub.stack.ray_node import start_ray
+from compute_hub.workers.logs import configure_logs
+from kernel.clock import boot_id
+from kernel.errors import Invalid
+
+_log = structlog.get_logger(__name__)
+_CHECK_S = 0.5
+
+
+class UnknownNodeName(Invalid):
+    """The settings describe no node of that name."""
+
+    sentence = "--name: the settings describe no node {name!r}; they describe {known}."
+
+
+def run_node(settings: Settings, name: str, *, head: bool) -> None:
+    """Run the machine until SIGTERM or SIGINT; a raylet that ends is started again, a supervisor that ends, too."""
+    configure_logs(f"node {name}")
+    node = _node_named(settings, name)
+    folder = settings.node_directory(name)
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    stopping = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopping.set())
+    socket_path = supervisor_socket(settings, name)
+    variables = {"HUB_NODE_SOCKET": str(socket_path)}
+    supervisor = _start_supervisor(settings, node, folder, socket_path)
+    ray = start_ray(settings, name, head=head, environment=variables, log=folder / "ray.log")
+    while not stopping.wait(_CHECK_S):
+        try:
+            supervisor.check()
+        except ChildEnded as ended:
+            _log.error("supervisor_ended", reason=str(ended))
+            supervisor = _start_supervisor(settings, node, folder, socket_path)
+        try:
+            ray.check()
+        except ChildEnded as ended:
+            _log.error("raylet_ended", reason=str(ended))
+            stop_all([ray])
+            ray = start_ray(settings, name, head=head, environment=variables, log=folder / "ray.log")
+    stop_all([ray, supervisor])
+
+
+def supervisor_socket(settings: Settings, name: str) -> Path:
+    """Where a node's supervisor listens: short, because the path of a socket ends at 107 bytes."""
+    digest = hashlib.sha256(str(settings.node_directory(name)).encode()).hexdigest()[:12]
+    return run_directory() / f"{digest}.sock"
+
+
+def run_directory() -> Path:
+    """What all hub processes of this user on this host share and nobody else can enter."""
+    folder = Path(tempfile.gettempdir()) / f"compute-hub-{os.geteuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.stat().st_uid != os.geteuid() or folder.is_symlink():
+        raise RunDirectoryTaken(path=folder)
+    return folder
+
+
+class RunDirectoryTaken(Invalid):
+    """Somebody else made the folder this user's hub keeps its sockets in."""
+
+    sentence = "{path} belongs to another user; remove it and start again."
+
+
+def node_config(settings: Settings, node: Node, folder: Path, socket_path: Path) -> dict[str, Any]:
+    """The supervisor's configuration of a node, as `scheduler.node.config` reads it."""
+    devices = [part for part in node.devices for _ in range(part.count)]
+    return {
+        "node": node.name,
+        "host_id": f"{socket.gethostname()}/{boot_id()}",
+        "state_directory": str(folder / "state"),
+        "workspace_root": str(settings.workspaces),
+        "host_run_directory": str(run_directory() / "host"),
+        "socket": str(socket_path),
+        "devices": [
+            {
+                "index": index,
+                "model": part.model,
+                "vendor": "simulated",
+                "imitates": part.vendor if part.vendor != "simulated" else "nvidia",
+            }
+            for index, part in enumerate(devices)
+        ],
+        "environments": {
+            name: _environment(environment) for name, environment in sorted(settings.environments.items())
+        },
+        "sandbox": settings.sandbox,
+        "meter_interval_ms": settings.meter_interval_ms,
+        "limits": {"log_bytes": settings.log_bytes_max},
+        "labels": dict(node.labels),
+        "cpu_milli": node.cpu_milli,
+        "memory_mib": node.memory_mib,
+    }
+
+
+def _environment(environment: Environment) -> dict[str, Any]:
+    """A virtual environment is mounted with the Python it was made from, where that lies outside /usr."""
+    directory = environment.directory.resolve()
+    mounts = [directory, *(path.resolve() for path in environment.also_mounted)]
+    described = directory / "pyvenv.cfg"
+    if described.is_file():
+        facts = dict(line.split(" = ", 1) for line in described.read_text().splitlines() if " = " in line)
+        prefix = Path(facts.get("home", "/usr/bin")).parent
+        if not prefix.is_relative_to("/usr"):
+            mounts.append(prefix)
+    return {
+        "mounts": [{"source": str(path)} for path in mounts],
+        "path": [str(directory / "bin")],
+        "env": {"VIRTUAL_ENV": str(directory)},
+    }
+
+
+def _start_supervisor(settings: Settings, node: Node, folder: Path, socket_path: Path) -> Child:
+    config = folder / "supervisor.json"
+    config.write_text(json.dumps(node_config(settings, node, folder, socket_path), indent=2), encoding="utf-8")
+    for path in (settings.workspaces, settings.uploads, run_directory() / "host"):
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return Child(
+        f"supervisor of {node.name}",
+        [sys.executable, "-m", "scheduler.node.supervisor", "--config", str(config)],
+        log=folder / "supervisor.log",
+        environment=inherited_environment(),
+    )
+
+
+def _node_named(settings: Settings, name: str) -> Node:
+    for node in settings.nodes:
+        if node.name == name:
+            return node
+    raise UnknownNodeName(name=name, known=", ".join(node.name for node in settings.nodes) or "none")

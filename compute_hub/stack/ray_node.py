@@ -1,0 +1,93 @@
+"""One raylet: how a machine joins the hub's private Ray cluster.
+
+Ray demands a token of everybody who talks to it; the token lies in a file only the operator can read. Ray's own
+dashboard, usage statistics and job server are off: the hub is the only driver.
+"""
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from compute_hub.settings import Settings, export_environment, inherited_environment
+from compute_hub.stack.children import Child
+from kernel.ids import new_secret
+
+NODE_RESOURCE: Final = "hub_node:"
+"""Ray resource by which the controller recognises a hub node: `hub_node:<name>`."""
+
+
+def ray_environment(settings: Settings) -> dict[str, str]:
+    """What Ray must find in the environment of every process of ours that talks to it."""
+    return {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token_file(settings)),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_DEDUP_LOGS": "0",
+        # No job runs inside Ray, so there is nothing to drain when a raylet is told to end.
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+    }
+
+
+def export_ray_environment(settings: Settings) -> None:
+    """Put the same into this process's own environment; do it before Ray is imported."""
+    export_environment(ray_environment(settings))
+
+
+def token_file(settings: Settings) -> Path:
+    """The cluster's token; made with mode 0600 if the operator gave none."""
+    if settings.ray_token_file is not None:
+        return settings.ray_token_file.resolve()
+    path = settings.state_directory.resolve() / "ray-token"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(handle, "w") as file:
+            file.write(new_secret())
+    return path
+
+
+def start_ray(settings: Settings, name: str, *, head: bool, environment: Mapping[str, str], log: Path) -> Child:
+    """Start this machine's raylet (and the cluster's head with it) in the foreground of a child process."""
+    ray = Path(sys.executable).with_name("ray")
+    where = (
+        [
+            "--head",
+            f"--port={settings.ray_port}",
+            "--include-dashboard=false",
+            f"--temp-dir={ray_directory(settings)}",
+        ]
+        if head
+        else [f"--address={ray_address(settings)}"]
+    )
+    argv = [
+        str(ray),
+        "start",
+        *where,
+        f"--node-ip-address={settings.node_address}",
+        "--block",
+        "--disable-usage-stats",
+        "--num-cpus=1",
+        "--num-gpus=0",
+        "--object-store-memory=100000000",
+        f'--resources={{"{NODE_RESOURCE}{name}": 1}}',
+    ]
+    return Child(
+        f"ray of {name}",
+        argv,
+        log=log,
+        environment=inherited_environment(**ray_environment(settings), **environment),
+    )
+
+
+def ray_address(settings: Settings) -> str:
+    """Where the cluster's head listens, as Ray prints it."""
+    return f"{settings.ray_head_host}:{settings.ray_port}"
+
+
+def ray_directory(settings: Settings) -> Path:
+    """Ray's session directory; short, because Ray puts sockets below it."""
+    if settings.ray_directory is not None:
+        return settings.ray_directory
+    return Path("/tmp") / f"hub-ray-{os.geteuid()}-{settings.ray_port}"  # noqa: S108 - made 0700 by its starter

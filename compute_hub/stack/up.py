@@ -1,0 +1,179 @@
+"""The whole hub on one machine: PostgreSQL, nodes, controller, biller and API, each a process of its own."""
+
+import fcntl
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Final, Self
+
+import httpx
+
+from compute_hub.identity.keys import issue_key
+from compute_hub.identity.roles import Role
+from compute_hub.settings import Settings, inherited_environment
+from compute_hub.stack.children import Child, ChildEnded, end_processes, processes_naming, stop_all
+from compute_hub.stack.database import application_url, prepare_database
+from compute_hub.stack.ray_node import ray_directory, ray_environment
+from kernel.clock import boottime_ms, utc_now
+from kernel.database import open_engine, transaction
+from kernel.errors import HubError
+
+if TYPE_CHECKING:
+    from kernel.postgres import PrivatePostgres
+
+_READY_S: Final = 120
+_LOOK_S: Final = 0.2
+
+
+class NotReady(HubError):
+    """A part of the hub did not come up in time."""
+
+    sentence = "{what} was not ready after {seconds} s. Look into the logs in {logs}."
+
+
+class AlreadyUp(HubError):
+    """Another hub runs on this state directory."""
+
+    sentence = (
+        "A hub is already running on {directory}; end it first, or set HUB_STATE_DIRECTORY to another folder."
+    )
+
+
+class LocalStack:
+    """Everything `hub up` runs. A context manager: entering starts all, leaving ends all and leaves no process.
+
+    Args:
+        settings: of all its processes; those that differ from the file are handed on by environment variables.
+        variables: `HUB_*` variables for the processes.
+        tell: is told what is being started, for a person who waits.
+    """
+
+    def __init__(self, settings: Settings, variables: dict[str, str], tell: Callable[[str], None]) -> None:
+        self.settings = settings
+        self._variables = variables
+        self._tell = tell
+        self._children: list[Child] = []
+        self._database: PrivatePostgres | None = None
+        self._lock: int | None = None
+        self.logs = settings.state_directory.resolve() / "logs"
+
+    @property
+    def url(self) -> str:
+        """Where the API answers."""
+        return f"http://{self.settings.api_host}:{self.settings.api_port}"
+
+    def __enter__(self) -> Self:
+        """Start everything and wait until every node of the settings is up."""
+        try:
+            self._start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End everything."""
+        self.stop()
+
+    def key(self, role: Role, person: str) -> str:
+        """A fresh API key of an officer, made directly in the database by whoever may start the hub."""
+        engine = open_engine(application_url(self.settings), pool_size=1)
+        with transaction(engine) as session:
+            made = issue_key(session, role, person, at=utc_now())
+        engine.dispose()
+        return made
+
+    def check(self) -> None:
+        """Raise ChildEnded if a process has ended by itself."""
+        for child in self._children:
+            child.check()
+
+    def mend(self) -> list[str]:
+        """Start every process again that has ended by itself; returns what happened to each, in words."""
+        mended = []
+        for position, child in enumerate(self._children):
+            try:
+                child.check()
+            except ChildEnded as ended:
+                self._children[position] = child.again()
+                mended.append(str(ended))
+        return mended
+
+    def stop(self) -> None:
+        """End all processes in the reverse order of their start, the database last."""
+        stop_all(self._children)
+        self._children.clear()
+        # Ray's own daemons are grandchildren that outlive a killed parent.
+        end_processes(processes_naming(ray_directory(self.settings)))
+        shutil.rmtree(ray_directory(self.settings), ignore_errors=True)
+        if self._database is not None:
+            self._database.stop()
+            self._database = None
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _start(self) -> None:
+        self._own_state_directory()
+        self._tell("PostgreSQL and migrations")
+        self._database = prepare_database(self.settings, utc_now())
+        self._tell(f"{len(self.settings.nodes)} nodes on Ray")
+        for position, node in enumerate(self.settings.nodes):
+            head = ["--head"] if position == 0 else []
+            self._child(f"node-{node.name}", "node", "--name", node.name, *head)
+        self._tell("API, controller and biller")
+        self._child("api", "api")
+        self._child("biller", "biller")
+        self._child("controller", "controller", **ray_environment(self.settings))
+        self._wait("the API", lambda: httpx.get(f"{self.url}/readyz").is_success)
+        auditor = {"Authorization": f"Bearer {self.key(Role.AUDITOR, 'hub up')}"}
+        self._wait(
+            "the cluster",
+            lambda: (
+                len(
+                    [
+                        node
+                        for node in httpx.get(f"{self.url}/v1/cluster", headers=auditor).json()["nodes"]
+                        if node["state"] == "up"
+                    ]
+                )
+                == len(self.settings.nodes)
+            ),
+        )
+
+    def _own_state_directory(self) -> None:
+        folder = self.settings.state_directory.resolve()
+        folder.mkdir(parents=True, exist_ok=True)
+        self._lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise AlreadyUp(directory=folder) from None
+
+    def _child(self, name: str, *command: str, **variables: str) -> None:
+        hub = Path(sys.executable).with_name("hub")
+        self._children.append(
+            Child(
+                name,
+                [str(hub), *command],
+                log=self.logs / f"{name}.log",
+                environment=inherited_environment(**self._variables, **variables),
+            )
+        )
+
+    def _wait(self, what: str, ready: Callable[[], bool]) -> None:
+        deadline = boottime_ms() + _READY_S * 1000
+        while boottime_ms() < deadline:
+            self.check()
+            try:
+                if ready():
+                    return
+            except httpx.TransportError:
+                pass
+            self._children[-1].wait(_LOOK_S)
+        raise NotReady(what=what, seconds=_READY_S, logs=self.logs)

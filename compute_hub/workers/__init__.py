@@ -1,0 +1,1 @@
+"""The hub's long-running processes: controller, biller, API server."""

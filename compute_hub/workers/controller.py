@@ -1,0 +1,44 @@
+"""`hub controller`: the scheduler's controller with the hub's money behind it."""
+
+import os
+import signal
+import socket
+
+from compute_hub.billing.funding import Funding
+from compute_hub.settings import Settings
+from compute_hub.stack.database import application_url
+from compute_hub.stack.ray_node import export_ray_environment, ray_address
+from compute_hub.workers.logs import configure_logs
+from kernel.database import open_engine
+from scheduler.controller.desired import Store
+from scheduler.controller.loop import Controller, Pace
+from scheduler.controller.wakeups import Wakeups, notifications
+from scheduler.jobs import WAKE_CHANNEL
+
+
+def run_controller(settings: Settings) -> None:
+    """Lead (or stand by) until SIGTERM or SIGINT."""
+    configure_logs("controller")
+    export_ray_environment(settings)
+    from scheduler.ray.cluster import RayMachines  # noqa: PLC0415 - Ray reads its environment when it is imported
+
+    url = application_url(settings)
+    engine = open_engine(url, pool_size=2)
+    wakeups = Wakeups()
+    machines = RayMachines(ray_address(settings), wakeups)
+    controller = Controller(
+        engine,
+        machines,
+        Funding(settings.hold_horizon_ms),
+        Store(settings.uploads, settings.workspaces),
+        holder=f"{socket.gethostname()}:{os.getpid()}",
+        pace=Pace(settings.tick_ms, settings.leader_lease_ms, settings.node_lease_ms),
+        wakeups=wakeups,
+    )
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: controller.stop())
+    wakeups.watch("database", notifications(url, WAKE_CHANNEL))
+    controller.run()
+    wakeups.stop()
+    machines.close()
+    engine.dispose()

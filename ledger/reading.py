@@ -1,0 +1,155 @@
+"""Reading the ledger: balances, the history of an account, holds. Nothing here writes or locks.
+
+Invariant: what is returned was committed together; every list is bounded and totally ordered.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from uuid import UUID
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from ledger.domain.accounts import Account, Balance, Bound
+from ledger.domain.transfers import Kind
+from ledger.tables import AccountRow, HoldRow, entries
+
+
+class Side(StrEnum):
+    """Which side of a transfer an account is on."""
+
+    DEBIT = "debit"
+    CREDIT = "credit"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One line of an account's history, counted without a gap from 1: a transfer and the totals after it."""
+
+    account_id: UUID
+    sequence: int
+    transfer_id: UUID
+    side: Side
+    kind: Kind
+    amount: int
+    at: datetime
+    movement: str
+    cause: str
+    debits_posted: int
+    credits_posted: int
+    debits_pending: int
+    credits_pending: int
+
+
+class HoldState(StrEnum):
+    """An open hold is resolved exactly once, by release or by expiry."""
+
+    OPEN = "open"
+    RELEASED = "released"
+    EXPIRED = "expired"
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """A hold as it stands: `held` in all, of which `captured` was posted and `freed` given back."""
+
+    id: UUID
+    debit: UUID
+    credit: UUID
+    held: int
+    captured: int
+    freed: int
+    expires_at: datetime
+    state: HoldState
+
+    @property
+    def remaining(self) -> int:
+        """What can still be captured, if the end has not come."""
+        return self.held - self.captured - self.freed
+
+
+def balances(session: Session, account_ids: Collection[UUID]) -> dict[UUID, Balance]:
+    """The balances of those of these accounts that exist."""
+    rows = session.execute(
+        select(
+            AccountRow.id,
+            AccountRow.name,
+            AccountRow.asset,
+            AccountRow.bound,
+            AccountRow.debits_posted,
+            AccountRow.credits_posted,
+            AccountRow.debits_pending,
+            AccountRow.credits_pending,
+            AccountRow.version,
+        ).where(AccountRow.id.in_(account_ids))
+    )
+    return {
+        id_: Balance(Account(id_, name, asset, Bound(bound)), *totals)
+        for id_, name, asset, bound, *totals in rows
+    }
+
+
+def history(session: Session, account_id: UUID, *, after: int = 0, limit: int = 100) -> list[Entry]:
+    """Up to `limit` entries of an account whose sequence number is greater than `after`, oldest first."""
+    found = session.execute(
+        select(entries)
+        .where(entries.c.account_id == account_id, entries.c.sequence > after)
+        .order_by(entries.c.sequence)
+        .limit(limit)
+    )
+    return [
+        Entry(
+            account_id=row.account_id,
+            sequence=row.sequence,
+            transfer_id=row.transfer_id,
+            side=Side(row.side),
+            kind=Kind(row.kind),
+            amount=row.amount,
+            at=row.at,
+            movement=row.movement,
+            cause=row.cause,
+            debits_posted=row.debits_posted,
+            credits_posted=row.credits_posted,
+            debits_pending=row.debits_pending,
+            credits_pending=row.credits_pending,
+        )
+        for row in found
+    ]
+
+
+def holds(session: Session, hold_ids: Collection[UUID]) -> dict[UUID, Hold]:
+    """Those of these holds that exist."""
+    rows = session.execute(select(*HoldRow.__table__.columns).where(HoldRow.id.in_(hold_ids)))
+    return {row.id: _hold(*row) for row in rows}
+
+
+def due_holds(session: Session, at: datetime, *, limit: int = 100) -> list[Hold]:
+    """Up to `limit` open holds whose end has come at `at`, the longest overdue first; these want `expire`."""
+    rows = session.execute(
+        select(*HoldRow.__table__.columns)
+        .where(HoldRow.state == "open", HoldRow.expires_at <= at)
+        .order_by(HoldRow.expires_at, HoldRow.id)
+        .limit(limit)
+    )
+    return [_hold(*row) for row in rows]
+
+
+def _hold(
+    id_: UUID,
+    debit: UUID,
+    credit: UUID,
+    held: int,
+    captured: int,
+    freed: int,
+    expires_at: datetime,
+    state: str,
+) -> Hold:
+    return Hold(id_, debit, credit, held, captured, freed, expires_at, HoldState(state))
+
+
+def sum_of_balances(session: Session) -> int:
+    """What all accounts of all assets hold, credits less debits; double entry makes it zero."""
+    net = func.sum(AccountRow.credits_posted - AccountRow.debits_posted)
+    return int(session.scalar(select(func.coalesce(net, 0))) or 0)

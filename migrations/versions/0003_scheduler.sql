@@ -1,0 +1,123 @@
+-- The scheduler's tables, and what the application may do with them: jobs, runs and allocations are only ever added
+-- and moved on.
+
+CREATE TABLE jobs (
+    id UUID NOT NULL,
+    tenant_id UUID NOT NULL,
+    submitted_by UUID NOT NULL,
+    name TEXT NOT NULL,
+    state TEXT NOT NULL,
+    reason TEXT NOT NULL,
+    kind TEXT NOT NULL,
+    argv TEXT[] NOT NULL,
+    env JSONB NOT NULL,
+    environment TEXT NOT NULL,
+    upload_sha256 TEXT,
+    models TEXT[] NOT NULL,
+    node_count BIGINT NOT NULL,
+    devices_per_node BIGINT NOT NULL,
+    slots_milli BIGINT NOT NULL,
+    cpu_milli BIGINT NOT NULL,
+    memory_mib BIGINT NOT NULL,
+    time_limit_ms BIGINT NOT NULL,
+    grace_ms BIGINT NOT NULL,
+    priority BIGINT NOT NULL,
+    max_retries BIGINT NOT NULL,
+    network TEXT NOT NULL,
+    queued_at TIMESTAMP WITH TIME ZONE NOT NULL,
+    attempt BIGINT NOT NULL,
+    placed_at TIMESTAMP WITH TIME ZONE,
+    started_at TIMESTAMP WITH TIME ZONE,
+    ended_at TIMESTAMP WITH TIME ZONE,
+    exit_code BIGINT,
+    end_reason TEXT,
+    stop_reason TEXT,
+    CONSTRAINT pk_jobs PRIMARY KEY (id),
+    CONSTRAINT ck_jobs_state CHECK (state IN ('queued', 'starting', 'running', 'stopping', 'succeeded', 'failed', 'cancelled')),
+    CONSTRAINT ck_jobs_ended CHECK ((ended_at IS NOT NULL) = (state IN ('succeeded', 'failed', 'cancelled'))),
+    CONSTRAINT ck_jobs_shape CHECK (node_count > 0 AND devices_per_node > 0),
+    CONSTRAINT ck_jobs_slots CHECK (slots_milli BETWEEN 1 AND 1000)
+);
+
+CREATE INDEX ix_jobs_live ON jobs (state) WHERE ended_at IS NULL;
+
+CREATE INDEX ix_jobs_tenant_id_id ON jobs (tenant_id, id);
+
+CREATE TABLE nodes (
+    name TEXT NOT NULL,
+    host_id TEXT NOT NULL,
+    state TEXT NOT NULL,
+    labels JSONB NOT NULL,
+    cpu_milli BIGINT NOT NULL,
+    memory_mib BIGINT NOT NULL,
+    isolation JSONB NOT NULL,
+    joined_at TIMESTAMP WITH TIME ZONE NOT NULL,
+    last_seen_at TIMESTAMP WITH TIME ZONE NOT NULL,
+    CONSTRAINT pk_nodes PRIMARY KEY (name),
+    CONSTRAINT ck_nodes_state CHECK (state IN ('up', 'draining', 'down'))
+);
+
+CREATE TABLE scheduler_leader (
+    id BIGINT NOT NULL,
+    holder TEXT NOT NULL,
+    epoch BIGINT NOT NULL,
+    expires_at TIMESTAMP WITH TIME ZONE NOT NULL,
+    CONSTRAINT pk_scheduler_leader PRIMARY KEY (id),
+    CONSTRAINT ck_scheduler_leader_single_row CHECK (id = 1)
+);
+
+CREATE TABLE devices (
+    node TEXT NOT NULL,
+    index BIGINT NOT NULL,
+    number BIGINT GENERATED ALWAYS AS IDENTITY,
+    model TEXT NOT NULL,
+    vendor TEXT NOT NULL,
+    healthy BOOLEAN NOT NULL,
+    CONSTRAINT pk_devices PRIMARY KEY (node, index),
+    CONSTRAINT fk_devices_node FOREIGN KEY(node) REFERENCES nodes (name),
+    CONSTRAINT uq_devices_number UNIQUE (number)
+);
+
+CREATE TABLE runs (
+    id UUID NOT NULL,
+    job_id UUID NOT NULL,
+    attempt BIGINT NOT NULL,
+    rank BIGINT NOT NULL,
+    node TEXT NOT NULL,
+    epoch BIGINT NOT NULL,
+    state TEXT NOT NULL,
+    devices JSONB NOT NULL,
+    started_at TIMESTAMP WITH TIME ZONE,
+    ended_at TIMESTAMP WITH TIME ZONE,
+    exit_code BIGINT,
+    end_reason TEXT,
+    end_detail TEXT,
+    acknowledged BOOLEAN NOT NULL,
+    CONSTRAINT pk_runs PRIMARY KEY (id),
+    CONSTRAINT uq_runs_job_id_attempt_rank UNIQUE (job_id, attempt, rank),
+    CONSTRAINT ck_runs_state CHECK (state IN ('placed', 'starting', 'running', 'stopping', 'ended')),
+    CONSTRAINT fk_runs_job_id FOREIGN KEY(job_id) REFERENCES jobs (id),
+    CONSTRAINT fk_runs_node FOREIGN KEY(node) REFERENCES nodes (name)
+);
+
+CREATE INDEX ix_runs_live ON runs (node) WHERE state <> 'ended';
+
+CREATE TABLE allocations (
+    id UUID NOT NULL,
+    run_id UUID NOT NULL,
+    node TEXT NOT NULL,
+    device_index BIGINT NOT NULL,
+    model TEXT NOT NULL,
+    slots INT8RANGE NOT NULL,
+    span TSTZRANGE NOT NULL,
+    CONSTRAINT pk_allocations PRIMARY KEY (id),
+    CONSTRAINT ex_allocations_slots_span EXCLUDE USING gist (slots WITH &&, span WITH &&),
+    CONSTRAINT ck_allocations_not_empty CHECK (NOT isempty(slots) AND NOT isempty(span)),
+    CONSTRAINT fk_allocations_run_id FOREIGN KEY(run_id) REFERENCES runs (id)
+);
+
+CREATE INDEX ix_allocations_run_id ON allocations (run_id);
+
+GRANT SELECT, INSERT, UPDATE ON scheduler_leader, nodes, devices, jobs, runs TO hub_app;
+GRANT SELECT, INSERT ON allocations TO hub_app;
+GRANT UPDATE (span) ON allocations TO hub_app;

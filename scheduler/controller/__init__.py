@@ -1,0 +1,1 @@
+"""Drives the policy live: commits intents under a fenced epoch, syncs nodes to them, applies what they report."""

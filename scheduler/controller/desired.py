@@ -1,0 +1,89 @@
+"""What every node should be running, computed from the database alone."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from scheduler.node.protocol import Bundle, DeviceShare, Gang, Network, RunSpec, Scope
+from scheduler.tables import JobRow, NodeRow, RunRow
+
+_MASTER_PORT = 29_500
+
+
+@dataclass(frozen=True)
+class Store:
+    """Where tenants' files lie on the file system that API and nodes share."""
+
+    uploads: Path
+    workspaces: Path
+
+    def attempt(self, job: JobRow, attempt: int) -> Path:
+        """The directory of one attempt of a job: a workspace and a log per rank."""
+        return self.workspaces / str(job.tenant_id) / str(job.id) / f"attempt-{attempt}"
+
+
+def desired_runs(session: Session, store: Store) -> dict[str, list[RunSpec]]:
+    """By node, every run that should exist there now; a run whose job is to stop is left out, which stops it."""
+    live = session.execute(
+        select(RunRow, JobRow)
+        .join(JobRow, JobRow.id == RunRow.job_id)
+        .where(RunRow.state.in_(("placed", "starting", "running")), JobRow.stop_reason.is_(None))
+        .order_by(RunRow.node, RunRow.id)
+    ).all()
+    hosts = dict(session.execute(select(NodeRow.name, NodeRow.host_id)).tuples().all())
+    gangs = _gang_hosts(session, [job for _, job in live], hosts)
+    found: dict[str, list[RunSpec]] = {}
+    for run, job in live:
+        found.setdefault(run.node, []).append(_spec(run, job, store, gangs[str(job.id)]))
+    return found
+
+
+def _gang_hosts(
+    session: Session, jobs: Sequence[JobRow], hosts: Mapping[str, str]
+) -> dict[str, frozenset[str]]:
+    """By job, the hosts its latest attempt's ranks are on."""
+    nodes = session.execute(
+        select(RunRow.job_id, func.array_agg(RunRow.node))
+        .join(JobRow, (JobRow.id == RunRow.job_id) & (JobRow.attempt == RunRow.attempt))
+        .where(RunRow.job_id.in_({job.id for job in jobs}))
+        .group_by(RunRow.job_id)
+    ).tuples().all()
+    return {str(job_id): frozenset(hosts[name] for name in names) for job_id, names in nodes}
+
+
+def _spec(run: RunRow, job: JobRow, store: Store, hosts: frozenset[str]) -> RunSpec:
+    folder = store.attempt(job, run.attempt)
+    bundle = None
+    if job.upload_sha256 is not None:
+        path = store.uploads / str(job.tenant_id) / f"{job.upload_sha256}.tar.gz"
+        bundle = Bundle(path=str(path), sha256=job.upload_sha256)
+    return RunSpec(
+        run_id=str(run.id),
+        job_id=str(job.id),
+        tenant_id=str(job.tenant_id),
+        attempt=run.attempt,
+        argv=tuple(job.argv),
+        workspace=str(folder / f"rank-{run.rank}"),
+        log=str(folder / f"rank-{run.rank}.log"),
+        rank=run.rank,
+        node_rank=run.rank,
+        world_size=job.node_count,
+        env=dict(job.env),
+        environment=job.environment,
+        bundle=bundle,
+        devices=tuple(DeviceShare(*piece) for piece in run.devices),
+        cpu_milli=job.cpu_milli,
+        memory_mib=job.memory_mib,
+        time_limit_ms=job.time_limit_ms,
+        grace_ms=job.grace_ms,
+        network=Network(job.network),
+        gang=_gang(run, job, hosts) if job.network == Network.JOB else None,
+    )
+
+
+def _gang(run: RunRow, job: JobRow, hosts: frozenset[str]) -> Gang:
+    scope = Scope.SAME_HOST if len(hosts) == 1 else Scope.CROSS_HOST
+    return Gang(id=f"{job.id}-{run.attempt}", scope=scope, master_addr="127.0.0.1", master_port=_MASTER_PORT)

@@ -1,0 +1,51 @@
+"""What the centre has: nodes and devices as their supervisors describe them."""
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from scheduler.node.codec import encode
+from scheduler.node.protocol import Report
+from scheduler.tables import DeviceRow, NodeRow
+
+
+def record_node(session: Session, report: Report, at: datetime) -> None:
+    """Make the tables say what a node says of itself; a device that is no longer reported is unhealthy."""
+    seen: dict[str, Any] = {
+        "host_id": report.host_id,
+        "labels": dict(report.labels),
+        "cpu_milli": report.cpu_milli,
+        "memory_mib": report.memory_mib,
+        "isolation": encode(report.isolation),
+        "last_seen_at": at,
+    }
+    values = {"name": report.node, "state": "up", "joined_at": at, **seen}
+    statement = insert(NodeRow).values(values)
+    session.execute(statement.on_conflict_do_update(index_elements=[NodeRow.name], set_=seen))
+    node = session.get_one(NodeRow, report.node, populate_existing=True)
+    if node.state == "down":
+        node.state = "up"
+    known = {
+        device.index: device
+        for device in session.scalars(select(DeviceRow).where(DeviceRow.node == report.node))
+    }
+    for device in report.devices:
+        row = known.pop(device.index, None)
+        if row is None:
+            session.add(
+                DeviceRow(
+                    node=report.node,
+                    index=device.index,
+                    model=device.model,
+                    vendor=device.vendor,
+                    healthy=device.healthy,
+                )
+            )
+        elif row.healthy != device.healthy:
+            row.healthy = device.healthy
+    for gone in known.values():
+        gone.healthy = False
+    session.flush()

@@ -1,0 +1,56 @@
+"""What the controller needs from outside: machines to sync, and somebody who answers for the money.
+
+The scheduler does not know what money is; it asks `Accounting` inside its own transactions, so that an admission and
+its hold, or an observation and its usage, are one commit.
+"""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Protocol
+from uuid import UUID
+
+from sqlalchemy.orm import Session
+
+from scheduler.node.protocol import Report, SyncRequest, UsageRecord
+from scheduler.tables import JobRow
+
+
+class Machines(Protocol):
+    """The supervisors of all nodes, wherever they are (through Ray, or sockets of this host)."""
+
+    def sync(self, requests: Mapping[str, SyncRequest]) -> Mapping[str, Report]:
+        """One round trip to each named node, all at once; nodes that did not answer are missing from the result."""
+        ...
+
+    def reachable(self) -> Sequence[str]:
+        """Names of the nodes that can be synced now, in order."""
+        ...
+
+
+class Accounting(Protocol):
+    """Whoever answers for the money and keeps the meter's records; always inside the controller's transaction."""
+
+    def admit(
+        self, session: Session, job: JobRow, slot_ms_by_model: Mapping[str, int], at: datetime
+    ) -> str | None:
+        """Set funds aside for a job about to start; a sentence when there are not enough, which then waits.
+
+        Args:
+            session: the admission's transaction.
+            job: about to start.
+            slot_ms_by_model: what one millisecond of the placement uses, by accelerator model.
+            at: now.
+        """
+        ...
+
+    def keep_funded(self, session: Session, jobs: Sequence[JobRow], at: datetime) -> Sequence[UUID]:
+        """Extend what is set aside for running jobs; returns those that must be stopped for want of funds."""
+        ...
+
+    def record_usage(self, session: Session, node: str, records: Sequence[UsageRecord], at: datetime) -> None:
+        """Keep usage records, each once."""
+        ...
+
+    def ended(self, session: Session, job: JobRow, at: datetime) -> None:
+        """A job is over; nothing more will be used except what is reported late."""
+        ...

@@ -1,0 +1,82 @@
+"""What makes the controller look: a notification from the database, or a node where a run changed state.
+
+Each source has a thread that does nothing but wait and put a word in a queue; the controller's one thread does all the
+work. A source that breaks is tried again after a pause, and the tick covers the time between.
+"""
+
+import queue
+import threading
+from collections.abc import Callable
+from typing import Final
+
+import psycopg
+import structlog
+
+_PAUSE_S: Final = 1.0
+_log = structlog.get_logger(__name__)
+
+
+class Wakeups:
+    """A queue of reasons to look, filled by waiting threads."""
+
+    def __init__(self) -> None:
+        self._words: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._stopping = threading.Event()
+
+    def put(self, word: str) -> None:
+        """Wake the controller; a node's name says that this node should be synced."""
+        self._words.put(word)
+
+    def wait(self, timeout_s: float) -> set[str]:
+        """Everything that was said until now, waiting up to the timeout for the first word."""
+        words: set[str] = set()
+        try:
+            words.add(self._words.get(timeout=timeout_s))
+            while True:
+                words.add(self._words.get_nowait())
+        except queue.Empty:
+            return words
+
+    def watch(self, name: str, wait_once: Callable[[], str | None]) -> None:
+        """Run `wait_once` for ever in a thread of its own and put what it returns."""
+        threading.Thread(target=self._watch, args=(name, wait_once), name=f"wake-{name}", daemon=True).start()
+
+    def stop(self) -> None:
+        """Let the watching threads end at their next return."""
+        self._stopping.set()
+
+    def _watch(self, name: str, wait_once: Callable[[], str | None]) -> None:
+        while not self._stopping.is_set():
+            try:
+                word = wait_once()
+            except Exception as error:  # noqa: BLE001 - whatever broke, the tick covers until it is tried again
+                _log.warning("wakeup_source_failed", source=name, error=str(error))
+                self._stopping.wait(_PAUSE_S)
+                continue
+            if word is not None:
+                self.put(word)
+
+
+def notifications(url: str, channel: str) -> Callable[[], str | None]:
+    """A `wait_once` that listens on a PostgreSQL channel over a connection of its own.
+
+    Args:
+        url: SQLAlchemy URL; the driver part is left out for the plain connection.
+        channel: what to LISTEN to.
+    """
+    connection: list[psycopg.Connection] = []
+
+    def wait_once() -> str | None:
+        if not connection or connection[0].closed:
+            connection[:] = [psycopg.connect(url.replace("+psycopg", "", 1), autocommit=True)]
+            connection[0].execute(f"LISTEN {channel}".encode())
+            return channel  # something may have been said while nobody listened
+        try:
+            for _ in connection[0].notifies(timeout=5, stop_after=1):
+                return channel
+        except psycopg.Error:
+            connection[0].close()
+            raise
+        return None
+
+    return wait_once

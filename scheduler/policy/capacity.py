@@ -1,0 +1,366 @@
+"""What is free, per pool and node, kept up to date by taking and giving back slices.
+
+A pool keeps its open nodes in buckets by the number of wholly free devices; a bucket is an integer used as a
+bit set over node positions, so that "which nodes have at least five free" is a few `or`s and the lowest bit is
+the first node in a total order. Invariant: a node is in exactly one bucket while it is open and in none while
+it is drained or gone; no milli-slot is ever taken twice.
+"""
+
+from collections.abc import Iterable
+from functools import lru_cache
+
+from scheduler.policy.errors import SliceTaken, UnknownNode
+from scheduler.policy.model import WHOLE_MILLI, DeviceSlice, Node, Placement
+
+
+@lru_cache(maxsize=65_536)
+def lowest_devices(mask: int, count: int) -> tuple[int, tuple[DeviceSlice, ...]]:
+    """The `count` lowest set bits of a device mask, as a mask and as whole slices."""
+    chosen = 0
+    slices = []
+    for _ in range(count):
+        bit = mask & -mask
+        mask ^= bit
+        chosen |= bit
+        slices.append(DeviceSlice(bit.bit_length() - 1, 0, WHOLE_MILLI))
+    return chosen, tuple(slices)
+
+
+class NodeState:
+    """One machine's free devices, processors and memory."""
+
+    __slots__ = (
+        "bit",
+        "busy_mask",
+        "cpu_free_milli",
+        "healthy_mask",
+        "held",
+        "memory_free_mib",
+        "node",
+        "opened",
+        "ordinal",
+        "pool",
+        "position",
+        "score",
+        "score_version",
+        "scored_by",
+        "shared",
+        "tenants",
+        "times",
+        "version",
+        "whole_mask",
+    )
+
+    def __init__(self, node: Node, pool: "Pool", position: int) -> None:
+        self.node = node
+        self.pool = pool
+        self.position = position
+        self.bit = 1 << position
+        self.cpu_free_milli = node.cpu_milli
+        self.memory_free_mib = node.memory_mib
+        self.healthy_mask = sum(1 << device.index for device in node.devices if device.healthy)
+        self.whole_mask = self.healthy_mask
+        self.busy_mask = 0
+        self.shared: dict[int, list[tuple[int, int]]] = {}
+        """Ranges taken of each device that is shared, sorted."""
+        self.opened = False
+        self.held: dict[str, tuple[DeviceSlice, ...]] = {}
+        self.tenants: dict[str, tuple[int, int, int]] = {}
+        """Per running job: when its limit ends it, its processors, its memory."""
+        self.times: tuple[int, ...] | None = None
+        self.ordinal = position
+        self.version = 0
+        """Grows with every change of what is free; cached scores carry it."""
+        self.score = 0
+        self.score_version = -1
+        self.scored_by: object = None
+
+    def device_times(self) -> tuple[int, ...]:
+        """When, by enforced limits, each healthy device is wholly free (0: now), soonest first."""
+        if self.times is None:
+            busy: dict[int, int] = {}
+            for job_id, pieces in self.held.items():
+                ends_ms = self.tenants[job_id][0]
+                for piece in pieces:
+                    busy[piece.device] = max(ends_ms, busy.get(piece.device, 0))
+            healthy = [
+                index for index in range(self.healthy_mask.bit_length()) if self.healthy_mask >> index & 1
+            ]
+            self.times = tuple(sorted(busy.get(index, 0) for index in healthy))
+        return self.times
+
+    def move_in(self, job_id: str, pieces: tuple[DeviceSlice, ...], facts: tuple[int, int, int]) -> None:
+        """A job runs here until (its limit), with (processors, memory)."""
+        self.held[job_id] = pieces
+        self.version += 1
+        self.pool.changes.note(self)
+        self.tenants[job_id] = facts
+        self.times = None
+
+    def move_out(self, job_id: str) -> None:
+        """The job no longer runs here."""
+        del self.held[job_id]
+        self.version += 1
+        self.pool.changes.note(self)
+        del self.tenants[job_id]
+        self.times = None
+
+    @property
+    def whole_free(self) -> int:
+        """How many devices are wholly free."""
+        return self.whole_mask.bit_count()
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing runs on it."""
+        return not self.busy_mask and self.cpu_free_milli == self.node.cpu_milli
+
+    def hole_for(self, device: int, slots_milli: int) -> tuple[int, int] | None:
+        """The tightest free range of a shared device that holds `slots_milli`: (its length, its start)."""
+        best: tuple[int, int] | None = None
+        start = 0
+        for lo, hi in (*self.shared[device], (WHOLE_MILLI, WHOLE_MILLI)):
+            if lo - start >= slots_milli and (best is None or lo - start < best[0]):
+                best = (lo - start, start)
+            start = hi
+        return best
+
+    def is_free(self, piece: DeviceSlice) -> bool:
+        """Whether nobody holds any of the slice and the device is healthy."""
+        if self.whole_mask >> piece.device & 1:
+            return True
+        taken = self.shared.get(piece.device)
+        if taken is None or not self.healthy_mask >> piece.device & 1:
+            return False
+        return all(hi <= piece.slot_lo or piece.slot_hi <= lo for lo, hi in taken)
+
+
+class Changes:
+    """Which nodes changed, in order; boards remember how far they have read."""
+
+    LOG_MAX = 1 << 18
+
+    def __init__(self) -> None:
+        self.log: list[NodeState] = []
+        self.epoch = 0
+        self.wanted = False
+        """Whether anybody reads it."""
+
+    def note(self, state: NodeState) -> None:
+        """The node has more or less free than before."""
+        if not self.wanted:
+            return
+        self.log.append(state)
+        if len(self.log) > self.LOG_MAX:
+            self.log.clear()
+            self.epoch += 1
+
+
+class Pool:
+    """All nodes of one accelerator model."""
+
+    def __init__(self, model: str, changes: Changes) -> None:
+        self.model = model
+        self.changes = changes
+        self.pflops_milli = 0
+        self.states: list[NodeState] = []
+        self.buckets: list[int] = [0]
+        self.sharing = 0
+        """Open nodes with a partly taken device."""
+        self.domains: dict[tuple[str, ...], int] = {}
+        """Every topology domain (a path prefix, innermost longest) as a set of node positions."""
+        self.capacity_milli = 0
+        self.free_milli = 0
+        self.freed = 0
+        """Counts everything that could make an impossible placement possible."""
+
+    def with_at_least(self, devices: int) -> int:
+        """The set of open nodes that have so many wholly free devices."""
+        found = 0
+        for bucket in self.buckets[devices:]:
+            found |= bucket
+        return found
+
+    def open(self, state: NodeState) -> None:
+        """Offer a node to new jobs."""
+        if state.opened:
+            return
+        state.opened = True
+        state.version += 1
+        self.changes.note(state)
+        self.buckets[state.whole_free] |= state.bit
+        if state.shared:
+            self.sharing |= state.bit
+        self.capacity_milli += state.healthy_mask.bit_count() * WHOLE_MILLI
+        self.freed += 1
+
+    def close(self, state: NodeState) -> None:
+        """Withhold a node from new jobs; what runs on it is untouched."""
+        if not state.opened:
+            return
+        state.opened = False
+        state.version += 1
+        self.buckets[state.whole_free] &= ~state.bit
+        self.sharing &= ~state.bit
+        self.capacity_milli -= state.healthy_mask.bit_count() * WHOLE_MILLI
+
+    def take_whole(self, state: NodeState, devices: int) -> tuple[DeviceSlice, ...]:
+        """Take the lowest wholly free devices of an open node that has enough of them."""
+        mask = state.whole_mask
+        chosen, slices = lowest_devices(mask, devices)
+        free = mask.bit_count()
+        buckets = self.buckets
+        buckets[free] ^= state.bit
+        buckets[free - devices] |= state.bit
+        state.whole_mask = mask ^ chosen
+        state.busy_mask |= chosen
+        self.free_milli -= devices * WHOLE_MILLI
+        return slices
+
+    def take(self, state: NodeState, piece: DeviceSlice) -> None:
+        """Take one slice. Raises SliceTaken."""
+        if not state.is_free(piece):
+            raise SliceTaken(
+                field="placements",
+                slot_lo=piece.slot_lo,
+                slot_hi=piece.slot_hi,
+                device=piece.device,
+                node=state.node.name,
+            )
+        before = state.whole_free
+        state.whole_mask &= ~(1 << piece.device)
+        state.busy_mask |= 1 << piece.device
+        if piece.slot_hi - piece.slot_lo < WHOLE_MILLI:
+            taken = state.shared.setdefault(piece.device, [])
+            taken.append((piece.slot_lo, piece.slot_hi))
+            taken.sort()
+        self.free_milli -= piece.slot_hi - piece.slot_lo
+        self._rebucket(state, before)
+
+    def give(self, state: NodeState, piece: DeviceSlice) -> None:
+        """Give one slice back."""
+        before = state.whole_free
+        taken = state.shared.get(piece.device)
+        if taken is not None:
+            taken.remove((piece.slot_lo, piece.slot_hi))
+            if not taken:
+                del state.shared[piece.device]
+        if not taken:
+            state.busy_mask &= ~(1 << piece.device)
+            state.whole_mask = state.healthy_mask & ~state.busy_mask
+        self.free_milli += piece.slot_hi - piece.slot_lo
+        self._rebucket(state, before)
+        self.freed += 1
+
+    def give_whole(self, state: NodeState, pieces: tuple[DeviceSlice, ...]) -> None:
+        """Give whole devices back."""
+        mask = 0
+        for device, _, _ in pieces:
+            mask |= 1 << device
+        before = state.whole_mask.bit_count()
+        state.busy_mask &= ~mask
+        state.whole_mask = state.healthy_mask & ~state.busy_mask
+        self.free_milli += len(pieces) * WHOLE_MILLI
+        if state.opened:
+            self.buckets[before] ^= state.bit
+            self.buckets[state.whole_mask.bit_count()] |= state.bit
+        self.freed += 1
+
+    def _rebucket(self, state: NodeState, before: int) -> None:
+        if not state.opened:
+            return
+        after = state.whole_mask.bit_count()
+        if after != before:
+            self.buckets[before] ^= state.bit
+            self.buckets[after] |= state.bit
+        if state.shared:
+            self.sharing |= state.bit
+        else:
+            self.sharing &= ~state.bit
+
+
+class Capacity:
+    """Every pool, and every node by name."""
+
+    def __init__(self) -> None:
+        self.pools: dict[str, Pool] = {}
+        self.nodes: dict[str, NodeState] = {}
+        self.changes = Changes()
+        self.shape_version = 0
+        """Grows whenever a model or a larger node appears, so that jobs look again for pools."""
+
+    def join(self, node: Node) -> NodeState:
+        """Add a node, or bring one back with what it has now; its running slices stay taken."""
+        known = self.nodes.get(node.name)
+        if known is not None and known.node.model == node.model:
+            self._renew(known, node)
+            return known
+        pool = self.pools.setdefault(node.model, Pool(node.model, self.changes))
+        state = NodeState(node, pool, len(pool.states))
+        state.ordinal = len(self.nodes)
+        pool.states.append(state)
+        self.nodes[node.name] = state
+        width = 1 + max((device.index + 1 for device in node.devices), default=0)
+        pool.buckets.extend([0] * (width - len(pool.buckets)))
+        pool.free_milli += state.healthy_mask.bit_count() * WHOLE_MILLI
+        pool.pflops_milli = node.pflops_milli or pool.pflops_milli
+        for depth in range(1, len(node.topology) + 1):
+            domain = node.topology[:depth]
+            pool.domains[domain] = pool.domains.get(domain, 0) | state.bit
+        if node.schedulable:
+            pool.open(state)
+        self.shape_version += 1
+        return state
+
+    def _renew(self, state: NodeState, node: Node) -> None:
+        pool = state.pool
+        pool.close(state)
+        healthy = sum(1 << device.index for device in node.devices if device.healthy)
+        pool.free_milli += (healthy.bit_count() - state.healthy_mask.bit_count()) * WHOLE_MILLI
+        state.cpu_free_milli += node.cpu_milli - state.node.cpu_milli
+        state.memory_free_mib += node.memory_mib - state.node.memory_mib
+        state.node = node
+        state.healthy_mask = healthy
+        state.times = None
+        state.whole_mask = healthy & ~state.busy_mask
+        width = 1 + max((device.index + 1 for device in node.devices), default=0)
+        pool.buckets.extend([0] * (width - len(pool.buckets)))
+        if node.schedulable:
+            pool.open(state)
+        self.shape_version += 1
+
+    def state_of(self, node: str) -> NodeState:
+        """The node's state. Raises UnknownNode."""
+        state = self.nodes.get(node)
+        if state is None:
+            raise UnknownNode(field="node", node=node)
+        return state
+
+    def take(self, placements: Iterable[Placement], cpu_milli: int, memory_mib: int) -> None:
+        """Take every slice of an allocation, all or none. Raises SliceTaken or UnknownNode."""
+        wanted = [(self.state_of(name), piece) for name, devices in placements for piece in devices]
+        for position, (state, piece) in enumerate(wanted):
+            try:
+                state.pool.take(state, piece)
+            except SliceTaken:
+                for earlier, given in wanted[:position]:
+                    earlier.pool.give(earlier, given)
+                raise
+        for name, _ in placements:
+            state = self.nodes[name]
+            state.cpu_free_milli -= cpu_milli
+            state.memory_free_mib -= memory_mib
+
+    def give(self, placements: Iterable[Placement], cpu_milli: int, memory_mib: int) -> None:
+        """Give every slice of an allocation back."""
+        for name, devices in placements:
+            state = self.nodes[name]
+            pool = state.pool
+            if devices and not state.shared:
+                pool.give_whole(state, devices)
+            else:
+                for piece in devices:
+                    pool.give(state, piece)
+            state.cpu_free_milli += cpu_milli
+            state.memory_free_mib += memory_mib
+            pool.freed += 1

@@ -1,0 +1,330 @@
+"""One scheduling cycle: order, quota, place, backfill, preempt.
+
+`plan_cycle` decides and leaves the state as it was; the controller commits the plan in the database and then
+feeds the events. `run_cycle` decides and applies at once, which is what the simulator does.
+Invariant: equal states and times give equal plans.
+"""
+
+from heapq import heapify, heappop, heappush
+
+from scheduler.policy.capacity import Pool
+from scheduler.policy.model import Eviction, Plan, Start
+from scheduler.policy.pending import Entry, JobClass, QueuedJob
+from scheduler.policy.placement import Found, as_placements, find
+from scheduler.policy.preemption import CLAIMS_MAX, find_evictions, may_evict
+from scheduler.policy.promises import Promise, earliest
+from scheduler.policy.queues import QueueState, Tier
+from scheduler.policy.settings import Backfill
+from scheduler.policy.state import SchedulerState
+
+
+def plan_cycle(state: SchedulerState, now_ms: int) -> Plan:
+    """What to start and whom to evict now. The state is left as it was, except that time has passed in it."""
+    cycle = Cycle(state, now_ms)
+    plan = cycle.run()
+    cycle.undo()
+    return plan
+
+
+def run_cycle(state: SchedulerState, now_ms: int) -> Plan:
+    """The same plan, with its starts applied to the state."""
+    return Cycle(state, now_ms).run()
+
+
+class Cycle:
+    """The working memory of one cycle."""
+
+    def __init__(self, state: SchedulerState, now_ms: int) -> None:
+        self.state = state
+        self.now_ms = now_ms
+        self.starts: list[Start] = []
+        self._begun: list[QueuedJob] = []
+        self._unserved: list[QueuedJob] = []
+        self._promised: set[str] = set()
+        self._promises_before = dict(state.promises.by_pool)
+        self._may_evict = may_evict(state)
+
+    def run(self) -> Plan:
+        """The pipeline.
+
+        1. Wake what was waiting for the time.
+        2. Order: queues by tier and weighted share, at every level of the tree; inside a queue by priority and
+           latest turn.
+        3. Quota: a claim beyond a bound of any level waits.
+        4. Place: the whole gang or nothing, never on nodes promised to somebody before its limit ends.
+        5. Backfill: the first job that does not fit is promised nodes; what ends before may use them.
+        6. Preempt: for entitled claims that are still waiting.
+        """
+        state = self.state
+        state.wake(self.now_ms)
+        candidates = self._candidates()
+        if candidates:
+            contest = Contest(state, self.now_ms, candidates)
+            while (leaf := contest.next_leaf()) is not None:
+                job_class, entry = contest.head_of(leaf)
+                self._consider(contest, leaf, job_class, entry)
+        evictions: tuple[Eviction, ...] = ()
+        wakes = [state.next_alarm_ms()]
+        if self._unserved:
+            evictions, wake = find_evictions(state, self._unserved, self.now_ms)
+            wakes.append(wake)
+        next_wake = min((wake for wake in wakes if wake is not None), default=None)
+        return Plan(self.now_ms, tuple(self.starts), evictions, next_wake)
+
+    def undo(self) -> None:
+        """Take every start back, the last first."""
+        state = self.state
+        for queued in reversed(self._begun):
+            state.stop(queued.job.id, self.now_ms)
+            state.queued[queued.job.id] = queued
+            state.pending.class_of(queued).restore(queued)
+            queued.ready = True
+        state.promises.by_pool = self._promises_before
+
+    def _candidates(self) -> list[JobClass]:
+        """Classes of shapes that may fit now though they did not before, and those entitled to evict."""
+        state = self.state
+        capacity = state.capacity
+        every = state.settings.backfill is Backfill.NONE or self._may_evict
+        found: list[JobClass] = []
+        for shape, classes in state.pending.by_shape.items():
+            shape.resolve(capacity)
+            if every or shape.may_fit():
+                found.extend(classes.values())
+        return found
+
+    def _consider(self, contest: "Contest", leaf: QueueState, job_class: JobClass, entry: Entry) -> None:
+        queued = entry[3]
+        pools = self._allowed_pools(queued)
+        if not pools:
+            self._not_served(job_class, queued)
+            contest.drop(leaf, job_class)
+            return
+        shape = job_class.shape
+        if shape.may_fit():
+            placed, hindered = self._place(queued, pools)
+            if placed is not None:
+                self._start(queued, job_class, *placed)
+                contest.advance(leaf)
+                return
+            if not hindered and pools is shape.pools:
+                shape.does_not_fit()
+        self._not_served(job_class, queued)
+        if self.state.settings.backfill is Backfill.NONE:
+            contest.close(leaf)
+            return
+        if self.state.settings.backfill is Backfill.RESERVED and not self._promise(queued, entry, pools):
+            self._backfill(job_class, queued)
+        contest.drop(leaf, job_class)
+
+    def _not_served(self, job_class: JobClass, queued: QueuedJob) -> None:
+        if self._may_evict and len(self._unserved) < CLAIMS_MAX and job_class.shape.pools:
+            self._unserved.append(queued)
+
+    def _promise(self, queued: QueuedJob, entry: Entry, pools: tuple[Pool, ...]) -> bool:
+        """Promise nodes to the first job that does not fit; false when another one holds the promise."""
+        state = self.state
+        made = False
+        for pool in pools:
+            held = state.promises.by_pool.get(pool.model)
+            if held is not None and held.job_id != queued.job.id:
+                if held.hard or pool.model in self._promised or self._before(held.job_id, queued, entry):
+                    continue
+                del state.promises.by_pool[pool.model]
+            found = earliest(
+                queued.shape, pool, state.promises, queued.job.id, self.now_ms, queued.job.time_limit_ms
+            )
+            if found is None:
+                continue
+            hard = entry[0] <= self.now_ms
+            state.promises.make(pool.model, Promise(queued.job.id, found[1], found[0], hard))
+            self._promised.add(pool.model)
+            made = True
+        return made
+
+    def _before(self, job_id: str, queued: QueuedJob, entry: Entry) -> bool:
+        """Whether a job that holds a promise still goes before this one."""
+        holder = self.state.queued.get(job_id)
+        if holder is None or holder.entry is None or not holder.ready:
+            return False
+        if holder.leaf is not queued.leaf:
+            return True
+        return (-holder.job.priority, holder.entry[:3]) < (-queued.job.priority, entry[:3])
+
+    def _backfill(self, job_class: JobClass, head: QueuedJob) -> None:
+        """Start the class's jobs with the shortest limits as long as they are gone before what is promised."""
+        tried = head
+        while (entry := job_class.shortest()) is not None:
+            queued = entry[3]
+            if queued is tried or queued.job.time_limit_ms >= head.job.time_limit_ms:
+                return
+            pools = self._allowed_pools(queued)
+            if not pools or not queued.shape.may_fit():
+                return
+            placed, _ = self._place(queued, pools)
+            if placed is None:
+                return
+            self._start(queued, job_class, *placed)
+            tried = queued
+
+    def _allowed_pools(self, queued: QueuedJob) -> tuple[Pool, ...]:
+        """The pools in which quota and limits allow the job now."""
+        state, job, leaf = self.state, queued.job, queued.leaf
+        pools = queued.shape.pools
+        if state.queues.plain and not job.array_running_max:
+            return pools
+        if state.queues.full_for(leaf, job.user) is not None:
+            return ()
+        if job.array_running_max and state.array_running[job.array_id] >= job.array_running_max:
+            return ()
+        allowed = tuple(
+            pool
+            for pool in pools
+            if state.queues.refusal(leaf, pool.model, job.devices_milli, pool.capacity_milli) is None
+        )
+        return pools if len(allowed) == len(pools) else allowed
+
+    def _place(self, queued: QueuedJob, pools: tuple[Pool, ...]) -> tuple[tuple[Pool, Found] | None, bool]:
+        """Room in the first pool that has it; and whether somebody's promise stood in the way."""
+        promises = self.state.promises
+        hindered = False
+        end_ms = self.now_ms + queued.job.time_limit_ms
+        if queued.shape.scored:
+            return self._place_scored(queued, pools, end_ms)
+        for pool in pools:
+            barred = promises.barred(pool.model, queued.job.id, self.now_ms, end_ms)
+            found = find(queued.shape, pool, barred)
+            if found is not None:
+                return (pool, found), False
+            hindered = hindered or barred != 0
+        return None, hindered
+
+    def _place_scored(
+        self, queued: QueuedJob, pools: tuple[Pool, ...], end_ms: int
+    ) -> tuple[tuple[Pool, Found] | None, bool]:
+        """The same by score: among all pools when the job names none, else in its order of preference."""
+        state, shape = self.state, queued.shape
+        bars = [state.promises.barred(pool.model, queued.job.id, self.now_ms, end_ms) for pool in pools]
+        groups = [(pool,) for pool in pools] if shape.models else [pools]
+        for group in groups:
+            barred = tuple(bars[pools.index(pool)] for pool in group)
+            best = state.boards.find(shape, group, barred)
+            if best is not None:
+                return (best[0], ((best[1], best[2]),)), False
+        return None, any(bars)
+
+    def _start(self, queued: QueuedJob, job_class: JobClass, pool: Pool, found: Found) -> None:
+        state, job = self.state, queued.job
+        whole = queued.shape.whole
+        for node, pieces in found:
+            if whole:
+                pool.take_whole(node, len(pieces))
+            else:
+                for piece in pieces:
+                    pool.take(node, piece)
+            node.cpu_free_milli -= job.cpu_milli
+            node.memory_free_mib -= job.memory_mib
+        placements = as_placements(found)
+        job_class.drop(queued)
+        state.pending.forget_empty(job_class)
+        queued.ready = False
+        del state.queued[job.id]
+        if state.promises.by_pool or state.promises.nominated:
+            state.promises.forget(job.id)
+        state.begin(queued, placements, self.now_ms)
+        self.starts.append(Start(job.id, placements))
+        self._begun.append(queued)
+
+
+class Contest:
+    """Who is next: a heap of children at every inner queue, and the candidate classes of every leaf."""
+
+    def __init__(self, state: SchedulerState, now_ms: int, candidates: list[JobClass]) -> None:
+        self._now_ms = now_ms
+        self._capacities = state.capacities()
+        self._classes: dict[QueueState, list[JobClass]] = {}
+        for job_class in candidates:
+            self._classes.setdefault(job_class.leaf, []).append(job_class)
+        self._heads: dict[QueueState, tuple[JobClass, Entry]] = {}
+        self._children: dict[QueueState, list[tuple[Tier, int, str, QueueState]]] = {}
+        self._root = state.queues.root
+        inner: dict[QueueState, None] = {}
+        for leaf in sorted(self._classes, key=lambda one: one.name):
+            if self._refresh(leaf):
+                for above in leaf.path():
+                    if above is not leaf:
+                        inner[above] = None
+        self._fill(inner)
+
+    def _fill(self, inner: dict[QueueState, None]) -> None:
+        for queue in sorted(inner, key=lambda one: -sum(1 for _ in one.path())):
+            rows = [self._row(child) for child in queue.children if child in self._heads]
+            heapify(rows)
+            self._children[queue] = rows
+            if rows:
+                self._heads[queue] = self._heads[rows[0][3]]
+
+    def next_leaf(self) -> QueueState | None:
+        """The leaf that may start a job next, or None when no candidate is left."""
+        at = self._root
+        if not self._children.get(at):
+            return None
+        while at in self._children:
+            at = self._children[at][0][3]
+        return at
+
+    def head_of(self, leaf: QueueState) -> tuple[JobClass, Entry]:
+        """The leaf's first job and its class."""
+        return self._heads[leaf]
+
+    def drop(self, leaf: QueueState, job_class: JobClass) -> None:
+        """This class cannot start anything in this cycle."""
+        self._classes[leaf].remove(job_class)
+        self.advance(leaf)
+
+    def close(self, leaf: QueueState) -> None:
+        """The leaf starts nothing more in this cycle."""
+        self._classes[leaf].clear()
+        self.advance(leaf)
+
+    def advance(self, leaf: QueueState) -> None:
+        """Work out the leaf's next candidate and where its ancestors now stand."""
+        alive = self._refresh(leaf)
+        below = leaf
+        for queue in leaf.path():
+            if queue is leaf:
+                continue
+            rows = self._children[queue]
+            heappop(rows)
+            if alive:
+                heappush(rows, self._row(below))
+            alive = bool(rows)
+            if alive:
+                self._heads[queue] = self._heads[rows[0][3]]
+            else:
+                self._heads.pop(queue, None)
+            below = queue
+
+    def _refresh(self, leaf: QueueState) -> bool:
+        best: tuple[int, Entry, JobClass] | None = None
+        for job_class in self._classes[leaf]:
+            entry = job_class.head()
+            if entry is None:
+                continue
+            row = (-job_class.priority, entry, job_class)
+            if best is None or row[:2] < best[:2]:
+                best = row
+        if best is None:
+            self._heads.pop(leaf, None)
+            return False
+        self._heads[leaf] = (best[2], best[1])
+        return True
+
+    def _row(self, queue: QueueState) -> tuple[Tier, int, str, QueueState]:
+        if queue.lonely:
+            return (Tier.BORROWING, 0, queue.name, queue)
+        job_class, _ = self._heads[queue]
+        shape = job_class.shape
+        pool = shape.pools[0].model if shape.pools else ""
+        tier = queue.tier(pool, shape.demand_milli())
+        return (tier, queue.share(self._capacities, self._now_ms), queue.name, queue)

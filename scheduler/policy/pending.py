@@ -1,0 +1,135 @@
+"""Jobs that wait, in classes of equal queue, shape, priority and preemptibility, each class a heap.
+
+Classes are maintained by events; a cycle only looks at their heads. Invariant: every queued job that is ready
+has exactly one live heap entry (stale ones, of withdrawn or promoted jobs, are dropped when they surface).
+"""
+
+from heapq import heappop, heappush
+from typing import NamedTuple
+
+from scheduler.policy.model import Job
+from scheduler.policy.queues import QueueState
+from scheduler.policy.shapes import Shape
+
+Entry = tuple[int, int, int, "QueuedJob"]
+"""(order key, submitted_ms, sequence, job); the sequence makes the order total."""
+
+
+class QueuedJob:
+    """A queued job with what the policy has worked out about it."""
+
+    __slots__ = ("entry", "home", "job", "leaf", "predicted_ms", "queued_ms", "ready", "sequence", "shape")
+
+    def __init__(self, job: Job, leaf: QueueState, shape: Shape, sequence: int, queued_ms: int) -> None:
+        self.job = job
+        self.leaf = leaf
+        self.shape = shape
+        self.sequence = sequence
+        self.queued_ms = queued_ms
+        self.predicted_ms = job.time_limit_ms
+        self.ready = False
+        self.home: JobClass | None = None
+        self.entry: Entry | None = None
+
+
+class ClassKey(NamedTuple):
+    """What jobs of a class have in common."""
+
+    queue: str
+    shape: int
+    priority: int
+    preemptible: bool
+    user: str
+    """Only where a limit counts per user, so that one user's limit holds up nobody else."""
+    array: str
+    """Only where the array has a limit, for the same reason."""
+
+
+class JobClass:
+    """A heap of queued jobs that the policy need not tell apart except by order."""
+
+    __slots__ = ("by_limit", "heap", "key", "leaf", "preemptible", "priority", "shape", "size")
+
+    def __init__(self, key: ClassKey, leaf: QueueState, shape: Shape) -> None:
+        self.key = key
+        self.leaf = leaf
+        self.shape = shape
+        self.priority = key.priority
+        self.preemptible = key.preemptible
+        self.heap: list[Entry] = []
+        self.by_limit: list[tuple[int, int, QueuedJob]] = []
+        """The same jobs by time limit, for backfill into what is free until a promise begins."""
+        self.size = 0
+
+    def push(self, queued: QueuedJob, key: int) -> None:
+        """Give the job its (new) place; an older entry of it becomes stale."""
+        entry = (key, queued.job.submitted_ms, queued.sequence, queued)
+        if queued.home is None:
+            self.size += 1
+        queued.home = self
+        queued.entry = entry
+        heappush(self.heap, entry)
+        heappush(self.by_limit, (queued.job.time_limit_ms, queued.sequence, queued))
+
+    def restore(self, queued: QueuedJob) -> None:
+        """Take back a removal, at the place it had."""
+        entry = queued.entry
+        if entry is not None:
+            self.size += 1
+            queued.home = self
+            heappush(self.heap, entry)
+            heappush(self.by_limit, (queued.job.time_limit_ms, queued.sequence, queued))
+
+    def drop(self, queued: QueuedJob) -> None:
+        """The job no longer waits here; its entry goes when it surfaces."""
+        self.size -= 1
+        queued.home = None
+
+    def head(self) -> Entry | None:
+        """The first live entry."""
+        heap = self.heap
+        while heap:
+            entry = heap[0]
+            queued = entry[3]
+            if queued.entry is entry and queued.home is self:
+                return entry
+            heappop(heap)
+        return None
+
+    def shortest(self) -> Entry | None:
+        """The live entry with the shortest time limit."""
+        heap = self.by_limit
+        while heap:
+            queued = heap[0][2]
+            if queued.home is self:
+                return queued.entry
+            heappop(heap)
+        return None
+
+
+class Pending:
+    """All classes, by queue and by shape."""
+
+    def __init__(self) -> None:
+        self.classes: dict[ClassKey, JobClass] = {}
+        self.by_shape: dict[Shape, dict[ClassKey, JobClass]] = {}
+
+    def class_of(self, queued: QueuedJob) -> JobClass:
+        """The class of a queued job, made when it is the first."""
+        job = queued.job
+        user = job.user if queued.leaf.user_limited else ""
+        array = job.array_id if job.array_running_max else ""
+        key = ClassKey(job.queue, queued.shape.number, job.priority, job.preemptible, user, array)
+        found = self.classes.get(key)
+        if found is None:
+            found = self.classes[key] = JobClass(key, queued.leaf, queued.shape)
+            self.by_shape.setdefault(queued.shape, {})[key] = found
+        return found
+
+    def forget_empty(self, emptied: JobClass) -> None:
+        """Drop a class nobody waits in, so that shapes seen once do not cost for ever."""
+        if emptied.size == 0 and self.classes.pop(emptied.key, None) is not None:
+            siblings = self.by_shape[emptied.shape]
+            del siblings[emptied.key]
+            if not siblings:
+                del self.by_shape[emptied.shape]

@@ -1,0 +1,270 @@
+"""The queue tree: who may use how much of which pool, and who is next.
+
+Quotas hold at every level: a queue never exceeds guarantee + borrow limit, and what siblings may use of an idle
+guarantee is its lend limit. Invariant: the use of an inner queue is the sum of its children's.
+"""
+
+from collections.abc import Iterable, Iterator
+from enum import IntEnum
+from typing import Final
+
+from scheduler.policy.decay import decayed
+from scheduler.policy.errors import (
+    CyclicQueues,
+    GuaranteeAboveCapacity,
+    QueueIsNotALeaf,
+    UnknownModel,
+    UnknownQueue,
+)
+from scheduler.policy.model import WHOLE_MILLI, Queue, Quota
+
+ROOT: Final = ""
+SHARE_UNIT: Final = 1_000_000
+_FREE_FOR_ALL: Final = Quota()
+
+
+class Tier(IntEnum):
+    """How strong a claim is; a lower tier goes first."""
+
+    GUARANTEED = 0
+    BORROWING = 1
+    OPPORTUNISTIC = 2
+    """Beyond the borrow limit, on what would stand idle: preemptible jobs only."""
+
+
+class QueueState:
+    """A queue with what it uses now and has used lately."""
+
+    __slots__ = (
+        "children",
+        "effective",
+        "floor",
+        "half_life_ms",
+        "inner",
+        "limited",
+        "lonely",
+        "name",
+        "parent",
+        "queue",
+        "quotas",
+        "recent",
+        "running",
+        "running_by_user",
+        "used",
+        "user_limited",
+    )
+
+    def __init__(self, queue: Queue, parent: "QueueState | None") -> None:
+        self.queue = queue
+        self.name = queue.name
+        self.parent = parent
+        self.children: list[QueueState] = []
+        self.quotas = queue.quotas
+        self.half_life_ms = queue.half_life_ms
+        self.used: dict[str, int] = {}
+        self.floor: dict[str, int] = {
+            pool: max(0, quota.guarantee_milli - quota.lend_milli)
+            for pool, quota in queue.quotas.items()
+            if quota.lend_milli is not None
+        }
+        self.inner: dict[str, int] = {}
+        """What its children together count as used."""
+        self.effective: dict[str, int] = {}
+        """What siblings must regard as used: at least the part of the guarantee that is never lent."""
+        self.recent: dict[str, tuple[int, int]] = {}
+        """Per pool: the half-life average of use, and when it was brought up to date."""
+        self.lonely = False
+        """Without siblings its share is never compared, and so never worked out."""
+        self.running = 0
+        self.running_by_user: dict[str, int] = {}
+        self.user_limited: bool = queue.user_running_max is not None or (
+            parent is not None and parent.user_limited
+        )
+        self.limited = queue.running_max is not None or queue.user_running_max is not None
+
+    def path(self) -> "Iterator[QueueState]":
+        """This queue and its ancestors, the root last."""
+        at: QueueState | None = self
+        while at is not None:
+            yield at
+            at = at.parent
+
+    def quota(self, pool: str) -> Quota:
+        """Its quota of a pool; no guarantee and no bound when none is written."""
+        return self.quotas.get(pool, _FREE_FOR_ALL)
+
+    def tier(self, pool: str, milli: int) -> Tier:
+        """How strong a claim of `milli` more would be at this level."""
+        quota = self.quotas.get(pool)
+        if quota is None:
+            return Tier.BORROWING
+        after = self.used.get(pool, 0) + milli
+        if after <= quota.guarantee_milli:
+            return Tier.GUARANTEED
+        if quota.borrow_milli is None or after <= quota.guarantee_milli + quota.borrow_milli:
+            return Tier.BORROWING
+        return Tier.OPPORTUNISTIC
+
+    def recent_milli(self, pool: str, now_ms: int) -> int:
+        """The half-life average of its use of a pool."""
+        value, at_ms = self.recent.get(pool, (0, now_ms))
+        used = self.used.get(pool, 0)
+        gap = value - used
+        faded = decayed(abs(gap), max(0, now_ms - at_ms), self.half_life_ms)
+        return used + (faded if gap > 0 else -faded)
+
+    def share(self, capacities: dict[str, int], now_ms: int) -> int:
+        """Its weighted dominant share in millionths: use now plus recent use, where that is largest."""
+        largest = 0
+        for pool, used in self.used.items():
+            weight = self.quota(pool).weight
+            both = used + self.recent_milli(pool, now_ms)
+            largest = max(largest, both * SHARE_UNIT // (max(1, capacities.get(pool, 0)) * weight))
+        return largest
+
+    def shift(self, pool: str, milli: int, now_ms: int) -> None:
+        """Add to what this queue alone uses, bringing the half-life average up to date first."""
+        if not self.lonely:
+            self.recent[pool] = (self.recent_milli(pool, now_ms), now_ms)
+        self.used[pool] = self.used.get(pool, 0) + milli
+
+
+class QueueTree:
+    """All queues under one root that stands for the centre.
+
+    Raises:
+        UnknownQueue: a parent that is not there.
+        CyclicQueues: parents that form a cycle.
+    """
+
+    def __init__(self, queues: Iterable[Queue]) -> None:
+        known = {queue.name: queue for queue in queues}
+        self.root = QueueState(Queue(ROOT), None)
+        self.states: dict[str, QueueState] = {ROOT: self.root}
+        self.plain = all(
+            not queue.quotas and queue.running_max is None and queue.user_running_max is None
+            for queue in known.values()
+        )
+        """No quota and no limit anywhere: every claim is allowed."""
+        for name in known:
+            self._settle(name, known, ())
+        for state in self.states.values():
+            state.lonely = state.parent is None or len(state.parent.children) == 1
+        for state in reversed(list(self.states.values())):
+            self._raise_floors(state)
+
+    def _settle(self, name: str, known: dict[str, Queue], below: tuple[str, ...]) -> QueueState:
+        if name in self.states:
+            return self.states[name]
+        if name in below:
+            raise CyclicQueues(field="parent", queue=name, cycle=" -> ".join((*below, name)))
+        queue = known.get(name)
+        if queue is None:
+            raise UnknownQueue(field="parent", queue=name, known=", ".join(sorted(known)) or "none")
+        parent = self._settle(queue.parent, known, (*below, name)) if queue.parent else self.root
+        state = QueueState(queue, parent)
+        parent.children.append(state)
+        self.states[name] = state
+        return state
+
+    @staticmethod
+    def _raise_floors(state: QueueState) -> None:
+        for pool in {*state.floor, *state.inner}:
+            state.effective[pool] = max(state.inner.get(pool, 0), state.floor.get(pool, 0))
+            if state.parent is not None:
+                above = state.parent.inner
+                above[pool] = above.get(pool, 0) + state.effective[pool]
+
+    def leaf(self, name: str) -> QueueState:
+        """The leaf queue of that name. Raises UnknownQueue or QueueIsNotALeaf."""
+        state = self.states.get(name)
+        if state is None or state is self.root:
+            leaves = sorted(name for name, one in self.states.items() if name and not one.children)
+            raise UnknownQueue(field="queue", queue=name, known=", ".join(leaves[:20]) or "none")
+        if state.children:
+            below = ", ".join(sorted(child.name for child in state.children)[:20])
+            raise QueueIsNotALeaf(field="queue", queue=name, known=below)
+        return state
+
+    def check_guarantees(self, capacities: dict[str, int]) -> None:
+        """Refuse guarantees that could not all be honoured.
+
+        Raises:
+            UnknownModel: a quota of a pool no node belongs to.
+            GuaranteeAboveCapacity: children are guaranteed more than their parent, or than there is.
+        """
+        for state in self.states.values():
+            pools = {pool for child in state.children for pool in child.quotas}
+            for pool in sorted(pools):
+                if pool not in capacities:
+                    known = ", ".join(sorted(capacities)) or "none"
+                    raise UnknownModel(field=f"queues[{state.name!r}].quotas", model=pool, known=known)
+                given = sum(child.quota(pool).guarantee_milli for child in state.children)
+                there = capacities[pool] if state is self.root else state.quota(pool).guarantee_milli
+                if given > there:
+                    raise GuaranteeAboveCapacity(
+                        field="guarantee_milli",
+                        parent=state.name or "the root",
+                        guaranteed_milli=given,
+                        pool=pool,
+                        capacity_milli=there,
+                    )
+
+    def refusal(self, leaf: QueueState, pool: str, milli: int, capacity_milli: int) -> QueueState | None:
+        """The lowest queue whose bound a claim of `milli` would exceed, or None when it may be made."""
+        delta = milli
+        for state in leaf.path():
+            used = state.used.get(pool, 0)
+            before = state.effective.get(pool, 0)
+            if state.parent is None:
+                return state if before + delta > capacity_milli else None
+            quota = state.quota(pool)
+            bound = quota.borrow_milli
+            if bound is not None and used + milli > quota.guarantee_milli + bound:
+                return state
+            inner = state.inner.get(pool, 0) if state.children else used
+            delta = max(inner + delta, state.floor.get(pool, 0)) - before
+        return None
+
+    def charge(self, leaf: QueueState, pool: str, milli: int, now_ms: int) -> None:
+        """Record that the leaf uses `milli` more (or less, when negative) of a pool from now on."""
+        if self.plain and leaf.lonely and leaf.parent is self.root:
+            leaf.used[pool] = leaf.used.get(pool, 0) + milli
+            self.root.used[pool] = leaf.used[pool]
+            return
+        delta = milli
+        for state in leaf.path():
+            state.shift(pool, milli, now_ms)
+            if self.plain:
+                continue
+            if state.children:
+                state.inner[pool] = state.inner.get(pool, 0) + delta
+            inner = state.inner[pool] if state.children else state.used[pool]
+            effective = max(inner, state.floor.get(pool, 0))
+            delta = effective - state.effective.get(pool, 0)
+            state.effective[pool] = effective
+
+    def count(self, leaf: QueueState, user: str, change: int) -> None:
+        """Record a running job of a user more (1) or less (-1) in the leaf and all above it."""
+        for state in leaf.path():
+            state.running += change
+            if state.limited:
+                state.running_by_user[user] = state.running_by_user.get(user, 0) + change
+
+    def full_for(self, leaf: QueueState, user: str) -> QueueState | None:
+        """The lowest queue whose number of running jobs, in all or of this user, is at its limit."""
+        for state in leaf.path():
+            if not state.limited:
+                continue
+            most, most_user = state.queue.running_max, state.queue.user_running_max
+            if most is not None and state.running >= most:
+                return state
+            if most_user is not None and state.running_by_user.get(user, 0) >= most_user:
+                return state
+        return None
+
+
+def whole_devices(milli: int) -> str:
+    """Milli-slots as a count of devices for people."""
+    devices, rest = divmod(milli, WHOLE_MILLI)
+    return f"{devices}.{rest:03d}".rstrip("0") if rest else str(devices)

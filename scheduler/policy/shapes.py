@@ -1,0 +1,118 @@
+"""A shape is everything about a job that decides where it fits; jobs of equal shape fit or do not fit together.
+
+A shape remembers that it was found not to fit: as long as nothing is freed in its pools it still does not, so
+a cycle looks at shapes, never at the jobs behind them.
+"""
+
+from scheduler.policy.capacity import Capacity, Pool
+from scheduler.policy.model import WHOLE_MILLI, Job
+
+
+class Shape:
+    """What placement needs to know of a job.
+
+    `pools` are those of its models in order of preference; `freed_seen` are the pools' freed counters when it
+    was last found not to fit.
+    """
+
+    __slots__ = (
+        "cpu_milli",
+        "devices_per_node",
+        "freed_seen",
+        "memory_mib",
+        "min_pflops_milli",
+        "models",
+        "nodes",
+        "number",
+        "pools",
+        "pools_version",
+        "possible",
+        "scored",
+        "slots_milli",
+        "tail_devices",
+        "topology",
+        "whole",
+    )
+
+    def __init__(self, job: Job, number: int) -> None:
+        self.number = number
+        self.models = job.models
+        self.min_pflops_milli = job.min_pflops_milli
+        self.nodes = job.nodes
+        self.devices_per_node = job.devices_per_node
+        self.tail_devices = job.tail_devices
+        self.slots_milli = job.slots_milli
+        self.cpu_milli = job.cpu_milli
+        self.memory_mib = job.memory_mib
+        self.topology = job.topology
+        self.whole = job.slots_milli == WHOLE_MILLI
+        self.scored = (
+            job.nodes == 1
+            and not job.tail_devices
+            and not (self.whole and not job.cpu_milli and not job.memory_mib)
+        )
+        """Whether nodes differ for it by more than their number of free devices."""
+        self.pools: tuple[Pool, ...] = ()
+        self.pools_version = -1
+        self.possible: bool | None = None
+        """Whether empty pools would hold it; None until somebody asks again."""
+        self.freed_seen = -1
+
+    def resolve(self, capacity: Capacity) -> tuple[Pool, ...]:
+        """The pools it may run in, looked up again only when a node has joined."""
+        if self.pools_version != capacity.shape_version:
+            self.pools_version = capacity.shape_version
+            names = (
+                [name for name in self.models if name in capacity.pools]
+                if self.models
+                else sorted(capacity.pools)
+            )
+            pools = [capacity.pools[name] for name in names]
+            self.pools = tuple(pool for pool in pools if pool.pflops_milli >= self.min_pflops_milli)
+            self.freed_seen = -1
+            self.possible = None
+        return self.pools
+
+    def demand_milli(self) -> int:
+        """Milli-slots of the whole gang."""
+        return self.nodes * self.devices_per_node * self.slots_milli + self.tail_devices * WHOLE_MILLI
+
+    def freed_now(self) -> int:
+        """The sum of its pools' freed counters: it has changed if and only if something was freed there."""
+        pools = self.pools
+        if len(pools) == 1:
+            return pools[0].freed
+        return sum(pool.freed for pool in pools)
+
+    def may_fit(self) -> bool:
+        """Whether anything changed for the better since it was last found not to fit."""
+        return self.freed_seen != self.freed_now()
+
+    def does_not_fit(self) -> None:
+        """Remember that it does not fit as things are."""
+        self.freed_seen = self.freed_now()
+
+
+class Shapes:
+    """Every shape seen, one object each."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[object, ...], Shape] = {}
+
+    def of(self, job: Job) -> Shape:
+        """The one shape object of a job."""
+        key = (
+            job.models,
+            job.min_pflops_milli,
+            job.nodes,
+            job.devices_per_node,
+            job.tail_devices,
+            job.slots_milli,
+            job.cpu_milli,
+            job.memory_mib,
+            job.topology,
+        )
+        shape = self._known.get(key)
+        if shape is None:
+            shape = self._known[key] = Shape(job, len(self._known))
+        return shape

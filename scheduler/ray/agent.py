@@ -1,0 +1,28 @@
+"""The actor that stands for one node in the Ray cluster: it carries the controller's words to the supervisor's socket.
+
+It keeps nothing: Ray may kill and restart it at any time without a job noticing.
+"""
+
+import os
+from pathlib import Path
+
+from scheduler.node.client import SupervisorClient
+from scheduler.node.protocol import Change, Report, SyncRequest
+
+SOCKET_VARIABLE = "HUB_NODE_SOCKET"
+"""Set by `hub node` in its raylet's environment, which the raylet's workers inherit."""
+
+
+class NodeAgent:
+    """Lives in a worker of the node's raylet; made and found by name by the controller."""
+
+    def __init__(self) -> None:
+        self._socket = Path(os.environ[SOCKET_VARIABLE])  # noqa: TID251 - all a raylet can hand to its workers
+
+    def sync(self, request: SyncRequest) -> Report:
+        """One `sync` of the node's supervisor."""
+        return SupervisorClient(self._socket).sync(request)
+
+    def wait_for_change(self, after_seq: int, timeout_ms: int) -> Change:
+        """Return when a run of this node changed state after `after_seq`, or after the timeout."""
+        return SupervisorClient(self._socket).wait_for_change(after_seq, timeout_ms)

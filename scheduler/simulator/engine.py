@@ -1,0 +1,156 @@
+"""Discrete events around the one policy: arrivals, ends, losses of nodes, and a cycle after each instant.
+
+Invariant: everything that happens at one instant is told to the policy before it plans; equal inputs give
+equal event logs, byte for byte.
+"""
+
+from collections.abc import Callable, Iterable
+from heapq import heappop, heappush
+from typing import NamedTuple
+
+from scheduler.policy.cycle import run_cycle
+from scheduler.policy.model import Job, Placement, Queue, Start
+from scheduler.policy.reasons import impossible
+from scheduler.policy.settings import PolicySettings
+from scheduler.policy.state import SchedulerState
+from scheduler.simulator.workload import Cluster, TraceJob
+
+FINISHED = "finished"
+TIMED_OUT = "timed_out"
+PREEMPTED = "preempted"
+NODE_LOST = "node_lost"
+
+_END, _LOST, _BACK, _WAKE = range(4)
+
+
+class Run(NamedTuple):
+    """One attempt of a job, from start to end."""
+
+    job: Job
+    placements: tuple[Placement, ...]
+    start_ms: int
+    end_ms: int
+    end_reason: str
+
+
+class Outcome(NamedTuple):
+    """All that happened, in order of end, and the jobs that could never run with the reason."""
+
+    runs: list[Run]
+    impossible: dict[str, str]
+    unstarted: list[Job]
+    end_ms: int
+
+
+Progress = Callable[[int], None]
+
+
+class Simulation:
+    """One run of one policy over one workload."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        jobs: Iterable[TraceJob],
+        queues: Iterable[Queue],
+        settings: PolicySettings,
+        progress: Progress | None = None,
+    ) -> None:
+        self.state = SchedulerState(queues, settings)
+        for node in cluster.nodes:
+            self.state.node_joined(node)
+        self.state.queues.check_guarantees(self.state.capacities())
+        self._nodes = {node.name: node for node in cluster.nodes}
+        self._jobs = sorted(jobs, key=lambda one: one.job.submitted_ms)
+        self._durations: dict[str, int] = {}
+        self._events: list[tuple[int, int, str, int]] = []
+        self._runs: list[Run] = []
+        self._impossible: dict[str, str] = {}
+        self._progress = progress
+        self._woken: int | None = None
+        for failure in cluster.failures:
+            heappush(self._events, (failure.at_ms, _LOST, failure.node, 0))
+            if failure.back_ms is not None:
+                heappush(self._events, (failure.back_ms, _BACK, failure.node, 0))
+
+    def run(self) -> Outcome:
+        """Until nothing is left to happen."""
+        jobs, events = self._jobs, self._events
+        at, count, now = 0, len(jobs), 0
+        while at < count or events:
+            now = jobs[at].job.submitted_ms if at < count else events[0][0]
+            if events and events[0][0] < now:
+                now = events[0][0]
+            while events and events[0][0] <= now:
+                self._happen(heappop(events), now)
+            while at < count and jobs[at].job.submitted_ms <= now:
+                self._arrive(jobs[at])
+                at += 1
+            self._plan(now)
+            if self._progress is not None and at % 256 == 0:
+                self._progress(at)
+        if self._progress is not None:
+            self._progress(count)
+        unstarted = [queued.job for queued in self.state.queued.values()]
+        return Outcome(self._runs, self._impossible, unstarted, now)
+
+    def _arrive(self, trace_job: TraceJob) -> None:
+        job, duration = trace_job
+        state = self.state
+        state.job_queued(job)
+        why = impossible(state, state.queued[job.id])
+        if why is not None:
+            self._impossible[job.id] = why[1]
+            state.job_withdrawn(job.id)
+            return
+        self._durations[job.id] = duration
+
+    def _plan(self, now: int) -> None:
+        plan = run_cycle(self.state, now)
+        for start in plan.starts:
+            self._begin(start, now)
+        for eviction in plan.evictions:
+            self.state.eviction_ordered(eviction)
+            job = self.state.running[eviction.job_id].job
+            end = now + self.state.settings.grace_ms
+            heappush(self._events, (end, _END, PREEMPTED + " " + job.id, job.attempt))
+        wake = plan.next_wake_ms
+        if wake is not None and wake != self._woken and wake > now:
+            self._woken = wake
+            heappush(self._events, (wake, _WAKE, "", 0))
+
+    def _begin(self, start: Start, now: int) -> None:
+        job = self.state.running[start.job_id].job
+        lasts = min(self._durations[job.id], job.time_limit_ms)
+        heappush(self._events, (now + lasts, _END, job.id, job.attempt))
+
+    def _happen(self, event: tuple[int, int, str, int], now: int) -> None:
+        _, kind, name, attempt = event
+        if kind == _END:
+            self._end(name, attempt, now)
+        elif kind == _LOST:
+            for job_id in self.state.node_left(name):
+                self._stop(job_id, now, NODE_LOST)
+        elif kind == _BACK:
+            self.state.node_joined(self._nodes[name])
+
+    def _end(self, name: str, attempt: int, now: int) -> None:
+        evicted, _, job_id = name.rpartition(" ")
+        running = self.state.running.get(job_id)
+        if running is None or running.job.attempt != attempt:
+            return
+        if evicted:
+            self._stop(job_id, now, PREEMPTED)
+            return
+        timed_out = self._durations[job_id] > running.job.time_limit_ms
+        reason = TIMED_OUT if timed_out else FINISHED
+        self._runs.append(Run(running.job, running.placements, running.started_ms, now, reason))
+        self.state.allocation_ended(job_id, now, succeeded=not timed_out)
+        if timed_out:
+            self.state.job_failed(job_id)
+
+    def _stop(self, job_id: str, now: int, reason: str) -> None:
+        running = self.state.running[job_id]
+        self._runs.append(Run(running.job, running.placements, running.started_ms, now, reason))
+        self.state.allocation_ended(job_id, now, succeeded=False)
+        self.state.job_queued(running.job.again(now - running.started_ms), now)

@@ -1,0 +1,153 @@
+"""The scheduler's tables.
+
+The database keeps by itself that no slice of a device is sold twice: an allocation's slots and its time span may
+not both overlap another's, whatever the code above does. A device's slots are numbered centre-wide: device number n
+owns `[1000·n, 1000·n + 1000)`.
+"""
+
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Identity, Index, Text, UniqueConstraint, text
+from sqlalchemy.dialects.postgresql import ARRAY, INT8RANGE, TSTZRANGE, ExcludeConstraint, Range
+from sqlalchemy.orm import Mapped, mapped_column
+
+from kernel.database import Table
+
+
+class LeaderRow(Table):
+    """The one lease of leadership; every write of a controller checks that its epoch is still the lease's."""
+
+    __tablename__ = "scheduler_leader"
+    __table_args__ = (CheckConstraint("id = 1", name="single_row"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    holder: Mapped[str] = mapped_column(Text)
+    epoch: Mapped[int]
+    expires_at: Mapped[datetime]
+
+
+class NodeRow(Table):
+    """A machine of the centre, as its supervisor last described it."""
+
+    __tablename__ = "nodes"
+    __table_args__ = (CheckConstraint("state IN ('up', 'draining', 'down')", name="state"),)
+
+    name: Mapped[str] = mapped_column(Text, primary_key=True)
+    host_id: Mapped[str] = mapped_column(Text)
+    state: Mapped[str] = mapped_column(Text)
+    labels: Mapped[dict[str, Any]]
+    cpu_milli: Mapped[int]
+    memory_mib: Mapped[int]
+    isolation: Mapped[dict[str, Any]]
+    joined_at: Mapped[datetime]
+    last_seen_at: Mapped[datetime]
+
+
+class DeviceRow(Table):
+    """One accelerator of one node. `number` is its centre-wide identity in allocation slot ranges."""
+
+    __tablename__ = "devices"
+
+    node: Mapped[str] = mapped_column(ForeignKey("nodes.name"), primary_key=True)
+    index: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    number: Mapped[int] = mapped_column(BigInteger, Identity(always=True), unique=True)
+    model: Mapped[str] = mapped_column(Text)
+    vendor: Mapped[str] = mapped_column(Text)
+    healthy: Mapped[bool]
+
+
+class JobRow(Table):
+    """What an enterprise asked for, and how far it got."""
+
+    __tablename__ = "jobs"
+    __table_args__ = (
+        CheckConstraint(
+            "state IN ('queued', 'starting', 'running', 'stopping', 'succeeded', 'failed', 'cancelled')",
+            name="state",
+        ),
+        CheckConstraint(
+            "(ended_at IS NOT NULL) = (state IN ('succeeded', 'failed', 'cancelled'))", name="ended"
+        ),
+        CheckConstraint("node_count > 0 AND devices_per_node > 0", name="shape"),
+        CheckConstraint("slots_milli BETWEEN 1 AND 1000", name="slots"),
+        Index("ix_jobs_live", "state", postgresql_where=text("ended_at IS NULL")),
+        Index("ix_jobs_tenant_id_id", "tenant_id", "id"),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    tenant_id: Mapped[UUID]
+    submitted_by: Mapped[UUID]
+    name: Mapped[str] = mapped_column(Text)
+    state: Mapped[str] = mapped_column(Text)
+    reason: Mapped[str] = mapped_column(Text)
+    kind: Mapped[str] = mapped_column(Text)
+    argv: Mapped[list[str]] = mapped_column(ARRAY(Text))
+    env: Mapped[dict[str, Any]]
+    environment: Mapped[str] = mapped_column(Text)
+    upload_sha256: Mapped[str | None] = mapped_column(Text)
+    models: Mapped[list[str]] = mapped_column(ARRAY(Text))
+    node_count: Mapped[int]
+    devices_per_node: Mapped[int]
+    slots_milli: Mapped[int]
+    cpu_milli: Mapped[int]
+    memory_mib: Mapped[int]
+    time_limit_ms: Mapped[int]
+    grace_ms: Mapped[int]
+    priority: Mapped[int]
+    max_retries: Mapped[int]
+    network: Mapped[str] = mapped_column(Text)
+    queued_at: Mapped[datetime]
+    attempt: Mapped[int]
+    placed_at: Mapped[datetime | None]
+    started_at: Mapped[datetime | None]
+    ended_at: Mapped[datetime | None]
+    exit_code: Mapped[int | None]
+    end_reason: Mapped[str | None] = mapped_column(Text)
+    stop_reason: Mapped[str | None] = mapped_column(Text)
+
+
+class RunRow(Table):
+    """One process of one attempt of a job on one node: rank `rank` of the attempt."""
+
+    __tablename__ = "runs"
+    __table_args__ = (
+        UniqueConstraint("job_id", "attempt", "rank"),
+        CheckConstraint("state IN ('placed', 'starting', 'running', 'stopping', 'ended')", name="state"),
+        Index("ix_runs_live", "node", postgresql_where=text("state <> 'ended'")),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    job_id: Mapped[UUID] = mapped_column(ForeignKey("jobs.id"))
+    attempt: Mapped[int]
+    rank: Mapped[int]
+    node: Mapped[str] = mapped_column(ForeignKey("nodes.name"))
+    epoch: Mapped[int]
+    state: Mapped[str] = mapped_column(Text)
+    devices: Mapped[list[Any]]
+    started_at: Mapped[datetime | None]
+    ended_at: Mapped[datetime | None]
+    exit_code: Mapped[int | None]
+    end_reason: Mapped[str | None] = mapped_column(Text)
+    end_detail: Mapped[str | None] = mapped_column(Text)
+    acknowledged: Mapped[bool]
+
+
+class AllocationRow(Table):
+    """A slice of one device given to one run for an interval; open-ended until the process is known to be dead."""
+
+    __tablename__ = "allocations"
+    __table_args__ = (
+        ExcludeConstraint(("slots", "&&"), ("span", "&&"), using="gist", name="ex_allocations_slots_span"),
+        CheckConstraint("NOT isempty(slots) AND NOT isempty(span)", name="not_empty"),
+        Index("ix_allocations_run_id", "run_id"),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    run_id: Mapped[UUID] = mapped_column(ForeignKey("runs.id"))
+    node: Mapped[str] = mapped_column(Text)
+    device_index: Mapped[int]
+    model: Mapped[str] = mapped_column(Text)
+    slots: Mapped[Range[int]] = mapped_column(INT8RANGE)
+    span: Mapped[Range[datetime]] = mapped_column(TSTZRANGE)

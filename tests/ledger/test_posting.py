@@ -1,0 +1,184 @@
+from datetime import datetime, timedelta
+
+import pytest
+from sqlalchemy import Engine
+
+from kernel.database import transaction
+from kernel.errors import Conflict, Invalid, NotFound, Unfunded
+from ledger.domain.accounts import CNY, Account, Bound
+from ledger.domain.outcomes import Status
+from ledger.domain.transfers import Transfer, extend
+from ledger.errors import AccountDiffers, AccountNameTaken, InsufficientFunds
+from ledger.posting import open_accounts, post_all
+from ledger.reading import HoldState, balances, due_holds, history, holds
+from tests.ledger.world import (
+    CARDS,
+    LATER,
+    OWED,
+    POOL,
+    SPENT,
+    T0,
+    WORDS,
+    WORLD,
+    free,
+    held,
+    ident,
+    lapse,
+    more,
+    move,
+    posting,
+    take,
+    totals,
+    undo,
+)
+
+# Each row: what is posted in order at which time, and the status of the last one.
+REFUSALS = [
+    ([move("x", POOL, SPENT, 101)], T0, Status.INSUFFICIENT_FUNDS),
+    ([move("x", WORLD, OWED, 1)], T0, Status.INSUFFICIENT_FUNDS),
+    ([held("h", 60), held("x", 41)], T0, Status.INSUFFICIENT_FUNDS),
+    ([held("h", 60), move("x", POOL, SPENT, 41)], T0, Status.INSUFFICIENT_FUNDS),
+    ([held("h", 60), more("x", "h", 41)], T0, Status.INSUFFICIENT_FUNDS),
+    ([move("m", POOL, SPENT, 100), undo("x", "fund")], T0, Status.INSUFFICIENT_FUNDS),
+    ([held("h", 60), take("x", "h", 61)], T0, Status.HOLD_EXHAUSTED),
+    ([held("h", 60), take("c", "h", 20), take("x", "h", 41)], T0, Status.HOLD_EXHAUSTED),
+    ([held("h", 60), free("r", "h"), take("x", "h", 1)], T0, Status.HOLD_RESOLVED),
+    ([held("h", 60), free("r", "h"), free("x", "h")], T0, Status.HOLD_RESOLVED),
+    ([held("h", 60), free("r", "h"), more("x", "h", 1)], T0, Status.HOLD_RESOLVED),
+    ([held("h", 60), lapse("e", "h"), free("x", "h")], LATER, Status.HOLD_RESOLVED),
+    ([held("h", 60), take("x", "h", 1)], LATER, Status.HOLD_EXPIRED),
+    ([held("h", 60), more("x", "h", 1)], LATER, Status.HOLD_EXPIRED),
+    ([held("h", 60), lapse("x", "h")], LATER - timedelta(microseconds=1), Status.HOLD_NOT_YET_EXPIRED),
+    ([held("h", 101), take("x", "h", 1)], T0, Status.UNKNOWN_HOLD),
+    ([move("m", POOL, SPENT, 1), take("x", "m", 1)], T0, Status.UNKNOWN_HOLD),
+    ([undo("x", "nothing")], T0, Status.UNKNOWN_TRANSFER),
+    ([held("h", 60), undo("x", "h")], T0, Status.NOT_REVERSIBLE),
+    ([held("h", 60), free("r", "h"), undo("x", "r")], T0, Status.NOT_REVERSIBLE),
+    ([undo("r", "fund"), undo("x", "r")], T0, Status.NOT_REVERSIBLE),
+    ([undo("r", "fund"), undo("x", "fund")], T0, Status.ALREADY_REVERSED),
+    ([move("x", POOL, Account(ident("no"), "no", CNY, Bound.NONE), 1)], T0, Status.UNKNOWN_ACCOUNT),
+    ([move("x", POOL, CARDS, 1)], T0, Status.ASSET_MISMATCH),
+    ([move("x", POOL, SPENT, 1), move("x", POOL, SPENT, 2)], T0, Status.ID_REUSED_WITH_OTHER_CONTENT),
+    ([held("x", 1), move("x", POOL, SPENT, 1)], T0, Status.ID_REUSED_WITH_OTHER_CONTENT),
+]
+
+
+@pytest.mark.parametrize(("transfers", "at", "expected"), REFUSALS, ids=lambda v: getattr(v, "value", None))
+@pytest.mark.parametrize("apart", [False, True], ids=["one batch", "one by one"])
+def test_each_refusal_has_its_code_and_writes_nothing(
+    funded: Engine, transfers: list[Transfer], at: datetime, expected: Status, *, apart: bool
+) -> None:
+    *earlier, last = transfers
+    if apart:
+        for transfer in earlier:
+            posting(funded, transfer, at=at)
+        before = totals(funded, POOL)
+        outcomes = posting(funded, last, at=at)
+        assert totals(funded, POOL) == before
+    else:
+        outcomes = posting(funded, *transfers, at=at)
+    assert outcomes[-1].status is expected
+    assert totals(funded, POOL)[0] <= 100
+
+
+def test_a_transfer_is_posted_and_its_replay_returns_the_first_result(funded: Engine) -> None:
+    first, again = (posting(funded, move("m", POOL, SPENT, 30))[0] for _ in range(2))
+    assert (first.status, again.status) == (Status.POSTED, Status.REPLAYED)
+    assert first.amount == again.amount == 30
+    assert totals(funded, POOL) == (30, 100, 0, 0)
+    assert totals(funded, SPENT) == (0, 30, 0, 0)
+
+
+def test_a_hold_is_extended_captured_in_parts_and_released(funded: Engine) -> None:
+    outcomes = posting(
+        funded, held("h", 50), more("e", "h", 20), take("c1", "h", 30), take("c2", "h", 5), free("r", "h")
+    )
+    assert [o.amount for o in outcomes] == [50, 20, 30, 5, 35]
+    assert totals(funded, POOL) == (35, 100, 0, 0)
+    with transaction(funded) as session:
+        kept = holds(session, [ident("h")])[ident("h")]
+        lines = history(session, POOL.id)
+    assert (kept.held, kept.captured, kept.freed, kept.state) == (70, 35, 35, HoldState.RELEASED)
+    assert [line.sequence for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert [line.debits_pending for line in lines] == [0, 50, 70, 40, 35, 0]
+
+
+def test_a_hold_captured_to_the_end_is_still_released_once(funded: Engine) -> None:
+    outcomes = posting(funded, held("h", 50), take("c", "h", 50), free("r", "h"), free("r2", "h"))
+    assert outcomes[2].amount == 0
+    assert outcomes[3].status is Status.HOLD_RESOLVED
+
+
+def test_a_due_hold_is_listed_and_expires(funded: Engine) -> None:
+    posting(funded, held("h", 50), take("c", "h", 20))
+    with transaction(funded) as session:
+        assert due_holds(session, LATER - timedelta(microseconds=1)) == []
+        assert [due.id for due in due_holds(session, LATER)] == [ident("h")]
+    assert posting(funded, lapse("x", "h"), at=LATER)[0].amount == 30
+    with transaction(funded) as session:
+        assert due_holds(session, LATER) == []
+    assert totals(funded, POOL) == (20, 100, 0, 0)
+
+
+def test_an_extension_may_move_the_end_of_a_hold(funded: Engine) -> None:
+    much_later = LATER + timedelta(hours=1)
+    longer = extend(ident("e"), hold_id=ident("h"), amount=1, expires_at=much_later, **WORDS)
+    posting(funded, held("h", 50), longer)
+    assert posting(funded, take("c", "h", 51), at=LATER)[0].accepted
+    assert posting(funded, take("d", "h", 1), at=much_later)[0].status is Status.HOLD_EXPIRED
+
+
+def test_reversals_mirror_what_was_posted_and_captured(funded: Engine) -> None:
+    outcomes = posting(
+        funded, held("h", 50), take("c", "h", 20), undo("rc", "c"), move("m", POOL, SPENT, 7), undo("rm", "m")
+    )
+    assert [o.amount for o in outcomes] == [50, 20, 20, 7, 7]
+    assert totals(funded, POOL) == (27, 127, 30, 0)
+    assert totals(funded, SPENT) == (27, 27, 0, 30)
+
+
+def test_a_linked_batch_is_posted_whole_or_not_at_all(funded: Engine) -> None:
+    with transaction(funded) as session:
+        with pytest.raises(InsufficientFunds) as caught:
+            post_all(session, [move("a", POOL, SPENT, 60), move("b", POOL, SPENT, 41)], at=T0)
+        assert caught.value.facts["available"] == 40
+        assert caught.value.facts["required"] == 41
+        post_all(session, [move("a", POOL, SPENT, 60), move("b", POOL, SPENT, 40)], at=T0)
+    assert totals(funded, POOL) == (100, 100, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("transfer", "kind"),
+    [
+        (move("x", POOL, SPENT, 101), Unfunded),
+        (undo("x", "nothing"), NotFound),
+        (move("x", POOL, CARDS, 1), Invalid),
+        (move("fund", WORLD, POOL, 99), Conflict),
+    ],
+)
+def test_a_refused_linked_batch_raises_the_kind_that_says_why(
+    funded: Engine, transfer: Transfer, kind: type[Exception]
+) -> None:
+    with transaction(funded) as session, pytest.raises(kind):
+        post_all(session, [transfer], at=T0)
+
+
+def test_opening_again_with_other_content_is_refused(funded: Engine) -> None:
+    with transaction(funded) as session:
+        open_accounts(session, [POOL], at=LATER)
+        with pytest.raises(AccountDiffers):
+            open_accounts(session, [Account(POOL.id, POOL.name, CNY, Bound.NONE)], at=T0)
+        with pytest.raises(AccountNameTaken):
+            open_accounts(session, [Account(ident("other"), POOL.name, CNY, Bound.CREDIT)], at=T0)
+
+
+def test_available_counts_holds_against_the_bounded_side(funded: Engine) -> None:
+    posting(funded, held("h", 30), move("o", OWED, WORLD, 9))
+    with transaction(funded) as session:
+        seen = balances(session, [POOL.id, OWED.id, WORLD.id, ident("none")])
+    assert {b.account.name: b.available for b in seen.values()} == {
+        POOL.name: 70,
+        OWED.name: 9,
+        WORLD.name: None,
+    }
+    assert seen[POOL.id].net == 100

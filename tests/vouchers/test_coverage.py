@@ -1,0 +1,194 @@
+"""The coverage solver: proven cheapest for the tenant against brute force, and charges telescope into holds."""
+
+from fractions import Fraction
+from itertools import product
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vouchers.domain.coverage import Candidate, Plan, TooManyProgrammes, plan_coverage
+from vouchers.domain.terms import CNY, Ceiling, Exclusion
+
+LEVELS = ("national", "province", "city", "district")
+
+
+def voucher(name: str, ratio: str = "0.30", limit: int = 10**9, **rules: object) -> Candidate:
+    plain = {
+        "voucher": name,
+        "number": name.upper(),
+        "programme": name,
+        "level": "city",
+        "asset": CNY,
+        "ratio": Fraction(ratio),
+        "limit": limit,
+        "clause": f"{name} §3",
+        "burn": (100, name),
+    }
+    return Candidate(**(plain | rules))  # type: ignore[arg-type]  # rules are named by the tests
+
+
+def amounts(plan: Plan) -> dict[str, int]:
+    return {
+        share.candidate.voucher: share.amount_micros for share in plan.shares(plan.cost_micros, plan.card_ms)
+    }
+
+
+def test_a_single_voucher_pays_its_ratio_and_the_tenant_the_rest() -> None:
+    plan = plan_coverage(100_000_000, 0, [voucher("a")])
+    assert amounts(plan) == {"a": 30_000_000}
+    assert plan.tenant_micros(100_000_000) == 70_000_000
+
+
+def test_a_voucher_pays_no_more_than_remains_on_it() -> None:
+    plan = plan_coverage(100, 0, [voucher("a", limit=7)])
+    assert amounts(plan) == {"a": 7}
+
+
+def test_two_vouchers_of_one_programme_together_pay_one_ratio() -> None:
+    pair = [voucher("a", programme="p", limit=20), voucher("b", programme="p")]
+    assert amounts(plan_coverage(100, 0, pair)) == {"a": 20, "b": 10}
+
+
+def test_a_lower_version_never_borrows_the_ratio_of_a_higher_one() -> None:
+    three = [
+        voucher("a", "0.30", programme="p", limit=20),
+        voucher("b", "0.30", programme="p"),
+        voucher("c", "0.50", programme="p"),
+    ]
+    assert amounts(plan_coverage(100, 0, three)) == {"a": 20, "b": 10, "c": 20}
+
+
+def test_the_stacking_ceiling_binds_all_who_pay_with_it() -> None:
+    city = voucher("city", ceilings=(Ceiling("city §9", "", Fraction("0.35")),))
+    plan = plan_coverage(100, 0, [city, voucher("nation", "0.10", level="national", burn=(100, "z"))])
+    assert amounts(plan) == {"city": 30, "nation": 5}
+    assert [ceiling.clause for ceiling in plan.ceilings_reached(100)] == ["city §9"]
+
+
+def test_a_programme_whose_ceiling_costs_more_than_it_brings_is_left_out() -> None:
+    stingy = voucher("stingy", "0.10", burn=(1, "a"), ceilings=(Ceiling("s §1", "", Fraction("0.20")),))
+    assert amounts(plan_coverage(100, 0, [stingy, voucher("b", "0.50")])) == {"b": 50}
+
+
+def test_excluded_programmes_never_pay_for_the_same_charge() -> None:
+    loner = voucher("loner", "0.20", burn=(1, "a"), exclusions=(Exclusion("l §5", "", "city"),))
+    assert amounts(plan_coverage(100, 0, [loner, voucher("b", "0.15")])) == {"loner": 20}
+
+
+def test_card_time_pays_first_and_money_shares_count_on_the_rest() -> None:
+    cards = voucher("cards", "1", asset="card_ms:h", level="national", limit=25)
+    plan = plan_coverage(1000, 100, [voucher("a", "0.50"), cards])
+    shares = plan.shares(1000, 100)
+    assert [(share.candidate.voucher, share.amount_micros, share.quantity) for share in shares] == [
+        ("cards", 250, 25),
+        ("a", 375, 375),
+    ]
+    assert plan.tenant_micros(1000) == 375
+
+
+def test_ratios_that_add_up_to_one_leave_the_tenant_nothing_at_any_cost() -> None:
+    pair = [voucher("city", "0.30"), voucher("district", "0.70", level="district")]
+    plan = plan_coverage(1_000_003, 0, pair)
+    assert all(plan.tenant_micros(cost) == 0 for cost in (1, 7, 999_999, 1_000_003))
+
+
+def test_eleven_programmes_that_bind_each_other_are_refused() -> None:
+    many = [voucher(f"p{n}", ceilings=(Ceiling("c", "", Fraction(1, 2)),)) for n in range(11)]
+    with pytest.raises(TooManyProgrammes):
+        plan_coverage(100, 0, many)
+
+
+def test_a_plan_survives_storage() -> None:
+    stored = voucher(
+        "a", ceilings=(Ceiling("c", "city", Fraction(1, 2)),), exclusions=(Exclusion("e", "x", ""),)
+    )
+    assert Candidate.from_json(stored.to_json()) == stored
+
+
+# Costs of 20 and ratios in twentieths make every bound whole, so that brute force over whole amounts is exact.
+twentieths = st.integers(1, 20).map(lambda n: Fraction(n, 20))
+ceilings = st.builds(Ceiling, st.just("c"), st.sampled_from(("", *LEVELS)), twentieths)
+exclusions = st.one_of(
+    st.builds(Exclusion, st.just("e"), st.sampled_from("pqr"), st.just("")),
+    st.builds(Exclusion, st.just("e"), st.just(""), st.sampled_from(LEVELS)),
+)
+
+
+@st.composite
+def wallets(draw: st.DrawFn) -> list[Candidate]:
+    programmes = {
+        name: {
+            "level": draw(st.sampled_from(LEVELS)),
+            "ceilings": tuple(draw(st.lists(ceilings, max_size=2))),
+            "exclusions": tuple(draw(st.lists(exclusions, max_size=1))),
+        }
+        for name in "pqr"
+    }
+    drawn = draw(st.lists(st.tuples(st.sampled_from("pqr"), twentieths, st.integers(1, 20)), max_size=3))
+    return [
+        voucher(f"v{n}", str(ratio), limit, programme=name, burn=(n, f"v{n}"), **programmes[name])
+        for n, (name, ratio, limit) in enumerate(drawn)
+    ]
+
+
+def lawful(cost: int, paid: list[tuple[Candidate, int]]) -> bool:
+    """The rules as sentences, one by one, on whole amounts."""
+    taking_part = [candidate for candidate, amount in paid if amount > 0]
+    if sum(amount for _, amount in paid) > cost:
+        return False
+    for candidate, amount in paid:
+        together = sum(
+            other_amount
+            for other, other_amount in paid
+            if other.programme == candidate.programme and other.ratio <= candidate.ratio
+        )
+        if amount > candidate.limit or together > candidate.ratio * cost:
+            return False
+    for candidate in taking_part:
+        if any(candidate.excludes(other) for other in taking_part):
+            return False
+        for ceiling in candidate.ceilings:
+            public = sum(amount for other, amount in paid if ceiling.level in {"", other.level})
+            if public > ceiling.ratio * cost:
+                return False
+    return True
+
+
+@settings(max_examples=300, deadline=None)
+@given(wallets())
+def test_no_lawful_split_is_cheaper_for_the_tenant(candidates: list[Candidate]) -> None:
+    cost = 20
+    plan = plan_coverage(cost, 0, candidates)
+    chosen = amounts(plan)
+    mine = [(candidate, chosen.get(candidate.voucher, 0)) for candidate in candidates]
+    assert lawful(cost, mine)
+    best = max(
+        sum(split)
+        for split in product(*(range(min(cost, candidate.limit) + 1) for candidate in candidates))
+        if lawful(cost, list(zip(candidates, split, strict=True)))
+    )
+    assert cost - plan.tenant_micros(cost) == sum(chosen.values()) == best
+
+
+@settings(max_examples=300, deadline=None)
+@given(wallets(), st.integers(1, 10**7), st.lists(st.integers(0, 10**7), max_size=6), st.integers(0, 10**6))
+def test_every_part_of_a_hold_can_be_captured_from_it(
+    candidates: list[Candidate], cost: int, stops: list[int], time_limit: int
+) -> None:
+    cards = voucher("cards", "1", asset="card_ms:h", level="national", limit=time_limit)
+    scaled = [
+        Candidate(**(vars(candidate) | {"limit": candidate.limit * cost // 20})) for candidate in candidates
+    ]
+    plan = plan_coverage(cost, cost // 3, [*scaled, cards])
+    previous = [0] * len(plan.candidates)
+    tenant = 0
+    for stop in sorted({min(stop, cost) for stop in stops} | {cost}):
+        shares = plan.shares(stop, stop // 3)
+        now = [share.quantity for share in shares]
+        assert all(after >= before for before, after in zip(previous, now, strict=True))
+        assert all(share.quantity <= share.candidate.limit for share in shares)
+        assert plan.tenant_micros(stop) >= tenant
+        dust = stop - plan.tenant_micros(stop) - sum(share.amount_micros for share in shares)
+        assert 0 <= dust <= max(len(shares) - 1, 0)
+        previous, tenant = now, plan.tenant_micros(stop)

@@ -1,0 +1,269 @@
+"""Capturing: a charge takes its parts out of what its job set aside, once, and each part keeps its clause.
+
+A charge fills the job's segments in order. A segment serves usage up to the earliest end among its vouchers:
+what was used before a voucher ended may still be captured afterwards, what was used later may not.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from kernel.ids import derived_id
+from ledger.domain.transfers import Transfer
+from ledger.posting import post_all
+from vouchers import accounts, movements
+from vouchers.domain.explanation import ROUNDING, VOUCHER, Coverage, Line, own_line, rounding_line, voucher_line
+from vouchers.domain.facts import ChargeFacts
+from vouchers.domain.segments import Segment
+from vouchers.errors import (
+    ChargeBeyondHold,
+    ChargeDiffers,
+    ChargeFactsDiffer,
+    ChargeNotFound,
+)
+from vouchers.redemption import check_cost, hold_lines, locked_job, read_plan
+from vouchers.tables import (
+    CoverageLine,
+    CoveredCharge,
+    HoldLine,
+    HoldSegment,
+    JobHold,
+    ProgrammeVersion,
+    Voucher,
+)
+
+
+@dataclass(frozen=True)
+class _Taken:
+    """What a charge takes out of one source: the line for people, and the hold it comes from."""
+
+    line: Line
+    held: HoldLine | None
+    transfer: Transfer | None
+
+
+def capture_charge(
+    session: Session,
+    job_id: UUID,
+    charge_id: UUID,
+    cost_micros: int,
+    facts: ChargeFacts,
+    at: datetime,
+    *,
+    used_until: datetime | None = None,
+) -> Coverage:
+    """Capture a charge from its job's holds. The same charge again returns the first result.
+
+    Args:
+        session: whose transaction this belongs to.
+        job_id: whose holds pay.
+        charge_id: the charge; it is captured once.
+        cost_micros: what it costs; 0 records the charge and moves nothing.
+        facts: what was used, in the terms the hold was placed for, with this charge's card time.
+        at: now.
+        used_until: when the usage ended, by which a voucher's end is judged; now if left out.
+
+    Raises:
+        ChargeBeyondHold: less is set aside for usage at that time.
+        ChargeFactsDiffer: the hold is for another kind of usage.
+        ChargeDiffers: the charge's id was captured with other content.
+        HoldNotFound, HoldReleased: nothing is set aside.
+    """
+    if cost_micros:
+        check_cost(cost_micros, facts)
+    used_until = used_until or at
+    job = locked_job(session, job_id, released=True)
+    known = session.get(CoveredCharge, charge_id)
+    if known is not None:
+        if (known.job_id, known.cost_micros, known.card_ms, known.facts) != (
+            job_id,
+            cost_micros,
+            facts.card_ms,
+            facts.kind(),
+        ):
+            raise ChargeDiffers(charge=charge_id)
+        return coverage_of(session, charge_id)
+    locked_job(session, job_id)
+    segments = _segments(session, job, facts)
+    taken = _take(session, segments, charge_id, job, cost_micros, facts.card_ms, used_until)
+    charge = CoveredCharge(
+        charge_id=charge_id,
+        job_id=job_id,
+        tenant_id=job.tenant_id,
+        cost_micros=cost_micros,
+        card_ms=facts.card_ms,
+        facts=facts.kind(),
+        used_until=used_until,
+        captured_at=at,
+    )
+    session.add(charge)
+    session.flush()
+    session.add_all(_rows(session, charge, taken))
+    session.flush()
+    transfers = [entry.transfer for entry in taken if entry.transfer is not None]
+    accounts.ensure(session, [accounts.ROUNDING] if any(e.line.source == ROUNDING for e in taken) else [], at)
+    post_all(session, transfers, at=at)
+    return coverage_of(session, charge_id)
+
+
+def coverage_of(session: Session, charge_id: UUID) -> Coverage:
+    """Who paid a captured charge. Raises ChargeNotFound."""
+    charge = session.get(CoveredCharge, charge_id)
+    if charge is None:
+        raise ChargeNotFound(charge=charge_id)
+    rows = session.execute(
+        select(CoverageLine, Voucher.number)
+        .outerjoin(Voucher, Voucher.id == CoverageLine.voucher_id)
+        .where(CoverageLine.charge_id == charge_id)
+        .order_by(CoverageLine.line)
+    )
+    return Coverage(charge.cost_micros, tuple(_line(row, number or "") for row, number in rows))
+
+
+def _segments(session: Session, job: JobHold, facts: ChargeFacts) -> list[HoldSegment]:
+    rows = session.scalars(
+        select(HoldSegment)
+        .where(HoldSegment.job_id == job.job_id, HoldSegment.captured_micros < HoldSegment.cost_micros)
+        .order_by(HoldSegment.segment)
+    ).all()
+    fitting = [row for row in rows if row.facts == facts.kind()]
+    if rows and not fitting:
+        held, asked = rows[0].facts, facts.kind()
+        differing = [
+            f"{name} {asked[name]!r} for {held[name]!r}" for name in asked if asked[name] != held[name]
+        ]
+        raise ChargeFactsDiffer(job=job.job_id, differences=", ".join(differing))
+    return fitting
+
+
+def _take(
+    session: Session,
+    segments: Sequence[HoldSegment],
+    charge_id: UUID,
+    job: JobHold,
+    cost_micros: int,
+    card_ms: int,
+    used_until: datetime,
+) -> list[_Taken]:
+    serving = [row for row in segments if row.serves_until is None or used_until <= row.serves_until]
+    available = sum(row.cost_micros - row.captured_micros for row in serving)
+    if available < cost_micros:
+        raise ChargeBeyondHold(
+            job=job.job_id, available=available, used_until=used_until.isoformat(), required=cost_micros
+        )
+    taken: list[_Taken] = []
+    cost_left, time_left = cost_micros, card_ms
+    for row in serving:
+        part = min(cost_left, row.cost_micros - row.captured_micros)
+        if part == 0:
+            break
+        time = time_left if part == cost_left else time_left * part // cost_left
+        taken += _take_from(session, row, charge_id, job, part, time)
+        cost_left, time_left = cost_left - part, time_left - time
+    return taken
+
+
+def _take_from(
+    session: Session, row: HoldSegment, charge_id: UUID, job: JobHold, part: int, time: int
+) -> list[_Taken]:
+    """What one stretch of a segment takes from each source: the difference of two points of its division."""
+    held = hold_lines(session, row.job_id, row.segment)
+    own = [line for line in held if line.source in {"prepaid", "credit"}]
+    by_number = {line.line: line for line in held}
+    division = Segment(read_plan(row), tuple(line.held for line in own))
+    before = division.parts(row.captured_micros, row.captured_ms)
+    row.captured_micros += part
+    row.captured_ms += time
+    after = division.parts(row.captured_micros, row.captured_ms)
+
+    taken = []
+    for number, (old, new) in enumerate(zip(before.shares, after.shares, strict=True)):
+        amount, quantity = new.amount_micros - old.amount_micros, new.quantity - old.quantity
+        line = voucher_line(division.plan, new, amount, quantity, part, row.segment)
+        taken.append(_capture(charge_id, line, by_number.get(number), quantity))
+    for old_own, new_own, hold in zip(before.own, after.own, own, strict=True):
+        words = own_line(hold.source, str(hold.payer_id), new_own - old_own, row.segment)
+        taken.append(_capture(charge_id, words, hold, new_own - old_own))
+    rounding = after.rounding - before.rounding
+    if rounding:
+        carried = movements.carry_rounding(charge_id, row.segment, job.tenant_id, rounding)
+        taken.append(_Taken(rounding_line(rounding, row.segment), None, carried))
+    taken += _spend_budget(charge_id, held, row.segment, sum(after.own) - sum(before.own))
+    return [entry for entry in taken if entry.line.amount_micros or entry.line.quantity]
+
+
+def _capture(charge_id: UUID, line: Line, held: HoldLine | None, quantity: int) -> _Taken:
+    if held is None or quantity == 0:
+        return _Taken(line, None, None)
+    held.captured += quantity
+    transfer = movements.capture_usage(charge_id, held.segment, held.line, held.transfer_id, quantity)
+    return _Taken(line, held, transfer)
+
+
+def _spend_budget(charge_id: UUID, held: Sequence[HoldLine], segment: int, amount: int) -> list[_Taken]:
+    """Count what the tenant itself pays against its project's budget."""
+    budgets = [line for line in held if line.source == "budget"]
+    words = Line("budget", amount, amount, "CNY", "", "", segment=segment)
+    return [_capture(charge_id, words, line, amount) for line in budgets if amount]
+
+
+def _rows(session: Session, charge: CoveredCharge, taken: Sequence[_Taken]) -> list[CoverageLine]:
+    versions = _versions(session, taken)
+    rows = []
+    for number, entry in enumerate(entry for entry in taken if entry.line.source != "budget"):
+        line = entry.line
+        version_id, slug = versions.get(line.voucher, (None, None))
+        rows.append(
+            CoverageLine(
+                id=derived_id("coverage-line", charge.charge_id, number),
+                charge_id=charge.charge_id,
+                line=number,
+                segment=line.segment,
+                source=line.source,
+                voucher_id=UUID(line.voucher) if line.voucher else None,
+                version_id=version_id,
+                slug=slug,
+                payer_id=UUID(line.payer) if line.payer else None,
+                direction=line.direction,
+                clause=line.clause,
+                sentence=line.sentence,
+                amount_micros=line.amount_micros,
+                quantity=line.quantity,
+                asset=line.asset,
+                transfer_id=entry.transfer.id if entry.transfer else None,
+                used_until=charge.used_until,
+            )
+        )
+    return rows
+
+
+def _versions(session: Session, taken: Sequence[_Taken]) -> dict[str, tuple[UUID, str]]:
+    ids = {UUID(entry.line.voucher) for entry in taken if entry.line.voucher}
+    if not ids:
+        return {}
+    rows = session.execute(
+        select(Voucher.id, Voucher.version_id, ProgrammeVersion.slug)
+        .join(ProgrammeVersion, ProgrammeVersion.id == Voucher.version_id)
+        .where(Voucher.id.in_(ids))
+    )
+    return {str(voucher_id): (version_id, slug) for voucher_id, version_id, slug in rows}
+
+
+def _line(row: CoverageLine, number: str) -> Line:
+    return Line(
+        source=row.source,
+        amount_micros=row.amount_micros,
+        quantity=row.quantity,
+        asset=row.asset,
+        clause=row.clause,
+        sentence=row.sentence,
+        voucher=str(row.voucher_id) if row.source == VOUCHER else "",
+        number=number,
+        payer=str(row.payer_id) if row.payer_id else "",
+        direction=row.direction,
+        segment=row.segment,
+    )

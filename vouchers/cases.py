@@ -1,0 +1,131 @@
+"""What the automatic checks look at: rounds, what was issued before, other applications, relations.
+
+Nothing here decides; `domain.eligibility` does.
+"""
+
+from datetime import datetime
+from typing import Final
+from uuid import UUID
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from kernel.ids import derived_id
+from vouchers.domain.calendar import budget_cycle
+from vouchers.domain.eligibility import Case
+from vouchers.domain.facts import ContractFacts, EnterpriseFacts
+from vouchers.domain.terms import Terms
+from vouchers.enterprises import enterprise_facts, relation
+from vouchers.errors import (
+    DatesReversed,
+    RoundNotFound,
+)
+from vouchers.programmes import terms_of
+from vouchers.tables import Application, Round, Voucher
+
+OPEN_STATES: Final = ("draft", "submitted", "revision", "reviewed", "approved")
+
+
+def open_round(
+    session: Session, slug: str, name: str, *, opens_at: datetime, cut_off_at: datetime, by: str
+) -> UUID:
+    """Call for applications until a cut-off. Raises DatesReversed."""
+    if cut_off_at <= opens_at:
+        raise DatesReversed(field="cut_off_at", starts_at=opens_at, ends_at=cut_off_at)
+    round_id = derived_id("round", slug, name)
+    if session.get(Round, round_id) is None:
+        session.add(
+            Round(id=round_id, slug=slug, name=name, opens_at=opens_at, cut_off_at=cut_off_at, opened_by=by)
+        )
+        session.flush()
+    return round_id
+
+
+def find_round(session: Session, round_id: UUID, terms: Terms) -> Round:
+    """A round of the programme. Raises RoundNotFound."""
+    called = session.get(Round, round_id)
+    if called is None or called.slug != terms.programme:
+        raise RoundNotFound(round=round_id)
+    return called
+
+
+def case_of(session: Session, application: Application, at: datetime, *, requested: int | None = None) -> Case:
+    """Everything the automatic checks look at, as it stands."""
+    terms = terms_of(session, application.version_id)
+    enterprise = enterprise_facts(session, application.enterprise_id)
+    contract = ContractFacts.from_json(application.contract)
+    issued = _issued_by_holder(session, terms, application.enterprise_id, enterprise, at)
+    return Case(
+        terms=terms,
+        enterprise=enterprise,
+        contract=contract,
+        requested=application.requested if requested is None else requested,
+        issued_enterprise=issued.get("enterprise", 0),
+        issued_controller=issued.get("controller", 0),
+        contract_used_by=_same_contract(session, application, contract),
+        duplicates=_open_siblings(session, application, terms),
+        relation=relation(session, enterprise.credit_code, contract.supplier) if contract.supplier else (),
+        in_round=_in_round(session, application, terms, at),
+    )
+
+
+def issued_sum(session: Session, slug: str, cycle: str, *, enterprise_id: UUID | None, controller: str) -> int:
+    """Face values issued in a cap's cycle (`once`: ever) to an enterprise, or to all a controller controls."""
+    holder = (
+        Voucher.controller == controller if enterprise_id is None else Voucher.enterprise_id == enterprise_id
+    )
+    query = select(func.coalesce(func.sum(Voucher.face), 0)).where(Voucher.slug == slug, holder)
+    if cycle != "once":
+        query = query.where(Voucher.cap_year == int(cycle))
+    return int(session.scalar(query) or 0)
+
+
+def _issued_by_holder(
+    session: Session, terms: Terms, enterprise_id: UUID, enterprise: EnterpriseFacts, at: datetime
+) -> dict[str, int]:
+    return {
+        cap.per: issued_sum(
+            session,
+            terms.programme,
+            budget_cycle(cap.cycle, at, terms.time_zone),
+            enterprise_id=enterprise_id if cap.per == "enterprise" else None,
+            controller=enterprise.controller,
+        )
+        for cap in terms.caps_for(enterprise)
+    }
+
+
+def _same_contract(session: Session, application: Application, contract: ContractFacts) -> tuple[str, ...]:
+    """Other standing applications, of anybody and to any programme, that name the same contract."""
+    if not contract.number:
+        return ()
+    rows = session.scalars(
+        select(Application.id).where(
+            Application.contract["number"].astext == contract.number,
+            Application.contract["supplier"].astext == contract.supplier,
+            Application.id != application.id,
+            Application.state.in_((*OPEN_STATES, "issued")),
+        )
+    )
+    return tuple(sorted(map(str, rows)))
+
+
+def _open_siblings(session: Session, application: Application, terms: Terms) -> tuple[str, ...]:
+    """Other open applications of the enterprise to this programme."""
+    rows = session.execute(
+        select(Application.id, Application.version_id).where(
+            Application.enterprise_id == application.enterprise_id,
+            Application.id != application.id,
+            Application.state.in_([state for state in OPEN_STATES if state != "draft"]),
+        )
+    )
+    return tuple(
+        sorted(str(row.id) for row in rows if terms_of(session, row.version_id).programme == terms.programme)
+    )
+
+
+def _in_round(session: Session, application: Application, terms: Terms, at: datetime) -> bool:
+    if application.round_id is None:
+        return not terms.review.rounds
+    called = find_round(session, application.round_id, terms)
+    return application.submitted_at is not None or called.opens_at <= at < called.cut_off_at

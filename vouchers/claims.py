@@ -1,0 +1,269 @@
+"""Settlement claims: a programme pays for what its vouchers covered, line by line.
+
+A claim gathers every captured coverage of a programme up to the end of a period that no standing claim holds;
+what is used or reported after the claim was made waits for the next one. Its amount is the sum of its lines.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, Final
+from uuid import UUID
+
+from sqlalchemy import exists, func, select
+from sqlalchemy.orm import Session, aliased
+
+from kernel.ids import derived_id
+from ledger.posting import post_all
+from vouchers import accounts, movements
+from vouchers.domain.calendar import claim_period
+from vouchers.domain.coverage import BUYER_REIMBURSED, CENTRE_CLAIMS
+from vouchers.domain.terms import Terms, read_terms
+from vouchers.errors import (
+    ClaimNotFound,
+    ClaimState,
+    MissingEvidence,
+    NothingToClaim,
+    PeriodClosed,
+    PeriodNotBegun,
+    ProgrammeNotFound,
+)
+from vouchers.tables import (
+    Claim,
+    ClaimLine,
+    ClaimStep,
+    CoverageLine,
+    CoveredCharge,
+    Programme,
+    ProgrammeVersion,
+    Restoration,
+)
+
+CLAIM_LINES_MAX: Final = 5_000
+"""Per claim; what is over waits for the next one."""
+
+STANDING: Final = ("claimed", "approved", "rejected", "clawed_back")
+_UNDER_REVIEW: Final = ("submitted", "checked", "reviewed")
+
+
+def make_claim(
+    session: Session,
+    programme: str,
+    period: str,
+    *,
+    by: str,
+    at: datetime,
+    claimant_id: UUID | None = None,
+    evidence: dict[str, Any] | None = None,
+) -> UUID:
+    """Claim what was captured up to the end of a period; while that claim is under review, return it again.
+
+    Args:
+        session: whose transaction this belongs to.
+        programme: the slug.
+        period: such as `2026-03` or `2026-Q1`, by the programme's claim cycle and time zone.
+        by: who claims.
+        at: now.
+        claimant_id: the buyer who is to be reimbursed; None for the centre.
+        evidence: references of what proves the usage, by kind (`invoice`, `delivery_proof`, …).
+
+    Returns:
+        The claim's id.
+
+    Raises:
+        ProgrammeNotFound, MalformedPeriod, PeriodNotBegun.
+        PeriodClosed: the period's claim has been decided.
+        MissingEvidence: the programme pays only on more evidence.
+        NothingToClaim: nothing captured waits.
+    """
+    terms = lock_programme(session, programme)
+    begins_at, ends_at = claim_period(terms, period)
+    if at < begins_at:
+        raise PeriodNotBegun(period=period, programme=programme, begins_at=begins_at.isoformat())
+    latest = _latest(session, programme, period, claimant_id)
+    if latest is not None and latest.state in _UNDER_REVIEW:
+        return latest.id
+    if latest is not None and latest.state != "rejected":
+        raise PeriodClosed(period=period, programme=programme, claim=latest.id, state=latest.state)
+    lines = _unclaimed(session, programme, ends_at, claimant_id)
+    if not lines:
+        raise NothingToClaim(programme=programme, period=period)
+    return _new_claim(session, terms, period, claimant_id, latest, lines, evidence or {}, by, at)
+
+
+def resubmit_claim(
+    session: Session, claim_id: UUID, *, evidence: dict[str, Any], by: str, at: datetime
+) -> UUID:
+    """Claim the disputed lines of a decided claim again, for its period, with better evidence.
+
+    Raises:
+        ClaimState: the claim is still under review.
+        NothingToClaim: no line of it is disputed, or all are in a later claim.
+    """
+    old = claim_of(session, claim_id)
+    terms = lock_programme(session, old.slug)
+    latest = _latest(session, old.slug, old.period, old.claimant_id) or old
+    if latest.state in _UNDER_REVIEW:
+        if latest.id != claim_id:
+            return latest.id
+        raise ClaimState(claim=claim_id, state=old.state, step="resubmission", needed="decided")
+    lines = _disputed(session, claim_id)
+    if not lines:
+        raise NothingToClaim(programme=old.slug, period=old.period)
+    return _new_claim(session, terms, old.period, old.claimant_id, latest, lines, evidence, by, at)
+
+
+def claim_of(session: Session, claim_id: UUID) -> Claim:
+    """A claim. Raises ClaimNotFound."""
+    claim = session.get(Claim, claim_id)
+    if claim is None:
+        raise ClaimNotFound(claim=claim_id)
+    return claim
+
+
+def lines_of(session: Session, claim_id: UUID) -> list[ClaimLine]:
+    """A claim's lines in order."""
+    return list(
+        session.scalars(select(ClaimLine).where(ClaimLine.claim_id == claim_id).order_by(ClaimLine.line))
+    )
+
+
+def record_step(
+    session: Session, claim_id: UUID, step: str, actor: str, facts: dict[str, Any], at: datetime
+) -> None:
+    """Note who did what to a claim."""
+    count = session.scalar(select(func.count()).where(ClaimStep.claim_id == claim_id))
+    session.add(
+        ClaimStep(claim_id=claim_id, number=int(count or 0) + 1, step=step, actor=actor, facts=facts, at=at)
+    )
+    session.flush()
+
+
+def lock_programme(session: Session, slug: str) -> Terms:
+    """Lock a programme and read its newest version's terms. Raises ProgrammeNotFound."""
+    locked = session.scalar(
+        select(Programme.slug).where(Programme.slug == slug).with_for_update(key_share=True)
+    )
+    if locked is None:
+        raise ProgrammeNotFound(programme=slug, day="any day")
+    newest = session.scalars(
+        select(ProgrammeVersion)
+        .where(ProgrammeVersion.slug == slug)
+        .order_by(ProgrammeVersion.version.desc())
+        .limit(1)
+    ).one()
+    return read_terms(newest.document)
+
+
+def _new_claim(
+    session: Session,
+    terms: Terms,
+    period: str,
+    claimant_id: UUID | None,
+    latest: Claim | None,
+    lines: Sequence[tuple[CoverageLine, UUID]],
+    evidence: dict[str, Any],
+    by: str,
+    at: datetime,
+) -> UUID:
+    missing = sorted(set(terms.settlement.evidence) - {kind for kind, proof in evidence.items() if proof})
+    if missing:
+        raise MissingEvidence(
+            programme=terms.programme, missing=", ".join(missing), clause=terms.settlement.clause
+        )
+    sequence = 1 if latest is None else latest.sequence + 1
+    claim = Claim(
+        id=derived_id("claim", terms.programme, period, claimant_id or "centre", sequence),
+        slug=terms.programme,
+        period=period,
+        sequence=sequence,
+        claimant_id=claimant_id,
+        asset=terms.asset,
+        amount=sum(line.quantity for line, _ in lines),
+        state="submitted",
+        made_by=by,
+        made_at=at,
+        evidence=evidence,
+    )
+    session.add(claim)
+    session.flush()
+    _add_lines(session, claim, lines, at)
+    record_step(session, claim.id, "submitted", by, {"lines": len(lines), "amount": claim.amount}, at)
+    return claim.id
+
+
+def _disputed(session: Session, claim_id: UUID) -> list[tuple[CoverageLine, UUID]]:
+    """A claim's disputed lines that no standing claim holds, with their tenants."""
+    again = aliased(ClaimLine)
+    standing = exists().where(again.coverage_line_id == CoverageLine.id, again.state.in_(STANDING))
+    taken_back = exists().where(Restoration.line_id == CoverageLine.id)
+    rows = session.execute(
+        select(CoverageLine, CoveredCharge.tenant_id)
+        .join(CoveredCharge, CoveredCharge.charge_id == CoverageLine.charge_id)
+        .join(ClaimLine, ClaimLine.coverage_line_id == CoverageLine.id)
+        .where(ClaimLine.claim_id == claim_id, ClaimLine.state == "disputed", ~standing, ~taken_back)
+        .order_by(ClaimLine.line)
+    )
+    return [(line, tenant_id) for line, tenant_id in rows]
+
+
+def _latest(session: Session, slug: str, period: str, claimant_id: UUID | None) -> Claim | None:
+    return session.scalars(
+        select(Claim)
+        .where(Claim.slug == slug, Claim.period == period, Claim.claimant_id.is_not_distinct_from(claimant_id))
+        .order_by(Claim.sequence.desc())
+        .limit(1)
+    ).one_or_none()
+
+
+def _unclaimed(
+    session: Session, slug: str, ends_at: datetime, claimant_id: UUID | None
+) -> list[tuple[CoverageLine, UUID]]:
+    """Captured coverage with its tenant, oldest first, that no standing claim holds and nobody took back."""
+    in_claim = exists().where(ClaimLine.coverage_line_id == CoverageLine.id, ClaimLine.state.in_(STANDING))
+    taken_back = exists().where(Restoration.line_id == CoverageLine.id)
+    query = (
+        select(CoverageLine, CoveredCharge.tenant_id)
+        .join(CoveredCharge, CoveredCharge.charge_id == CoverageLine.charge_id)
+        .where(
+            CoverageLine.slug == slug,
+            CoverageLine.voucher_id.is_not(None),
+            CoverageLine.quantity > 0,
+            CoverageLine.used_until < ends_at,
+            ~in_claim,
+            ~taken_back,
+        )
+        .order_by(CoverageLine.used_until, CoverageLine.id)
+        .limit(CLAIM_LINES_MAX)
+    )
+    if claimant_id is None:
+        query = query.where(CoverageLine.direction == CENTRE_CLAIMS)
+    else:
+        query = query.where(CoverageLine.direction == BUYER_REIMBURSED, CoveredCharge.tenant_id == claimant_id)
+    return [(line, tenant_id) for line, tenant_id in session.execute(query)]
+
+
+def _add_lines(
+    session: Session, claim: Claim, lines: Sequence[tuple[CoverageLine, UUID]], at: datetime
+) -> None:
+    session.add_all(
+        ClaimLine(
+            claim_id=claim.id,
+            line=number,
+            coverage_line_id=line.id,
+            amount=line.quantity,
+            sampled=False,
+            state="claimed",
+            reason="",
+        )
+        for number, (line, _) in enumerate(lines, start=1)
+    )
+    session.flush()
+    accounts.ensure(session, [accounts.claimed(claim.slug, claim.asset)], at)
+    post_all(
+        session,
+        [
+            movements.claim_line(claim.id, line.id, claim.slug, tenant_id, claim.asset, line.quantity)
+            for line, tenant_id in lines
+        ],
+        at=at,
+    )

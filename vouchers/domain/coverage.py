@@ -1,0 +1,267 @@
+"""Who pays which part of a cost: ratio tiers, remaining values, stacking ceilings and exclusions.
+
+A plan is made once, for the cost a hold covers, and fixes which vouchers take part. Shares of any smaller cost
+follow from the same plan, so the charges of a job telescope: every share is a non-decreasing function of the
+cumulative cost, is rounded down to the smallest unit, and never exceeds what the hold set aside.
+
+For a fixed set of vouchers the rules are nested bounds (voucher within programme within level within all), for
+which filling in burn order gives the largest total (a polymatroid). Ceilings and exclusions bind only those who
+take part, so the sets of conditional programmes are tried one by one; the best plan is the tenant's cheapest,
+and among equals the one that burns earlier vouchers first.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import combinations, product
+from typing import Any, Final, Self
+
+from kernel.errors import Unfunded
+from vouchers.domain.terms import CNY, Ceiling, Exclusion
+
+CONDITIONAL_PROGRAMMES_MAX: Final = 10
+ALL_LEVELS: Final = ""
+CENTRE_CLAIMS: Final = "centre_claims"
+BUYER_REIMBURSED: Final = "buyer_reimbursed"
+
+
+class TooManyProgrammes(Unfunded):
+    """More programmes with ceilings or exclusions than can be weighed against each other."""
+
+    sentence = (
+        "vouchers: {count} programmes with ceilings or exclusions could pay; at most {allowed} are weighed "
+        "against each other, so name the vouchers to use."
+    )
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A voucher that may pay for this kind of charge, with the rules that hold for it.
+
+    `ratio` is of the cost left after card time; `limit` is what remains on it, in its asset's smallest unit.
+    `burn` orders: priority, expiry, width of scope, age, id.
+    """
+
+    voucher: str
+    number: str
+    programme: str
+    level: str
+    asset: str
+    ratio: Fraction
+    limit: int
+    clause: str
+    burn: tuple[int | str, ...]
+    direction: str = CENTRE_CLAIMS
+    ceilings: tuple[Ceiling, ...] = ()
+    exclusions: tuple[Exclusion, ...] = ()
+
+    @property
+    def conditional(self) -> bool:
+        """Whether taking part binds others."""
+        return bool(self.ceilings or self.exclusions)
+
+    def excludes(self, other: "Candidate") -> bool:
+        """Whether a clause of this one's programme keeps the other's from paying too."""
+        return self.programme != other.programme and any(
+            exclusion.hits(other.programme, other.level) for exclusion in self.exclusions
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON object, from which shares can be computed again years later."""
+        return {
+            "voucher": self.voucher,
+            "number": self.number,
+            "programme": self.programme,
+            "level": self.level,
+            "asset": self.asset,
+            "ratio": str(self.ratio),
+            "limit": self.limit,
+            "clause": self.clause,
+            "burn": list(self.burn),
+            "direction": self.direction,
+            "ceilings": [[entry.clause, entry.level, str(entry.ratio)] for entry in self.ceilings],
+            "exclusions": [[entry.clause, entry.programme, entry.level] for entry in self.exclusions],
+        }
+
+    @classmethod
+    def from_json(cls, stored: dict[str, Any]) -> Self:
+        """What `to_json` wrote."""
+        rules = {
+            "ratio": Fraction(stored["ratio"]),
+            "burn": tuple(stored["burn"]),
+            "ceilings": tuple(
+                Ceiling(clause, level, Fraction(ratio)) for clause, level, ratio in stored["ceilings"]
+            ),
+            "exclusions": tuple(Exclusion(*entry) for entry in stored["exclusions"]),
+        }
+        return cls(**(stored | rules))
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one voucher pays of a cost: exact and rounded down, and the clause that kept it from paying more.
+
+    `amount_micros` is the money it is worth; `quantity` is what leaves the voucher (milliseconds for card
+    time).
+    """
+
+    candidate: Candidate
+    exact: Fraction
+    amount_micros: int
+    quantity: int
+    bound_by: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The vouchers that take part, in the order they burn, for a hold of this cost and card time."""
+
+    cost_micros: int
+    card_ms: int
+    candidates: tuple[Candidate, ...]
+
+    def shares(self, cost_micros: int, card_ms: int) -> tuple[Share, ...]:
+        """What each voucher pays of the first `cost_micros` of this hold, which used `card_ms` of card time."""
+        filled, _ = _fill(self, cost_micros)
+        return tuple(
+            Share(candidate, amount, int(amount), _quantity(candidate, amount, cost_micros, card_ms), bound_by)
+            for candidate, (amount, bound_by) in zip(self.candidates, filled, strict=True)
+        )
+
+    def tenant_micros(self, cost_micros: int) -> int:
+        """What public money leaves of the first `cost_micros` to the tenant, rounded up as a whole."""
+        filled, _ = _fill(self, cost_micros)
+        return cost_micros - int(sum((amount for amount, _ in filled), Fraction(0)))
+
+    def ceilings_reached(self, cost_micros: int) -> tuple[Ceiling, ...]:
+        """The ceilings that let nothing more through."""
+        _, rooms = _fill(self, cost_micros)
+        return tuple(room.ceiling for room in rooms if room.ceiling is not None and room.left == 0)
+
+
+def plan_coverage(cost_micros: int, card_ms: int, candidates: Sequence[Candidate]) -> Plan:
+    """The tenant's cheapest plan for a cost.
+
+    Raises:
+        TooManyProgrammes: more than ten programmes bind each other.
+    """
+    ordered = sorted(
+        (
+            candidate
+            for candidate in candidates
+            if candidate.limit > 0 and candidate.ratio > 0 and (candidate.asset == CNY or card_ms > 0)
+        ),
+        key=lambda candidate: (candidate.asset == CNY, *candidate.burn),
+    )
+    best: Plan | None = None
+    best_worth: tuple[Fraction, tuple[Fraction, ...]] | None = None
+    for taking_part in _compatible_sets(ordered):
+        plan = Plan(cost_micros, card_ms, taking_part)
+        filled, _ = _fill(plan, cost_micros)
+        amounts = dict(zip(taking_part, (amount for amount, _ in filled), strict=True))
+        in_order = tuple(amounts.get(candidate, Fraction(0)) for candidate in ordered)
+        worth = (sum(in_order, Fraction(0)), in_order)
+        if best_worth is None or worth > best_worth:
+            best, best_worth = plan, worth
+    if best is None or best_worth is None:
+        return Plan(cost_micros, card_ms, ())
+    paying = tuple(candidate for candidate, amount in zip(ordered, best_worth[1], strict=True) if amount > 0)
+    return Plan(cost_micros, card_ms, paying)
+
+
+def _compatible_sets(candidates: Sequence[Candidate]) -> Iterator[tuple[Candidate, ...]]:
+    """Every set of programmes that exclude nobody among themselves; unconditional ones always take part."""
+    binding = {candidate.programme for candidate in candidates if candidate.conditional} | {
+        other.programme for one, other in product(candidates, repeat=2) if one.excludes(other)
+    }
+    if len(binding) > CONDITIONAL_PROGRAMMES_MAX:
+        raise TooManyProgrammes(count=len(binding), allowed=CONDITIONAL_PROGRAMMES_MAX)
+    for size in range(len(binding), -1, -1):
+        for chosen in combinations(sorted(binding), size):
+            taking_part = tuple(
+                candidate
+                for candidate in candidates
+                if candidate.programme in chosen or candidate.programme not in binding
+            )
+            if not any(one.excludes(other) for one, other in product(taking_part, repeat=2)):
+                yield taking_part
+
+
+@dataclass
+class _Room:
+    """What a nested bound still lets through, whom it binds, and the words for it."""
+
+    left: Fraction
+    words: str
+    level: str = ALL_LEVELS
+    programme: str = ""
+    ratio: Fraction = Fraction(1)
+    ceiling: Ceiling | None = None
+
+    def binds(self, candidate: Candidate) -> bool:
+        """Whether what the candidate pays goes through here."""
+        if self.programme:
+            return candidate.programme == self.programme and candidate.ratio <= self.ratio
+        return self.level in {ALL_LEVELS, candidate.level}
+
+
+def _fill(plan: Plan, cost_micros: int) -> tuple[list[tuple[Fraction, str]], list[_Room]]:
+    """Fill the vouchers in order: per voucher the exact amount and what bound it, and the ceilings' rooms."""
+    cost = Fraction(cost_micros)
+    ceilings = _ceilings(plan.candidates, cost)
+    filled = []
+    time_left = Fraction(1)
+    for candidate in plan.candidates:
+        if candidate.asset != CNY:
+            part = min(candidate.ratio * time_left, Fraction(candidate.limit, max(plan.card_ms, 1)))
+            words = candidate.clause if part < time_left else "the card time is covered"
+            amount, words = _pour(candidate, [_Room(part * cost, words), *ceilings], ceilings)
+            time_left -= amount / cost if cost else 0
+            filled.append((amount, words))
+    ratios = _ratios(plan.candidates, cost - sum((amount for amount, _ in filled), Fraction(0)))
+    for candidate in plan.candidates:
+        if candidate.asset == CNY:
+            limit = _Room(Fraction(candidate.limit), "nothing more remains on it")
+            filled.append(_pour(candidate, [*ratios, limit, *ceilings], [*ratios, *ceilings]))
+    return filled, ceilings
+
+
+def _pour(candidate: Candidate, bounds: Iterable[_Room], rooms: Iterable[_Room]) -> tuple[Fraction, str]:
+    """The most that every bound lets through, taken out of every room on its way."""
+    tightest = min((room for room in bounds if room.binds(candidate)), key=lambda room: room.left)
+    amount, words = max(tightest.left, Fraction(0)), tightest.words
+    for room in rooms:
+        if room.binds(candidate):
+            room.left -= amount
+    return amount, words
+
+
+def _ceilings(candidates: Iterable[Candidate], cost: Fraction) -> list[_Room]:
+    """Per level, and for all of them, the lowest ceiling anybody taking part brings; at most the cost."""
+    rooms = {ALL_LEVELS: _Room(cost, "the charge is covered")}
+    for candidate in candidates:
+        for ceiling in candidate.ceilings:
+            room = _Room(ceiling.ratio * cost, ceiling.clause, ceiling.level, ceiling=ceiling)
+            if ceiling.level not in rooms or room.left < rooms[ceiling.level].left:
+                rooms[ceiling.level] = room
+    return list(rooms.values())
+
+
+def _ratios(candidates: Iterable[Candidate], base: Fraction) -> list[_Room]:
+    """A programme's vouchers of a ratio and below together pay no more than that ratio of the cost."""
+    distinct = {
+        (candidate.programme, candidate.ratio): candidate.clause
+        for candidate in candidates
+        if candidate.asset == CNY
+    }
+    return [
+        _Room(ratio * base, clause, programme=programme, ratio=ratio)
+        for (programme, ratio), clause in distinct.items()
+    ]
+
+
+def _quantity(candidate: Candidate, amount: Fraction, cost_micros: int, card_ms: int) -> int:
+    """What leaves the voucher: the money, or the same part of the card time used so far."""
+    if candidate.asset == CNY:
+        return int(amount)
+    return min(int(amount * card_ms / cost_micros), candidate.limit) if cost_micros else 0

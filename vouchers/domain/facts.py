@@ -1,0 +1,77 @@
+"""What the rules look at: an enterprise, a piece of usage and a contract, as frozen facts.
+
+Decisions are replayed from these facts alone, so they are stored with the decision.
+"""
+
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Self
+
+
+@dataclass(frozen=True)
+class EnterpriseFacts:
+    """An enterprise as the rules see it.
+
+    `region` is a GB/T 2260 division code; `yearly_contract_micros` is what it contracted for compute in a year.
+    """
+
+    credit_code: str
+    region: str
+    industry: str = "manufacturing"
+    size_class: str = "small"
+    yearly_contract_micros: int = 0
+    controller: str = ""
+    dishonest: bool = False
+    clean_years: int = 0
+    roles: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON object."""
+        return asdict(self) | {"roles": list(self.roles)}
+
+    @classmethod
+    def from_json(cls, stored: dict[str, Any]) -> Self:
+        """What `to_json` wrote."""
+        return cls(**(stored | {"roles": tuple(stored["roles"])}))
+
+
+@dataclass(frozen=True)
+class ChargeFacts:
+    """A piece of usage as the rules see it.
+
+    `card_ms` is card time in milliseconds over all cards; `region` and `centre_pflops` are the centre's.
+    """
+
+    model: str
+    hardware: str = "domestic"
+    cost_kind: str = "compute"
+    region: str = "331003"
+    centre_pflops: int = 0
+    card_ms: int = 0
+    project: str | None = None
+
+    def kind(self) -> dict[str, Any]:
+        """Everything but the quantity, as a JSON object: what all charges against one hold must agree in."""
+        return {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "card_ms"}
+
+
+@dataclass(frozen=True)
+class ContractFacts:
+    """A purchase contract an application names; `supplier` is the supplier's credit code."""
+
+    number: str = ""
+    supplier: str = ""
+    amount_micros: int = 0
+    days: int = 0
+    cost_kind: str = "compute"
+    centre_region: str = ""
+    centre_pflops: int = 0
+    other_subsidies: tuple[str, ...] = field(default=())
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON object."""
+        return asdict(self) | {"other_subsidies": list(self.other_subsidies)}
+
+    @classmethod
+    def from_json(cls, stored: dict[str, Any]) -> Self:
+        """What `to_json` wrote."""
+        return cls(**(stored | {"other_subsidies": tuple(stored["other_subsidies"])}))
