@@ -149,8 +149,6 @@ class Launched:
         for handle in self._handles:
             os.close(handle)
         self._handles.clear()
-        if self._cgroup is not None:
-            remove_cgroup(self._cgroup)
         self._lent.close()
 
     def _spawn(self, launch: Launch, env: dict[str, str], directory: str) -> subprocess.Popen[bytes]:

@@ -5,6 +5,7 @@ Whatever was gathered is given back in reverse order, whether the run is started
 
 import asyncio
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,13 +21,14 @@ from scheduler.node.environment import job_environment
 from scheduler.node.errors import InvalidRun, StartFailed
 from scheduler.node.gangs import GangNetworks
 from scheduler.node.identities import UidPool
-from scheduler.node.launched import Launched
+from scheduler.node.launched import Launched, remove_cgroup
 from scheduler.node.logs import LogSink, open_log
 from scheduler.node.protocol import Bundle, Network, RunSpec, Scope
 from scheduler.node.sandbox import View, make_stage
 from scheduler.node.watching import Watch
-from scheduler.node.workspace import give_to, open_directory, relative_parts
+from scheduler.node.workspace import adopt, give_to, open_directory, relative_parts
 
+_RUN_ID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _UNPACK_S: Final = 300.0
 _SENTENCE_BYTES_MAX: Final = 2000
 _SECRET_BYTES_MAX: Final = 64 * 1024
@@ -56,6 +58,8 @@ class Launcher:
 
     def check(self, spec: RunSpec) -> None:
         """Refuse what cannot be meant, before anything is made. Raises InvalidRun, StartFailed."""
+        if not _RUN_ID.fullmatch(spec.run_id):
+            raise InvalidRun(field="run_id", problem="must be a UUID in lower case")
         if self._problem:
             raise StartFailed(why=self._problem)
         _check_argv(spec.argv, self._config.limits.argv_bytes)
@@ -88,6 +92,8 @@ class Launcher:
                 enter_pid = membership.pid
             caps = Caps(spec.memory_mib, spec.pids, spec.cpu_milli)
             cgroup = self._cgroups.create(spec.run_id, caps)
+            if cgroup is not None:
+                lent.callback(remove_cgroup, cgroup)
             view = self._view(spec, uid, enter_pid, cgroup.joins if cgroup is not None else ())
             log = self._open_log(spec, log_full)
             memory_bytes = 0 if cgroup is not None else view.memory_bytes
@@ -121,6 +127,8 @@ class Launcher:
     async def _make_workspace(self, spec: RunSpec, uid: int | None) -> int:
         parts = relative_parts(self._root, spec.workspace, "workspace")
         with open_directory(self._root, parts, "workspace", create=True) as directory:
+            if uid is not None:
+                await adopt(directory, uid)
             give_to(directory, uid if uid is not None else os.geteuid())
             if spec.bundle is not None:
                 await self._unpack(spec.bundle, directory, uid)
