@@ -7,10 +7,10 @@ from kernel.database import transaction
 from kernel.errors import Conflict, Invalid, NotFound, Unfunded
 from ledger.domain.accounts import CNY, Account, Bound
 from ledger.domain.outcomes import Status
-from ledger.domain.transfers import Transfer, extend
+from ledger.domain.transfers import Kind, Transfer, extend
 from ledger.errors import AccountDiffers, AccountNameTaken, InsufficientFunds
-from ledger.posting import open_accounts, post_all
-from ledger.reading import HoldState, balances, due_holds, history, holds
+from ledger.posting import BATCH_MAX, open_accounts, post_all
+from ledger.reading import HoldState, Side, balances, due_holds, history, holds
 from tests.ledger.world import (
     CARDS,
     LATER,
@@ -182,3 +182,29 @@ def test_available_counts_holds_against_the_bounded_side(funded: Engine) -> None
         WORLD.name: None,
     }
     assert seen[POOL.id].net == 100
+
+
+def test_every_transfer_stands_in_the_histories_of_both_its_accounts(funded: Engine) -> None:
+    posting(funded, held("h", 30), take("c", "h", 10), undo("u", "c"), move("m", POOL, SPENT, 1))
+    posting(funded, lapse("x", "h"), at=LATER)
+    with transaction(funded) as session:
+        pool, spent = history(session, POOL.id, after=1), history(session, SPENT.id)
+    assert [(line.transfer_id, line.kind, line.amount) for line in pool] == [
+        (line.transfer_id, line.kind, line.amount) for line in spent
+    ]
+    assert [line.kind for line in pool] == [Kind.HOLD, Kind.CAPTURE, Kind.REVERSAL, Kind.POSTED, Kind.EXPIRE]
+    assert [line.side for line in pool] == [Side.DEBIT, Side.DEBIT, Side.CREDIT, Side.DEBIT, Side.DEBIT]
+    assert pool[-1].at == LATER
+
+
+def test_history_is_read_in_pages(funded: Engine) -> None:
+    posting(funded, *(move(f"m{n}", POOL, SPENT, 1) for n in range(5)))
+    with transaction(funded) as session:
+        pages = [history(session, POOL.id, after=after, limit=2) for after in (0, 2, 4, 6)]
+    assert [[line.sequence for line in page] for page in pages] == [[1, 2], [3, 4], [5, 6], []]
+
+
+def test_a_batch_of_the_largest_size_is_posted(funded: Engine) -> None:
+    outcomes = posting(funded, *(move(f"m{n}", WORLD, SPENT, 1) for n in range(BATCH_MAX)))
+    assert {outcome.status for outcome in outcomes} == {Status.POSTED}
+    assert totals(funded, SPENT) == (0, BATCH_MAX, 0, 0)
