@@ -120,6 +120,13 @@ def test_a_due_hold_is_listed_and_expires(funded: Engine) -> None:
     assert totals(funded, POOL) == (20, 100, 0, 0)
 
 
+def test_what_is_left_of_a_hold_is_what_was_neither_captured_nor_freed(funded: Engine) -> None:
+    posting(funded, held("h", 50), take("c", "h", 20), held("h2", 50), take("c2", "h2", 1), free("r", "h2"))
+    with transaction(funded) as session:
+        found = holds(session, [ident("h"), ident("h2"), ident("c")])
+    assert {id_: kept.remaining for id_, kept in found.items()} == {ident("h"): 30, ident("h2"): 0}
+
+
 def test_an_extension_may_move_the_end_of_a_hold(funded: Engine) -> None:
     much_later = LATER + timedelta(hours=1)
     longer = extend(ident("e"), hold_id=ident("h"), amount=1, expires_at=much_later, **WORDS)
