@@ -1,3 +1,4 @@
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 import pytest
@@ -168,6 +169,25 @@ def test_a_refused_linked_batch_raises_the_kind_that_says_why(
 ) -> None:
     with transaction(funded) as session, pytest.raises(kind):
         post_all(session, [transfer], at=T0)
+
+
+# Each row: what is posted first, what is then refused, the account it rests on and what it could have moved.
+FACTS = [
+    ([held("h", 30)], move("x", POOL, SPENT, 71), POOL, 70),
+    ([move("m", POOL, SPENT, 10), held("h", 30)], held("x", 61), POOL, 60),
+    ([move("o", OWED, WORLD, 9), held("h", 2, WORLD, OWED)], move("x", WORLD, OWED, 8), OWED, 7),
+    ([held("h", 30), take("c", "h", 10)], take("x", "h", 21), POOL, 20),
+    ([held("h", 30), take("c", "h", 10)], more("x", "h", 71), POOL, 70),
+]
+
+
+@pytest.mark.parametrize(("earlier", "refused", "account", "available"), FACTS)
+def test_a_refusal_for_lack_of_money_says_what_there_is(
+    funded: Engine, earlier: list[Transfer], refused: Transfer, account: Account, available: int
+) -> None:
+    outcome = posting(funded, *earlier, refused)[-1]
+    assert (outcome.account_id, outcome.available, outcome.amount) == (account.id, available, refused.amount)
+    assert posting(funded, replace(refused, amount=available))[0].accepted
 
 
 def test_opening_again_with_other_content_is_refused(funded: Engine) -> None:
