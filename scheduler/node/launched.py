@@ -104,7 +104,7 @@ class Launched:
             return EndReason.OOM, sentence
         return None
 
-    def signal(self, number: signal.Signals) -> None:
+    def send(self, number: signal.Signals) -> None:
         """Signal every process of the job."""
         if self._first_pid is None:
             self.kill()

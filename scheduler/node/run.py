@@ -97,7 +97,7 @@ class Run:
         if grace_ms <= 0:
             self._kill()
         else:
-            self._launched.signal(signal.SIGTERM)
+            self._launched.send(signal.SIGTERM)
 
     def tick(self, now_ms: int) -> int:
         """Enforce what is due; the boot time at which to come again."""
