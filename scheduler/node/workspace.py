@@ -25,7 +25,7 @@ def relative_parts(root: Path, path: str, field: str) -> tuple[str, ...]:
         parts = Path(path).relative_to(root).parts
     except ValueError:
         parts = ()
-    if not parts or ".." in parts:
+    if not parts or ".." in parts or "\0" in path:
         raise InvalidRun(field=field, problem=f"{path} is not below the workspace root {root}")
     return parts
 

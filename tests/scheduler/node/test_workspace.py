@@ -99,3 +99,12 @@ def test_a_notice_without_a_signal_leaves_the_job_alone(node: Node) -> None:
     node.sync(notices={spec.run_id: "Soon."})
     assert node.ended(spec).exit_code == 0
     assert Path(spec.log).read_text() == "ready\nSoon.\n"
+
+
+@pytest.mark.parametrize("field", ["job_id", "tenant_id", "workspace", "log"])
+def test_a_nul_cannot_smuggle_an_argument_into_the_sandbox(node: Node, field: str) -> None:
+    spec = node.spec("cat", "/job/escape")
+    injected = f"{getattr(spec, field)}\0--bind\0/\0/job"
+    status = node.run(replace(spec, **{field: injected}))
+    assert status.exit_code != 0
+    assert status.end_reason is EndReason.START_FAILED or field == "tenant_id"
