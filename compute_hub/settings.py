@@ -5,7 +5,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -38,6 +38,14 @@ class Node(_Part):
     cpu_milli: Annotated[int, Field(ge=1000)] = 16_000
     memory_mib: Annotated[int, Field(ge=1024)] = 32_768
     labels: dict[str, str] = {}
+
+    @field_validator("devices")
+    @classmethod
+    def _of_one_model(cls, devices: tuple[Devices, ...]) -> tuple[Devices, ...]:
+        if len({part.model for part in devices}) > 1:
+            message = "all devices of a node must be of one model; describe the machine as one node per model"
+            raise ValueError(message)
+        return devices
 
 
 class Environment(_Part):

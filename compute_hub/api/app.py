@@ -7,7 +7,7 @@ import uvicorn
 from fastapi import FastAPI
 from sqlalchemy import Engine
 
-from compute_hub.api import claims, cluster, enterprises, jobs, problems, programmes
+from compute_hub.api import claims, cluster, enterprises, jobs, problems, programmes, usage
 from compute_hub.settings import Settings
 from compute_hub.stack.database import application_url
 from compute_hub.telemetry.metrics import centre_registry
@@ -36,7 +36,7 @@ def create_app(settings: Settings, engine: Engine) -> FastAPI:
     app.state.engine = engine
     app.state.metrics = centre_registry(engine)
     problems.install(app)
-    for module in (enterprises, programmes, jobs, claims, cluster):
+    for module in (enterprises, programmes, jobs, usage, claims, cluster):
         app.include_router(module.router)
     return app
 

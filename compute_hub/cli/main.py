@@ -9,6 +9,7 @@ import typer
 
 from compute_hub.cli import claims, cluster, jobs, vouchers
 from compute_hub.cli.processes import api, biller, controller, node, up
+from compute_hub.cli.simulate import simulate
 from kernel.errors import HubError
 
 app = typer.Typer(
@@ -23,7 +24,7 @@ app.add_typer(vouchers.app, name="voucher")
 app.add_typer(claims.app, name="claim")
 app.add_typer(cluster.app, name="cluster")
 app.add_typer(cluster.ledger_app, name="ledger")
-for command in (up, api, controller, biller, node):
+for command in (up, api, controller, biller, node, simulate):
     app.command()(command)
 
 

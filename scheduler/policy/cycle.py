@@ -8,9 +8,11 @@ Invariant: equal states and times give equal plans.
 from heapq import heapify, heappop, heappush
 
 from scheduler.policy.capacity import Pool
-from scheduler.policy.model import Plan, Start
+from scheduler.policy.model import Eviction, Plan, Start
 from scheduler.policy.pending import Entry, JobClass, QueuedJob
 from scheduler.policy.placement import Found, as_placements, find
+from scheduler.policy.preemption import CLAIMS_MAX, find_evictions, may_evict
+from scheduler.policy.promises import Promise, earliest
 from scheduler.policy.queues import QueueState, Tier
 from scheduler.policy.settings import Backfill
 from scheduler.policy.state import SchedulerState
@@ -37,67 +39,133 @@ class Cycle:
         self.now_ms = now_ms
         self.starts: list[Start] = []
         self._begun: list[QueuedJob] = []
+        self._unserved: list[QueuedJob] = []
+        self._promised: set[str] = set()
+        self._promises_before = dict(state.promises.by_pool)
+        self._may_evict = may_evict(state)
 
     def run(self) -> Plan:
         """The pipeline.
 
         1. Wake what was waiting for the time.
-        2. Order: queues by tier and weighted share, at every level of the tree; inside a queue by priority,
-           promotion, predicted size and arrival.
+        2. Order: queues by tier and weighted share, at every level of the tree; inside a queue by priority and
+           latest turn.
         3. Quota: a claim beyond a bound of any level waits.
-        4. Place: the whole gang or nothing.
+        4. Place: the whole gang or nothing, never on nodes promised to somebody before its limit ends.
+        5. Backfill: the first job that does not fit is promised nodes; what ends before may use them.
+        6. Preempt: for entitled claims that are still waiting.
         """
-        self.state.wake(self.now_ms)
-        contest = Contest(self.state, self.now_ms, self._candidates())
-        while (leaf := contest.next_leaf()) is not None:
-            job_class, entry = contest.head_of(leaf)
-            self._consider(contest, leaf, job_class, entry)
-        return Plan(self.now_ms, tuple(self.starts), (), self.state.next_alarm_ms())
+        state = self.state
+        state.wake(self.now_ms)
+        candidates = self._candidates()
+        if candidates:
+            contest = Contest(state, self.now_ms, candidates)
+            while (leaf := contest.next_leaf()) is not None:
+                job_class, entry = contest.head_of(leaf)
+                self._consider(contest, leaf, job_class, entry)
+        evictions: tuple[Eviction, ...] = ()
+        wakes = [state.next_alarm_ms()]
+        if self._unserved:
+            evictions, wake = find_evictions(state, self._unserved, self.now_ms)
+            wakes.append(wake)
+        next_wake = min((wake for wake in wakes if wake is not None), default=None)
+        return Plan(self.now_ms, tuple(self.starts), evictions, next_wake)
 
     def undo(self) -> None:
         """Take every start back, the last first."""
         state = self.state
         for queued in reversed(self._begun):
-            running = state.running.pop(queued.job.id)
-            job = queued.job
-            state.capacity.give(running.placements, job.cpu_milli, job.memory_mib)
-            state.queues.charge(queued.leaf, running.pool, -job.devices_milli, self.now_ms)
-            state.queues.count(queued.leaf, job.user, -1)
-            if job.array_id:
-                state.array_running[job.array_id] -= 1
-            state.queued[job.id] = queued
+            state.stop(queued.job.id, self.now_ms)
+            state.queued[queued.job.id] = queued
             state.pending.class_of(queued).restore(queued)
             queued.ready = True
+        state.promises.by_pool = self._promises_before
 
     def _candidates(self) -> list[JobClass]:
-        """Classes of shapes that may fit now though they did not before."""
-        capacity = self.state.capacity
-        strict = self.state.settings.backfill is Backfill.NONE
+        """Classes of shapes that may fit now though they did not before, and those entitled to evict."""
+        state = self.state
+        capacity = state.capacity
+        every = state.settings.backfill is Backfill.NONE or self._may_evict
         found: list[JobClass] = []
-        for shape, classes in self.state.pending.by_shape.items():
+        for shape, classes in state.pending.by_shape.items():
             shape.resolve(capacity)
-            if strict or shape.may_fit():
+            if every or shape.may_fit():
                 found.extend(classes.values())
         return found
 
     def _consider(self, contest: "Contest", leaf: QueueState, job_class: JobClass, entry: Entry) -> None:
-        queued = entry[4]
+        queued = entry[3]
         pools = self._allowed_pools(queued)
         if not pools:
+            self._not_served(job_class, queued)
             contest.drop(leaf, job_class)
             return
         shape = job_class.shape
-        placed = self._place(queued, pools) if shape.may_fit() else None
-        if placed is None:
-            if pools is shape.pools:
+        if shape.may_fit():
+            placed, hindered = self._place(queued, pools)
+            if placed is not None:
+                self._start(queued, job_class, *placed)
+                contest.advance(leaf)
+                return
+            if not hindered and pools is shape.pools:
                 shape.does_not_fit()
-            if self.state.settings.backfill is Backfill.NONE:
-                contest.close(leaf)
-            else:
-                contest.drop(leaf, job_class)
+        self._not_served(job_class, queued)
+        if self.state.settings.backfill is Backfill.NONE:
+            contest.close(leaf)
             return
-        self._start(queued, job_class, *placed)
-        contest.advance(leaf)
+        if self.state.settings.backfill is Backfill.RESERVED and not self._promise(queued, entry, pools):
+            self._backfill(job_class, queued)
+        contest.drop(leaf, job_class)
+
+    def _not_served(self, job_class: JobClass, queued: QueuedJob) -> None:
+        if self._may_evict and len(self._unserved) < CLAIMS_MAX and job_class.shape.pools:
+            self._unserved.append(queued)
+
+    def _promise(self, queued: QueuedJob, entry: Entry, pools: tuple[Pool, ...]) -> bool:
+        """Promise nodes to the first job that does not fit; false when another one holds the promise."""
+        state = self.state
+        made = False
+        for pool in pools:
+            held = state.promises.by_pool.get(pool.model)
+            if held is not None and held.job_id != queued.job.id:
+                if held.hard or pool.model in self._promised or self._before(held.job_id, queued, entry):
+                    continue
+                del state.promises.by_pool[pool.model]
+            found = earliest(
+                queued.shape, pool, state.promises, queued.job.id, self.now_ms, queued.job.time_limit_ms
+            )
+            if found is None:
+                continue
+            hard = entry[0] <= self.now_ms
+            state.promises.make(pool.model, Promise(queued.job.id, found[1], found[0], hard))
+            self._promised.add(pool.model)
+            made = True
+        return made
+
+    def _before(self, job_id: str, queued: QueuedJob, entry: Entry) -> bool:
+        """Whether a job that holds a promise still goes before this one."""
+        holder = self.state.queued.get(job_id)
+        if holder is None or holder.entry is None or not holder.ready:
+            return False
+        if holder.leaf is not queued.leaf:
+            return True
+        return (-holder.job.priority, holder.entry[:3]) < (-queued.job.priority, entry[:3])
+
+    def _backfill(self, job_class: JobClass, head: QueuedJob) -> None:
+        """Start the class's jobs with the shortest limits as long as they are gone before what is promised."""
+        tried = head
+        while (entry := job_class.shortest()) is not None:
+            queued = entry[3]
+            if queued is tried or queued.job.time_limit_ms >= head.job.time_limit_ms:
+                return
+            pools = self._allowed_pools(queued)
+            if not pools or not queued.shape.may_fit():
+                return
+            placed, _ = self._place(queued, pools)
+            if placed is None:
+                return
+            self._start(queued, job_class, *placed)
+            tried = queued
 
     def _allowed_pools(self, queued: QueuedJob) -> tuple[Pool, ...]:
         """The pools in which quota and limits allow the job now."""
@@ -116,18 +184,44 @@ class Cycle:
         )
         return pools if len(allowed) == len(pools) else allowed
 
-    def _place(self, queued: QueuedJob, pools: tuple[Pool, ...]) -> tuple[Pool, Found] | None:
+    def _place(self, queued: QueuedJob, pools: tuple[Pool, ...]) -> tuple[tuple[Pool, Found] | None, bool]:
+        """Room in the first pool that has it; and whether somebody's promise stood in the way."""
+        promises = self.state.promises
+        hindered = False
+        end_ms = self.now_ms + queued.job.time_limit_ms
+        if queued.shape.scored:
+            return self._place_scored(queued, pools, end_ms)
         for pool in pools:
-            found = find(queued.shape, pool)
+            barred = promises.barred(pool.model, queued.job.id, self.now_ms, end_ms)
+            found = find(queued.shape, pool, barred)
             if found is not None:
-                return pool, found
-        return None
+                return (pool, found), False
+            hindered = hindered or barred != 0
+        return None, hindered
+
+    def _place_scored(
+        self, queued: QueuedJob, pools: tuple[Pool, ...], end_ms: int
+    ) -> tuple[tuple[Pool, Found] | None, bool]:
+        """The same by score: among all pools when the job names none, else in its order of preference."""
+        state, shape = self.state, queued.shape
+        bars = [state.promises.barred(pool.model, queued.job.id, self.now_ms, end_ms) for pool in pools]
+        groups = [(pool,) for pool in pools] if shape.models else [pools]
+        for group in groups:
+            barred = tuple(bars[pools.index(pool)] for pool in group)
+            best = state.boards.find(shape, group, barred)
+            if best is not None:
+                return (best[0], ((best[1], best[2]),)), False
+        return None, any(bars)
 
     def _start(self, queued: QueuedJob, job_class: JobClass, pool: Pool, found: Found) -> None:
         state, job = self.state, queued.job
+        whole = queued.shape.whole
         for node, pieces in found:
-            for piece in pieces:
-                pool.take(node, piece)
+            if whole:
+                pool.take_whole(node, len(pieces))
+            else:
+                for piece in pieces:
+                    pool.take(node, piece)
             node.cpu_free_milli -= job.cpu_milli
             node.memory_free_mib -= job.memory_mib
         placements = as_placements(found)
@@ -135,6 +229,8 @@ class Cycle:
         state.pending.forget_empty(job_class)
         queued.ready = False
         del state.queued[job.id]
+        if state.promises.by_pool or state.promises.nominated:
+            state.promises.forget(job.id)
         state.begin(queued, placements, self.now_ms)
         self.starts.append(Start(job.id, placements))
         self._begun.append(queued)
@@ -225,6 +321,8 @@ class Contest:
         return True
 
     def _row(self, queue: QueueState) -> tuple[Tier, int, str, QueueState]:
+        if queue.lonely:
+            return (Tier.BORROWING, 0, queue.name, queue)
         job_class, _ = self._heads[queue]
         shape = job_class.shape
         pool = shape.pools[0].model if shape.pools else ""

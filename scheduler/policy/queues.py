@@ -42,6 +42,7 @@ class QueueState:
         "half_life_ms",
         "inner",
         "limited",
+        "lonely",
         "name",
         "parent",
         "queue",
@@ -72,6 +73,8 @@ class QueueState:
         """What siblings must regard as used: at least the part of the guarantee that is never lent."""
         self.recent: dict[str, tuple[int, int]] = {}
         """Per pool: the half-life average of use, and when it was brought up to date."""
+        self.lonely = False
+        """Without siblings its share is never compared, and so never worked out."""
         self.running = 0
         self.running_by_user: dict[str, int] = {}
         self.user_limited: bool = queue.user_running_max is not None or (
@@ -121,7 +124,8 @@ class QueueState:
 
     def shift(self, pool: str, milli: int, now_ms: int) -> None:
         """Add to what this queue alone uses, bringing the half-life average up to date first."""
-        self.recent[pool] = (self.recent_milli(pool, now_ms), now_ms)
+        if not self.lonely:
+            self.recent[pool] = (self.recent_milli(pool, now_ms), now_ms)
         self.used[pool] = self.used.get(pool, 0) + milli
 
 
@@ -144,6 +148,8 @@ class QueueTree:
         """No quota and no limit anywhere: every claim is allowed."""
         for name in known:
             self._settle(name, known, ())
+        for state in self.states.values():
+            state.lonely = state.parent is None or len(state.parent.children) == 1
         for state in reversed(list(self.states.values())):
             self._raise_floors(state)
 
@@ -222,6 +228,10 @@ class QueueTree:
 
     def charge(self, leaf: QueueState, pool: str, milli: int, now_ms: int) -> None:
         """Record that the leaf uses `milli` more (or less, when negative) of a pool from now on."""
+        if self.plain and leaf.lonely and leaf.parent is self.root:
+            leaf.used[pool] = leaf.used.get(pool, 0) + milli
+            self.root.used[pool] = leaf.used[pool]
+            return
         delta = milli
         for state in leaf.path():
             state.shift(pool, milli, now_ms)
