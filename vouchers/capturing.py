@@ -84,12 +84,8 @@ def capture_charge(
     job = locked_job(session, job_id, released=True)
     known = session.get(CoveredCharge, charge_id)
     if known is not None:
-        if (known.job_id, known.cost_micros, known.card_ms, known.facts) != (
-            job_id,
-            cost_micros,
-            facts.card_ms,
-            facts.kind(),
-        ):
+        asked = (job_id, cost_micros, facts.card_ms, facts.kind())
+        if (known.job_id, known.cost_micros, known.card_ms, known.facts) != asked:
             raise ChargeDiffers(charge=charge_id)
         return coverage_of(session, charge_id)
     if job.state == "released":
@@ -106,13 +102,7 @@ def capture_charge(
         used_until=used_until,
         captured_at=at,
     )
-    session.add(charge)
-    session.flush()
-    session.add_all(_rows(charge, taken))
-    session.flush()
-    if any(entry.line.source == ROUNDING for entry in taken):
-        accounts.ensure(session, [accounts.ROUNDING], at)
-    post_all(session, [entry.transfer for entry in taken if entry.transfer is not None], at=at)
+    _book(session, charge, taken)
     return Coverage(cost_micros, tuple(entry.line for entry in taken if entry.line.source != BUDGET))
 
 
@@ -128,6 +118,16 @@ def coverage_of(session: Session, charge_id: UUID) -> Coverage:
         .order_by(CoverageLine.line)
     )
     return Coverage(charge.cost_micros, tuple(_line(row, number or "") for row, number in rows))
+
+
+def _book(session: Session, charge: CoveredCharge, taken: Sequence[_Taken]) -> None:
+    session.add(charge)
+    session.flush()
+    session.add_all(_rows(charge, taken))
+    session.flush()
+    if any(entry.line.source == ROUNDING for entry in taken):
+        accounts.ensure(session, [accounts.ROUNDING], charge.captured_at)
+    post_all(session, [entry.transfer for entry in taken if entry.transfer is not None], at=charge.captured_at)
 
 
 def _segments(session: Session, job: JobHold, facts: ChargeFacts) -> list[HoldSegment]:
