@@ -11,6 +11,7 @@ from sqlalchemy import Engine
 from compute_hub.api import (
     applications,
     charges,
+    claim_review,
     claims,
     cluster,
     enterprises,
@@ -21,6 +22,7 @@ from compute_hub.api import (
     openapi,
     problems,
     programmes,
+    usage,
     vouchers,
     wallets,
 )
@@ -40,8 +42,10 @@ _ROUTERS = (
     applications.router,
     vouchers.router,
     jobs.router,
+    usage.router,
     charges.router,
     claims.router,
+    claim_review.router,
     cluster.router,
     ledger.router,
     health.router,

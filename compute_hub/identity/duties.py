@@ -88,6 +88,7 @@ DUTIES: Final[Mapping[str, tuple[Role, ...]]] = {
     "show_job": _USERS,
     "cancel_job": (Role.TENANT, Role.OPERATOR),
     "read_job_log": _USERS,
+    "list_job_usage": (Role.TENANT, *_OFFICERS),
     "list_job_charges": (Role.TENANT, *_OFFICERS),
     # claims: who reviews does not approve, who disburses does not reconcile
     "make_claim": _CLAIMANTS,

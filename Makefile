@@ -1,0 +1,52 @@
+# Everything a person types. `make demo` and `make test` set up by themselves; nothing else is needed beyond python3 and make.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+DIGITS := var/environments/digits
+# Programs that come from the operating system, and the Debian packages that hold them.
+NEEDED := bwrap:bubblewrap setpriv:util-linux
+PIP    := --disable-pip-version-check --quiet
+
+.PHONY: help setup demo test check lint bench up clean
+
+help:            ## What there is to type.
+	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.ready $(DIGITS)/.ready  ## Virtual environments with the locked packages, and system programs.
+
+demo: setup      ## The whole story on real parts, to its end.
+	$(BIN)/python -m examples.demo
+
+up: setup        ## The hub on this machine, until Ctrl-C.
+	$(BIN)/hub up
+
+test: setup lint ## Every test.
+	$(BIN)/pytest
+
+check: setup lint ## The fast part of the tests.
+	$(BIN)/pytest -m "not slow"
+
+lint: setup      ## Style, types and the direction of imports.
+	$(BIN)/ruff format --check --quiet .
+	$(BIN)/ruff check --quiet .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+bench: setup     ## The ledger's speed against pgbench; other benchmarks are named in benchmarks/README.md.
+	$(BIN)/python -m benchmarks.ledger --json
+
+clean:           ## Remove what setup and runs have made.
+	rm -rf $(VENV) var
+
+$(VENV)/.ready: requirements/hub.lock pyproject.toml deploy/system-packages
+	sh deploy/system-packages $(PYTHON) $(NEEDED)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install $(PIP) --require-hashes -r requirements/hub.lock
+	$(BIN)/pip install $(PIP) --no-deps --no-build-isolation --editable .
+	touch $@
+
+$(DIGITS)/.ready: requirements/digits.lock | $(VENV)/.ready
+	test -x $(DIGITS)/bin/python || $(PYTHON) -m venv $(DIGITS)
+	$(DIGITS)/bin/pip install $(PIP) --require-hashes -r requirements/digits.lock
+	touch $@
