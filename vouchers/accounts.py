@@ -61,7 +61,7 @@ def payable(slug: str, asset: str) -> Account:
     return _account(f"programme/{slug}/payable", asset, Bound.CREDIT)
 
 
-def reserve_due(slug: str, asset: str) -> Account:
+def reserve_used(slug: str, asset: str) -> Account:
     """The part of the reserve fund that claims have used up; it is made good from the programme's money."""
     return _account(f"programme/{slug}/reserve/used", asset, Bound.NONE)
 

@@ -132,7 +132,11 @@ def _segments(session: Session, job: JobHold, facts: ChargeFacts) -> list[HoldSe
     ).all()
     fitting = [row for row in rows if row.facts == facts.kind()]
     if rows and not fitting:
-        raise ChargeFactsDiffer(job=job.job_id, asked=facts.kind(), held=rows[0].facts)
+        held, asked = rows[0].facts, facts.kind()
+        differing = [
+            f"{name} {asked[name]!r} for {held[name]!r}" for name in asked if asked[name] != held[name]
+        ]
+        raise ChargeFactsDiffer(job=job.job_id, differences=", ".join(differing))
     return fitting
 
 

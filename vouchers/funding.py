@@ -71,6 +71,8 @@ def find_funding(
     voucher_ids: Sequence[UUID] | None,
     at: datetime,
     usage_until: datetime,
+    *,
+    insist: bool = True,
 ) -> Funding:
     """What could pay for usage from now until then.
 
@@ -81,12 +83,13 @@ def find_funding(
         voucher_ids: the vouchers to use; None for all that apply, empty for none.
         at: now.
         usage_until: a voucher that ends earlier does not pay.
+        insist: refuse when a named voucher cannot pay, instead of going on without it.
 
     Raises:
         VoucherNotFound, VoucherEnded, VoucherExpired, VoucherSpent, VoucherNotApplicable: about a named
         voucher.
     """
-    named = voucher_ids is not None
+    insist = insist and voucher_ids is not None
     rows = _rows(session, tenant_id, voucher_ids)
     places = _places(session, rows, facts.project)
     left = accounts.available(session, places.values())
@@ -96,10 +99,10 @@ def find_funding(
         held = _held(session, row, left[account.id])
         tier = ratio_for(held, facts)
         if isinstance(tier, NotApplicable):
-            if named:
+            if insist:
                 raise VoucherNotApplicable(voucher=row.number, reason=tier.reason, clause=tier.clause)
             continue
-        if named:
+        if insist:
             _check_usable(row, held.remaining, at, usage_until)
         if _usable(row, held.remaining, at, usage_until):
             sources.append(

@@ -119,7 +119,8 @@ def extend_hold(
 ) -> Coverage:
     """Set more aside for a job, so that `cost_micros` in all are set aside since it began.
 
-    What is already set aside counts, so repeating an extension does nothing. `facts.card_ms` is the card time
+    What is already set aside counts, so repeating an extension does nothing. A running job goes on without a
+    named voucher that has ended or is spent. `facts.card_ms` is the card time
     in all as well.
 
     Returns:
@@ -263,7 +264,9 @@ def _place(
     at: datetime,
     usage_until: datetime | None,
 ) -> Coverage:
-    funding = find_funding(session, job.tenant_id, facts, voucher_ids, at, usage_until or at)
+    funding = find_funding(
+        session, job.tenant_id, facts, voucher_ids, at, usage_until or at, insist=number == 0
+    )
     prepared = _prepare(funding, cost_micros, facts, number)
     ends = [voucher.expires_at for voucher in prepared.vouchers]
     session.add(
