@@ -119,9 +119,7 @@ def restore(charge_id: UUID, body: RestorationRequest, call: Caller) -> Restored
 
 
 @router.get("/restorations", name="list_restorations")
-def restorations(
-    call: Caller, limit: Limit = 100, after: After = None
-) -> Page[RestorationView]:
+def restorations(call: Caller, limit: Limit = 100, after: After = None) -> Page[RestorationView]:
     """What was given back or clawed back, by coverage line; a tenant's own, or all."""
 
     def action(session: Session) -> Page[RestorationView]:
@@ -154,7 +152,6 @@ def restorations(
         return page_of(items, limit, items[-1].line_id if items else "")
 
     return call.read(action)
-
 
 
 def coverage_fields(coverage: Coverage) -> dict[str, object]:

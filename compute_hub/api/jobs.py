@@ -177,9 +177,7 @@ def jobs(call: Caller, limit: Limit = 50, after: After = None) -> Page[JobView]:
 @router.get("/jobs/{job_id}", name="show_job")
 def job(job_id: UUID, call: Caller) -> JobView:
     """One job."""
-    return call.read(
-        lambda session: _views(session, [find_job(session, job_id, tenant_id=call.scope)])[0]
-    )
+    return call.read(lambda session: _views(session, [find_job(session, job_id, tenant_id=call.scope)])[0])
 
 
 @router.post("/jobs/{job_id}:cancel", name="cancel_job")

@@ -5,13 +5,12 @@ from typing import Final
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from compute_hub.api.problems import problem
+from compute_hub.api.problems import http_problem
 
 BODY_BYTES_MAX: Final = 2**20
 """Of any body but an upload, which has its own bound."""
 
 UPLOAD_PATH: Final = "/v1/uploads"
-_TOO_LARGE: Final = f"body: the request is larger than {BODY_BYTES_MAX} bytes. Send less."
 
 
 class BodyLimit:
@@ -27,7 +26,7 @@ class BodyLimit:
             return
         announced = dict(scope["headers"]).get(b"content-length", b"0")
         if announced.isdigit() and int(announced) > BODY_BYTES_MAX:
-            await problem(413, "body_too_large", _TOO_LARGE)(scope, receive, send)
+            await http_problem(HTTPException(413))(scope, receive, send)
             return
         seen = 0
 
@@ -36,7 +35,7 @@ class BodyLimit:
             message = await receive()
             seen += len(message.get("body", b""))
             if seen > BODY_BYTES_MAX:
-                raise HTTPException(413, _TOO_LARGE)
+                raise HTTPException(413)
             return message
 
         await self._app(scope, counted, send)

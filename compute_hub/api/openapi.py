@@ -63,7 +63,7 @@ def describe(app: FastAPI) -> dict[str, Any]:
 
 
 def _complete(method: str, operation: dict[str, Any]) -> None:
-    codes = _ALWAYS
+    codes: tuple[str, ...] = _ALWAYS
     if method != "get":
         codes += _WITH_EFFECT
         operation.setdefault("parameters", []).append(_KEY)

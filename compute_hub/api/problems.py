@@ -18,7 +18,12 @@ _STATUS: Final[dict[type[HubError], int]] = {
     Unauthenticated: 401,
     Unfunded: 402,
 }
-_HTTP_CODES: Final = {400: "malformed_request", 404: "no_such_path", 405: "method_not_allowed", 413: "body_too_large"}
+_HTTP: Final = {
+    400: ("malformed_request", "The body cannot be read; send one JSON object in UTF-8."),
+    404: ("no_such_path", "There is nothing at this path; /v1/openapi.json lists what there is."),
+    405: ("method_not_allowed", "This path does not take this method; the header Allow names those it takes."),
+    413: ("body_too_large", "The body is larger than this path takes (1 MiB but for uploads). Send less."),
+}
 _MEDIA_TYPE: Final = "application/problem+json"
 
 
@@ -84,8 +89,13 @@ def _malformed(_request: Request, error: Exception) -> JSONResponse:
 
 def _http(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)  # noqa: S101 - registered for nothing else
-    code = _HTTP_CODES.get(error.status_code, "http_error")
-    return problem(error.status_code, code, str(error.detail), headers=error.headers)
+    return http_problem(error)
+
+
+def http_problem(error: HTTPException) -> JSONResponse:
+    """What HTTP itself refuses, in our words."""
+    code, sentence = _HTTP.get(error.status_code, ("http_error", f"{error.detail}."))
+    return problem(error.status_code, code, sentence, headers=error.headers)
 
 
 def _defect(_request: Request, _error: Exception) -> JSONResponse:

@@ -8,14 +8,15 @@ from fastapi import APIRouter, Path
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from compute_hub.api.amounts import asset_of, in_units
+from compute_hub.api.amounts import amount_in, asset_of, in_units
 from compute_hub.api.call import Caller
-from compute_hub.api.shapes import Body, Instant, Limit, Page, SlugPath, Text, View, page_of
+from compute_hub.api.shapes import Body, CardMs, Instant, Limit, Page, SlugPath, Text, View, Yuan, page_of
 from kernel.errors import NotFound
 from vouchers.cases import open_round
 from vouchers.programmes import appropriate_budget, publish_programme, version_in_force
 from vouchers.reading import list_programmes as programme_slugs
 from vouchers.reading import programme_totals
+from vouchers.settlement import advance_reserve
 from vouchers.tables import ProgrammeVersion, Round
 
 router = APIRouter(prefix="/v1/programmes", tags=["programmes"])
@@ -83,6 +84,14 @@ class Appropriation(Body):
     in_cycle_of: Instant | None = None
 
 
+class ReserveAdvance(Body):
+    """Money advanced to the centre; a reference is booked once."""
+
+    amount_cny: Yuan | None = None
+    amount_card_ms: CardMs | None = None
+    reference: Text
+
+
 class RoundOpening(Body):
     """A call for applications."""
 
@@ -148,9 +157,7 @@ def versions(programme: SlugPath, call: Caller, limit: Limit = 50, after: int = 
 
 
 @router.get("/{programme}/versions/{version}", name="show_programme_version")
-def version(
-    programme: SlugPath, version: Annotated[int, Path(ge=1, le=10_000)], call: Caller
-) -> VersionView:
+def version(programme: SlugPath, version: Annotated[int, Path(ge=1, le=10_000)], call: Caller) -> VersionView:
     """One version's rules, as they were published."""
 
     def action(session: Session) -> VersionView:
@@ -174,6 +181,19 @@ def appropriate(programme: SlugPath, body: Appropriation, call: Caller) -> Progr
         instant = body.in_cycle_of or at
         version_id, _ = version_in_force(session, programme, instant)
         appropriate_budget(session, version_id, instant, by=call.by, at=at)
+        return _programme(session, programme)
+
+    return call.once(ProgrammeView, body, action)
+
+
+@router.post("/{programme}:advance-reserve", status_code=201, name="advance_reserve")
+def advance(programme: SlugPath, body: ReserveAdvance, call: Caller) -> ProgrammeView:
+    """Advance money to the centre, up to the reserve fund the programme provides for; claims use it up first."""
+
+    def action(session: Session, at: datetime) -> ProgrammeView:
+        asset = asset_of(session, programme)
+        amount = amount_in(asset, programme, "amount", body.amount_cny, body.amount_card_ms)
+        advance_reserve(session, programme, amount, reference=body.reference, by=call.by, at=at)
         return _programme(session, programme)
 
     return call.once(ProgrammeView, body, action)

@@ -95,6 +95,7 @@ DUTIES: Final[Mapping[str, tuple[Role, ...]]] = {
     "resubmit_claim": _CLAIMANTS,
     "list_claims": (*_OFFICERS, Role.TENANT),
     "show_claim": (*_OFFICERS, Role.TENANT),
+    "list_claim_lines": (*_OFFICERS, Role.TENANT),
     "check_claim": (Role.FIRST_REVIEWER,),
     "sample_claim": (Role.FIRST_REVIEWER, Role.AUDITOR),
     "review_claim": (Role.FIRST_REVIEWER,),
