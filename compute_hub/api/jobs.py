@@ -241,15 +241,14 @@ def _views(session: Session, rows: list[JobRow]) -> list[JobView]:
     """Several jobs with their devices, card time and money, in three queries however many they are."""
     ids = [row.id for row in rows]
     runs = runs_of(session, ids)
-    used = dict(
-        session.execute(
+    used = {
+        job_id: int(slot_ms)
+        for job_id, slot_ms in session.execute(
             select(UsageRecordRow.job_id, func.sum(UsageRecordRow.slot_ms))
             .where(UsageRecordRow.job_id.in_(ids))
             .group_by(UsageRecordRow.job_id)
         )
-        .tuples()
-        .all()
-    )
+    }
     money = {
         job_id: (int(charged), int(vouchers), int(tenant))
         for job_id, charged, vouchers, tenant in session.execute(
@@ -263,7 +262,7 @@ def _views(session: Session, rows: list[JobRow]) -> list[JobView]:
             .group_by(ChargeRow.job_id)
         )
     }
-    return [_view(row, runs[row.id], int(used.get(row.id, 0)), money.get(row.id, (0, 0, 0))) for row in rows]
+    return [_view(row, runs[row.id], used.get(row.id, 0), money.get(row.id, (0, 0, 0))) for row in rows]
 
 
 def _view(row: JobRow, runs: list[RunRow], slot_ms: int, money: tuple[int, int, int]) -> JobView:
