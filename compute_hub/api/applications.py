@@ -25,7 +25,7 @@ from compute_hub.api.application_views import (
 )
 from compute_hub.api.call import Call, Caller
 from compute_hub.api.shapes import After, Limit, Page, SlugQuery, page_of
-from compute_hub.api.vouchers import VoucherView, voucher_view
+from compute_hub.api.vouchers import VoucherDetail, voucher_view
 from vouchers.applications import (
     draft_application,
     final_approval,
@@ -190,24 +190,24 @@ def reject(application_id: UUID, body: Rejection, call: Caller) -> ApplicationVi
 
 
 @router.post("/applications/{application_id}:issue", status_code=201, name="issue_voucher")
-def issue(application_id: UUID, call: Caller) -> VoucherView:
+def issue(application_id: UUID, call: Caller) -> VoucherDetail:
     """Issue the voucher of an approved application whose public notice is over."""
 
-    def action(session: Session, at: datetime) -> VoucherView:
+    def action(session: Session, at: datetime) -> VoucherDetail:
         return voucher_view(session, issue_voucher(session, application_id, by=call.by, at=at), None)
 
-    return call.once(VoucherView, None, action)
+    return call.once(VoucherDetail, None, action)
 
 
 @router.post("/applications/{application_id}:release-tranche", status_code=201, name="release_tranche")
-def release(application_id: UUID, body: ProgressReport, call: Caller) -> VoucherView:
+def release(application_id: UUID, body: ProgressReport, call: Caller) -> VoucherDetail:
     """Issue the next part of a grant on an accepted progress report; a report releases one part."""
 
-    def action(session: Session, at: datetime) -> VoucherView:
+    def action(session: Session, at: datetime) -> VoucherDetail:
         voucher_id = release_tranche(session, application_id, report=body.report, by=call.by, at=at)
         return voucher_view(session, voucher_id, None)
 
-    return call.once(VoucherView, body, action)
+    return call.once(VoucherDetail, body, action)
 
 
 @router.get("/notices", name="list_notices")

@@ -5,7 +5,7 @@ from typing import Annotated
 from uuid import UUID
 
 from fastapi import APIRouter, Query
-from sqlalchemy import select
+from sqlalchemy import Text, select, type_coerce
 from sqlalchemy.orm import Session
 
 from compute_hub.api.amounts import in_units
@@ -84,10 +84,11 @@ def ledger_accounts(
     """Accounts by name, of those that begin with a prefix."""
 
     def action(session: Session) -> Page[AccountView]:
+        name = type_coerce(AccountRow.name, Text)
         rows = session.scalars(
             select(AccountRow)
-            .where(AccountRow.name.startswith(prefix, autoescape=True), AccountRow.name > after)
-            .order_by(AccountRow.name)
+            .where(name.startswith(prefix, autoescape=True), name > after)
+            .order_by(name)
             .limit(limit)
         ).all()
         items = [_account(row) for row in rows]

@@ -193,7 +193,8 @@ def test_a_quote_says_who_pays_by_which_clause_and_a_charge_says_the_same(house:
     with house.untouched():
         quote = firm.post("/v1/jobs:quote", job())
     assert quote["cost_cny"] == "6.250001"  # 600 s + 10 s grace + 15 s margin at ¥36 an hour, rounded up
-    assert f"voucher {voucher['number']} pays 30 % (Huangyan §3)" in quote["sentence"]
+    assert quote["sentence"].startswith(f"district voucher {voucher['number']} pays ")
+    assert quote["sentence"].endswith("(Huangyan §3), ¥1.875000; you pay ¥4.375001.")
     submitted = firm.post("/v1/jobs", job())
     house.use(submitted["id"], 100_000)
     (charge,) = firm.get(f"/v1/jobs/{submitted['id']}/charges")["items"]
