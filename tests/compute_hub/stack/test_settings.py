@@ -28,8 +28,10 @@ def test_a_variable_overrides_the_file_and_the_file_the_default(
         ("tickms = 3\n", "HUB_TICKMS"),
         ("[[nodes]]\nname = 'a b'\ndevices = []\n", "HUB_NODES__0__NAME"),
         (
-            ("[[nodes]]\nname = 'a'\ndevices = ["
-            "{model='X', vendor='nvidia', count=1}, {model='Y', vendor='nvidia', count=1}]\n"),
+            (
+                "[[nodes]]\nname = 'a'\ndevices = ["
+                "{model='X', vendor='nvidia', count=1}, {model='Y', vendor='nvidia', count=1}]\n"
+            ),
             "one node per model",
         ),
     ],
