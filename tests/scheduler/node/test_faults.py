@@ -102,7 +102,7 @@ def small_disk(machine: Machine) -> Iterator[Path]:
         if node.process is not None and node.process.poll() is None:
             node.stop()
     if os.geteuid() == 0:
-        subprocess.run(["umount", str(folder)], check=True)
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def test_a_full_disk_stops_the_jobs_and_their_ends_are_still_written(
