@@ -100,6 +100,16 @@ def test_eleven_programmes_that_bind_each_other_are_refused() -> None:
         plan_coverage(100, 0, many)
 
 
+def test_ten_programmes_that_bind_each_other_are_weighed() -> None:
+    ten = [
+        voucher(f"p{n}", "0.10", burn=(n, "x"), ceilings=(Ceiling("c", "", Fraction(5 + n, 20)),))
+        for n in range(10)
+    ]
+    paid = amounts(plan_coverage(100, 0, ten))
+    assert sum(paid.values()) == 50
+    assert "p4" not in paid
+
+
 def test_a_plan_survives_storage() -> None:
     stored = voucher(
         "a", ceilings=(Ceiling("c", "city", Fraction(1, 2)),), exclusions=(Exclusion("e", "x", ""),)
