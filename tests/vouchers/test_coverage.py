@@ -88,6 +88,16 @@ def test_card_time_pays_first_and_money_shares_count_on_the_rest() -> None:
     assert plan.tenant_micros(1000) == 375
 
 
+def test_several_grants_of_card_time_share_the_time_and_one_programmes_ratio() -> None:
+    def grant(name: str, limit: int, ratio: str = "1", programme: str = "") -> Candidate:
+        return voucher(name, ratio, limit, asset="card_ms:h", programme=programme or name)
+
+    both = plan_coverage(1000, 100, [grant("a", 60), grant("b", 60)])
+    assert [(share.quantity, share.amount_micros) for share in both.shares(1000, 100)] == [(60, 600), (40, 400)]
+    halves = [grant("a", 30, "0.5", "p"), grant("b", 60, "0.5", "p"), grant("c", 60, "0.5", "q")]
+    assert amounts(plan_coverage(1000, 100, halves)) == {"a": 300, "b": 200, "c": 500}
+
+
 def test_ratios_that_add_up_to_one_leave_the_tenant_nothing_at_any_cost() -> None:
     pair = [voucher("city", "0.30"), voucher("district", "0.70", level="district")]
     plan = plan_coverage(1_000_003, 0, pair)
