@@ -94,6 +94,9 @@ def test_several_grants_of_card_time_share_the_time_and_one_programmes_ratio() -
 
     both = plan_coverage(1000, 100, [grant("a", 60), grant("b", 60)])
     assert [(share.quantity, share.amount_micros) for share in both.shares(1000, 100)] == [(60, 600), (40, 400)]
+    assert [share.quantity for share in both.shares(500, 50)] == [30, 20]
+    assert [share.quantity for share in both.shares(1000, 400)] == [60, 60]
+    assert [share.quantity for share in both.shares(0, 0)] == [0, 0]
     halves = [grant("a", 30, "0.5", "p"), grant("b", 60, "0.5", "p"), grant("c", 60, "0.5", "q")]
     assert amounts(plan_coverage(1000, 100, halves)) == {"a": 300, "b": 200, "c": 500}
 
@@ -176,7 +179,7 @@ def lawful(cost: int, paid: list[tuple[Candidate, int]]) -> bool:
     return True
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(wallets())
 def test_no_lawful_split_is_cheaper_for_the_tenant(candidates: list[Candidate]) -> None:
     cost = 20
@@ -192,7 +195,7 @@ def test_no_lawful_split_is_cheaper_for_the_tenant(candidates: list[Candidate]) 
     assert cost - plan.tenant_micros(cost) == sum(chosen.values()) == best
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(wallets(), st.integers(1, 10**7), st.lists(st.integers(0, 10**7), max_size=6), st.integers(0, 10**6))
 def test_every_part_of_a_hold_can_be_captured_from_it(
     candidates: list[Candidate], cost: int, stops: list[int], time_limit: int
