@@ -6,6 +6,7 @@ Whatever was gathered is given back in reverse order, whether the run is started
 import asyncio
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -29,6 +30,7 @@ from scheduler.node.watching import Watch
 from scheduler.node.workspace import adopt, give_to, open_directory, relative_parts
 
 _RUN_ID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_NOTICE_SIGNALS: Final = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGURG)
 _UNPACK_S: Final = 300.0
 _SENTENCE_BYTES_MAX: Final = 2000
 _SECRET_BYTES_MAX: Final = 64 * 1024
@@ -70,6 +72,8 @@ class Launcher:
             raise InvalidRun(field="environment", problem=f"{spec.environment} is not offered by this node")
         if spec.memory_mib <= 0 or spec.pids <= 0:
             raise InvalidRun(field="memory_mib, pids", problem="must be positive")
+        if spec.notice_signal and spec.notice_signal not in _NOTICE_SIGNALS:
+            raise InvalidRun(field="notice_signal", problem="must be SIGUSR1, SIGUSR2, SIGHUP, SIGURG or 0")
         _check_secrets(spec.secrets)
         self._check_network(spec)
         self._check_paths(spec)

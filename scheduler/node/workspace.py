@@ -15,6 +15,7 @@ from typing import Final
 from scheduler.node.errors import InvalidRun
 
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+NOTICE: Final = "HUB_NOTICE"
 _STEP_ENTRIES: Final = 256
 
 
@@ -24,7 +25,7 @@ def relative_parts(root: Path, path: str, field: str) -> tuple[str, ...]:
         parts = Path(path).relative_to(root).parts
     except ValueError:
         parts = ()
-    if not parts or ".." in parts:
+    if not parts or ".." in parts or "\0" in path:
         raise InvalidRun(field=field, problem=f"{path} is not below the workspace root {root}")
     return parts
 
@@ -55,6 +56,15 @@ def give_to(directory: int, uid: int) -> None:
     if os.geteuid() == 0:
         os.fchown(directory, uid, uid)
     os.fchmod(directory, 0o700)
+
+
+def leave_notice(directory: int, text: str) -> None:
+    """Put a sentence into the workspace as the file HUB_NOTICE, replacing whatever is there. Raises OSError."""
+    with suppress(FileNotFoundError):
+        os.unlink(NOTICE, dir_fd=directory)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    with os.fdopen(os.open(NOTICE, flags, 0o644, dir_fd=directory), "w", encoding="utf-8") as file:
+        file.write(f"{text}\n")
 
 
 async def adopt(directory: int, uid: int) -> None:

@@ -202,16 +202,44 @@ def test_the_largest_amount_is_posted_exactly(funded: Engine) -> None:
     assert totals(funded, POOL) == (0, 100 + 2**53, 0, 0)
 
 
-def test_a_total_that_would_leave_its_range_is_refused(funded: Engine, database: Database) -> None:
+def on_hold(name: str, debit: Account, credit: Account, amount: int) -> Transfer:
+    return held(name, amount, debit, credit)
+
+
+# Each row: the total that stands two below its limit, whose it is, and what adds to it.
+FULL = [
+    ("debits_posted", WORLD, move),
+    ("credits_posted", SPENT, move),
+    ("debits_pending", WORLD, on_hold),
+    ("credits_pending", SPENT, on_hold),
+]
+
+
+@pytest.mark.parametrize(("column", "account", "wish"), FULL)
+def test_a_total_reaches_its_limit_and_never_passes_it(
+    funded: Engine,
+    database: Database,
+    column: str,
+    account: Account,
+    wish: Callable[[str, Account, Account, int], Transfer],
+) -> None:
     with psycopg.connect(database.owner_url.replace("+psycopg", "")) as connection:
-        connection.execute("UPDATE accounts SET debits_posted = 2::numeric^62 - 1 WHERE name = 'world'")
-    outcomes = posting(funded, move("x", WORLD, POOL, 2)) + posting(
-        funded, move("y", WORLD, POOL, 2), held("z", 1, WORLD, SPENT)
-    )
-    assert [outcome.status for outcome in outcomes] == [
-        Status.BALANCE_OUT_OF_RANGE,
-        Status.BALANCE_OUT_OF_RANGE,
+        statement = f"UPDATE accounts SET {column} = 2::numeric^62 - 2 WHERE id = %s"
+        connection.execute(statement.encode(), [account.id])
+    singly = [posting(funded, wish(name, WORLD, SPENT, n))[0] for name, n in (("a", 3), ("b", 1))]
+    together = posting(funded, *(wish(name, WORLD, SPENT, n) for name, n in (("c", 2), ("d", 1), ("e", 1))))
+    refused, taken = Status.BALANCE_OUT_OF_RANGE, Status.POSTED
+    assert [outcome.status for outcome in singly] == [refused, taken]
+    assert [outcome.status for outcome in together] == [refused, taken, refused]
+    assert together[0].account_id == account.id
+
+
+def test_the_last_single_posting_fills_a_total_exactly(funded: Engine, database: Database) -> None:
+    with psycopg.connect(database.owner_url.replace("+psycopg", "")) as connection:
+        connection.execute("UPDATE accounts SET debits_posted = 2::numeric^62 - 2 WHERE name = 'world'")
+    assert [posting(funded, move(name, WORLD, SPENT, n))[0].status for name, n in (("a", 2), ("b", 1))] == [
         Status.POSTED,
+        Status.BALANCE_OUT_OF_RANGE,
     ]
 
 

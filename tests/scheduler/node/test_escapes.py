@@ -14,6 +14,8 @@ from scheduler.node.protocol import DeviceShare, RunSpec, RunState
 from tests.scheduler.node.escapes import ESCAPES, PRELUDE
 from tests.scheduler.node.harness import Node, a_machine, await_line
 
+pytestmark = pytest.mark.slow
+
 HIDDEN = "host-secret"
 SHM_KEY = 0x48554221
 DEVICE = "/dev/loop-control"

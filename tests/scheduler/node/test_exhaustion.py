@@ -7,6 +7,8 @@ import pytest
 from scheduler.node.protocol import EndReason, RunState
 from tests.scheduler.node.harness import Machine, Node, await_line
 
+pytestmark = pytest.mark.slow
+
 MIB = 1024 * 1024
 
 

@@ -13,6 +13,8 @@ from scheduler.node.deadman import MARGIN_MS
 from scheduler.node.protocol import DeviceShare, EndReason, RunState
 from tests.scheduler.node.harness import Machine, Node, await_line
 
+pytestmark = pytest.mark.slow
+
 LOOP = "echo ready; while :; do sleep 0.1; done"
 
 

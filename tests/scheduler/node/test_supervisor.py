@@ -12,6 +12,8 @@ from scheduler.node.errors import SupervisorRefused
 from scheduler.node.protocol import DeviceShare, EndReason, RunState
 from tests.scheduler.node.harness import Machine, Node, await_line
 
+pytestmark = pytest.mark.slow
+
 FOREVER = 'trap "exit 7" TERM; echo ready; while :; do sleep 0.05; done'
 STUBBORN = 'trap "" TERM; echo ready; while :; do sleep 0.05; done'
 

@@ -10,7 +10,7 @@ from scheduler.node.cgroups import Caps, v1_settings, v2_settings
 from scheduler.node.errors import InvalidRun
 from scheduler.node.protocol import EndReason
 from scheduler.node.workspace import open_artifact
-from tests.scheduler.node.harness import Node
+from tests.scheduler.node.harness import Node, await_line
 
 
 def test_an_artifact_is_read_from_the_workspace(node: Node) -> None:
@@ -75,3 +75,36 @@ def test_limits_are_written_for_either_cgroup_version() -> None:
 def test_a_run_with_a_share_of_cpu_runs_under_it(node: Node) -> None:
     status, log = node.sh("echo ran", cpu_milli=500)
     assert (status.exit_code, log) == (0, "ran\n")
+
+
+def test_a_job_is_told_once_by_file_and_by_the_signal_it_asked_for(node: Node) -> None:
+    script = (
+        "trap 'cat HUB_NOTICE; exit 5' USR1; ln -s /etc/passwd HUB_NOTICE; "
+        "echo ready; while :; do sleep 0.05; done"
+    )
+    spec = node.begin(node.spec("/bin/sh", "-c", script, notice_signal=10))
+    await_line(spec, "ready")
+    before = Path("/etc/passwd").read_bytes()
+    for _ in range(3):
+        node.sync(notices={spec.run_id: "Your funds end in 5 minutes."})
+    assert node.ended(spec).exit_code == 5
+    assert Path(spec.log).read_text() == "ready\nYour funds end in 5 minutes.\n"
+    assert Path("/etc/passwd").read_bytes() == before
+
+
+def test_a_notice_without_a_signal_leaves_the_job_alone(node: Node) -> None:
+    script = "echo ready; while ! test -e HUB_NOTICE; do sleep 0.05; done; cat HUB_NOTICE"
+    spec = node.begin(node.spec("/bin/sh", "-c", script))
+    await_line(spec, "ready")
+    node.sync(notices={spec.run_id: "Soon."})
+    assert node.ended(spec).exit_code == 0
+    assert Path(spec.log).read_text() == "ready\nSoon.\n"
+
+
+@pytest.mark.parametrize("field", ["job_id", "tenant_id", "workspace", "log"])
+def test_a_nul_cannot_smuggle_an_argument_into_the_sandbox(node: Node, field: str) -> None:
+    spec = node.spec("cat", "/job/escape")
+    injected = f"{getattr(spec, field)}\0--bind\0/\0/job"
+    status = node.run(replace(spec, **{field: injected}))
+    assert status.exit_code != 0
+    assert status.end_reason is EndReason.START_FAILED or field == "tenant_id"
