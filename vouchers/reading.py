@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Select, func, select
+from sqlalchemy import ColumnElement, Select, Text, cast, func, literal, select, type_coerce, union_all
 from sqlalchemy.orm import Session
 
-from ledger.domain.accounts import Account
+from ledger.domain.accounts import CNY, Account
 from ledger.reading import balances
+from ledger.tables import AccountRow
 from vouchers import accounts
 from vouchers.claims import claim_of, lines_of
 from vouchers.tables import (
@@ -113,13 +114,8 @@ def programme_totals(session: Session, slug: str) -> ProgrammeTotals:
     cycles = session.scalars(select(Appropriation.cycle).where(Appropriation.slug == slug).distinct())
     pools = _net(session, [accounts.pool(slug, cycle, asset) for cycle in cycles])
     issued = _sum(session, select(func.sum(Voucher.face)).where(Voucher.slug == slug))
-    rows = session.scalars(select(Voucher).where(Voucher.slug == slug).order_by(Voucher.id)).all()
-    held, remaining = 0, 0
-    for view in _views(session, rows):
-        held += view.held
-        remaining += view.remaining
-    captured = _captured_by_voucher(session, CoverageLine.slug == slug)
-    taken = sum(captured.values())
+    held, remaining = _on_vouchers(session, slug, asset)
+    taken = sum(_captured_by_voucher(session, CoverageLine.slug == slug).values())
     return ProgrammeTotals(
         slug=slug,
         asset=asset,
@@ -247,6 +243,26 @@ def _views(session: Session, rows: Sequence[Voucher]) -> list[VoucherView]:
             )
         )
     return views
+
+
+def _on_vouchers(session: Session, slug: str, asset: str) -> tuple[int, int]:
+    """What is set aside and what remains on all vouchers of a programme and their parts, summed in the database."""
+    suffix = "" if asset == CNY else f"/{asset}"
+    whole = select(literal("voucher/") + cast(Voucher.id, Text) + suffix).where(Voucher.slug == slug)
+    parts = (
+        select(literal("voucher/") + cast(Voucher.id, Text) + "/project/" + VoucherPart.project + suffix)
+        .select_from(Voucher)
+        .join(VoucherPart, VoucherPart.voucher_id == Voucher.id)
+        .where(Voucher.slug == slug)
+    )
+    posted = AccountRow.credits_posted - AccountRow.debits_posted
+    held, remaining = session.execute(
+        select(
+            func.coalesce(func.sum(AccountRow.debits_pending), 0),
+            func.coalesce(func.sum(posted - AccountRow.debits_pending), 0),
+        ).where(type_coerce(AccountRow.name, Text).in_(union_all(whole, parts)))
+    ).one()
+    return int(held), int(remaining)
 
 
 def _captured_by_voucher(session: Session, condition: ColumnElement[bool]) -> dict[UUID, int]:

@@ -88,6 +88,19 @@ def test_card_time_pays_first_and_money_shares_count_on_the_rest() -> None:
     assert plan.tenant_micros(1000) == 375
 
 
+def test_several_grants_of_card_time_share_the_time_and_one_programmes_ratio() -> None:
+    def grant(name: str, limit: int, ratio: str = "1", programme: str = "") -> Candidate:
+        return voucher(name, ratio, limit, asset="card_ms:h", programme=programme or name)
+
+    both = plan_coverage(1000, 100, [grant("a", 60), grant("b", 60)])
+    assert [(share.quantity, share.amount_micros) for share in both.shares(1000, 100)] == [(60, 600), (40, 400)]
+    assert [share.quantity for share in both.shares(500, 50)] == [30, 20]
+    assert [share.quantity for share in both.shares(1000, 400)] == [60, 60]
+    assert [share.quantity for share in both.shares(0, 0)] == [0, 0]
+    halves = [grant("a", 30, "0.5", "p"), grant("b", 60, "0.5", "p"), grant("c", 60, "0.5", "q")]
+    assert amounts(plan_coverage(1000, 100, halves)) == {"a": 300, "b": 200, "c": 500}
+
+
 def test_ratios_that_add_up_to_one_leave_the_tenant_nothing_at_any_cost() -> None:
     pair = [voucher("city", "0.30"), voucher("district", "0.70", level="district")]
     plan = plan_coverage(1_000_003, 0, pair)
@@ -98,6 +111,16 @@ def test_eleven_programmes_that_bind_each_other_are_refused() -> None:
     many = [voucher(f"p{n}", ceilings=(Ceiling("c", "", Fraction(1, 2)),)) for n in range(11)]
     with pytest.raises(TooManyProgrammes):
         plan_coverage(100, 0, many)
+
+
+def test_ten_programmes_that_bind_each_other_are_weighed() -> None:
+    ten = [
+        voucher(f"p{n}", "0.10", burn=(n, "x"), ceilings=(Ceiling("c", "", Fraction(5 + n, 20)),))
+        for n in range(10)
+    ]
+    paid = amounts(plan_coverage(100, 0, ten))
+    assert sum(paid.values()) == 50
+    assert "p4" not in paid
 
 
 def test_a_plan_survives_storage() -> None:
@@ -156,7 +179,7 @@ def lawful(cost: int, paid: list[tuple[Candidate, int]]) -> bool:
     return True
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(wallets())
 def test_no_lawful_split_is_cheaper_for_the_tenant(candidates: list[Candidate]) -> None:
     cost = 20
@@ -172,7 +195,7 @@ def test_no_lawful_split_is_cheaper_for_the_tenant(candidates: list[Candidate]) 
     assert cost - plan.tenant_micros(cost) == sum(chosen.values()) == best
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(wallets(), st.integers(1, 10**7), st.lists(st.integers(0, 10**7), max_size=6), st.integers(0, 10**6))
 def test_every_part_of_a_hold_can_be_captured_from_it(
     candidates: list[Candidate], cost: int, stops: list[int], time_limit: int

@@ -12,7 +12,7 @@ QUIET = settings(deadline=None, suppress_health_check=list(HealthCheck), print_b
 
 def test_no_order_of_steps_loses_or_makes_money(world: World) -> None:
     run_state_machine_as_test(
-        lambda: MoneyMachine(world), settings=settings(QUIET, max_examples=15, stateful_step_count=15)
+        lambda: MoneyMachine(world), settings=settings(QUIET, max_examples=12, stateful_step_count=12)
     )
 
 

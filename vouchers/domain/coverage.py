@@ -212,19 +212,17 @@ def _fill(plan: Plan, cost_micros: int) -> tuple[list[tuple[Fraction, str]], lis
     cost = Fraction(cost_micros)
     ceilings = _ceilings(plan.candidates, cost)
     filled = []
-    time_left = Fraction(1)
-    for candidate in plan.candidates:
-        if candidate.asset != CNY:
-            part = min(candidate.ratio * time_left, Fraction(candidate.limit, max(plan.card_ms, 1)))
-            words = candidate.clause if part < time_left else "the card time is covered"
-            amount, words = _pour(candidate, [_Room(part * cost, words), *ceilings], ceilings)
-            time_left -= amount / cost if cost else 0
-            filled.append((amount, words))
-    ratios = _ratios(plan.candidates, cost - sum((amount for amount, _ in filled), Fraction(0)))
-    for candidate in plan.candidates:
-        if candidate.asset == CNY:
-            limit = _Room(Fraction(candidate.limit), "nothing more remains on it")
-            filled.append(_pour(candidate, [*ratios, limit, *ceilings], [*ratios, *ceilings]))
+    left = cost
+    for timed in (True, False):
+        paying = [candidate for candidate in plan.candidates if (candidate.asset != CNY) == timed]
+        ratios = _ratios(paying, left)
+        for candidate in paying:
+            limit = Fraction(candidate.limit)
+            if timed:
+                limit *= cost / max(plan.card_ms, 1)
+            bounds = [*ratios, _Room(limit, "nothing more remains on it"), *ceilings]
+            filled.append(_pour(candidate, bounds, [*ratios, *ceilings]))
+        left = cost - sum((amount for amount, _ in filled), Fraction(0))
     return filled, ceilings
 
 
@@ -251,11 +249,7 @@ def _ceilings(candidates: Iterable[Candidate], cost: Fraction) -> list[_Room]:
 
 def _ratios(candidates: Iterable[Candidate], base: Fraction) -> list[_Room]:
     """A programme's vouchers of a ratio and below together pay no more than that ratio of the cost."""
-    distinct = {
-        (candidate.programme, candidate.ratio): candidate.clause
-        for candidate in candidates
-        if candidate.asset == CNY
-    }
+    distinct = {(candidate.programme, candidate.ratio): candidate.clause for candidate in candidates}
     return [
         _Room(ratio * base, clause, programme=programme, ratio=ratio)
         for (programme, ratio), clause in distinct.items()
