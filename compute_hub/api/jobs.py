@@ -231,9 +231,7 @@ def _views(session: Session, rows: list[JobRow]) -> list[JobView]:
             select(UsageRecordRow.job_id, func.sum(UsageRecordRow.slot_ms))
             .where(UsageRecordRow.job_id.in_(ids))
             .group_by(UsageRecordRow.job_id)
-        )
-        .tuples()
-        .all()
+        ).all()
     )
     money = {
         job_id: (int(charged), int(vouchers), int(tenant))
