@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from compute_hub.billing.rates import dearest_rate, rate_at
 from compute_hub.billing.rating import hold_micros
-from compute_hub.billing.tables import JobFundingRow, FundedTimeRow
+from compute_hub.billing.tables import FundedTimeRow, JobFundingRow
 from compute_hub.metering.recording import record_usage
 from compute_hub.metering.tables import UsageTotalRow
 from kernel.errors import HubError

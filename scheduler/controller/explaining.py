@@ -35,8 +35,8 @@ def _sentence(
     if aside is not None:
         return aside
     queued = live.policy.queued.get(str(job_id))
-    if queued is None:
-        return None  # shelved: what shelved it has said why
+    if queued is None or live.is_shelved(job_id, now_ms):
+        return None  # what shelved it has said why
     alike = _alike(queued)
     if alike is None:
         return explain(live.policy, str(job_id), now_ms).sentence

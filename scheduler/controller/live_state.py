@@ -68,6 +68,11 @@ class LiveState:
         pause = pause_ms if before is None else min(2 * before.pause_ms, _SHELF_MS_MAX)
         self._shelved[job_id] = _Shelved(now_ms + pause, pause)
 
+    def is_shelved(self, job_id: UUID, now_ms: int) -> bool:
+        """Whether a waiting job is out of the picture for now."""
+        kept = self._shelved.get(job_id)
+        return kept is not None and kept.until_ms > now_ms
+
     def refresh(self, session: Session, now_ms: int, answering: AbstractSet[str]) -> None:
         """Bring the picture up to the database. Only nodes that answer are offered to new jobs."""
         live = session.execute(
@@ -85,7 +90,7 @@ class LiveState:
             if row.state == "queued"
             and row.stop_reason is None
             and row.id not in self.set_aside
-            and (row.id not in self._shelved or self._shelved[row.id].until_ms <= now_ms)
+            and not self.is_shelved(row.id, now_ms)
         }
         running = {row.id: row.attempt for row in live if row.state != "queued"}
         self.devices, nodes = nodes_of(session, answering)

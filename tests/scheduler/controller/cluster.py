@@ -1,3 +1,4 @@
+# ruff: noqa: ARG002, TC003 - a test accounting ignores what the port hands it; types are few
 """A controller on real supervisors over their sockets and the real database; only Ray is left out."""
 
 import os
@@ -61,7 +62,7 @@ class Sockets:
 
 
 @dataclass
-class Free:
+class Free:  # its arguments are the port's
     """An `Accounting` for which everything is free; it remembers what it was told."""
 
     usage: dict[str, UsageRecord] = field(default_factory=dict)
