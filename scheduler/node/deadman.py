@@ -12,7 +12,7 @@ import signal
 import time
 from typing import Final
 
-MARGIN_MS: Final = 3000
+MARGIN_MS: Final = 1000
 
 _SIGEV_SIGNAL: Final = 0
 _TIMER_ABSTIME: Final = 1

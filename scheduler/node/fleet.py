@@ -85,6 +85,8 @@ class Fleet:
         lease_until_ms = boottime_ms() + request.lease_ms
         for run_id in plan.renew:
             self._runs[run_id].lease_until_ms = lease_until_ms
+            if run_id in request.notices:
+                self._runs[run_id].notify(request.notices[run_id])
         if not self._runs:
             self._set_meters(boottime_ms())
         for start in plan.start:

@@ -25,7 +25,8 @@ _NO_CGROUPS: Final = (
     "Memory is limited per process and process counts per sandbox, because no cgroup can be written."
 )
 _NO_SANDBOX: Final = (
-    "Jobs see the host's files, processes and network: the operator chose sandbox mode process."
+    "Jobs see the host's files, processes and network, and what they detach may outlive them: "
+    "the operator chose sandbox mode process."
 )
 
 

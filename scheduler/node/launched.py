@@ -17,7 +17,7 @@ from typing import Final
 from scheduler.node.cgroups import RunCgroup
 from scheduler.node.config import SandboxMode
 from scheduler.node.logs import LogSink
-from scheduler.node.processes import cpu_ms, kill_pidfd, signal_members
+from scheduler.node.processes import cpu_ms, kill_pidfd, signal_first, signal_members
 from scheduler.node.protocol import EndReason
 from scheduler.node.sandbox import Launch, View, compose, unconfined
 from scheduler.node.watching import Watch
@@ -104,7 +104,7 @@ class Launched:
             return EndReason.OOM, sentence
         return None
 
-    def signal(self, number: signal.Signals) -> None:
+    def send(self, number: signal.Signals) -> None:
         """Signal every process of the job."""
         if self._first_pid is None:
             self.kill()
@@ -113,6 +113,14 @@ class Launched:
         if self._mode is SandboxMode.PROCESS:
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._handles[0], number)
+
+    def notify(self, number: signal.Signals) -> None:
+        """Signal the job's own program; one that is not prepared for the signal ends by it."""
+        if self._mode is SandboxMode.PROCESS:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._handles[0], number)
+        elif self._first_pid is not None:
+            signal_first(self._first_pid, number)
 
     def kill(self) -> None:
         """SIGKILL everything. The sandbox's first process takes all others with it."""
@@ -149,8 +157,6 @@ class Launched:
         for handle in self._handles:
             os.close(handle)
         self._handles.clear()
-        if self._cgroup is not None:
-            remove_cgroup(self._cgroup)
         self._lent.close()
 
     def _spawn(self, launch: Launch, env: dict[str, str], directory: str) -> subprocess.Popen[bytes]:

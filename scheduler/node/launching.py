@@ -5,6 +5,8 @@ Whatever was gathered is given back in reverse order, whether the run is started
 
 import asyncio
 import os
+import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,13 +22,15 @@ from scheduler.node.environment import job_environment
 from scheduler.node.errors import InvalidRun, StartFailed
 from scheduler.node.gangs import GangNetworks
 from scheduler.node.identities import UidPool
-from scheduler.node.launched import Launched
+from scheduler.node.launched import Launched, remove_cgroup
 from scheduler.node.logs import LogSink, open_log
 from scheduler.node.protocol import Bundle, Network, RunSpec, Scope
 from scheduler.node.sandbox import View, make_stage
 from scheduler.node.watching import Watch
-from scheduler.node.workspace import give_to, open_directory, relative_parts
+from scheduler.node.workspace import adopt, give_to, open_directory, relative_parts
 
+_RUN_ID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_NOTICE_SIGNALS: Final = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGURG)
 _UNPACK_S: Final = 300.0
 _SENTENCE_BYTES_MAX: Final = 2000
 _SECRET_BYTES_MAX: Final = 64 * 1024
@@ -56,6 +60,8 @@ class Launcher:
 
     def check(self, spec: RunSpec) -> None:
         """Refuse what cannot be meant, before anything is made. Raises InvalidRun, StartFailed."""
+        if not _RUN_ID.fullmatch(spec.run_id):
+            raise InvalidRun(field="run_id", problem="must be a UUID in lower case")
         if self._problem:
             raise StartFailed(why=self._problem)
         _check_argv(spec.argv, self._config.limits.argv_bytes)
@@ -66,6 +72,8 @@ class Launcher:
             raise InvalidRun(field="environment", problem=f"{spec.environment} is not offered by this node")
         if spec.memory_mib <= 0 or spec.pids <= 0:
             raise InvalidRun(field="memory_mib, pids", problem="must be positive")
+        if spec.notice_signal and spec.notice_signal not in _NOTICE_SIGNALS:
+            raise InvalidRun(field="notice_signal", problem="must be SIGUSR1, SIGUSR2, SIGHUP, SIGURG or 0")
         _check_secrets(spec.secrets)
         self._check_network(spec)
         self._check_paths(spec)
@@ -88,6 +96,8 @@ class Launcher:
                 enter_pid = membership.pid
             caps = Caps(spec.memory_mib, spec.pids, spec.cpu_milli)
             cgroup = self._cgroups.create(spec.run_id, caps)
+            if cgroup is not None:
+                lent.callback(remove_cgroup, cgroup)
             view = self._view(spec, uid, enter_pid, cgroup.joins if cgroup is not None else ())
             log = self._open_log(spec, log_full)
             memory_bytes = 0 if cgroup is not None else view.memory_bytes
@@ -121,6 +131,8 @@ class Launcher:
     async def _make_workspace(self, spec: RunSpec, uid: int | None) -> int:
         parts = relative_parts(self._root, spec.workspace, "workspace")
         with open_directory(self._root, parts, "workspace", create=True) as directory:
+            if uid is not None:
+                await adopt(directory, uid)
             give_to(directory, uid if uid is not None else os.geteuid())
             if spec.bundle is not None:
                 await self._unpack(spec.bundle, directory, uid)

@@ -10,6 +10,7 @@ process tree is gone and its final usage record and end are on disk; it has exac
 import asyncio
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -21,6 +22,7 @@ from scheduler.node.launching import Launcher
 from scheduler.node.meter import Meter, start_meter
 from scheduler.node.protocol import EndReason, RunSpec, RunState, RunStatus
 from scheduler.node.spool import Spool, ended_line, started_line, usage_line
+from scheduler.node.workspace import leave_notice
 
 _SIGNAL_BASE: Final = 128
 _NOT_FOUND: Final = 127
@@ -59,6 +61,7 @@ class Run:
         self._launched: Launched | None = None
         self._stop_reason: EndReason | None = None
         self._stop_sentence = ""
+        self._notice = ""
         self._kill_at_ms = NEVER_MS
         self._task: asyncio.Task[None] | None = None
 
@@ -94,7 +97,7 @@ class Run:
         if grace_ms <= 0:
             self._kill()
         else:
-            self._launched.signal(signal.SIGTERM)
+            self._launched.send(signal.SIGTERM)
 
     def tick(self, now_ms: int) -> int:
         """Enforce what is due; the boot time at which to come again."""
@@ -122,6 +125,16 @@ class Run:
         """Count its workspace at once, because the disk is nearly full."""
         if self._launched is not None:
             self._launched.watch.hurry()
+
+    def notify(self, text: str) -> None:
+        """Tell the job a sentence, once; a workspace that cannot take it goes without."""
+        if self._launched is None or text == self._notice:
+            return
+        self._notice = text
+        with suppress(OSError):
+            leave_notice(self._launched.watch.directory, text)
+        if self.spec.notice_signal and not self.stopping:
+            self._launched.notify(signal.Signals(self.spec.notice_signal))
 
     @property
     def gone_by_ms(self) -> int:

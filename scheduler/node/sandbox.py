@@ -224,4 +224,8 @@ def _command(view: View) -> tuple[str, ...]:
 
 
 def _packed(words: Iterable[str]) -> bytes:
+    # The one place through which everything passes that could smuggle an argument of bubblewrap's.
+    words = list(words)
+    if any("\0" in word for word in words):
+        raise StartFailed(why="A name, variable or path of the run contains a NUL.")
     return b"".join(os.fsencode(word) + b"\0" for word in words)

@@ -34,7 +34,7 @@ class Watch:
 
     def __init__(self, directory: int, limits: Limits, *, memory_bytes: int) -> None:
         self.bytes = 0
-        self._directory = directory
+        self.directory = directory
         self._limits = limits
         self._memory_bytes = memory_bytes
         self._census: Census | None = None
@@ -50,7 +50,7 @@ class Watch:
         if self._census is None:
             if now_ms < self._next_ms:
                 return ""
-            self._census, self._began_ms = Census(self._directory), now_ms
+            self._census, self._began_ms = Census(self.directory), now_ms
         census = self._census
         for _ in range(_STEPS):
             census.step()

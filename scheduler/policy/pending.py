@@ -4,6 +4,7 @@ Classes are maintained by events; a cycle only looks at their heads. Invariant: 
 has exactly one live heap entry (stale ones, of withdrawn or promoted jobs, are dropped when they surface).
 """
 
+from collections import deque
 from heapq import heappop, heappush
 from typing import NamedTuple
 
@@ -113,6 +114,7 @@ class Pending:
     def __init__(self) -> None:
         self.classes: dict[ClassKey, JobClass] = {}
         self.by_shape: dict[Shape, dict[ClassKey, JobClass]] = {}
+        self._turn: deque[ClassKey] = deque()
 
     def class_of(self, queued: QueuedJob) -> JobClass:
         """The class of a queued job, made when it is the first."""
@@ -124,7 +126,19 @@ class Pending:
         if found is None:
             found = self.classes[key] = JobClass(key, queued.leaf, queued.shape)
             self.by_shape.setdefault(queued.shape, {})[key] = found
+            self._turn.append(key)
         return found
+
+    def rotation(self, most: int) -> list[ClassKey]:
+        """The next so many classes, each in its turn, so that none is overlooked for ever."""
+        chosen: list[ClassKey] = []
+        for _ in range(min(2 * most, len(self._turn))):
+            key = self._turn.popleft()
+            if key in self.classes and len(chosen) < most:
+                chosen.append(key)
+            if key in self.classes:
+                self._turn.append(key)
+        return chosen
 
     def forget_empty(self, emptied: JobClass) -> None:
         """Drop a class nobody waits in, so that shapes seen once do not cost for ever."""

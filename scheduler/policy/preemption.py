@@ -7,6 +7,7 @@ past their minimum run time, whole gangs, capped per cycle and per job, and the 
 what would then be free; the freed nodes are nominated to the claimant.
 """
 
+from collections.abc import Callable
 from typing import Final
 
 from scheduler.policy.capacity import Pool
@@ -16,7 +17,7 @@ from scheduler.policy.placement import find
 from scheduler.policy.queues import QueueState, Tier
 from scheduler.policy.state import RunningJob, SchedulerState
 
-CLAIMS_MAX: Final = 64
+CLAIMS_MAX: Final = 8
 """Waiting heads that one cycle examines for evictions."""
 
 _GUARANTEE: Final = "reclaims its guarantee"
@@ -34,16 +35,16 @@ def may_evict(state: SchedulerState) -> bool:
 
 
 def find_evictions(
-    state: SchedulerState, claims: list[QueuedJob], now_ms: int
+    state: SchedulerState, unserved: list[QueuedJob], now_ms: int
 ) -> tuple[tuple[Eviction, ...], int | None]:
     """Evictions for the claims in their order, and when the next protected victim has run its minimum."""
     evictions: list[Eviction] = []
     wake: int | None = None
-    leaving = {running.evicted_for for running in state.running.values() if running.evicted_for}
+    leaving = {claimant for nominees in state.promises.nominated.values() for claimant in nominees}
     ordered: set[str] = set()
-    for claim in claims:
-        if claim.job.id in leaving:
-            continue  # room is already being made for it
+    for claim in _claims(state, unserved):
+        if claim.job.id in leaving or claim.job.id not in state.queued:
+            continue  # room is already being made for it, or it has just started
         room = state.settings.evictions_per_cycle_max - len(evictions)
         for pool in claim.shape.pools:
             victims, reason, matures_ms = _victims(state, claim, pool, ordered, now_ms)
@@ -56,61 +57,83 @@ def find_evictions(
     return tuple(evictions), wake
 
 
+def _claims(state: SchedulerState, unserved: list[QueuedJob]) -> list[QueuedJob]:
+    """The heads that did not start in this cycle, and in turn the heads of classes not looked at in it."""
+    claims = dict.fromkeys(unserved[:CLAIMS_MAX])
+    keys = state.pending.rotation(CLAIMS_MAX)
+    for key in keys:
+        entry = state.pending.classes[key].head()
+        if entry is not None and state.pending.classes[key].shape.pools:
+            claims[entry[3]] = None
+    return sorted(claims, key=lambda one: (-one.job.priority, one.entry or (0,), one.sequence))[:CLAIMS_MAX]
+
+
 def _victims(
     state: SchedulerState, claim: QueuedJob, pool: Pool, ordered: set[str], now_ms: int
 ) -> tuple[list[RunningJob], str, int | None]:
     matures: int | None = None
-    rows: list[tuple[int, int, int, str, RunningJob, str]] = []
-    for running in state.running.values():
-        if running.pool != pool.model or running.evicted_for or running.job.id in ordered:
+    rows: list[tuple[bool, int, int, str, RunningJob, str]] = []
+    mine = claim.leaf
+    guaranteed = any(one.tier(pool.model, claim.job.devices_milli) is Tier.GUARANTEED for one in mine.ancestry)
+    if not guaranteed and not state.preemptible_running:
+        return [], "", None
+    min_run_ms, most = state.settings.min_run_ms, state.settings.evictions_per_job_max
+    for leaf, jobs in state.running_in.items():
+        entitled = _entitlement(claim, leaf, pool) if jobs else None
+        if entitled is None:
             continue
-        reason = _entitled(claim, running, pool)
-        if reason is None or state.evictions_of[running.job.id] >= state.settings.evictions_per_job_max:
-            continue
-        mature_ms = running.started_ms + state.settings.min_run_ms
-        if mature_ms > now_ms:
-            matures = mature_ms if matures is None else min(matures, mature_ms)
-            continue
-        rows.append(
-            (
-                not running.job.preemptible,
-                running.job.priority,
-                -running.started_ms,
-                running.job.id,
-                running,
-                reason,
-            )
-        )
+        for running in jobs.values():
+            if running.started_ms + min_run_ms > now_ms:
+                mature_ms = running.started_ms + min_run_ms
+                matures = mature_ms if matures is None else min(matures, mature_ms)
+                break  # the rest started later
+            if running.pool != pool.model or running.evicted_for or running.job.id in ordered:
+                continue
+            reason = entitled(running)
+            if reason is not None and state.evictions_of[running.job.id] < most:
+                job = running.job
+                rows.append((not job.preemptible, job.priority, -running.started_ms, job.id, running, reason))
+    if not rows:
+        return [], "", matures
     rows.sort(key=lambda row: row[:4])
     chosen = _smallest_set(state, claim, pool, [row[4] for row in rows], now_ms)
     reasons = {row[3]: row[5] for row in rows}
     return chosen, reasons[chosen[0].job.id] if chosen else "", None if chosen else matures
 
 
-def _entitled(claim: QueuedJob, running: RunningJob, pool: Pool) -> str | None:
-    """Why the claim may stop this job, or None."""
+Entitlement = Callable[[RunningJob], str | None]
+
+
+def _entitlement(claim: QueuedJob, leaf: QueueState, pool: Pool) -> Entitlement | None:
+    """Why the claim may stop a job of this leaf, as a test of the job; None when it may stop none."""
     milli = claim.job.devices_milli
-    if running.leaf is claim.leaf:
-        stronger = running.job.preemptible and running.job.priority < claim.job.priority
-        return _PRIORITY if stronger else None
-    mine, theirs = _below_common(claim.leaf, running.leaf)
-    guaranteed = mine.tier(pool.model, milli) is Tier.GUARANTEED
-    above = theirs.used.get(pool.model, 0) - theirs.quota(pool.model).guarantee_milli
-    if guaranteed and above > 0:
-        return _GUARANTEE
-    if guaranteed and running.job.preemptible and mine.quota(pool.model).guarantee_milli:
-        return _GUARANTEE
-    if not running.job.preemptible or above <= 0:
+    if leaf is claim.leaf:
+        return lambda running: (
+            _PRIORITY if running.job.preemptible and running.job.priority < claim.job.priority else None
+        )
+    mine, theirs = _below_common(claim.leaf, leaf)
+    their_quota, my_quota = theirs.quota(pool.model), mine.quota(pool.model)
+    above = theirs.used.get(pool.model, 0) - their_quota.guarantee_milli
+    if mine.tier(pool.model, milli) is Tier.GUARANTEED:
+        if above > 0:
+            return lambda _running: _GUARANTEE
+        if my_quota.guarantee_milli:
+            return lambda running: _GUARANTEE if running.job.preemptible else None
+    if above <= 0:
         return None
-    after = (mine.used.get(pool.model, 0) + milli) * theirs.quota(pool.model).weight
-    before = (theirs.used.get(pool.model, 0) - running.job.devices_milli) * mine.quota(pool.model).weight
-    return _FAIRNESS if after < before else None
+    after = (mine.used.get(pool.model, 0) + milli) * their_quota.weight
+    used = theirs.used.get(pool.model, 0)
+
+    def fairer(running: RunningJob) -> str | None:
+        before = (used - running.job.devices_milli) * my_quota.weight
+        return _FAIRNESS if running.job.preemptible and after < before else None
+
+    return fairer
 
 
 def _below_common(left: QueueState, right: QueueState) -> tuple[QueueState, QueueState]:
     """The two siblings under the lowest common ancestor on the ways to these leaves."""
-    ways = list(reversed(list(left.path()))), list(reversed(list(right.path())))
-    for mine, theirs in zip(*ways, strict=False):
+    for mine, theirs in zip(left.ancestry, right.ancestry, strict=False):
         if mine is not theirs:
             return mine, theirs
     return left, right

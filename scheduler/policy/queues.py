@@ -36,6 +36,7 @@ class QueueState:
     """A queue with what it uses now and has used lately."""
 
     __slots__ = (
+        "ancestry",
         "children",
         "effective",
         "floor",
@@ -50,6 +51,8 @@ class QueueState:
         "recent",
         "running",
         "running_by_user",
+        "share_known",
+        "share_until_ms",
         "used",
         "user_limited",
     )
@@ -59,6 +62,8 @@ class QueueState:
         self.name = queue.name
         self.parent = parent
         self.children: list[QueueState] = []
+        self.ancestry: tuple[QueueState, ...] = (*(parent.ancestry if parent else ()), self)
+        """From the root to this queue."""
         self.quotas = queue.quotas
         self.half_life_ms = queue.half_life_ms
         self.used: dict[str, int] = {}
@@ -77,6 +82,9 @@ class QueueState:
         """Without siblings its share is never compared, and so never worked out."""
         self.running = 0
         self.running_by_user: dict[str, int] = {}
+        self.share_known = 0
+        self.share_until_ms = -1
+        """A share is worked out again when its use changes, or a 64th of the half-life has passed."""
         self.user_limited: bool = queue.user_running_max is not None or (
             parent is not None and parent.user_limited
         )
@@ -115,16 +123,21 @@ class QueueState:
 
     def share(self, capacities: dict[str, int], now_ms: int) -> int:
         """Its weighted dominant share in millionths: use now plus recent use, where that is largest."""
+        if now_ms < self.share_until_ms:
+            return self.share_known
         largest = 0
         for pool, used in self.used.items():
             weight = self.quota(pool).weight
             both = used + self.recent_milli(pool, now_ms)
             largest = max(largest, both * SHARE_UNIT // (max(1, capacities.get(pool, 0)) * weight))
+        self.share_known = largest
+        self.share_until_ms = now_ms + self.half_life_ms // 64
         return largest
 
     def shift(self, pool: str, milli: int, now_ms: int) -> None:
         """Add to what this queue alone uses, bringing the half-life average up to date first."""
         if not self.lonely:
+            self.share_until_ms = -1
             self.recent[pool] = (self.recent_milli(pool, now_ms), now_ms)
         self.used[pool] = self.used.get(pool, 0) + milli
 

@@ -62,10 +62,8 @@ class Shape:
         """The pools it may run in, looked up again only when a node has joined."""
         if self.pools_version != capacity.shape_version:
             self.pools_version = capacity.shape_version
-            if self.models:
-                names = [name for name in self.models if name in capacity.pools]
-            else:
-                names = sorted(capacity.pools)
+            wanted = self.models or tuple(sorted(capacity.pools))
+            names = [name for name in wanted if name in capacity.pools]
             pools = [capacity.pools[name] for name in names]
             self.pools = tuple(pool for pool in pools if pool.pflops_milli >= self.min_pflops_milli)
             self.freed_seen = -1

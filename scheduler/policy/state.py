@@ -63,6 +63,10 @@ class SchedulerState:
         self.succeeded: set[str] = set()
         self.failed: set[str] = set()
         self.preemptible_running = 0
+        self.running_in: dict[QueueState, dict[str, RunningJob]] = {}
+        """The running jobs of each leaf, in order of their starts."""
+        self.arrived: list[QueuedJob] = []
+        """What became ready since the last cycle."""
         self.array_running: Counter[str] = Counter()
         self.evictions_of: Counter[str] = Counter()
         self.promises = Promises()
@@ -161,6 +165,7 @@ class SchedulerState:
         queued.ready = True
         queued.predicted_ms = self.predict_ms(job)
         self.pending.class_of(queued).push(queued, self.order_key(queued))
+        self.arrived.append(queued)
 
     def predict_ms(self, job: Job) -> int:
         """What ordering believes the job will run."""
@@ -243,6 +248,7 @@ class SchedulerState:
             queued.predicted_ms,
         )
         self.running[job.id] = running
+        self.running_in.setdefault(queued.leaf, {})[job.id] = running
         facts = (running.ends_by_ms, job.cpu_milli, job.memory_mib)
         nodes = self.capacity.nodes
         for name, pieces in placements:
@@ -269,6 +275,7 @@ class SchedulerState:
         if running is None:
             raise UnknownJob(field="job_id", job=job_id, expected="running")
         job = running.job
+        del self.running_in[running.leaf][job_id]
         nodes = self.capacity.nodes
         for name, _ in running.placements:
             nodes[name].move_out(job_id)

@@ -150,9 +150,10 @@ def simulate_policy(
     """One policy over prepared jobs."""
     name, total = settings.name, len(jobs)
     told = None if progress is None else lambda arrived: progress(name, arrived, total)
-    began = time.perf_counter()
+    began, began_processor = time.perf_counter(), time.process_time()
     outcome = Simulation(cluster, jobs, queues, settings, told).run()
-    return Result(name, outcome, summarise(name, outcome, cluster, time.perf_counter() - began))
+    wall_s, processor_s = time.perf_counter() - began, time.process_time() - began_processor
+    return Result(name, outcome, summarise(name, outcome, cluster, wall_s, processor_s))
 
 
 def seconds(ms: int) -> str:

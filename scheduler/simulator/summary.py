@@ -62,7 +62,9 @@ def devices_of(job: Job) -> float:
     return job.devices_milli / WHOLE_MILLI
 
 
-def summarise(policy: str, outcome: Outcome, cluster: Cluster, wall_s: float) -> dict[str, Any]:
+def summarise(
+    policy: str, outcome: Outcome, cluster: Cluster, wall_s: float, processor_s: float
+) -> dict[str, Any]:
     """The summary of one run, with the keys that `summary.json` promises."""
     jobs = finished_jobs(outcome)
     used = sum((run.end_ms - run.start_ms) * run.job.devices_milli for run in outcome.runs)
@@ -80,6 +82,7 @@ def summarise(policy: str, outcome: Outcome, cluster: Cluster, wall_s: float) ->
         "utilisation": round(used / max(1, capacity * span), 6),
         "preemptions": sum(run.end_reason == PREEMPTED for run in outcome.runs),
         "wall_s": round(wall_s, 3),
+        "processor_s": round(processor_s, 3),
         "jobs_per_s": round(len(jobs) / max(1e-9, wall_s), 1),
         "impossible_jobs": outcome.impossible,
         "unstarted_jobs": [job.id for job in outcome.unstarted],

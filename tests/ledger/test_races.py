@@ -4,7 +4,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from threading import Barrier
+from threading import Barrier, Event
 
 import pytest
 from sqlalchemy import Engine
@@ -188,3 +188,24 @@ def test_batches_over_the_same_accounts_in_any_order_never_deadlock(crowd: Engin
         report = audit(session)
     assert report.differences == ()
     assert report.transfers == done + 1
+
+
+def test_an_audit_while_others_post_sees_no_false_difference(crowd: Engine) -> None:
+    stop = Event()
+
+    def client(number: int) -> int:
+        count = 0
+        while not stop.is_set() and count < 500:
+            hold_name = f"h{number}/{count}"
+            captured = f"c{number}/{count}"
+            posting(crowd, held(hold_name, 1), take(captured, hold_name, 1), undo(f"u{captured}", captured))
+            count += 1
+        return count
+
+    with ThreadPoolExecutor(4) as pool:
+        clients = [pool.submit(client, number) for number in range(4)]
+        for _ in range(10):
+            with transaction(crowd) as session:
+                assert audit(session).differences == ()
+        stop.set()
+        assert sum(done.result() for done in clients) > 0

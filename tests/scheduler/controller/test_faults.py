@@ -12,7 +12,6 @@ from scheduler.controller.poison import find_poison
 from scheduler.node.errors import SupervisorRefused
 from scheduler.refusals import LeadershipLost
 from tests.scheduler.controller.cluster import FOREVER, Cluster, log_of
-from tests.scheduler.node.harness import Node
 
 
 class Killed(Exception):
@@ -98,7 +97,7 @@ def test_a_controller_killed_between_sync_and_observation_starts_the_job_once(cl
 def test_a_killed_supervisor_fails_its_jobs_or_they_are_tried_again(
     cluster: Cluster, max_retries: int, state: str
 ) -> None:
-    node: Node = cluster.node(heartbeat_ms=50)
+    node = cluster.node(heartbeat_ms=50)
     job_id = cluster.submit(*FOREVER, max_retries=max_retries)
     cluster.until_state(job_id, "running")
     node.kill()
@@ -201,7 +200,7 @@ def test_a_broken_database_connection_costs_one_step(cluster: Cluster) -> None:
 
     def cut() -> None:
         cluster.sockets.before_answer = lambda: None
-        with pytest.raises(Exception, match="terminat|clos"):
+        with pytest.raises(Exception, match=r"terminat|clos"):
             cluster.sql(killer)
 
     cluster.sockets.before_answer = cut
@@ -210,7 +209,7 @@ def test_a_broken_database_connection_costs_one_step(cluster: Cluster) -> None:
     assert cluster.ended(job_id).state == "cancelled"
 
 
-def test_leases_are_stated_in_the_past_only_by_resigning(cluster: Cluster) -> None:
+def test_a_leader_that_resigns_lets_the_standby_in_at_once(cluster: Cluster) -> None:
     assert cluster.controller.lead()
     standby = cluster.new_controller("standby")
     assert not standby.lead()

@@ -1,7 +1,5 @@
 """The life of jobs: from submission to every kind of end, on real sandboxes."""
 
-from uuid import UUID
-
 import pytest
 
 from kernel.database import transaction
@@ -136,6 +134,6 @@ def test_a_node_with_two_models_gives_each_job_its_own(cluster: Cluster) -> None
 
 def test_two_halves_share_a_card_and_a_third_waits(cluster: Cluster) -> None:
     cluster.node(devices=[{"index": 0, "model": "sim-a"}])
-    jobs: list[UUID] = [cluster.submit(*FOREVER, slots_milli=500) for _ in range(3)]
+    jobs = [cluster.submit(*FOREVER, slots_milli=500) for _ in range(3)]
     cluster.until(lambda: sum(cluster.job(job_id).state == "running" for job_id in jobs) == 2)
     assert sorted(cluster.job(job_id).state for job_id in jobs) == ["queued", "running", "running"]

@@ -13,6 +13,8 @@ import pytest
 from scheduler.node.protocol import Bundle, EndReason, RunStatus
 from tests.scheduler.node.harness import Machine, Node
 
+pytestmark = pytest.mark.slow
+
 MIB = 1024 * 1024
 
 

@@ -14,6 +14,8 @@ from scheduler.node.protocol import DeviceShare, RunSpec, RunState
 from tests.scheduler.node.escapes import ESCAPES, PRELUDE
 from tests.scheduler.node.harness import Node, a_machine, await_line
 
+pytestmark = pytest.mark.slow
+
 HIDDEN = "host-secret"
 SHM_KEY = 0x48554221
 DEVICE = "/dev/loop-control"
@@ -97,7 +99,7 @@ def test_a_tenant_cannot(town: Town, attempt: str) -> None:
         environment="python",
         env=town.targets,
         devices=(DeviceShare(1),),
-        time_limit_ms=20_000,
+        time_limit_ms=60_000,
     )
     status = node.run(spec)
     log = Path(spec.log).read_text()

@@ -12,6 +12,8 @@ from scheduler.node.errors import SupervisorRefused
 from scheduler.node.protocol import DeviceShare, EndReason, RunState
 from tests.scheduler.node.harness import Machine, Node, await_line
 
+pytestmark = pytest.mark.slow
+
 FOREVER = 'trap "exit 7" TERM; echo ready; while :; do sleep 0.05; done'
 STUBBORN = 'trap "" TERM; echo ready; while :; do sleep 0.05; done'
 
@@ -120,7 +122,7 @@ def test_a_killed_supervisor_takes_its_jobs_along_and_the_next_one_reports_them_
     while journal.stat().st_size == size:
         os.sched_yield()
     node.kill()
-    assert select.select([job], [], [], 5)[0]
+    assert select.select([job], [], [], 30)[0]
     os.close(job)
     node.start()
     status = node.status(spec)
