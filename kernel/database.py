@@ -35,12 +35,14 @@ class Table(DeclarativeBase):
     }
 
 
-def open_engine(url: str, *, pool_size: int = 8) -> Engine:
+def open_engine(url: str, *, pool_size: int = 8, idle_ms: int = 10_000) -> Engine:
     """An engine on PostgreSQL whose sessions run in UTC at READ COMMITTED.
 
     Args:
         url: `postgresql+psycopg://…`.
         pool_size: connections kept; as many again may be opened under load.
+        idle_ms: a transaction that does nothing for so long is ended by the server, so that a stopped process
+            (SIGSTOP, a lost machine) keeps no lock.
     """
     return create_engine(
         url,
@@ -48,7 +50,10 @@ def open_engine(url: str, *, pool_size: int = 8) -> Engine:
         max_overflow=pool_size,
         pool_pre_ping=True,
         isolation_level="READ COMMITTED",
-        connect_args={"options": "-c timezone=UTC", "application_name": "compute-hub"},
+        connect_args={
+            "options": f"-c timezone=UTC -c idle_in_transaction_session_timeout={idle_ms}",
+            "application_name": "compute-hub",
+        },
     )
 
 

@@ -121,7 +121,8 @@ def cancel_job(session: Session, job_id: UUID, *, tenant_id: UUID | None) -> Job
     job = find_job(session, job_id, tenant_id=tenant_id, for_update=True)
     if job.ended_at is not None:
         raise JobAlreadyEnded(job_id=job_id, state=job.state)
-    job.stop_reason = job.stop_reason or "cancelled"
+    if job.stop_reason in {None, "rank_failed"}:
+        job.stop_reason = "cancelled"  # over a failed rank, so that a lost attempt is not tried again
     wake_controller(session)
     return job
 

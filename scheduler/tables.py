@@ -46,7 +46,10 @@ class NodeRow(Table):
 
 
 class DeviceRow(Table):
-    """One accelerator of one node. `number` is its centre-wide identity in allocation slot ranges."""
+    """One accelerator of one node. `number` is its centre-wide identity in allocation slot ranges.
+
+    `freed_at` is the latest end of an allocation on it, before which none may begin, however clocks are set.
+    """
 
     __tablename__ = "devices"
 
@@ -56,6 +59,7 @@ class DeviceRow(Table):
     model: Mapped[str] = mapped_column(Text)
     vendor: Mapped[str] = mapped_column(Text)
     healthy: Mapped[bool]
+    freed_at: Mapped[datetime | None]
 
 
 class JobRow(Table):

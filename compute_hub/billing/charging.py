@@ -1,14 +1,17 @@
 """Charging: usage becomes a rated charge, its coverage and the captures, in one transaction per job.
 
 The n-th charge of a job has an id derived from job and n, and the records it takes leave the queue in the same
-transaction, so a killed biller is repeated, never doubled.
+transaction, so a killed biller is repeated, never doubled. A capture never exceeds what is held: what usage costs
+beyond that is forgone by the centre, and the charge says so.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Final
 from uuid import UUID
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import delete, func, or_, select
 from sqlalchemy.orm import Session
 
 from compute_hub.billing.funding import charge_facts
@@ -17,42 +20,64 @@ from compute_hub.billing.rating import next_charge_micros
 from compute_hub.billing.tables import ChargedUsageRow, ChargeRow, JobFundingRow, RateRow
 from compute_hub.metering.tables import UnchargedUsageRow, UsageRecordRow
 from kernel.ids import derived_id
+from scheduler.tables import JobRow, RunRow
 from vouchers.capturing import capture_charge
 from vouchers.domain.explanation import ROUNDING, Coverage
+from vouchers.domain.facts import ChargeFacts
+from vouchers.enterprises import lock_tenants
+from vouchers.errors import ChargeBeyondHold, ChargeFactsDiffer, HoldNotFound, HoldReleased
 from vouchers.redemption import release_hold
+from vouchers.wallets import payer_of
+
+LATE: Final = timedelta(minutes=10)
+"""How long after a job's end its last records are waited for, before what is held for it is given back."""
 
 
-def jobs_to_charge(session: Session, limit: int) -> Sequence[UUID]:
-    """Jobs with usage to charge and money still held for it."""
-    return session.scalars(
+def jobs_to_charge(session: Session, limit: int, *, after: UUID | None = None) -> Sequence[UUID]:
+    """Jobs with usage to charge, in order of their ids, from behind `after` on."""
+    query = (
         select(UnchargedUsageRow.job_id)
         .join(JobFundingRow, JobFundingRow.job_id == UnchargedUsageRow.job_id)
-        .where(JobFundingRow.state.in_(("held", "ended")))
         .distinct()
         .order_by(UnchargedUsageRow.job_id)
         .limit(limit)
-    ).all()
+    )
+    return session.scalars(query if after is None else query.where(UnchargedUsageRow.job_id > after)).all()
 
 
-def jobs_to_release(session: Session, limit: int) -> Sequence[UUID]:
-    """Jobs that are over and fully charged."""
+def jobs_to_release(session: Session, limit: int, at: datetime, *, after: UUID | None = None) -> Sequence[UUID]:
+    """Jobs that are over and fully charged: every run's final record is there, or was waited for long enough."""
     uncharged = select(UnchargedUsageRow.record_id).where(UnchargedUsageRow.job_id == JobFundingRow.job_id)
-    return session.scalars(
+    final = select(UsageRecordRow.id).where(
+        UsageRecordRow.job_id == RunRow.job_id,
+        UsageRecordRow.attempt == RunRow.attempt,
+        UsageRecordRow.rank == RunRow.rank,
+        UsageRecordRow.final,
+    )
+    awaited = select(RunRow.id).where(
+        RunRow.job_id == JobFundingRow.job_id, RunRow.end_reason != "never_started", ~final.exists()
+    )
+    query = (
         select(JobFundingRow.job_id)
-        .where(JobFundingRow.state == "ended", ~uncharged.exists())
+        .join(JobRow, JobRow.id == JobFundingRow.job_id)
+        .where(
+            JobFundingRow.state == "ended",
+            ~uncharged.exists(),
+            or_(~awaited.exists(), JobRow.ended_at < at - LATE),
+        )
         .order_by(JobFundingRow.job_id)
         .limit(limit)
-    ).all()
+    )
+    return session.scalars(query if after is None else query.where(JobFundingRow.job_id > after)).all()
 
 
 def charge_job(session: Session, job_id: UUID, at: datetime) -> Sequence[ChargeRow]:
-    """Charge all usage of a job that is not charged yet, one charge per rate.
+    """Charge all usage of a job that is not charged yet, one charge per model.
 
-    Does nothing while another biller is at the job.
+    A record is charged when all records of its run before it are; behind a gap it waits, and is forgone when the job
+    has been over for `LATE`. Does nothing while another biller is at the job.
     """
-    funding = session.scalars(
-        select(JobFundingRow).where(JobFundingRow.job_id == job_id).with_for_update(skip_locked=True)
-    ).one_or_none()
+    funding = _funding(session, job_id)
     if funding is None:
         return ()
     records = session.scalars(
@@ -61,45 +86,102 @@ def charge_job(session: Session, job_id: UUID, at: datetime) -> Sequence[ChargeR
         .where(UnchargedUsageRow.job_id == job_id)
         .order_by(UsageRecordRow.attempt, UsageRecordRow.rank, UsageRecordRow.k)
     ).all()
-    by_model: dict[str, list[UsageRecordRow]] = {}
-    for record in records:
-        by_model.setdefault(record.model, []).append(record)
-    charges = [_charge(session, funding, model, of_model, at) for model, of_model in sorted(by_model.items())]
-    session.execute(
-        delete(UnchargedUsageRow).where(UnchargedUsageRow.record_id.in_([record.id for record in records]))
-    )
+    due, behind = _split_at_gaps(session, records)
+    stretches = [_Stretch(model, some, payable=True) for model, some in _by_model(due)]
+    if behind and _is_late(session, job_id, at):
+        stretches += [_Stretch(model, some, payable=False) for model, some in _by_model(behind)]
+    charges = [_charge(session, funding, stretch, at) for stretch in stretches]
+    done = [record.id for stretch in stretches for record in stretch.records]
+    session.execute(delete(UnchargedUsageRow).where(UnchargedUsageRow.record_id.in_(done)))
     return [charge for charge in charges if charge is not None]
 
 
 def release_job(session: Session, job_id: UUID, at: datetime) -> None:
     """Give back what a finished job did not use. Does nothing while another biller is at the job."""
-    funding = session.scalars(
-        select(JobFundingRow)
-        .where(JobFundingRow.job_id == job_id, JobFundingRow.state == "ended")
-        .with_for_update(skip_locked=True)
-    ).one_or_none()
-    if funding is None:
+    funding = _funding(session, job_id)
+    if funding is None or funding.state != "ended":
         return
     release_hold(session, job_id, at)
     funding.state = "released"
 
 
-def _charge(
-    session: Session, funding: JobFundingRow, model: str, records: Sequence[UsageRecordRow], at: datetime
-) -> ChargeRow | None:
-    slot_ms = sum(record.slot_ms for record in records)
+@dataclass(frozen=True)
+class _Stretch:
+    """Records of one model that become one charge, and whether anybody pays for them."""
+
+    model: str
+    records: Sequence[UsageRecordRow]
+    payable: bool
+
+
+def _funding(session: Session, job_id: UUID) -> JobFundingRow | None:
+    """The job's funding, locked; None while another has it.
+
+    The tenant is locked first, because the controller may hold a tenant while it waits for a funding, and the funding
+    is not waited for: so nobody waits in a circle.
+    """
+    tenant_id = session.scalars(
+        select(JobFundingRow.tenant_id).where(JobFundingRow.job_id == job_id)
+    ).one_or_none()
+    if tenant_id is None:
+        return None
+    payer_id = payer_of(session, tenant_id)
+    lock_tenants(session, [tenant_id] if payer_id is None else [tenant_id, payer_id])
+    return session.scalars(
+        select(JobFundingRow)
+        .where(JobFundingRow.job_id == job_id)
+        .with_for_update(skip_locked=True)
+        .execution_options(populate_existing=True)
+    ).one_or_none()
+
+
+def _is_late(session: Session, job_id: UUID, at: datetime) -> bool:
+    ended_at = session.scalars(select(JobRow.ended_at).where(JobRow.id == job_id)).one_or_none()
+    return ended_at is not None and ended_at < at - LATE
+
+
+def _by_model(records: Sequence[UsageRecordRow]) -> list[tuple[str, list[UsageRecordRow]]]:
+    by_model: dict[str, list[UsageRecordRow]] = {}
+    for record in records:
+        by_model.setdefault(record.model, []).append(record)
+    return sorted(by_model.items())
+
+
+def _split_at_gaps(
+    session: Session, records: Sequence[UsageRecordRow]
+) -> tuple[list[UsageRecordRow], list[UsageRecordRow]]:
+    """Records whose run is known without a gap up to them, and those behind one."""
+    before = {_predecessor(record): record for record in records if record.k > 0}
+    waiting = select(UnchargedUsageRow.record_id).where(UnchargedUsageRow.record_id == UsageRecordRow.id)
+    reached = set(
+        session.scalars(select(UsageRecordRow.id).where(UsageRecordRow.id.in_(list(before)), ~waiting.exists()))
+    )
+    due, behind = [], []
+    for record in records:  # in order of their numbers, so a predecessor is looked at before its successor
+        if record.k == 0 or _predecessor(record) in reached:
+            reached.add(record.id)
+            due.append(record)
+        else:
+            behind.append(record)
+    return due, behind
+
+
+def _predecessor(record: UsageRecordRow) -> UUID:
+    return derived_id("usage", record.job_id, record.attempt, record.rank, record.k - 1)
+
+
+def _charge(session: Session, funding: JobFundingRow, stretch: _Stretch, at: datetime) -> ChargeRow | None:
+    slot_ms = sum(record.slot_ms for record in stretch.records)
     if slot_ms == 0:
         return None
-    rate = rate_at(session, model, funding.funded_at or at)
+    rate = rate_at(session, stretch.model, funding.funded_at or at)
     before = _charged_slot_ms(session, funding.job_id, rate)
-    amount = next_charge_micros(before, slot_ms, rate.micros_per_card_hour)
+    cost = next_charge_micros(before, slot_ms, rate.micros_per_card_hour)
     n = session.scalars(select(func.count()).where(ChargeRow.job_id == funding.job_id)).one()
     charge_id = derived_id("charge", funding.job_id, n)
     coverage = Coverage(0, ())
-    if amount:
-        facts = charge_facts(session, model, slot_ms)
-        used_until = max(record.started_at + timedelta(milliseconds=record.duration_ms) for record in records)
-        coverage = capture_charge(session, funding.job_id, charge_id, amount, facts, at, used_until=used_until)
+    if cost and stretch.payable:
+        coverage = _capture(session, funding.job_id, charge_id, cost, stretch, slot_ms, at)
     charge = ChargeRow(
         id=charge_id,
         job_id=funding.job_id,
@@ -107,17 +189,51 @@ def _charge(
         n=n,
         rate_id=rate.id,
         slot_ms=slot_ms,
-        amount_micros=amount,
+        amount_micros=coverage.cost_micros,
         voucher_micros=coverage.public_micros - coverage.reimbursed_micros,
         tenant_micros=coverage.tenant_micros,
         rounding_micros=sum(line.amount_micros for line in coverage.lines if line.source == ROUNDING),
+        forgone_micros=cost - coverage.cost_micros,
         charged_at=at,
     )
     session.add(charge)
     session.flush()
-    session.add_all(ChargedUsageRow(record_id=record.id, charge_id=charge_id) for record in records)
+    session.add_all(ChargedUsageRow(record_id=record.id, charge_id=charge_id) for record in stretch.records)
     session.flush()
     return charge
+
+
+def _capture(
+    session: Session, job_id: UUID, charge_id: UUID, cost: int, stretch: _Stretch, slot_ms: int, at: datetime
+) -> Coverage:
+    """Capture a cost, or as much of it as is held for usage at that time."""
+    facts = charge_facts(session, stretch.model, slot_ms)
+    used_until = max(
+        record.started_at + timedelta(milliseconds=record.duration_ms) for record in stretch.records
+    )
+    try:
+        return _capture_whole(session, job_id, charge_id, cost, facts, at, used_until)
+    except ChargeBeyondHold as beyond:
+        available = int(str(beyond.facts["available"]))
+    except (HoldNotFound, HoldReleased, ChargeFactsDiffer):
+        available = 0
+    if available == 0:
+        return Coverage(0, ())
+    part = ChargeFacts(**(facts.kind() | {"card_ms": facts.card_ms * available // cost}))
+    return _capture_whole(session, job_id, charge_id, available, part, at, used_until)
+
+
+def _capture_whole(
+    session: Session,
+    job_id: UUID,
+    charge_id: UUID,
+    cost: int,
+    facts: ChargeFacts,
+    at: datetime,
+    used_until: datetime,
+) -> Coverage:
+    with session.begin_nested():
+        return capture_charge(session, job_id, charge_id, cost, facts, at, used_until=used_until)
 
 
 def _charged_slot_ms(session: Session, job_id: UUID, rate: RateRow) -> int:

@@ -11,15 +11,15 @@ from datetime import datetime, timedelta
 from typing import Final
 from uuid import UUID
 
-from sqlalchemy import func, select, text
+from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
 from compute_hub.billing.rates import dearest_rate, rate_at
 from compute_hub.billing.rating import hold_micros
-from compute_hub.billing.tables import JobFundingRow
+from compute_hub.billing.tables import FundedTimeRow, JobFundingRow
 from compute_hub.metering.recording import record_usage
-from compute_hub.metering.tables import UsageRecordRow
-from kernel.errors import Unfunded
+from compute_hub.metering.tables import UsageTotalRow
+from kernel.errors import HubError
 from scheduler.node.protocol import UsageRecord
 from scheduler.tables import DeviceRow, JobRow
 from vouchers.domain.explanation import Coverage
@@ -31,6 +31,9 @@ WAKE_CHANNEL: Final = "hub_biller"
 
 MARGIN_MS: Final = 15_000
 """Held beyond limit and grace: the time between a decision to stop a job and the end of its last process."""
+
+_STEP_MS: Final = 60_000
+"""An extension goes at least so far, so that a job that started late is not extended with every tick."""
 
 _DOMESTIC: Final = frozenset({"cambricon", "ascend"})
 
@@ -82,38 +85,67 @@ class Funding:
         self, session: Session, job: JobRow, slot_ms_by_model: Mapping[str, int], at: datetime
     ) -> str | None:
         """Hold the first stretch of an attempt; a sentence when it cannot be paid."""
-        funding = session.get_one(JobFundingRow, job.id, with_for_update=True)
+        funding = session.get_one(JobFundingRow, job.id, with_for_update=True, populate_existing=True)
         ((model, slots),) = slot_ms_by_model.items()
-        if funding.funded_at is None:
-            funding.funded_at = at
+        used = _used_slot_ms(session, [job]).get((job.id, model), Used(0, 0))
+        ahead_ms = _stretch_ms(job, 0, self.horizon_ms)
         try:
             with session.begin_nested():
-                self._hold(session, job, funding, model, slots, used_ms=_used_ms(session, job.id, slots), at=at)
-        except Unfunded as refusal:
+                funding.funded_at = funding.funded_at or at
+                need = used.earlier_slot_ms + used.current_slot_ms + slots * ahead_ms
+                _hold(session, job, funding, model, need, ahead_ms, at)
+        except HubError as refusal:
             return f"waiting for funds: {refusal}"
         funding.state = "held"
         return None
 
-    def keep_funded(self, session: Session, jobs: Sequence[JobRow], at: datetime) -> Sequence[UUID]:
-        """Extend holds that are half used up; returns jobs that must be stopped now to stay within theirs."""
-        broke = []
+    def keep_funded(
+        self, session: Session, jobs: Sequence[JobRow], elapsed_ms: Mapping[UUID, int], at: datetime
+    ) -> Mapping[UUID, str]:
+        """Extend holds that are half used up; the jobs that must be stopped now to stay within theirs, and why.
+
+        What is used is the longer of what the meter said and what the stopwatch says.
+        """
+        ids = [job.id for job in jobs]
+        fundings = {
+            row.job_id: row
+            for row in session.scalars(select(JobFundingRow).where(JobFundingRow.job_id.in_(ids)))
+        }
+        held = _held_slot_ms(session, ids)
+        metered = _used_slot_ms(session, jobs)
+        broke: dict[UUID, str] = {}
         for job in jobs:
-            funding = session.get(JobFundingRow, job.id)
+            funding = fundings.get(job.id)
+            if funding is None or funding.model is None:
+                continue
             slots = job.node_count * job.devices_per_node * job.slots_milli
-            if funding is None or funding.model is None or job.placed_at is None:
+            used = metered.get((job.id, funding.model), Used(0, 0))
+            elapsed = max(elapsed_ms[job.id], -(-used.current_slot_ms // slots))
+            gone = used.earlier_slot_ms + slots * elapsed
+            left_ms = (held.get((job.id, funding.model), 0) - gone) // slots
+            if left_ms >= ahead_wanted_ms(job, elapsed, self.horizon_ms):
                 continue
-            earlier_ms = _used_ms(session, job.id, slots, before_attempt=job.attempt)
-            used_ms = earlier_ms + (at - job.placed_at) // timedelta(milliseconds=1)
-            left_ms = funding.held_slot_ms // slots - used_ms
-            if left_ms >= _stretch_ms(job, used_ms - earlier_ms, self.horizon_ms) // 2:
+            refusal = self._extend(session, job, funding, gone, elapsed, at)
+            if refusal is None:
                 continue
-            try:
-                with session.begin_nested():
-                    self._hold(session, job, funding, funding.model, slots, used_ms=used_ms, at=at)
-            except Unfunded:
-                if left_ms < job.grace_ms + MARGIN_MS:
-                    broke.append(job.id)
+            if left_ms < job.grace_ms + MARGIN_MS:
+                broke[job.id] = refusal
+            elif job.reason != f"its funds will not last: {refusal}":
+                job.reason = f"its funds will not last: {refusal}"
         return broke
+
+    def _extend(
+        self, session: Session, job: JobRow, funding: JobFundingRow, gone: int, elapsed_ms: int, at: datetime
+    ) -> str | None:
+        slots = job.node_count * job.devices_per_node * job.slots_milli
+        ahead_ms = _stretch_ms(job, elapsed_ms, self.horizon_ms) + min(self.horizon_ms, _STEP_MS)
+        assert funding.model is not None  # noqa: S101 - the caller has looked
+        try:
+            with session.begin_nested():
+                _hold(session, job, funding, funding.model, gone + slots * ahead_ms, ahead_ms, at)
+        except HubError as refusal:
+            return str(refusal)
+        return None
 
     def record_usage(self, session: Session, node: str, records: Sequence[UsageRecord], at: datetime) -> None:
         """Keep usage records and wake the biller."""
@@ -123,35 +155,61 @@ class Funding:
 
     def ended(self, session: Session, job: JobRow, at: datetime) -> None:  # noqa: ARG002 - the port's signature
         """Let the biller release what is left once the last record is charged."""
-        funding = session.get(JobFundingRow, job.id, with_for_update=True)
+        funding = session.get(JobFundingRow, job.id, with_for_update=True, populate_existing=True)
         if funding is not None:
             funding.state = "released" if funding.held_micros == 0 else "ended"
         session.execute(text(f"NOTIFY {WAKE_CHANNEL}"))
 
-    def _hold(
-        self,
-        session: Session,
-        job: JobRow,
-        funding: JobFundingRow,
-        model: str,
-        slots: int,
-        *,
-        used_ms: int,
-        at: datetime,
-    ) -> None:
-        elapsed_ms = 0 if job.placed_at is None else (at - job.placed_at) // timedelta(milliseconds=1)
-        slot_ms = slots * (used_ms + _stretch_ms(job, elapsed_ms, self.horizon_ms))
-        if slot_ms <= funding.held_slot_ms:
-            return
-        rate = rate_at(session, model, funding.funded_at or at)
-        micros = funding.held_micros + hold_micros(slot_ms - funding.held_slot_ms, rate.micros_per_card_hour)
-        facts = charge_facts(session, model, slot_ms)
-        if funding.held_micros == 0:
-            place_hold(session, job.id, job.tenant_id, micros, facts, funding.voucher_ids, at)
-        else:
-            extend_hold(session, job.id, micros, facts, at, voucher_ids=funding.voucher_ids)
-        funding.model, funding.held_slot_ms, funding.held_micros = model, slot_ms, micros
-        session.flush()
+
+@dataclass(frozen=True)
+class Used:
+    """Metered slot-milliseconds of one job on one model: of its attempts before this one, and of this one."""
+
+    earlier_slot_ms: int
+    current_slot_ms: int
+
+
+def ahead_wanted_ms(job: JobRow, elapsed_ms: int, horizon_ms: int) -> int:
+    """How much of a job must be covered ahead without an extension: half a stretch, and always its way out."""
+    left_ms = max(0, job.time_limit_ms - elapsed_ms)
+    return min(horizon_ms, left_ms) // 2 + job.grace_ms + MARGIN_MS
+
+
+def _hold(
+    session: Session,
+    job: JobRow,
+    funding: JobFundingRow,
+    model: str,
+    slot_ms: int,
+    ahead_ms: int,
+    at: datetime,
+) -> None:
+    """Have `slot_ms` of the model covered in all, paid by what is still valid when it will be used up.
+
+    Raises:
+        NoRate, and whatever `vouchers.redemption` refuses.
+    """
+    row = session.get(FundedTimeRow, (job.id, model), populate_existing=True)
+    more = slot_ms - (0 if row is None else row.slot_ms)
+    if more <= 0:
+        funding.model = model
+        return
+    rate = rate_at(session, model, funding.funded_at or at)
+    micros = funding.held_micros + hold_micros(more, rate.micros_per_card_hour)
+    total_slot_ms = funding.held_slot_ms + more
+    facts = charge_facts(session, model, total_slot_ms)
+    until = at + timedelta(milliseconds=ahead_ms)
+    named = funding.voucher_ids
+    if funding.held_micros == 0:
+        place_hold(session, job.id, job.tenant_id, micros, facts, named, at, usage_until=until)
+    else:
+        extend_hold(session, job.id, micros, facts, at, voucher_ids=named, usage_until=until)
+    if row is None:
+        session.add(FundedTimeRow(job_id=job.id, model=model, slot_ms=slot_ms))
+    else:
+        row.slot_ms = slot_ms
+    funding.model, funding.held_slot_ms, funding.held_micros = model, total_slot_ms, micros
+    session.flush()
 
 
 def charge_facts(session: Session, model: str, slot_ms: int) -> ChargeFacts:
@@ -167,9 +225,27 @@ def _stretch_ms(job: JobRow, elapsed_ms: int, horizon_ms: int) -> int:
     return min(horizon_ms, left_ms) + job.grace_ms + MARGIN_MS
 
 
-def _used_ms(session: Session, job_id: UUID, slots: int, *, before_attempt: int | None = None) -> int:
-    """The metered time of a job's attempts, in milliseconds of the whole allocation."""
-    query = select(func.coalesce(func.sum(UsageRecordRow.slot_ms), 0)).where(UsageRecordRow.job_id == job_id)
-    if before_attempt is not None:
-        query = query.where(UsageRecordRow.attempt < before_attempt)
-    return -(-int(session.scalars(query).one()) // slots)
+def _used_slot_ms(session: Session, jobs: Sequence[JobRow]) -> dict[tuple[UUID, str], Used]:
+    """By job and model, what the meter has said until now."""
+    attempts = {job.id: job.attempt for job in jobs}
+    found: dict[tuple[UUID, str], Used] = {}
+    rows = session.execute(
+        select(UsageTotalRow.job_id, UsageTotalRow.attempt, UsageTotalRow.model, UsageTotalRow.slot_ms).where(
+            UsageTotalRow.job_id.in_(list(attempts))
+        )
+    )
+    for job_id, attempt, model, slot_ms in rows:
+        before = found.get((job_id, model), Used(0, 0))
+        found[job_id, model] = (
+            Used(before.earlier_slot_ms, before.current_slot_ms + slot_ms)
+            if attempt >= attempts[job_id]
+            else Used(before.earlier_slot_ms + slot_ms, before.current_slot_ms)
+        )
+    return found
+
+
+def _held_slot_ms(session: Session, job_ids: Sequence[UUID]) -> dict[tuple[UUID, str], int]:
+    query = select(FundedTimeRow.job_id, FundedTimeRow.model, FundedTimeRow.slot_ms).where(
+        FundedTimeRow.job_id.in_(job_ids)
+    )
+    return {(job_id, model): slot_ms for job_id, model, slot_ms in session.execute(query)}

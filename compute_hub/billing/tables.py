@@ -47,16 +47,29 @@ class JobFundingRow(Table):
     funded_at: Mapped[datetime | None]
 
 
+class FundedTimeRow(Table):
+    """How much card time of one model a job's holds have covered so far; attempts may run on different models."""
+
+    __tablename__ = "job_funded_time"
+    __table_args__ = (CheckConstraint("slot_ms >= 0", name="not_negative"),)
+
+    job_id: Mapped[UUID] = mapped_column(ForeignKey("job_funding.job_id"), primary_key=True)
+    model: Mapped[str] = mapped_column(Text, primary_key=True)
+    slot_ms: Mapped[int]
+
+
 class ChargeRow(Table):
     """The rated cost of one stretch of a job's usage, the n-th of the job, and who paid it.
 
     `rounding_micros` is what the centre bears (or takes back) when several vouchers' shares are each rounded down.
+    `forgone_micros` is what the usage would have cost beyond `amount_micros`, which the centre bears as well: usage
+    beyond what was held, after a gap in the records, or reported after what was held was given back.
     """
 
     __tablename__ = "charges"
     __table_args__ = (
         UniqueConstraint("job_id", "n"),
-        CheckConstraint("amount_micros >= 0 AND slot_ms > 0", name="amount"),
+        CheckConstraint("amount_micros >= 0 AND forgone_micros >= 0 AND slot_ms > 0", name="amount"),
         CheckConstraint("amount_micros = voucher_micros + tenant_micros + rounding_micros", name="parts"),
     )
 
@@ -70,6 +83,7 @@ class ChargeRow(Table):
     voucher_micros: Mapped[int]
     tenant_micros: Mapped[int]
     rounding_micros: Mapped[int]
+    forgone_micros: Mapped[int]
     charged_at: Mapped[datetime]
 
 

@@ -52,11 +52,24 @@ class UnchargedUsageRow(Table):
 
 
 class UsageMismatchRow(Table):
-    """A record that arrived again with another content: never billed, always an alarm."""
+    """A record that contradicts an earlier one, or the run it names: never billed, always an alarm."""
 
     __tablename__ = "usage_mismatches"
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
-    record_id: Mapped[UUID]
+    record_id: Mapped[str] = mapped_column(Text)
+    problem: Mapped[str] = mapped_column(Text)
     content: Mapped[dict[str, Any]]
     received_at: Mapped[datetime]
+
+
+class UsageTotalRow(Table):
+    """The sum of an attempt's records, kept beside them so that nobody adds up a month every second."""
+
+    __tablename__ = "usage_totals"
+    __table_args__ = (CheckConstraint("slot_ms >= 0", name="not_negative"),)
+
+    job_id: Mapped[UUID] = mapped_column(primary_key=True)
+    attempt: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    model: Mapped[str] = mapped_column(Text)
+    slot_ms: Mapped[int]

@@ -2,10 +2,15 @@
 
 import signal
 import threading
+from collections.abc import Callable, Sequence
+from datetime import datetime
 from typing import Final
+from uuid import UUID
 
 import structlog
 from sqlalchemy import Engine
+from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.orm import Session
 
 from compute_hub.billing.charging import charge_job, jobs_to_charge, jobs_to_release, release_job
 from compute_hub.billing.funding import WAKE_CHANNEL
@@ -33,27 +38,43 @@ def run_biller(settings: Settings) -> None:
     wakeups.watch("database", notifications(url, WAKE_CHANNEL))
     while not stopping.is_set():
         wakeups.wait(settings.tick_ms / 1000)
-        bill_once(engine)
+        try:
+            bill_once(engine, utc_now())
+        except DBAPIError as error:
+            _log.error("database_failed", reason=str(error.orig))
     wakeups.stop()
     engine.dispose()
 
 
-def bill_once(engine: Engine) -> int:
+def bill_once(engine: Engine, at: datetime) -> int:
     """Charge and release what is due now, each job in its own transaction; returns how many jobs were touched.
 
     A job that cannot be billed is logged and left for the next round; the others go on.
     """
-    with transaction(engine) as session:
-        charging = jobs_to_charge(session, _BATCH)
-    for job_id in charging:
-        try:
-            with transaction(engine) as session:
-                charge_job(session, job_id, utc_now())
-        except HubError as refusal:
-            _log.error("charge_refused", job=str(job_id), code=refusal.code, reason=str(refusal))
-    with transaction(engine) as session:
-        releasing = jobs_to_release(session, _BATCH)
-    for job_id in releasing:
+    charged = _sweep(engine, lambda s, after: jobs_to_charge(s, _BATCH, after=after), charge_job, at)
+    return charged + _sweep(
+        engine, lambda s, after: jobs_to_release(s, _BATCH, at, after=after), release_job, at
+    )
+
+
+def _sweep(
+    engine: Engine,
+    due: Callable[[Session, UUID | None], Sequence[UUID]],
+    bill: Callable[[Session, UUID, datetime], object],
+    at: datetime,
+) -> int:
+    """Page through the jobs that are due, so that those which are refused again and again hide no others."""
+    count, after = 0, None
+    while True:
         with transaction(engine) as session:
-            release_job(session, job_id, utc_now())
-    return len(charging) + len(releasing)
+            jobs = due(session, after)
+        for job_id in jobs:
+            try:
+                with transaction(engine) as session:
+                    bill(session, job_id, at)
+            except (HubError, IntegrityError) as refusal:
+                _log.error("billing_refused", job=str(job_id), kind=type(refusal).__name__, reason=str(refusal))
+        count += len(jobs)
+        if len(jobs) < _BATCH:
+            return count
+        after = jobs[-1]

@@ -73,6 +73,7 @@ CREATE TABLE devices (
     model TEXT NOT NULL,
     vendor TEXT NOT NULL,
     healthy BOOLEAN NOT NULL,
+    freed_at TIMESTAMP WITH TIME ZONE,
     CONSTRAINT pk_devices PRIMARY KEY (node, index),
     CONSTRAINT fk_devices_node FOREIGN KEY(node) REFERENCES nodes (name),
     CONSTRAINT uq_devices_number UNIQUE (number)

@@ -55,7 +55,8 @@ CREATE TABLE rates (
 
 CREATE TABLE usage_mismatches (
     id UUID NOT NULL,
-    record_id UUID NOT NULL,
+    record_id TEXT NOT NULL,
+    problem TEXT NOT NULL,
     content JSONB NOT NULL,
     received_at TIMESTAMP WITH TIME ZONE NOT NULL,
     CONSTRAINT pk_usage_mismatches PRIMARY KEY (id)
@@ -83,6 +84,24 @@ CREATE TABLE usage_records (
     CONSTRAINT ck_usage_records_not_negative CHECK (k >= 0 AND duration_ms >= 0 AND slot_ms >= 0)
 );
 
+CREATE TABLE usage_totals (
+    job_id UUID NOT NULL,
+    attempt BIGINT NOT NULL,
+    model TEXT NOT NULL,
+    slot_ms BIGINT NOT NULL,
+    CONSTRAINT pk_usage_totals PRIMARY KEY (job_id, attempt),
+    CONSTRAINT ck_usage_totals_not_negative CHECK (slot_ms >= 0)
+);
+
+CREATE TABLE job_funded_time (
+    job_id UUID NOT NULL,
+    model TEXT NOT NULL,
+    slot_ms BIGINT NOT NULL,
+    CONSTRAINT pk_job_funded_time PRIMARY KEY (job_id, model),
+    CONSTRAINT fk_job_funded_time_job_id FOREIGN KEY(job_id) REFERENCES job_funding (job_id),
+    CONSTRAINT ck_job_funded_time_not_negative CHECK (slot_ms >= 0)
+);
+
 CREATE TABLE charges (
     id UUID NOT NULL,
     job_id UUID NOT NULL,
@@ -94,10 +113,11 @@ CREATE TABLE charges (
     voucher_micros BIGINT NOT NULL,
     tenant_micros BIGINT NOT NULL,
     rounding_micros BIGINT NOT NULL,
+    forgone_micros BIGINT NOT NULL,
     charged_at TIMESTAMP WITH TIME ZONE NOT NULL,
     CONSTRAINT pk_charges PRIMARY KEY (id),
     CONSTRAINT uq_charges_job_id_n UNIQUE (job_id, n),
-    CONSTRAINT ck_charges_amount CHECK (amount_micros >= 0 AND slot_ms > 0),
+    CONSTRAINT ck_charges_amount CHECK (amount_micros >= 0 AND forgone_micros >= 0 AND slot_ms > 0),
     CONSTRAINT ck_charges_parts CHECK (amount_micros = voucher_micros + tenant_micros + rounding_micros),
     CONSTRAINT fk_charges_rate_id FOREIGN KEY(rate_id) REFERENCES rates (id)
 );
@@ -123,4 +143,4 @@ GRANT SELECT, INSERT ON api_keys, idempotency_keys, usage_records, usage_mismatc
 GRANT UPDATE (revoked_at) ON api_keys TO hub_app;
 GRANT SELECT, INSERT ON rates, charges, charged_usage TO hub_app;
 GRANT SELECT, INSERT, DELETE ON uncharged_usage TO hub_app;
-GRANT SELECT, INSERT, UPDATE ON job_funding TO hub_app;
+GRANT SELECT, INSERT, UPDATE ON job_funding, job_funded_time, usage_totals TO hub_app;

@@ -1,6 +1,6 @@
 """What every node should be running, computed from the database alone."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,15 +25,25 @@ class Store:
         return self.workspaces / str(job.tenant_id) / str(job.id) / f"attempt-{attempt}"
 
 
-def desired_runs(session: Session, store: Store) -> dict[str, list[RunSpec]]:
-    """By node, every run that should exist there now; a run whose job is to stop is left out, which stops it."""
+def desired_runs(session: Session, store: Store, names: Collection[str]) -> dict[str, list[RunSpec]]:
+    """By node, every run that should exist there now; a run whose job is to stop is left out, which stops it.
+
+    Args:
+        session: to read with.
+        store: where files lie.
+        names: the nodes to look at.
+    """
     live = session.execute(
         select(RunRow, JobRow)
         .join(JobRow, JobRow.id == RunRow.job_id)
-        .where(RunRow.state.in_(("placed", "starting", "running")), JobRow.stop_reason.is_(None))
+        .where(
+            RunRow.node.in_(names),
+            RunRow.state.in_(("placed", "starting", "running")),
+            JobRow.stop_reason.is_(None),
+        )
         .order_by(RunRow.node, RunRow.id)
     ).all()
-    hosts = dict(session.execute(select(NodeRow.name, NodeRow.host_id)).tuples().all())
+    hosts = dict(session.execute(select(NodeRow.name, NodeRow.host_id)).all())
     gangs = _gang_hosts(session, [job for _, job in live], hosts)
     found: dict[str, list[RunSpec]] = {}
     for run, job in live:
@@ -45,16 +55,12 @@ def _gang_hosts(
     session: Session, jobs: Sequence[JobRow], hosts: Mapping[str, str]
 ) -> dict[str, frozenset[str]]:
     """By job, the hosts its latest attempt's ranks are on."""
-    nodes = (
-        session.execute(
-            select(RunRow.job_id, func.array_agg(RunRow.node))
-            .join(JobRow, (JobRow.id == RunRow.job_id) & (JobRow.attempt == RunRow.attempt))
-            .where(RunRow.job_id.in_({job.id for job in jobs}))
-            .group_by(RunRow.job_id)
-        )
-        .tuples()
-        .all()
-    )
+    nodes = session.execute(
+        select(RunRow.job_id, func.array_agg(RunRow.node))
+        .join(JobRow, (JobRow.id == RunRow.job_id) & (JobRow.attempt == RunRow.attempt))
+        .where(RunRow.job_id.in_({job.id for job in jobs}))
+        .group_by(RunRow.job_id)
+    ).all()
     return {str(job_id): frozenset(hosts[name] for name in names) for job_id, names in nodes}
 
 

@@ -26,7 +26,7 @@ def record_node(session: Session, report: Report, at: datetime) -> None:
     statement = insert(NodeRow).values(values)
     session.execute(statement.on_conflict_do_update(index_elements=[NodeRow.name], set_=seen))
     node = session.get_one(NodeRow, report.node, populate_existing=True)
-    if node.state == "down":
+    if node.state == "down":  # an operator's drain stays
         node.state = "up"
     known = {
         device.index: device
@@ -44,8 +44,8 @@ def record_node(session: Session, report: Report, at: datetime) -> None:
                     healthy=device.healthy,
                 )
             )
-        elif row.healthy != device.healthy:
-            row.healthy = device.healthy
+        else:  # a slot may have been given another card
+            row.model, row.vendor, row.healthy = device.model, device.vendor, device.healthy
     for gone in known.values():
         gone.healthy = False
     session.flush()

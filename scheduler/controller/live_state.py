@@ -1,20 +1,52 @@
 """The policy's picture of the live cluster, kept in step with the database.
 
-The database is the truth. Whatever changed since the last look is read in two narrow queries and fed to the policy as
-events; a controller that has just become leader starts from an empty picture and so replays everything.
+The database is the truth. Whatever changed since the last look is read in a few narrow queries, none of them per job,
+and fed to the policy as events; a controller that has just become leader starts from an empty picture and so replays
+everything. A job the policy cannot take, or that makes it fail, is set aside with a sentence and stops nobody else.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, replace
+from typing import Final
 from uuid import UUID
 
+import structlog
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from kernel.clock import unix_ms
-from scheduler.policy.model import DeviceSlice, DeviceState, Job, Node, Placement, Queue, Start
+from kernel.errors import HubError
+from scheduler.controller.picture import Device, job_of, machine_of, nodes_of, placements_of
+from scheduler.controller.poison import find_poison
+from scheduler.policy.cycle import plan_cycle
+from scheduler.policy.model import Job, Node, Placement, Plan, Queue, Start
 from scheduler.policy.settings import PolicySettings
 from scheduler.policy.state import SchedulerState
-from scheduler.tables import DeviceRow, JobRow, NodeRow, RunRow
+from scheduler.tables import JobRow
+
+_POISON_MAX: Final = 16
+"""Jobs set aside in one cycle; more at once is not a matter of single jobs."""
+
+_BATCH: Final = 5000
+_SHELF_MS_MAX: Final = 60_000
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class _Known:
+    """A job in the picture: its attempt in the database, and what it holds if it runs."""
+
+    attempt: int
+    job: Job
+    start: Start | None = None
+    began_ms: int = 0
+
+
+@dataclass(frozen=True)
+class _Shelved:
+    until_ms: int
+    pause_ms: int
 
 
 class LiveState:
@@ -22,126 +54,195 @@ class LiveState:
 
     def __init__(self, settings: PolicySettings) -> None:
         self._settings = settings
-        self._shape: tuple[object, ...] | None = None
-        self._queued: dict[UUID, int] = {}
-        self._running: dict[UUID, int] = {}
-        self._shelved: dict[UUID, int] = {}
+        self._nodes: dict[str, Node] = {}
+        self._tenants: frozenset[str] = frozenset()
+        self._known: dict[UUID, _Known] = {}
+        self._shelved: dict[UUID, _Shelved] = {}
+        self.set_aside: dict[UUID, str] = {}
+        self.devices: dict[tuple[str, int], Device] = {}
         self.policy = SchedulerState((), settings)
 
-    def shelve(self, job_id: UUID, until_ms: int) -> None:
-        """Keep a waiting job out of the picture for a while, so that it blocks nobody."""
-        self._shelved[job_id] = until_ms
+    def shelve(self, job_id: UUID, now_ms: int, pause_ms: int) -> None:
+        """Keep a waiting job out of the picture for a while, so that it blocks nobody; longer every time."""
+        before = self._shelved.get(job_id)
+        pause = pause_ms if before is None else min(2 * before.pause_ms, _SHELF_MS_MAX)
+        self._shelved[job_id] = _Shelved(now_ms + pause, pause)
 
-    def refresh(self, session: Session, now_ms: int) -> None:
-        """Bring the picture up to the database. A change of nodes or tenants begins a new picture."""
+    def is_shelved(self, job_id: UUID, now_ms: int) -> bool:
+        """Whether a waiting job is out of the picture for now."""
+        kept = self._shelved.get(job_id)
+        return kept is not None and kept.until_ms > now_ms
+
+    def refresh(self, session: Session, now_ms: int, answering: AbstractSet[str]) -> None:
+        """Bring the picture up to the database. Only nodes that answer are offered to new jobs."""
         live = session.execute(
             select(JobRow.id, JobRow.state, JobRow.attempt, JobRow.tenant_id, JobRow.stop_reason)
             .where(JobRow.ended_at.is_(None))
             .order_by(JobRow.id)
         ).all()
-        nodes = _nodes(session)
-        # Queues are never taken away within a picture, so a tenant whose last job ended costs no rebuild.
-        tenants = {str(row.tenant_id) for row in live}
-        known = set(self._shape[1]) if self._shape is not None else set()  # type: ignore[call-overload]
-        if self._shape is None or self._shape[0] != nodes or not tenants <= known:
-            self._begin(nodes, sorted(tenants | known))
+        ids = {row.id for row in live}
+        self._shelved = {job_id: kept for job_id, kept in self._shelved.items() if job_id in ids}
+        self.set_aside = {job_id: why for job_id, why in self.set_aside.items() if job_id in ids}
         # A cancelled job that still waits must not be placed, a running one keeps its slices until it is dead.
-        self._shelved = {job_id: until for job_id, until in self._shelved.items() if until > now_ms}
         queued = {
             row.id: row.attempt
             for row in live
-            if row.state == "queued" and row.stop_reason is None and row.id not in self._shelved
+            if row.state == "queued"
+            and row.stop_reason is None
+            and row.id not in self.set_aside
+            and not self.is_shelved(row.id, now_ms)
         }
         running = {row.id: row.attempt for row in live if row.state != "queued"}
-        self._forget(queued, running, now_ms)
+        self.devices, nodes = nodes_of(session, answering)
+        self._forget(session, queued, running, now_ms)
+        self._take_in(nodes, frozenset(str(row.tenant_id) for row in live))
         self._learn(session, queued, running, now_ms)
+        self._renew(nodes)
 
-    def _begin(self, nodes: tuple[Node, ...], tenants: list[str]) -> None:
-        self.policy = SchedulerState((Queue(tenant) for tenant in tenants), self._settings)
-        for node in nodes:
-            self.policy.node_joined(node)
-        self._shape = (nodes, tuple(tenants))
-        self._queued, self._running = {}, {}
+    def plan(self, now_ms: int) -> Plan:
+        """Plan a cycle; whatever single job makes the policy fail is set aside and the others go on."""
+        for _ in range(_POISON_MAX):
+            try:
+                return plan_cycle(self.policy, now_ms)
+            except Exception as error:
+                waiting = [job_id for job_id, known in sorted(self._known.items()) if known.start is None]
+                culprit = find_poison(waiting, lambda some: self._fails(some, now_ms))
+                if culprit is None:
+                    raise
+                _log.exception("job_set_aside", job=str(culprit))
+                self._put_aside(culprit, f"the scheduler fails on it ({type(error).__name__}: {error})")
+                self._rebuild()
+        message = f"the policy fails on more than {_POISON_MAX} jobs"
+        raise RuntimeError(message)
 
-    def _forget(self, queued: dict[UUID, int], running: dict[UUID, int], now_ms: int) -> None:
-        for job_id in [known for known, attempt in self._queued.items() if queued.get(known) != attempt]:
+    def _fails(self, waiting: Sequence[UUID], now_ms: int) -> bool:
+        try:
+            plan_cycle(self._replay(waiting), now_ms)
+        except Exception:  # noqa: BLE001 - whether it fails is the question
+            return True
+        return False
+
+    def _put_aside(self, job_id: UUID, why: str) -> None:
+        self.set_aside[job_id] = f"set aside, because {why}; the operator has been told"
+        self._known.pop(job_id, None)
+
+    def _forget(
+        self, session: Session, queued: Mapping[UUID, int], running: Mapping[UUID, int], now_ms: int
+    ) -> None:
+        waited = [
+            job_id
+            for job_id, known in self._known.items()
+            if known.start is None and queued.get(job_id) != known.attempt
+        ]
+        ran = [
+            job_id
+            for job_id, known in self._known.items()
+            if known.start is not None and running.get(job_id) != known.attempt
+        ]
+        for job_id in waited:
             self.policy.job_withdrawn(str(job_id))
-            del self._queued[job_id]
-        for job_id in [known for known, attempt in self._running.items() if running.get(known) != attempt]:
-            self.policy.allocation_ended(str(job_id), now_ms, succeeded=False)
-            del self._running[job_id]
+            del self._known[job_id]
+        succeeded = _succeeded(session, ran)
+        for job_id in ran:
+            self.policy.allocation_ended(str(job_id), now_ms, succeeded=job_id in succeeded)
+            del self._known[job_id]
 
-    def _learn(self, session: Session, queued: dict[UUID, int], running: dict[UUID, int], now_ms: int) -> None:
+    def _take_in(self, nodes: Sequence[Node], tenants: frozenset[str]) -> None:
+        """Make room for new nodes and tenants; a new tenant or another topology begins a new picture.
+
+        Queues are never taken away within a picture, so a tenant whose last job ended costs no rebuild.
+        """
+        moved = any(
+            node.name in self._nodes and self._nodes[node.name].topology != node.topology for node in nodes
+        )
+        new = [node for node in nodes if node.name not in self._nodes]
+        if moved or not tenants <= self._tenants:
+            self._nodes = {node.name: node for node in nodes}
+            self._tenants |= tenants
+            self._rebuild()
+            return
+        for node in new:
+            self._nodes[node.name] = node
+            self.policy.node_joined(_all_healthy(node))
+
+    def _renew(self, nodes: Sequence[Node]) -> None:
+        """Health and openness come last: what runs on a device that has just become unhealthy keeps it."""
+        for node in nodes:
+            known = self.policy.capacity.nodes.get(node.name)
+            if known is None or known.node != node:
+                self.policy.node_joined(node)
+            self._nodes[node.name] = node
+
+    def _rebuild(self) -> None:
+        self.policy = self._replay([job_id for job_id, known in self._known.items() if known.start is None])
+
+    def _replay(self, waiting: Iterable[UUID]) -> SchedulerState:
+        """A new picture of what is known, with only these of the waiting jobs."""
+        state = SchedulerState((Queue(tenant) for tenant in sorted(self._tenants)), self._settings)
+        for node in self._nodes.values():
+            state.node_joined(_all_healthy(node))
+        for _, known in sorted(self._known.items()):
+            if known.start is not None:
+                state.job_queued(known.job)
+                state.allocation_started(known.start, known.began_ms)
+        for node in self._nodes.values():
+            state.node_joined(node)
+        for job_id in sorted(waiting):
+            state.job_queued(self._known[job_id].job)
+        return state
+
+    def _learn(
+        self, session: Session, queued: Mapping[UUID, int], running: Mapping[UUID, int], now_ms: int
+    ) -> None:
         new = [
             job_id
             for job_id in (*queued, *running)
-            if job_id not in self._queued and job_id not in self._running
+            if job_id not in self._known and job_id not in self.set_aside
         ]
-        if not new:
-            return
+        for first in range(0, len(new), _BATCH):
+            self._learn_some(session, new[first : first + _BATCH], running, now_ms)
+
+    def _learn_some(
+        self, session: Session, new: Sequence[UUID], running: Mapping[UUID, int], now_ms: int
+    ) -> None:
         rows = session.scalars(select(JobRow).where(JobRow.id.in_(new)).order_by(JobRow.id)).all()
-        placements = _placements(session, [row.id for row in rows if row.id in running])
+        placements = placements_of(session, [row.id for row in rows if row.id in running], self.devices)
         for row in rows:
-            self.policy.job_queued(policy_job(row), now_ms)
-            if row.id in queued:
-                self._queued[row.id] = row.attempt
-            else:
+            known = _Known(row.attempt, job_of(row))
+            if row.id in running:
                 began = unix_ms(row.placed_at) if row.placed_at is not None else now_ms
-                self.policy.allocation_started(Start(str(row.id), placements[row.id]), began)
-                self._running[row.id] = row.attempt
+                known = replace(known, start=Start(str(row.id), placements[row.id]), began_ms=began)
+            try:
+                self._add(known)
+            except HubError as refusal:
+                _log.error("job_set_aside", job=str(row.id), code=refusal.code, reason=str(refusal))
+                self._put_aside(row.id, str(refusal))
+            else:
+                self._known[row.id] = known
+
+    def _add(self, known: _Known) -> None:
+        self.policy.job_queued(known.job)
+        if known.start is None:
+            return
+        try:
+            self.policy.allocation_started(known.start, known.began_ms)
+        except HubError:
+            self.policy.job_withdrawn(known.job.id)
+            raise
 
 
-def policy_job(row: JobRow) -> Job:
-    """A job in the policy's words; every tenant has a queue of its own, so tenants share fairly."""
-    return Job(
-        id=str(row.id),
-        queue=str(row.tenant_id),
-        tenant=str(row.tenant_id),
-        user=str(row.submitted_by),
-        name=row.name,
-        submitted_ms=unix_ms(row.queued_at),
-        time_limit_ms=row.time_limit_ms,
-        models=tuple(row.models),
-        nodes=row.node_count,
-        devices_per_node=row.devices_per_node,
-        slots_milli=row.slots_milli,
-        cpu_milli=row.cpu_milli,
-        memory_mib=row.memory_mib,
-        priority=row.priority,
-        attempt=row.attempt + 1,
+def machines_of(placements: Sequence[Placement]) -> tuple[Placement, ...]:
+    """The same placements with the machines' own names."""
+    return tuple(Placement(machine_of(placement.node), placement.devices) for placement in placements)
+
+
+def _all_healthy(node: Node) -> Node:
+    return replace(node, devices=tuple(replace(device, healthy=True) for device in node.devices))
+
+
+def _succeeded(session: Session, job_ids: Sequence[UUID]) -> frozenset[UUID]:
+    if not job_ids:
+        return frozenset()
+    return frozenset(
+        session.scalars(select(JobRow.id).where(JobRow.id.in_(job_ids), JobRow.state == "succeeded"))
     )
-
-
-def _nodes(session: Session) -> tuple[Node, ...]:
-    devices: dict[str, list[DeviceRow]] = {}
-    for device in session.scalars(select(DeviceRow).order_by(DeviceRow.node, DeviceRow.index)):
-        devices.setdefault(device.node, []).append(device)
-    return tuple(
-        Node(
-            name=row.name,
-            model=model,
-            devices=tuple(DeviceState(device.index, device.healthy) for device in of_model),
-            cpu_milli=row.cpu_milli,
-            memory_mib=row.memory_mib,
-            topology=tuple(str(row.labels[key]) for key in ("zone", "switch") if key in row.labels),
-            schedulable=row.state == "up",
-        )
-        for row in session.scalars(select(NodeRow).order_by(NodeRow.name))
-        for model, of_model in _by_model(devices.get(row.name, ()))
-    )
-
-
-def _by_model(devices: Iterable[DeviceRow]) -> list[tuple[str, list[DeviceRow]]]:
-    models: dict[str, list[DeviceRow]] = {}
-    for device in devices:
-        models.setdefault(device.model, []).append(device)
-    return sorted(models.items())
-
-
-def _placements(session: Session, job_ids: list[UUID]) -> dict[UUID, tuple[Placement, ...]]:
-    found: dict[UUID, list[Placement]] = {job_id: [] for job_id in job_ids}
-    query = select(RunRow).join(JobRow, (JobRow.id == RunRow.job_id) & (JobRow.attempt == RunRow.attempt))
-    for run in session.scalars(query.where(JobRow.id.in_(job_ids)).order_by(RunRow.job_id, RunRow.rank)):
-        slices = tuple(DeviceSlice(*device) for device in run.devices)
-        found[run.job_id].append(Placement(run.node, slices))
-    return {job_id: tuple(placements) for job_id, placements in found.items()}

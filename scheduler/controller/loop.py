@@ -2,16 +2,17 @@
 
 Every step decides on what the database says, commits, and only then talks to nodes. Killing it anywhere loses
 nothing: the next leader reads the same tables, syncs nodes to the same intents and gets the same reports again.
+Nothing that goes wrong in a step ends the process: the next tick begins again from the database.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from dataclasses import dataclass
+from datetime import timedelta
 from typing import Final
 
 import structlog
 from sqlalchemy import Engine, select, update
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from kernel.clock import boottime_ms, utc_now
@@ -20,21 +21,21 @@ from scheduler.controller.admitting import admit
 from scheduler.controller.desired import Store, desired_runs
 from scheduler.controller.inventory import record_node
 from scheduler.controller.live_state import LiveState
-from scheduler.controller.observing import end_waiting, lose_node, observe, settle
+from scheduler.controller.nodes import Nodes
+from scheduler.controller.observing import Observed, lose_node, observe
 from scheduler.controller.ports import Accounting, Machines
+from scheduler.controller.settling import end_waiting, settle, unsettled
+from scheduler.controller.stopwatch import Stopwatch
 from scheduler.controller.wakeups import Wakeups
 from scheduler.jobs import WAKE_CHANNEL
 from scheduler.leadership import Leadership, acquire, fence, renew, resign
-from scheduler.node.protocol import Report, RunState, SyncRequest
+from scheduler.node.protocol import Report, SyncRequest
 from scheduler.policy.settings import PolicySettings
 from scheduler.refusals import LeadershipLost
 from scheduler.tables import JobRow, NodeRow
 
 _ROUNDS_MAX: Final = 20
 """Cycles in one step; what is still moving after so many is taken up at the next tick."""
-
-_STOP_MARGIN_MS: Final = 3000
-"""What a supervisor whose lease has lapsed may take to end its runs and have the kernel reap them."""
 
 _log = structlog.get_logger(__name__)
 
@@ -49,13 +50,13 @@ class Pace:
 
 
 @dataclass
-class _Node:
-    """What this controller remembers of a node between syncs; all of it may be lost."""
+class _Term:
+    """One term of leadership and what was learnt in it; all but the epoch may be lost."""
 
-    acknowledged_usage: tuple[str, ...] = ()
-    acknowledged_exits: tuple[str, ...] = ()
-    asked_boot_ms: int = 0
-    described: Report | None = None
+    leadership: Leadership
+    nodes: Nodes
+    live: LiveState
+    stopwatch: Stopwatch
 
 
 class Controller:
@@ -79,9 +80,7 @@ class Controller:
         self._holder = holder
         self._pace = pace
         self._wakeups = wakeups
-        self._live = LiveState(PolicySettings())
-        self._leadership: Leadership | None = None
-        self._nodes: dict[str, _Node] = {}
+        self._term: _Term | None = None
         self._stopping = False
 
     def stop(self) -> None:
@@ -97,146 +96,171 @@ class Controller:
             ticking = boottime_ms() >= next_tick
             if ticking:
                 next_tick = boottime_ms() + self._pace.tick_ms
-            try:
-                if self._lead(utc_now()):
-                    self.step(words, ticking=ticking)
-            except LeadershipLost as lost:
-                _log.warning("leadership_lost", reason=str(lost))
-                self._leadership = None
-            except OperationalError as error:
-                # The database is away. Whether the lease survives that is for the lease to say.
-                _log.error("database_unreachable", reason=str(error.orig))
-        if self._leadership is not None:
+            self.attempt(words, ticking=ticking)
+        self.resign()
+
+    def attempt(self, words: Iterable[str], *, ticking: bool) -> None:
+        """Lead and step; whatever goes wrong is logged, and the next tick begins again from the database."""
+        try:
+            if self.lead():
+                self.step(words, ticking=ticking)
+        except LeadershipLost as lost:
+            _log.warning("leadership_lost", reason=str(lost))
+            self._term = None
+        except DBAPIError as error:
+            # The database is away or refused. Whether the lease survives that is for the lease to say.
+            _log.error("database_failed", reason=str(error.orig))
+        except Exception:  # noqa: BLE001 - the loop outlives every step
+            _log.exception("step_failed")
+            if self._term is not None:
+                self._term.live = LiveState(PolicySettings())
+
+    def lead(self) -> bool:
+        """Renew the lease or try to get it; whether this controller leads. Raises LeadershipLost."""
+        lease, at = timedelta(milliseconds=self._pace.leader_lease_ms), utc_now()
+        with transaction(self._engine) as session:
+            if self._term is not None:
+                renew(session, self._term.leadership, lease, at)
+                return True
+            leadership = acquire(session, self._holder, lease, at)
+        if leadership is None:
+            return False
+        _log.info("leading", epoch=leadership.epoch, holder=self._holder)
+        nodes = Nodes(self._pace.node_lease_ms, boottime_ms())
+        self._term = _Term(leadership, nodes, LiveState(PolicySettings()), Stopwatch())
+        return True
+
+    def resign(self) -> None:
+        """Let a standby take over at once; if the database is away, the lease lapses by itself."""
+        if self._term is None:
+            return
+        try:
             with transaction(self._engine) as session:
-                resign(session, self._leadership, utc_now())
+                resign(session, self._term.leadership, utc_now())
+        except DBAPIError as error:
+            _log.warning("not_resigned", reason=str(error.orig))
+        self._term = None
 
     def step(self, words: Iterable[str], *, ticking: bool) -> None:
         """Admit, sync and observe until nothing moves. Raises LeadershipLost."""
-        reachable = self._machines.reachable()
+        reachable = set(self._machines.reachable())
         due = set(reachable) if ticking else {word for word in words if word in reachable}
         if ticking:
-            self._watch_leases(reachable)
+            self._give_up_lost()
             self._keep_funded()
         if WAKE_CHANNEL in words or ticking:
-            due |= self._withdraw()
+            due |= self._withdraw() & reachable
+        unheard = reachable - self._led.nodes.answering()
+        if unheard & due:
+            due = self._sync(unheard & due, reachable) | (due - unheard)
         for _ in range(_ROUNDS_MAX):
-            admitted = self._admit()
-            due |= admitted
+            due |= self._admit() & reachable
             if not due:
                 return
-            moved = self._sync(due & set(reachable))
-            due = set(reachable) if moved else set()
-
-    def _lead(self, at: datetime) -> bool:
-        lease = timedelta(milliseconds=self._pace.leader_lease_ms)
-        with transaction(self._engine) as session:
-            if self._leadership is not None:
-                renew(session, self._leadership, lease, at)
-                return True
-            self._leadership = acquire(session, self._holder, lease, at)
-        if self._leadership is None:
-            return False
-        _log.info("leading", epoch=self._leadership.epoch, holder=self._holder)
-        self._live = LiveState(PolicySettings())
-        self._nodes = {}
-        return True
+            due = self._sync(due, reachable)
 
     def _admit(self) -> set[str]:
         nodes: set[str] = set()
-        while True:
+        term = self._led
+        for _ in range(_ROUNDS_MAX):
             with transaction(self._engine) as session:
-                admitted = admit(session, self._led(), self._live, self._accounting, utc_now())
+                admitted = admit(
+                    session,
+                    term.leadership,
+                    term.live,
+                    self._accounting,
+                    utc_now(),
+                    answering=term.nodes.answering(),
+                )
             nodes |= admitted.nodes
             if not admitted.stood_back:
-                return nodes
+                break
+        return nodes
 
     def _withdraw(self) -> set[str]:
-        """End what was cancelled while it waited; returns the nodes where something must be stopped."""
+        """End what was cancelled while it waited; returns the nodes, if anything must be stopped."""
         at = utc_now()
         with transaction(self._engine) as session:
-            end_waiting(session, self._led(), self._accounting, at)
-            stopping = session.scalars(
-                select(JobRow).where(
-                    JobRow.stop_reason.is_not(None), JobRow.state.in_(("starting", "running", "stopping"))
-                )
-            ).all()
-            settle(session, {job.id for job in stopping}, self._accounting, at)
-        return set(self._machines.reachable()) if stopping else set()
+            end_waiting(session, self._led.leadership, self._accounting, at)
+            loose = unsettled(session)
+            settle(session, loose, self._accounting, at)
+        return set(self._machines.reachable()) if loose else set()
 
-    def _sync(self, names: set[str]) -> bool:
+    def _sync(self, names: set[str], reachable: set[str]) -> set[str]:
+        """One round trip to these nodes; returns those worth another one."""
+        term = self._led
+        self.lead()  # a step may be longer than the lease
         with transaction(self._engine) as session:
-            fence(session, self._led())
-            desired = desired_runs(session, self._store)
+            fence(session, term.leadership)
+            desired = desired_runs(session, self._store, names)
         requests: dict[str, SyncRequest] = {}
+        certain: dict[str, bool] = {}
         for name in sorted(names):
-            node = self._nodes.setdefault(name, _Node())
-            node.asked_boot_ms = boottime_ms()
-            requests[name] = SyncRequest(
-                epoch=self._led().epoch,
-                lease_ms=self._pace.node_lease_ms,
-                desired=tuple(desired.get(name, ())),
-                acknowledged_usage=node.acknowledged_usage,
-                acknowledged_exits=node.acknowledged_exits,
-            )
-        reports = self._machines.sync(requests)
+            now_ms = boottime_ms()
+            request = term.nodes.request(name, term.leadership.epoch, desired.get(name, ()), now_ms)
+            if request is not None:
+                requests[name], certain[name] = request, term.nodes.certain(name, now_ms)
+        reports = {
+            name: report
+            for name, report in self._machines.sync(requests).items()
+            if _is_from(name, report) and name in requests
+        }
         at = utc_now()
+        observed = {
+            name: Observed(report, frozenset(spec.run_id for spec in requests[name].desired), certain[name])
+            for name, report in reports.items()
+        }
         with transaction(self._engine) as session:
-            self._describe(session, reports, at)
-            moved = observe(session, self._led(), reports, self._accounting, at)
-        for name, report in reports.items():
-            self._remember(name, report)
-        return moved or any(report.usage_pending > len(report.usage) for report in reports.values())
+            fence(session, term.leadership)
+            self._describe(session, reports)
+            moved, kept = observe(session, term.leadership, observed, self._accounting, at)
+        for name in kept:
+            term.nodes.answered(name, reports[name])
+        more = {name for name in kept if reports[name].usage_pending}
+        return set(reachable) if moved else more
 
-    def _remember(self, name: str, report: Report) -> None:
-        """What is now safe in the database need not be reported again."""
-        node = self._nodes[name]
-        node.acknowledged_usage = tuple(record.id for record in report.usage)
-        node.acknowledged_exits = tuple(run.run_id for run in report.runs if run.state is RunState.ENDED)
-        node.described = _description(report)
-
-    def _describe(self, session: Session, reports: Mapping[str, Report], at: datetime) -> None:
-        fence(session, self._led())
+    def _describe(self, session: Session, reports: Mapping[str, Report]) -> None:
+        at = utc_now()
         for name, report in sorted(reports.items()):
-            if self._nodes[name].described != _description(report):
+            if self._led.nodes.describes(name, report):
                 record_node(session, report, at)
-        session.execute(update(NodeRow).where(NodeRow.name.in_(list(reports))).values(last_seen_at=at))
+        if reports:
+            session.execute(update(NodeRow).where(NodeRow.name.in_(list(reports))).values(last_seen_at=at))
 
-    def _watch_leases(self, reachable: Iterable[str]) -> None:
+    def _give_up_lost(self) -> None:
         """Give up nodes on which every lease this controller could have renewed has lapsed for certain."""
-        patience = self._pace.node_lease_ms + _STOP_MARGIN_MS
-        at, now_ms = utc_now(), boottime_ms()
+        term, at = self._led, utc_now()
         with transaction(self._engine) as session:
-            fence(session, self._led())
-            rows = session.scalars(select(NodeRow).where(NodeRow.state != "down").order_by(NodeRow.name)).all()
-            for row in rows:
-                node = self._nodes.setdefault(row.name, _Node(asked_boot_ms=now_ms))
-                unseen_ms = (at - row.last_seen_at) // timedelta(milliseconds=1)
-                if unseen_ms > patience and (now_ms - node.asked_boot_ms > patience or row.name in reachable):
-                    if row.name in reachable and now_ms - node.asked_boot_ms <= patience:
-                        continue
-                    _log.warning("node_lost", node=row.name, unseen_ms=unseen_ms)
-                    row.state = "down"
-                    lose_node(session, self._led(), row.name, self._accounting, at)
+            fence(session, term.leadership)
+            up = session.scalars(select(NodeRow.name).where(NodeRow.state != "down")).all()
+            for name in term.nodes.lost(up, boottime_ms()):
+                _log.warning("node_lost", node=name)
+                session.execute(update(NodeRow).where(NodeRow.name == name).values(state="down"))
+                lose_node(session, term.leadership, name, self._accounting, at)
+                term.nodes.forget(name)
 
     def _keep_funded(self) -> None:
-        at = utc_now()
+        term, at = self._led, utc_now()
         with transaction(self._engine) as session:
-            fence(session, self._led())
+            fence(session, term.leadership)
             jobs = session.scalars(
                 select(JobRow)
                 .where(JobRow.state.in_(("starting", "running")), JobRow.stop_reason.is_(None))
                 .order_by(JobRow.id)
             ).all()
-            broke = set(self._accounting.keep_funded(session, jobs, at))
+            elapsed = term.stopwatch.elapsed_ms(jobs, at, boottime_ms())
+            broke = self._accounting.keep_funded(session, jobs, elapsed, at)
             for job in jobs:
                 if job.id in broke:
-                    job.stop_reason = "funds_exhausted"
+                    job.stop_reason, job.reason = "funds_exhausted", broke[job.id]
 
-    def _led(self) -> Leadership:
-        assert self._leadership is not None  # noqa: S101 - run() leads before it steps
-        return self._leadership
+    @property
+    def _led(self) -> _Term:
+        assert self._term is not None  # noqa: S101 - lead() comes before step()
+        return self._term
 
 
-def _description(report: Report) -> Report:
-    """The part of a report that describes the node rather than what happens on it."""
-    return replace(report, runs=(), usage=(), usage_pending=0, refused=(), seq=0, epoch_seen=0)
+def _is_from(name: str, report: Report) -> bool:
+    if report.node != name:
+        _log.error("node_answers_for_another", asked=name, answered=report.node)
+    return report.node == name

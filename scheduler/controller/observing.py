@@ -1,123 +1,78 @@
-"""From what nodes report to what the database says, under the guard of the epoch.
+"""From what nodes report to what the database says of runs, under the guard of the epoch.
 
-A run only moves forward. A job runs when all its ranks run, fails as soon as one rank fails (the others are then
-stopped), and is over when all its ranks are known to be dead; its devices are free from that moment and no sooner.
+A run only moves forward. It ends when its node says so, when its node certainly does not have it, or when the node is
+given up; its slices are free from the moment we know that, and no sooner.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import select
-from sqlalchemy.dialects.postgresql import Range
+import structlog
+from sqlalchemy import func, literal, select, text, update
 from sqlalchemy.orm import Session
 
 from kernel.clock import from_unix_ms
 from scheduler.controller.ports import Accounting
+from scheduler.controller.settling import settle
 from scheduler.leadership import Leadership, fence
 from scheduler.node.protocol import EndReason, Refusal, Report, RunState, RunStatus
-from scheduler.tables import AllocationRow, JobRow, RunRow
-
-_INFRASTRUCTURE: Final = frozenset({"lease_lost", "supervisor_lost", "node_lost"})
-"""Ends that are the centre's fault: the job is tried again if it has retries left."""
+from scheduler.tables import AllocationRow, DeviceRow, JobRow, RunRow
 
 _ORDER: Final = {"placed": 0, "starting": 1, "running": 2, "stopping": 3, "ended": 4}
+
+_FOR_NOW: Final = frozenset({"taken", "node_full"})
+"""Refusals that only say "not now": the run is asked for again with the next sync."""
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Observed:
+    """A node's answer and what it answers.
+
+    Args:
+        asked: ids of the runs that were desired there.
+        certain: whether no earlier request is still on its way, so that a run it does not name is not there.
+    """
+
+    report: Report
+    asked: AbstractSet[str]
+    certain: bool
 
 
 def observe(
     session: Session,
     leadership: Leadership,
-    reports: Mapping[str, Report],
+    observed: Mapping[str, Observed],
     accounting: Accounting,
     at: datetime,
-) -> bool:
-    """Apply reports; true when something changed that makes another cycle or sync worth while.
+) -> tuple[bool, list[str]]:
+    """Apply reports. A report that cannot be applied is left out, loudly, and holds nobody else up.
+
+    Returns:
+        Whether something changed that makes another cycle or sync worth while, and the nodes whose report is kept.
 
     Raises:
         LeadershipLost: nothing was written.
     """
     fence(session, leadership)
     touched: set[UUID] = set()
-    for node, report in sorted(reports.items()):
-        accounting.record_usage(session, node, report.usage, at)
-        touched |= _apply(session, node, report.runs, report.refused, at)
-    return settle(session, touched, accounting, at)
-
-
-def settle(session: Session, job_ids: set[UUID], accounting: Accounting, at: datetime) -> bool:
-    """Bring the state of jobs in line with their runs; true when one of them moved."""
-    moved = False
-    for job_id in sorted(job_ids):
-        job = session.scalars(select(JobRow).where(JobRow.id == job_id).with_for_update()).one()
-        moved |= _settle(session, job, accounting, at)
-    session.flush()
-    return moved
-
-
-def end_waiting(session: Session, leadership: Leadership, accounting: Accounting, at: datetime) -> bool:
-    """End jobs that were cancelled before they were placed; true when there were any. Raises LeadershipLost."""
-    fence(session, leadership)
-    jobs = session.scalars(
-        select(JobRow)
-        .where(JobRow.state == "queued", JobRow.stop_reason.is_not(None))
-        .order_by(JobRow.id)
-        .with_for_update()
-    ).all()
-    for job in jobs:
-        _end(session, job, "cancelled", "cancelled while it waited", accounting, at)
-    return bool(jobs)
-
-
-def _apply(
-    session: Session, node: str, statuses: Sequence[RunStatus], refused: Sequence[Refusal], at: datetime
-) -> set[UUID]:
-    by_id = {UUID(status.run_id): status for status in statuses}
-    refusals = {UUID(refusal.run_id): refusal for refusal in refused}
-    touched = set()
-    runs = session.scalars(
-        select(RunRow)
-        .where(RunRow.id.in_((*by_id, *refusals)), RunRow.node == node, RunRow.state != "ended")
-        .order_by(RunRow.id)
-        .with_for_update()
-    )
-    for run in runs:
-        if run.id in refusals:
-            _end_run(session, run, "start_failed", refusals[run.id].reason, None, at, at)
-            touched.add(run.job_id)
-        elif _advance(session, run, by_id[run.id], at):
-            touched.add(run.job_id)
-    session.flush()
-    return touched
-
-
-def _advance(session: Session, run: RunRow, status: RunStatus, at: datetime) -> bool:
-    if _ORDER[status.state] <= _ORDER[run.state]:
-        return False
-    run.state = status.state.value
-    if status.started_unix_ms is not None:
-        run.started_at = from_unix_ms(status.started_unix_ms)
-    if status.state is RunState.ENDED:
-        ended = from_unix_ms(status.ended_unix_ms) if status.ended_unix_ms is not None else at
-        reason = (status.end_reason or EndReason.SUPERVISOR_LOST).value
-        code = status.exit_code if status.exit_code is not None else -(status.signal or 0) or None
-        _end_run(session, run, reason, status.reason, code, ended, at)
-    return True
-
-
-def _end_run(
-    session: Session, run: RunRow, reason: str, detail: str, code: int | None, ended: datetime, at: datetime
-) -> None:
-    run.state, run.end_reason, run.end_detail, run.exit_code, run.ended_at = (
-        "ended",
-        reason,
-        detail,
-        code,
-        ended,
-    )
-    for allocation in session.scalars(select(AllocationRow).where(AllocationRow.run_id == run.id)):
-        # The slices are free from when we know, which is never before the process was dead.
-        allocation.span = Range(allocation.span.lower, max(at, ended))
+    kept = []
+    for node, one in sorted(observed.items()):
+        try:
+            with session.begin_nested():
+                accounting.record_usage(session, node, one.report.usage, at)
+                moved = _apply(session, node, one, at)
+        except Exception:  # noqa: BLE001 - one row must not stop all others
+            _log.exception("report_not_applied", node=node)
+            continue
+        touched |= moved
+        kept.append(node)
+    return settle(session, touched, accounting, at), kept
 
 
 def lose_node(
@@ -134,80 +89,84 @@ def lose_node(
     return settle(session, {run.job_id for run in runs}, accounting, at)
 
 
-def _settle(session: Session, job: JobRow, accounting: Accounting, at: datetime) -> bool:
-    if job.ended_at is not None:
-        return False
-    runs = session.scalars(
-        select(RunRow).where(RunRow.job_id == job.id, RunRow.attempt == job.attempt).order_by(RunRow.rank)
-    ).all()
-    failed = next((run for run in runs if run.state == "ended" and not _succeeded(run)), None)
-    if all(run.state == "ended" for run in runs):
-        _conclude(session, job, runs, failed, accounting, at)
-        return True
-    if failed is not None and job.stop_reason is None:
-        job.stop_reason = "rank_failed"
-        job.reason = f"rank {failed.rank} ended ({failed.end_reason}); the other ranks are being stopped"
-    if job.state == "starting" and all(run.state in {"running", "stopping", "ended"} for run in runs):
-        job.state, job.reason = "running", "all its processes run"
-        job.started_at = max(run.started_at for run in runs if run.started_at is not None)
-        return True
-    if job.stop_reason is not None and job.state != "stopping":
-        job.state = "stopping"
-        return True
-    return failed is not None
-
-
-def _conclude(
-    session: Session,
-    job: JobRow,
-    runs: Sequence[RunRow],
-    failed: RunRow | None,
-    accounting: Accounting,
-    at: datetime,
-) -> None:
-    started = [run.started_at for run in runs if run.started_at is not None]
-    if started and job.started_at is None:
-        job.started_at = max(started)
-    culprit = _culprit(runs) or failed
-    wanted = job.stop_reason not in {None, "rank_failed"}
-    if culprit is None and not wanted:
-        job.exit_code = 0
-        _end(session, job, "succeeded", "finished", accounting, at)
-    elif wanted:
-        state = "cancelled" if job.stop_reason == "cancelled" else "failed"
-        job.exit_code = culprit.exit_code if culprit is not None else 0
-        _end(session, job, state, f"stopped: {job.stop_reason}", accounting, at)
-    else:
-        assert culprit is not None  # noqa: S101 - the first branch took the other case
-        job.exit_code = culprit.exit_code
-        _fail_or_requeue(session, job, culprit, accounting, at)
-
-
-def _culprit(runs: Sequence[RunRow]) -> RunRow | None:
-    """The rank whose end brought the others down: the first that ended badly of itself, not by being stopped."""
-    bad = [run for run in runs if not _succeeded(run) and run.end_reason != EndReason.STOPPED]
-    return min(bad, key=lambda run: (run.ended_at, run.rank), default=None)
-
-
-def _fail_or_requeue(
-    session: Session, job: JobRow, culprit: RunRow, accounting: Accounting, at: datetime
-) -> None:
-    rank = f"rank {culprit.rank}: " if job.node_count > 1 else ""
-    detail = culprit.end_detail or culprit.end_reason or "ended"
-    if culprit.end_reason in _INFRASTRUCTURE and job.attempt <= job.max_retries:
-        job.state, job.stop_reason, job.placed_at, job.started_at = "queued", None, None, None
-        job.reason = f"attempt {job.attempt} was lost ({culprit.end_reason}); it waits to be tried again"
-        return
-    job.end_reason = culprit.end_reason
-    _end(session, job, "failed", f"{rank}{detail}", accounting, at)
-
-
-def _end(session: Session, job: JobRow, state: str, reason: str, accounting: Accounting, at: datetime) -> None:
-    job.state, job.reason, job.ended_at = state, reason, at
-    job.end_reason = job.end_reason or (job.stop_reason if state != "succeeded" else "exited")
+def _apply(session: Session, node: str, observed: Observed, at: datetime) -> set[UUID]:
+    statuses = {status.run_id: status for status in observed.report.runs}
+    refusals = {refusal.run_id: refusal for refusal in observed.report.refused}
+    touched = set()
+    runs = session.execute(
+        select(RunRow, JobRow.stop_reason)
+        .join(JobRow, JobRow.id == RunRow.job_id)
+        .where(RunRow.node == node, RunRow.state != "ended")
+        .order_by(RunRow.id)
+        .with_for_update(of=RunRow)
+    )
+    for run, stop_reason in runs.all():
+        run_id = str(run.id)
+        if run_id in statuses:
+            moved = _advance(session, run, statuses[run_id], stop_reason, at)
+        elif run_id in refusals:
+            moved = _refuse(session, run, refusals[run_id], at)
+        else:
+            moved = observed.certain and run_id not in observed.asked and _miss(session, run, at)
+        if moved:
+            touched.add(run.job_id)
     session.flush()
-    accounting.ended(session, job, at)
+    return touched
 
 
-def _succeeded(run: RunRow) -> bool:
-    return run.end_reason == EndReason.EXITED and run.exit_code == 0
+def _advance(session: Session, run: RunRow, status: RunStatus, stop_reason: str | None, at: datetime) -> bool:
+    if _ORDER[status.state] <= _ORDER[run.state]:
+        return False
+    run.state = status.state.value
+    if status.started_unix_ms is not None:
+        run.started_at = from_unix_ms(status.started_unix_ms)
+    if status.state is RunState.ENDED:
+        ended = from_unix_ms(status.ended_unix_ms) if status.ended_unix_ms is not None else at
+        reason = (status.end_reason or EndReason.SUPERVISOR_LOST).value
+        if reason == EndReason.STOPPED and stop_reason is None:
+            reason = "node_stopped"  # nobody asked for it: the node was shut down in order
+        code = status.exit_code if status.exit_code is not None else -(status.signal or 0) or None
+        _end_run(session, run, reason, status.reason, code, ended, at)
+    return True
+
+
+def _refuse(session: Session, run: RunRow, refusal: Refusal, at: datetime) -> bool:
+    if refusal.code in _FOR_NOW:
+        _log.warning("run_not_started_now", run=str(run.id), node=run.node, reason=refusal.reason)
+        return False
+    reason = "supervisor_lost" if refusal.code == "already_ran" else "start_failed"
+    _end_run(session, run, reason, refusal.reason, None, at, at)
+    return True
+
+
+def _miss(session: Session, run: RunRow, at: datetime) -> bool:
+    """The node certainly does not have a run that is no longer asked of it."""
+    if run.state == "placed":
+        _end_run(session, run, "never_started", "it was stopped before it was started", None, at, at)
+    else:
+        _end_run(session, run, "supervisor_lost", f"node {run.node} has forgotten it", None, at, at)
+    return True
+
+
+def _end_run(
+    session: Session, run: RunRow, reason: str, detail: str, code: int | None, ended: datetime, at: datetime
+) -> None:
+    run.state, run.end_reason, run.end_detail = "ended", reason, detail
+    run.exit_code, run.ended_at = code, ended
+    # Free from when we know, which is never before the process was dead; a clock set back must not empty the span.
+    least = func.lower(AllocationRow.span) + text("interval '1 microsecond'")
+    freed = func.greatest(literal(at), least)
+    spans: Any = session.execute(
+        update(AllocationRow)
+        .where(AllocationRow.run_id == run.id, func.upper_inf(AllocationRow.span))
+        .values(span=func.tstzrange(func.lower(AllocationRow.span), freed))
+        .returning(AllocationRow.node, AllocationRow.device_index, func.upper(AllocationRow.span))
+        .execution_options(synchronize_session=False)
+    )
+    for node, index, upper in spans.all():
+        session.execute(
+            update(DeviceRow)
+            .where(DeviceRow.node == node, DeviceRow.index == index)
+            .values(freed_at=func.greatest(DeviceRow.freed_at, upper))
+            .execution_options(synchronize_session=False)
+        )

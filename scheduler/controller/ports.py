@@ -23,7 +23,7 @@ class Machines(Protocol):
         ...
 
     def reachable(self) -> Sequence[str]:
-        """Names of the nodes that can be synced now, in order."""
+        """Names of the nodes that can be synced now, in order. Answers at once."""
         ...
 
 
@@ -43,8 +43,17 @@ class Accounting(Protocol):
         """
         ...
 
-    def keep_funded(self, session: Session, jobs: Sequence[JobRow], at: datetime) -> Sequence[UUID]:
-        """Extend what is set aside for running jobs; returns those that must be stopped for want of funds."""
+    def keep_funded(
+        self, session: Session, jobs: Sequence[JobRow], elapsed_ms: Mapping[UUID, int], at: datetime
+    ) -> Mapping[UUID, str]:
+        """Extend what is set aside for running jobs; those that must be stopped for want of funds, and why.
+
+        Args:
+            session: the controller's transaction.
+            jobs: placed and not being stopped.
+            elapsed_ms: by job, for how long its attempt has had its devices; no clock's step shows in it.
+            at: now.
+        """
         ...
 
     def record_usage(self, session: Session, node: str, records: Sequence[UsageRecord], at: datetime) -> None:

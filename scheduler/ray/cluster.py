@@ -4,6 +4,7 @@ An RPC to a running actor costs about two milliseconds, starting one costs secon
 and none per job.
 """
 
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -19,43 +20,62 @@ RESOURCE: Final = "hub_node:"
 """A raylet with the resource `hub_node:NAME` is the hub node NAME."""
 NAMESPACE: Final = "compute-hub"
 
+_LOOK_S: Final = 1.0
 _SYNC_S: Final = 3.0
 _CHANGE_WAIT_MS: Final = 10_000
 _log = structlog.get_logger(__name__)
 
 
 class RayMachines:
-    """Implements `scheduler.controller.ports.Machines` on the hub's private Ray cluster."""
+    """Implements `scheduler.controller.ports.Machines` on the hub's private Ray cluster.
+
+    Who is in the cluster is asked in a thread of its own: while Ray's head is away the last answer stands, and the
+    agents are still reached, because calls to running actors do not pass through the head.
+    """
 
     def __init__(self, address: str, wakeups: Wakeups) -> None:
         ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, configure_logging=False)
         self._wakeups = wakeups
         self._agents: dict[str, Any] = {}
         self._watched: dict[str, int] = {}
+        self._closing = threading.Event()
+        self._look()
+        threading.Thread(target=self._keep_looking, name="ray-membership", daemon=True).start()
 
     def reachable(self) -> Sequence[str]:
-        """Hub nodes whose raylet is alive; a new one gets its agent."""
-        names = sorted(
+        """Hub nodes that are in the cluster, as far as is known."""
+        return sorted(self._agents)
+
+    def _keep_looking(self) -> None:
+        while not self._closing.wait(_LOOK_S):
+            try:
+                if self._look():
+                    self._wakeups.put("membership")
+            except Exception as error:  # noqa: BLE001 - Ray raises many kinds while its head is away
+                _log.warning("membership_unknown", error=str(error))
+
+    def _look(self) -> bool:
+        """Learn who is in the cluster; a new node gets its agent. True when somebody came or went."""
+        names = {
             resource.removeprefix(RESOURCE)
             for node in ray.nodes()  # type: ignore[no-untyped-call]
             if node["Alive"]
             for resource in node["Resources"]
             if resource.startswith(RESOURCE)
-        )
-        for name in names:
-            if name not in self._agents:
-                self._agents[name] = _agent(name)
-                self._watch(name)
-        for gone in self._agents.keys() - set(names):
-            del self._agents[gone]
-        return names
+        }
+        before = self._agents
+        if names == before.keys():
+            return False
+        self._agents = {name: before.get(name) or _agent(name) for name in sorted(names)}
+        for name in sorted(names):
+            self._watch(name)
+        return True
 
     def sync(self, requests: Mapping[str, SyncRequest]) -> Mapping[str, Report]:
         """Ask all nodes at once and wait for the slowest, at most three seconds."""
+        agents = self._agents
         asked = {
-            self._agents[name].sync.remote(request): name
-            for name, request in requests.items()
-            if name in self._agents
+            agents[name].sync.remote(request): name for name, request in requests.items() if name in agents
         }
         done, _ = ray.wait(list(asked), num_returns=len(asked), timeout=_SYNC_S) if asked else ([], [])
         reports: dict[str, Report] = {}
@@ -68,6 +88,7 @@ class RayMachines:
 
     def close(self) -> None:
         """Leave the cluster; agents stay."""
+        self._closing.set()
         ray.shutdown()
 
     def _watch(self, name: str) -> None:

@@ -1,0 +1,53 @@
+"""Writes down why each waiting job waits, where that changed. Jobs alike to the policy share one explanation."""
+
+from uuid import UUID
+
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from scheduler.controller.live_state import LiveState
+from scheduler.policy.pending import QueuedJob
+from scheduler.policy.reasons import explain
+from scheduler.tables import JobRow
+
+
+def explain_waiting(session: Session, live: LiveState, now_ms: int) -> None:
+    """One query for what is written, one statement for what changed; the rest is memory."""
+    sentences: dict[tuple[object, ...], str] = {}
+    changes = []
+    rows = session.execute(
+        select(JobRow.id, JobRow.reason)
+        .where(JobRow.state == "queued", JobRow.stop_reason.is_(None))
+        .order_by(JobRow.id)
+    )
+    for job_id, written in rows:
+        sentence = _sentence(live, job_id, now_ms, sentences)
+        if sentence is not None and sentence != written:
+            changes.append({"id": job_id, "reason": sentence})
+    if changes:
+        session.execute(update(JobRow), changes)
+
+
+def _sentence(
+    live: LiveState, job_id: UUID, now_ms: int, sentences: dict[tuple[object, ...], str]
+) -> str | None:
+    aside = live.set_aside.get(job_id)
+    if aside is not None:
+        return aside
+    queued = live.policy.queued.get(str(job_id))
+    if queued is None or live.is_shelved(job_id, now_ms):
+        return None  # what shelved it has said why
+    alike = _alike(queued)
+    if alike is None:
+        return explain(live.policy, str(job_id), now_ms).sentence
+    if alike not in sentences:
+        sentences[alike] = explain(live.policy, str(job_id), now_ms).sentence
+    return sentences[alike]
+
+
+def _alike(queued: QueuedJob) -> tuple[object, ...] | None:
+    """What decides about the reason of a job that waits for nothing but room, quota and its turn."""
+    if not queued.ready:
+        return None
+    job = queued.job
+    return (queued.leaf.name, queued.shape.number, job.user, job.array_id)

@@ -1,0 +1,108 @@
+"""The tables' rows in the policy's words.
+
+A node of the policy is all devices of one model in one machine: a machine with two models is two nodes of the policy,
+named `machine/model`.
+"""
+
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from kernel.clock import unix_ms
+from scheduler.policy.model import DeviceSlice, DeviceState, Job, Node, Placement
+from scheduler.tables import DeviceRow, JobRow, NodeRow, RunRow
+
+
+@dataclass(frozen=True)
+class Device:
+    """What admission needs of a device: its centre-wide number, its model, and when it was last given back."""
+
+    number: int
+    model: str
+    freed_at: datetime | None
+
+
+def node_name(machine: str, model: str) -> str:
+    """The policy's node of a machine's devices of one model."""
+    return f"{machine}/{model}"
+
+
+def machine_of(name: str) -> str:
+    """The machine of one of the policy's nodes."""
+    return name.rpartition("/")[0]
+
+
+def job_of(row: JobRow) -> Job:
+    """A job in the policy's words; every tenant has a queue of its own, so tenants share fairly."""
+    return Job(
+        id=str(row.id),
+        queue=str(row.tenant_id),
+        tenant=str(row.tenant_id),
+        user=str(row.submitted_by),
+        name=row.name,
+        submitted_ms=unix_ms(row.queued_at),
+        time_limit_ms=row.time_limit_ms,
+        models=tuple(row.models),
+        nodes=row.node_count,
+        devices_per_node=row.devices_per_node,
+        slots_milli=row.slots_milli,
+        cpu_milli=row.cpu_milli,
+        memory_mib=row.memory_mib,
+        priority=row.priority,
+        attempt=row.attempt + 1,
+    )
+
+
+def nodes_of(
+    session: Session, answering: AbstractSet[str]
+) -> tuple[dict[tuple[str, int], Device], tuple[Node, ...]]:
+    """All devices by machine and index, and the policy's nodes; only those that answer are schedulable."""
+    devices: dict[tuple[str, int], Device] = {}
+    grouped: dict[tuple[str, str], list[DeviceState]] = {}
+    query = select(DeviceRow).order_by(DeviceRow.node, DeviceRow.index)
+    for row in session.scalars(query.execution_options(populate_existing=True)):
+        devices[row.node, row.index] = Device(row.number, row.model, row.freed_at)
+        grouped.setdefault((row.node, row.model), []).append(DeviceState(row.index, row.healthy))
+    machines = {row.name: row for row in session.scalars(select(NodeRow))}
+    nodes = tuple(
+        Node(
+            name=node_name(machine, model),
+            model=model,
+            devices=tuple(of_model),
+            cpu_milli=machines[machine].cpu_milli,
+            memory_mib=machines[machine].memory_mib,
+            topology=tuple(
+                str(machines[machine].labels[key])
+                for key in ("zone", "switch")
+                if key in machines[machine].labels
+            ),
+            schedulable=machines[machine].state == "up" and machine in answering,
+        )
+        for (machine, model), of_model in sorted(grouped.items())
+    )
+    return devices, nodes
+
+
+def placements_of(
+    session: Session, job_ids: Sequence[UUID], devices: Mapping[tuple[str, int], Device]
+) -> dict[UUID, tuple[Placement, ...]]:
+    """What the latest attempts of these jobs hold."""
+    found: dict[UUID, list[Placement]] = {job_id: [] for job_id in job_ids}
+    if not job_ids:
+        return {}
+    query = (
+        select(RunRow.job_id, RunRow.node, RunRow.devices)
+        .join(JobRow, (JobRow.id == RunRow.job_id) & (JobRow.attempt == RunRow.attempt))
+        .where(JobRow.id.in_(job_ids))
+        .order_by(RunRow.job_id, RunRow.rank)
+    )
+    for job_id, machine, pieces in session.execute(query):
+        slices = tuple(DeviceSlice(*piece) for piece in pieces)
+        name = node_name(machine, devices[machine, slices[0].device].model)
+        found[job_id].append(Placement(name, slices))
+    return {job_id: tuple(placements) for job_id, placements in found.items()}

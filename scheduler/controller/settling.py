@@ -1,0 +1,152 @@
+"""From the runs of a job to the job.
+
+It runs when all its ranks run, fails as soon as one rank fails, and is over when all its ranks are known to be dead.
+The first rank that failed of itself says why.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Final
+from uuid import UUID
+
+import structlog
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from scheduler.controller.ports import Accounting
+from scheduler.leadership import Leadership, fence
+from scheduler.node.protocol import EndReason
+from scheduler.tables import JobRow, RunRow
+
+_INFRASTRUCTURE: Final = frozenset({"lease_lost", "supervisor_lost", "node_lost", "node_stopped"})
+"""Ends that are the centre's fault: the job is tried again if it has retries left."""
+
+_STOPPED: Final = frozenset({EndReason.STOPPED.value, "never_started"})
+
+_log = structlog.get_logger(__name__)
+
+
+def settle(session: Session, job_ids: set[UUID], accounting: Accounting, at: datetime) -> bool:
+    """Bring the state of jobs in line with their runs; true when one of them moved.
+
+    A job that cannot be settled is left as it is, loudly; its runs are settled with again at the next tick.
+    """
+    moved = False
+    for job_id in sorted(job_ids):
+        try:
+            with session.begin_nested():
+                job = session.scalars(select(JobRow).where(JobRow.id == job_id).with_for_update()).one()
+                moved |= _settle(session, job, accounting, at)
+                session.flush()
+        except Exception:  # noqa: BLE001 - one row must not stop all others
+            _log.exception("job_not_settled", job=str(job_id))
+    return moved
+
+
+def unsettled(session: Session) -> set[UUID]:
+    """Jobs that are placed and either to be stopped or with no run left, whatever brought them there."""
+    living = select(RunRow.id).where(
+        RunRow.job_id == JobRow.id, RunRow.attempt == JobRow.attempt, RunRow.state != "ended"
+    )
+    placed = JobRow.state.in_(("starting", "running", "stopping"))
+    return set(
+        session.scalars(select(JobRow.id).where(placed, JobRow.stop_reason.is_not(None) | ~living.exists()))
+    )
+
+
+def end_waiting(session: Session, leadership: Leadership, accounting: Accounting, at: datetime) -> bool:
+    """End jobs that were cancelled before they were placed; true when there were any. Raises LeadershipLost."""
+    fence(session, leadership)
+    jobs = session.scalars(
+        select(JobRow)
+        .where(JobRow.state == "queued", JobRow.stop_reason.is_not(None))
+        .order_by(JobRow.id)
+        .with_for_update()
+    ).all()
+    for job in jobs:
+        _end(session, job, "cancelled", "cancelled while it waited", accounting, at)
+    return bool(jobs)
+
+
+def _settle(session: Session, job: JobRow, accounting: Accounting, at: datetime) -> bool:
+    if job.ended_at is not None or job.state == "queued":
+        return False
+    runs = session.scalars(
+        select(RunRow).where(RunRow.job_id == job.id, RunRow.attempt == job.attempt).order_by(RunRow.rank)
+    ).all()
+    failed = next((run for run in runs if run.state == "ended" and not _succeeded(run)), None)
+    if all(run.state == "ended" for run in runs):
+        _conclude(session, job, runs, failed, accounting, at)
+        return True
+    news = False
+    if failed is not None and job.stop_reason is None:
+        job.stop_reason = "rank_failed"
+        job.reason = f"rank {failed.rank} ended ({failed.end_reason}); the other ranks are being stopped"
+        news = True
+    if job.state == "starting" and all(run.state in {"running", "stopping", "ended"} for run in runs):
+        job.state = "running"
+        job.reason = "all its processes run" if failed is None else job.reason
+        job.started_at = _started_at(runs) or at
+        news = True
+    if job.stop_reason is not None and job.state != "stopping":
+        job.state = "stopping"
+        news = True
+    return news
+
+
+def _conclude(
+    session: Session,
+    job: JobRow,
+    runs: Sequence[RunRow],
+    failed: RunRow | None,
+    accounting: Accounting,
+    at: datetime,
+) -> None:
+    job.started_at = job.started_at or _started_at(runs)
+    culprit = _culprit(runs) or failed
+    wanted = job.stop_reason not in {None, "rank_failed"}
+    if culprit is None and not wanted:
+        job.exit_code = 0
+        _end(session, job, "succeeded", "finished", accounting, at)
+    elif wanted:
+        state = "cancelled" if job.stop_reason == "cancelled" else "failed"
+        job.exit_code = culprit.exit_code if culprit is not None else 0
+        said = f": {job.reason}" if job.stop_reason == "funds_exhausted" else ""
+        _end(session, job, state, f"stopped: {job.stop_reason}{said}", accounting, at)
+    else:
+        assert culprit is not None  # noqa: S101 - the first branch took the other case
+        _fail_or_requeue(session, job, culprit, accounting, at)
+
+
+def _started_at(runs: Sequence[RunRow]) -> datetime | None:
+    return max((run.started_at for run in runs if run.started_at is not None), default=None)
+
+
+def _culprit(runs: Sequence[RunRow]) -> RunRow | None:
+    """The rank whose end brought the others down: the first that ended badly of itself, not by being stopped."""
+    bad = [run for run in runs if not _succeeded(run) and run.end_reason not in _STOPPED]
+    return min(bad, key=lambda run: (run.ended_at, run.rank), default=None)
+
+
+def _fail_or_requeue(
+    session: Session, job: JobRow, culprit: RunRow, accounting: Accounting, at: datetime
+) -> None:
+    rank = f"rank {culprit.rank}: " if job.node_count > 1 else ""
+    detail = culprit.end_detail or culprit.end_reason or "ended"
+    if culprit.end_reason in _INFRASTRUCTURE and job.attempt <= job.max_retries:
+        job.state, job.stop_reason, job.placed_at, job.started_at = "queued", None, None, None
+        job.reason = f"attempt {job.attempt} was lost ({culprit.end_reason}); it waits to be tried again"
+        return
+    job.exit_code, job.end_reason = culprit.exit_code, culprit.end_reason
+    _end(session, job, "failed", f"{rank}{detail}", accounting, at)
+
+
+def _end(session: Session, job: JobRow, state: str, reason: str, accounting: Accounting, at: datetime) -> None:
+    job.state, job.reason, job.ended_at = state, reason, at
+    job.end_reason = job.end_reason or (job.stop_reason if state != "succeeded" else "exited")
+    session.flush()
+    accounting.ended(session, job, at)
+
+
+def _succeeded(run: RunRow) -> bool:
+    return run.end_reason == EndReason.EXITED and run.exit_code == 0

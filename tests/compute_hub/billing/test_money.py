@@ -1,0 +1,149 @@
+"""Holding, extending, charging, releasing: never twice, never beyond what is held, nothing kept too long."""
+
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+
+import pytest
+from sqlalchemy import Engine
+from sqlalchemy.orm import Session
+
+from compute_hub.billing.charging import charge_job
+from compute_hub.billing.funding import MARGIN_MS
+from kernel.database import transaction
+from tests.compute_hub.billing.house import HOUR_MS, NOW, YUAN, House
+from vouchers.wallets import deposit
+
+AFTER = timedelta(minutes=11)
+
+
+def test_usage_is_charged_once_by_two_racing_billers_and_the_rest_comes_back(house: House) -> None:
+    job_id = house.submit()
+    assert house.admit(job_id) is None
+    house.meter(*(house.record(job_id, k, HOUR_MS // 40, final=k == 19) for k in range(20)))
+    house.end(job_id)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda _: house.bill(), range(2)))
+    house.bill()
+    assert house.charged() == (1000 * HOUR_MS // 2, 18 * YUAN, 0)
+    assert house.balance() == (982 * YUAN, 0)
+    assert house.sql("SELECT count(*) FROM uncharged_usage") == [(0,)]
+
+
+def test_a_biller_whose_connection_dies_before_its_commit_charges_nothing_and_is_repeated(house: House) -> None:
+    job_id = house.submit()
+    house.admit(job_id)
+    house.meter(house.record(job_id, 0, 1000, final=True))
+    with Session(house.engine) as session:
+        charge_job(session, job_id, NOW)
+        session.connection().connection.dbapi_connection.close()  # type: ignore[union-attr]
+        with pytest.raises(Exception, match="closed"):
+            session.commit()
+    assert house.charged() == (0, 0, 0)
+    house.bill()
+    assert house.charged() == (1_000_000, 10_000, 0)
+
+
+def test_a_retry_on_a_dearer_model_is_held_and_charged_at_its_own_price(house: House) -> None:
+    job_id = house.submit()
+    house.admit(job_id)
+    house.meter(house.record(job_id, 0, HOUR_MS // 2, final=True))
+    assert house.admit(job_id, "sim-b") is None
+    house.meter(house.record(job_id, 0, HOUR_MS, attempt=2, final=True))
+    house.end(job_id)
+    house.bill()
+    assert house.charged() == (1000 * HOUR_MS * 3 // 2, 90 * YUAN, 0)
+    assert house.balance() == (910 * YUAN, 0)
+
+
+def test_usage_beyond_what_is_held_is_forgone_and_never_captured(house: House) -> None:
+    job_id = house.submit(limit_ms=HOUR_MS)
+    house.admit(job_id)
+    held = house.balance()[1]
+    house.meter(house.record(job_id, 0, 2 * HOUR_MS, final=True))
+    house.end(job_id)
+    house.bill()
+    assert house.charged() == (2000 * HOUR_MS, held, 72 * YUAN - held)
+    assert house.balance() == (1000 * YUAN - held, 0)
+
+
+def test_a_running_job_is_extended_at_half_a_stretch_and_not_before(house: House) -> None:
+    job_id = house.submit()
+    house.admit(job_id)
+    held = house.balance()[1]
+    assert house.keep(job_id, HOUR_MS // 2 - 1) is None
+    assert house.balance()[1] == held
+    assert house.keep(job_id, HOUR_MS // 2 + 1) is None
+    assert house.balance()[1] > held + 17 * YUAN
+
+
+def test_a_wall_clock_step_neither_holds_more_nor_stops_the_job(house: House) -> None:
+    job_id = house.submit()
+    house.admit(job_id)
+    held = house.balance()[1]
+    for step in (timedelta(hours=1), timedelta(hours=-1)):
+        assert house.keep(job_id, 60_000, at=NOW + step) is None
+        assert house.balance()[1] == held
+
+
+def test_a_job_without_further_funds_is_stopped_while_its_way_out_is_still_covered(engine: Engine) -> None:
+    house = House(engine, prepaid_yuan=37)
+    job_id = house.submit(models=("sim-a",))
+    assert house.admit(job_id) is None
+    assert house.keep(job_id, HOUR_MS - 60_000) is None
+    assert house.sql("SELECT reason LIKE 'its funds will not last%' FROM jobs") == [(True,)]
+    assert house.keep(job_id, HOUR_MS + 1) is not None
+    house.meter(house.record(job_id, 0, HOUR_MS + 5000 + MARGIN_MS, final=True))
+    house.end(job_id)
+    house.bill()
+    assert house.charged()[2] == 0
+
+
+def test_an_unfunded_job_waits_with_a_reason_and_starts_when_a_deposit_arrives(engine: Engine) -> None:
+    house = House(engine, prepaid_yuan=40)
+    first, second = house.submit(models=("sim-a",)), house.submit(models=("sim-a",))
+    assert house.admit(first) is None
+    refused = house.admit(second)
+    assert refused is not None
+    assert refused.startswith("waiting for funds: ")
+    with transaction(engine) as session:
+        deposit(session, house.tenant, 40 * YUAN, "second", NOW)
+    assert house.admit(second, at=NOW + timedelta(seconds=1)) is None
+
+
+def test_a_job_that_never_started_gets_everything_back(house: House) -> None:
+    job_id = house.submit()
+    house.admit(job_id)
+    house.end(job_id)
+    house.bill()
+    assert house.balance()[1] > 0
+    house.bill(NOW + AFTER)
+    assert house.balance() == (1000 * YUAN, 0)
+
+
+def test_money_is_kept_for_the_last_records_of_a_lost_run_and_what_comes_later_is_forgone(house: House) -> None:
+    job_id = house.submit()
+    house.admit(job_id)
+    house.meter(house.record(job_id, 0, 60_000))
+    house.end(job_id)
+    house.bill()
+    assert house.balance()[1] > 0
+    house.meter(house.record(job_id, 1, 60_000))
+    house.bill()
+    assert house.charged() == (120_000_000, 1_200_000, 0)
+    house.bill(NOW + AFTER)
+    assert house.balance()[1] == 0
+    house.meter(house.record(job_id, 2, 60_000, final=True))
+    house.bill(NOW + AFTER)
+    assert house.charged() == (180_000_000, 1_200_000, 600_000)
+
+
+def test_a_record_behind_a_gap_waits_for_the_gap_and_is_not_billed_for_ever(house: House) -> None:
+    job_id = house.submit()
+    house.admit(job_id)
+    house.meter(house.record(job_id, 0, 1000), house.record(job_id, 2, 1000, final=True))
+    house.bill()
+    assert house.charged() == (1_000_000, 10_000, 0)
+    house.end(job_id)
+    house.bill(NOW + AFTER)
+    assert house.charged() == (2_000_000, 10_000, 10_000)
+    assert house.balance()[1] == 0

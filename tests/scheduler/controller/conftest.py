@@ -1,0 +1,13 @@
+"""Real supervisors and a real database for the controller."""
+
+import pytest
+from sqlalchemy import Engine
+
+from tests.scheduler.controller.cluster import Cluster
+from tests.scheduler.node.conftest import machine  # noqa: F401 - the fixture is used by its name
+from tests.scheduler.node.harness import Machine
+
+
+@pytest.fixture
+def cluster(engine: Engine, machine: Machine) -> Cluster:  # noqa: F811 - pytest's way of asking for a fixture
+    return Cluster(engine, machine)
