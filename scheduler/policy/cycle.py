@@ -128,7 +128,7 @@ class Cycle:
     def _first_unfit(self, pool: Pool) -> QueuedJob | None:
         best: tuple[int, Entry] | None = None
         for shape, classes in self.state.pending.by_shape.items():
-            if pool not in shape.pools or shape.may_fit() or shape.possible is False:
+            if pool not in shape.pools or shape.may_fit() or shape.possible == ():
                 continue
             for job_class in classes.values():
                 entry = job_class.head()

@@ -1,6 +1,6 @@
 """Stopping running jobs for a stronger claim, with every safeguard; decides whom, never acts.
 
-A claim may evict when it is inside its queue's guarantee (then others' borrowers and preemptible jobs give
+A claim may evict when it is inside its queue's guarantee (then jobs of queues beyond theirs give
 way), when it has a higher priority than preemptible jobs of its own queue, or when afterwards its queue's
 share is still strictly below the victim's queue's (then preemptible jobs give way). Invariant: victims are
 past their minimum run time, whole gangs, capped per cycle and per job, and the claimant's room is verified on
@@ -114,13 +114,10 @@ def _entitlement(claim: QueuedJob, leaf: QueueState, pool: Pool) -> Entitlement 
     mine, theirs = _below_common(claim.leaf, leaf)
     their_quota, my_quota = theirs.quota(pool.model), mine.quota(pool.model)
     above = theirs.used.get(pool.model, 0) - their_quota.guarantee_milli
-    if mine.tier(pool.model, milli) is Tier.GUARANTEED:
-        if above > 0:
-            return lambda _running: _GUARANTEE
-        if my_quota.guarantee_milli:
-            return lambda running: _GUARANTEE if running.job.preemptible else None
     if above <= 0:
         return None
+    if mine.tier(pool.model, milli) is Tier.GUARANTEED:
+        return lambda _running: _GUARANTEE
     after = (mine.used.get(pool.model, 0) + milli) * their_quota.weight
     used = theirs.used.get(pool.model, 0)
 
@@ -153,7 +150,7 @@ def _smallest_set(
 
     enough = False
     for victim in victims:
-        if not _still_above(state, claim, victim, pool):
+        if not _still_above(claim, victim, pool):
             continue
         _lift(state, victim, now_ms)
         taken.append(victim)
@@ -173,12 +170,12 @@ def _smallest_set(
     return needed
 
 
-def _still_above(state: SchedulerState, claim: QueuedJob, victim: RunningJob, pool: Pool) -> bool:
+def _still_above(claim: QueuedJob, victim: RunningJob, pool: Pool) -> bool:
     """Whether the victim's queue is still beyond its guarantee after those already taken from it."""
-    if victim.leaf is claim.leaf or victim.job.preemptible:
+    if victim.leaf is claim.leaf:
         return True
     _, theirs = _below_common(claim.leaf, victim.leaf)
-    return state.settings.evicts and theirs.used.get(pool.model, 0) > theirs.quota(pool.model).guarantee_milli
+    return theirs.used.get(pool.model, 0) > theirs.quota(pool.model).guarantee_milli
 
 
 def _lift(state: SchedulerState, victim: RunningJob, now_ms: int) -> None:
