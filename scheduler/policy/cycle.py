@@ -61,7 +61,12 @@ class Cycle:
         candidates = self._candidates()
         if candidates:
             contest = Contest(state, self.now_ms, candidates, self._hindered)
+            shapes = {job_class.shape for job_class in candidates}
             while (leaf := contest.next_leaf()) is not None:
+                if len(self._hindered) >= len(shapes) and all(
+                    self._hindered.get(shape) == 0 for shape in shapes
+                ):
+                    break  # nothing of any shape fits any more, whoever asks
                 job_class, entry = contest.head_of(leaf)
                 self._consider(contest, leaf, job_class, entry)
         evictions: tuple[Eviction, ...] = ()
@@ -139,6 +144,10 @@ class Cycle:
 
     def _consider(self, contest: "Contest", leaf: QueueState, job_class: JobClass, entry: Entry) -> None:
         queued = entry[3]
+        if self._is_full(job_class.shape) or contest.passed_over(job_class):
+            self._not_served(job_class, queued)
+            contest.drop(leaf, job_class)
+            return
         pools = self._allowed_pools(queued)
         if not pools:
             self._not_served(job_class, queued)
@@ -166,6 +175,17 @@ class Cycle:
         if self.state.settings.backfill is Backfill.RESERVED and not self._promise(queued, pools):
             self._backfill(job_class, queued)
         contest.drop(leaf, job_class)
+
+    def _is_full(self, shape: Shape) -> bool:
+        """Whether no pool has so many slots free at all; then nobody's job of this shape can start."""
+        if self.state.settings.backfill is Backfill.NONE or shape in self._hindered:
+            return False
+        demand = shape.demand_milli()
+        if any(pool.free_milli >= demand for pool in shape.pools):
+            return False
+        shape.does_not_fit()
+        self._hindered[shape] = 0
+        return True
 
     def _set_aside(
         self, queued: QueuedJob, entry: Entry, pools: tuple[Pool, ...]
@@ -269,7 +289,7 @@ class Cycle:
             found = find(queued.shape, pool, barred)
             if found is not None:
                 return (pool, found), False
-            hindered = hindered or barred != 0
+            hindered = hindered or (barred != 0 and find(queued.shape, pool) is not None)
         return None, hindered
 
     def _place_scored(
@@ -284,7 +304,7 @@ class Cycle:
             best = state.boards.find(shape, group, barred)
             if best is not None:
                 return (best[0], ((best[1], best[2]),)), False
-        return None, any(bars)
+        return None, any(bars) and state.boards.find(shape, pools, (0,) * len(pools)) is not None
 
     def _start(self, queued: QueuedJob, job_class: JobClass, pool: Pool, found: Found) -> None:
         state, job = self.state, queued.job
@@ -395,7 +415,7 @@ class Contest:
     def _refresh(self, leaf: QueueState) -> bool:
         best: tuple[int, Entry, JobClass] | None = None
         for job_class in self._classes[leaf]:
-            if self._passed_over(job_class):
+            if self.passed_over(job_class):
                 continue
             entry = job_class.head()
             if entry is None:
@@ -409,7 +429,7 @@ class Contest:
         self._heads[leaf] = (best[2], best[1])
         return True
 
-    def _passed_over(self, job_class: JobClass) -> bool:
+    def passed_over(self, job_class: JobClass) -> bool:
         """Whether nobody of the class can start in this cycle, as has been found for its shape."""
         shape = job_class.shape
         longest_ms = self._hindered.get(shape)
