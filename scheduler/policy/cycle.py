@@ -128,6 +128,7 @@ class Cycle:
                     self._promise(state.queued[held.job_id], (pool,))
         for queued in arrived:
             if queued.entry is not None and queued.ready and not queued.shape.may_fit():
+                self._claim(queued)
                 self._promise(queued, self._allowed_pools(queued))
 
     def _first_unfit(self, pool: Pool) -> QueuedJob | None:
@@ -145,7 +146,7 @@ class Cycle:
     def _consider(self, contest: "Contest", leaf: QueueState, job_class: JobClass, entry: Entry) -> None:
         queued = entry[3]
         if self._is_full(job_class.shape) or contest.passed_over(job_class):
-            self._not_served(job_class, queued)
+            self._pass_over(job_class, queued, entry)
             contest.drop(leaf, job_class)
             return
         pools = self._allowed_pools(queued)
@@ -212,7 +213,11 @@ class Cycle:
         return max(held, default=FOREVER_MS) - self.now_ms
 
     def _not_served(self, job_class: JobClass, queued: QueuedJob) -> None:
-        if self._may_evict and len(self._unserved) < CLAIMS_MAX and job_class.shape.pools:
+        if job_class.shape.pools:
+            self._claim(queued)
+
+    def _claim(self, queued: QueuedJob) -> None:
+        if self._may_evict and len(self._unserved) < CLAIMS_MAX:
             self._unserved.append(queued)
 
     def _promise(self, queued: QueuedJob, pools: tuple[Pool, ...]) -> bool:
@@ -234,6 +239,21 @@ class Cycle:
                 promises.make(pool.model, Promise(job.id, found[1], found[0], hard))
                 made = True
         return made
+
+    def _pass_over(self, job_class: JobClass, queued: QueuedJob, entry: Entry) -> None:
+        """Nobody of the class fits, as is known already; its head may still be due a promise."""
+        self._not_served(job_class, queued)
+        if self.state.settings.backfill is Backfill.RESERVED and self._deserves_promise(queued, entry):
+            self._promise(queued, self._allowed_pools(queued))
+
+    def _deserves_promise(self, queued: QueuedJob, entry: Entry) -> bool:
+        """Whether some pool promises nothing yet, or to somebody who comes later."""
+        promises = self.state.promises.by_pool
+        for pool in queued.shape.pools:
+            held = promises.get(pool.model)
+            if held is None or not (held.hard or self._before(held.job_id, queued, entry)):
+                return True
+        return False
 
     def _before(self, job_id: str, queued: QueuedJob, entry: Entry) -> bool:
         """Whether a job that holds a promise still goes before this one."""

@@ -18,7 +18,10 @@ from scheduler.policy.queues import QueueState, Tier
 from scheduler.policy.state import RunningJob, SchedulerState
 
 CLAIMS_MAX: Final = 8
-"""Waiting heads that one cycle examines for evictions."""
+"""Waiting heads that one cycle examines for evictions when there are many classes."""
+
+CLASSES_FEW: Final = 64
+"""Up to so many classes every cycle examines the heads of all."""
 
 _GUARANTEE: Final = "reclaims its guarantee"
 _PRIORITY: Final = "has a higher priority"
@@ -59,13 +62,15 @@ def find_evictions(
 
 def _claims(state: SchedulerState, unserved: list[QueuedJob]) -> list[QueuedJob]:
     """The heads that did not start in this cycle, and in turn the heads of classes not looked at in it."""
+    few = len(state.pending.classes) <= CLASSES_FEW
+    most = CLASSES_FEW if few else CLAIMS_MAX
     claims = dict.fromkeys(unserved[:CLAIMS_MAX])
-    keys = state.pending.rotation(CLAIMS_MAX)
+    keys = state.pending.rotation(most)
     for key in keys:
         entry = state.pending.classes[key].head()
         if entry is not None and state.pending.classes[key].shape.pools:
             claims[entry[3]] = None
-    return sorted(claims, key=lambda one: (-one.job.priority, one.entry or (0,), one.sequence))[:CLAIMS_MAX]
+    return sorted(claims, key=lambda one: (-one.job.priority, one.entry or (0,), one.sequence))[: 2 * most]
 
 
 def _victims(
