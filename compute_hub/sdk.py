@@ -17,6 +17,7 @@ from kernel.ids import new_id
 
 ENDED: Final = frozenset({"succeeded", "failed", "cancelled"})
 _TRIES: Final = 4
+_PAGE: Final = 200
 
 
 class Refused(HubError):
@@ -78,14 +79,14 @@ class HubClient:
         path = f"/v1/jobs/{job_id}/logs"
         return self._checked(self._send("GET", path, params={"rank": str(rank), "offset": str(offset)})).content
 
-    def pages(self, path: str) -> Iterator[dict[str, Any]]:
+    def pages(self, path: str, **parameters: object) -> Iterator[dict[str, Any]]:
         """All items of a paged listing."""
-        before = None
+        after = None
         while True:
-            page = self.get(path, before=before, limit=200)
+            page = self.get(path, after=after, limit=_PAGE, **parameters)
             yield from page["items"]
-            before = page["next"]
-            if before is None:
+            after = page["next"]
+            if after is None:
                 return
 
     def _send(self, method: str, path: str, **request: Any) -> httpx.Response:  # noqa: ANN401 - httpx's own

@@ -70,7 +70,6 @@ class TransferRow(Table):
 
     __tablename__ = "transfers"
     __table_args__ = (
-        UniqueConstraint("reverses"),
         UniqueConstraint("debit", "debit_sequence"),
         UniqueConstraint("credit", "credit_sequence"),
         CheckConstraint("debit <> credit", name="legs"),
@@ -92,6 +91,12 @@ class TransferRow(Table):
             name="shape",
         ),
         CheckConstraint("length(movement) BETWEEN 1 AND 100 AND length(cause) BETWEEN 1 AND 400", name="words"),
+        Index(
+            "uq_transfers_reverses",
+            "reverses",
+            unique=True,
+            postgresql_where=text("reverses IS NOT NULL"),
+        ),
         Index("ix_transfers_hold_id", "hold_id", postgresql_where=text("hold_id IS NOT NULL")),
         Index(
             "uq_transfers_resolution",

@@ -10,7 +10,7 @@ from typing import Any, Final
 from uuid import UUID
 
 from sqlalchemy import exists, func, select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, aliased
 
 from kernel.ids import derived_id
 from ledger.posting import post_all
@@ -18,7 +18,15 @@ from vouchers import accounts, movements
 from vouchers.domain.calendar import claim_period
 from vouchers.domain.coverage import BUYER_REIMBURSED, CENTRE_CLAIMS
 from vouchers.domain.terms import Terms, read_terms
-from vouchers.errors import ClaimNotFound, NothingToClaim, PeriodClosed, PeriodNotBegun, ProgrammeNotFound
+from vouchers.errors import (
+    ClaimNotFound,
+    ClaimState,
+    MissingEvidence,
+    NothingToClaim,
+    PeriodClosed,
+    PeriodNotBegun,
+    ProgrammeNotFound,
+)
 from vouchers.tables import (
     Claim,
     ClaimLine,
@@ -33,7 +41,7 @@ from vouchers.tables import (
 CLAIM_LINES_MAX: Final = 5_000
 """Per claim; what is over waits for the next one."""
 
-STANDING: Final = ("claimed", "approved", "clawed_back")
+STANDING: Final = ("claimed", "approved", "rejected", "clawed_back")
 _UNDER_REVIEW: Final = ("submitted", "checked", "reviewed")
 
 
@@ -64,9 +72,10 @@ def make_claim(
     Raises:
         ProgrammeNotFound, MalformedPeriod, PeriodNotBegun.
         PeriodClosed: the period's claim has been decided.
+        MissingEvidence: the programme pays only on more evidence.
         NothingToClaim: nothing captured waits.
     """
-    terms = _lock_programme(session, programme)
+    terms = lock_programme(session, programme)
     begins_at, ends_at = claim_period(terms, period)
     if at < begins_at:
         raise PeriodNotBegun(period=period, programme=programme, begins_at=begins_at.isoformat())
@@ -78,25 +87,29 @@ def make_claim(
     lines = _unclaimed(session, programme, ends_at, claimant_id)
     if not lines:
         raise NothingToClaim(programme=programme, period=period)
-    sequence = 1 if latest is None else latest.sequence + 1
-    claim = Claim(
-        id=derived_id("claim", programme, period, claimant_id or "centre", sequence),
-        slug=programme,
-        period=period,
-        sequence=sequence,
-        claimant_id=claimant_id,
-        asset=terms.asset,
-        amount=sum(line.quantity for line, _ in lines),
-        state="submitted",
-        made_by=by,
-        made_at=at,
-        evidence=evidence or {},
-    )
-    session.add(claim)
-    session.flush()
-    _add_lines(session, claim, lines, at)
-    record_step(session, claim.id, "submitted", by, {"lines": len(lines), "amount": claim.amount}, at)
-    return claim.id
+    return _new_claim(session, terms, period, claimant_id, latest, lines, evidence or {}, by, at)
+
+
+def resubmit_claim(
+    session: Session, claim_id: UUID, *, evidence: dict[str, Any], by: str, at: datetime
+) -> UUID:
+    """Claim the disputed lines of a decided claim again, for its period, with better evidence.
+
+    Raises:
+        ClaimState: the claim is still under review.
+        NothingToClaim: no line of it is disputed, or all are in a later claim.
+    """
+    old = claim_of(session, claim_id)
+    terms = lock_programme(session, old.slug)
+    latest = _latest(session, old.slug, old.period, old.claimant_id) or old
+    if latest.state in _UNDER_REVIEW:
+        if latest.id != claim_id:
+            return latest.id
+        raise ClaimState(claim=claim_id, state=old.state, step="resubmission", needed="decided")
+    lines = _disputed(session, claim_id)
+    if not lines:
+        raise NothingToClaim(programme=old.slug, period=old.period)
+    return _new_claim(session, terms, old.period, old.claimant_id, latest, lines, evidence, by, at)
 
 
 def claim_of(session: Session, claim_id: UUID) -> Claim:
@@ -125,8 +138,8 @@ def record_step(
     session.flush()
 
 
-def _lock_programme(session: Session, slug: str) -> Terms:
-    """Lock a programme and read its newest version's terms."""
+def lock_programme(session: Session, slug: str) -> Terms:
+    """Lock a programme and read its newest version's terms. Raises ProgrammeNotFound."""
     locked = session.scalar(
         select(Programme.slug).where(Programme.slug == slug).with_for_update(key_share=True)
     )
@@ -139,6 +152,58 @@ def _lock_programme(session: Session, slug: str) -> Terms:
         .limit(1)
     ).one()
     return read_terms(newest.document)
+
+
+def _new_claim(
+    session: Session,
+    terms: Terms,
+    period: str,
+    claimant_id: UUID | None,
+    latest: Claim | None,
+    lines: Sequence[tuple[CoverageLine, UUID]],
+    evidence: dict[str, Any],
+    by: str,
+    at: datetime,
+) -> UUID:
+    missing = sorted(set(terms.settlement.evidence) - {kind for kind, proof in evidence.items() if proof})
+    if missing:
+        raise MissingEvidence(
+            programme=terms.programme, missing=", ".join(missing), clause=terms.settlement.clause
+        )
+    sequence = 1 if latest is None else latest.sequence + 1
+    claim = Claim(
+        id=derived_id("claim", terms.programme, period, claimant_id or "centre", sequence),
+        slug=terms.programme,
+        period=period,
+        sequence=sequence,
+        claimant_id=claimant_id,
+        asset=terms.asset,
+        amount=sum(line.quantity for line, _ in lines),
+        state="submitted",
+        made_by=by,
+        made_at=at,
+        evidence=evidence,
+    )
+    session.add(claim)
+    session.flush()
+    _add_lines(session, claim, lines, at)
+    record_step(session, claim.id, "submitted", by, {"lines": len(lines), "amount": claim.amount}, at)
+    return claim.id
+
+
+def _disputed(session: Session, claim_id: UUID) -> list[tuple[CoverageLine, UUID]]:
+    """A claim's disputed lines that no standing claim holds, with their tenants."""
+    again = aliased(ClaimLine)
+    standing = exists().where(again.coverage_line_id == CoverageLine.id, again.state.in_(STANDING))
+    taken_back = exists().where(Restoration.line_id == CoverageLine.id)
+    rows = session.execute(
+        select(CoverageLine, CoveredCharge.tenant_id)
+        .join(CoveredCharge, CoveredCharge.charge_id == CoverageLine.charge_id)
+        .join(ClaimLine, ClaimLine.coverage_line_id == CoverageLine.id)
+        .where(ClaimLine.claim_id == claim_id, ClaimLine.state == "disputed", ~standing, ~taken_back)
+        .order_by(ClaimLine.line)
+    )
+    return [(line, tenant_id) for line, tenant_id in rows]
 
 
 def _latest(session: Session, slug: str, period: str, claimant_id: UUID | None) -> Claim | None:

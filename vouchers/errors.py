@@ -115,13 +115,13 @@ class VoucherNotFound(NotFound):
     sentence = "There is no voucher {voucher}."
 
 
-class VoucherExpired(Conflict):
+class VoucherExpired(Unfunded):
     """The voucher's last instant has passed."""
 
     sentence = "Voucher {voucher} ended at {expired_at}."
 
 
-class VoucherEnded(Conflict):
+class VoucherEnded(Unfunded):
     """The voucher was recalled or has expired."""
 
     sentence = "Voucher {voucher} is {state}."
@@ -133,7 +133,7 @@ class VoucherSpent(Unfunded):
     sentence = "Nothing remains on voucher {voucher}."
 
 
-class VoucherNotApplicable(Conflict):
+class VoucherNotApplicable(Unfunded):
     """The voucher's programme does not pay for this usage."""
 
     sentence = "Voucher {voucher} does not pay for this: {reason} ({clause})."
@@ -192,7 +192,7 @@ class ChargeDiffers(Conflict):
 class ChargeFactsDiffer(Invalid):
     """The charge is not for what was set aside."""
 
-    sentence = "facts: the charge is for {asked}, the hold of job {job} is for {held}."
+    sentence = "facts: the charge of job {job} differs from what was set aside: {differences}."
 
 
 class ChargeNotFound(NotFound):
@@ -247,6 +247,20 @@ class ClaimLineNotFound(NotFound):
     """The claim has no such line."""
 
     sentence = "Claim {claim} has no line {line}."
+
+
+class NoReserve(Conflict):
+    """The programme provides for less in its reserve fund."""
+
+    sentence = (
+        "{programme} provides for a reserve of {provided}; {left} is left of it, {required} more is too much."
+    )
+
+
+class ReconciliationDiffers(Conflict):
+    """The bank statement and the disbursement are not the same."""
+
+    sentence = "Claim {claim}: {expected} was disbursed through the bank, the statement shows {received}."
 
 
 class MissingEvidence(Invalid):

@@ -296,16 +296,16 @@ def disburse_line(claim_id: UUID, line_id: UUID, slug: str, payee: str, asset: s
     )
 
 
-def advance_reserve(slug: str, authority: str, reference: str, asset: str, amount: int) -> Transfer:
+def refuse_line(claim_id: UUID, line_id: UUID, slug: str, pool: Account, amount: int) -> Transfer:
+    """A line that will never be paid: its money goes back to the pool of its voucher's cycle."""
+    claimed = accounts.claimed(slug, pool.asset)
+    return _move("refuse_line", claim_id, line_id, debit=claimed, credit=pool, amount=amount)
+
+
+def advance_reserve(slug: str, authority: str, reference: str, reserve: Account, amount: int) -> Transfer:
     """The authority advances money to the centre before anything was claimed."""
-    return _move(
-        "advance_reserve",
-        slug,
-        reference,
-        debit=accounts.authority_funds(authority, asset),
-        credit=accounts.reserve(slug, asset),
-        amount=amount,
-    )
+    funds = accounts.authority_funds(authority, reserve.asset)
+    return _move("advance_reserve", slug, reference, debit=funds, credit=reserve, amount=amount)
 
 
 def draw_reserve(claim_id: UUID, slug: str, asset: str, amount: int) -> Transfer:
@@ -314,6 +314,6 @@ def draw_reserve(claim_id: UUID, slug: str, asset: str, amount: int) -> Transfer
         "draw_reserve",
         claim_id,
         debit=accounts.reserve(slug, asset),
-        credit=accounts.reserve_due(slug, asset),
+        credit=accounts.reserve_used(slug, asset),
         amount=amount,
     )

@@ -5,14 +5,51 @@ from contextlib import asynccontextmanager
 
 import uvicorn
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 from sqlalchemy import Engine
 
-from compute_hub.api import claims, cluster, enterprises, jobs, problems, programmes, usage
+from compute_hub.api import (
+    applications,
+    charges,
+    claim_review,
+    claims,
+    cluster,
+    enterprises,
+    health,
+    jobs,
+    keys,
+    ledger,
+    openapi,
+    problems,
+    programmes,
+    usage,
+    vouchers,
+    wallets,
+)
+from compute_hub.api.limits import BodyLimit
+from compute_hub.identity.duties import DUTIES
 from compute_hub.settings import Settings
 from compute_hub.stack.database import application_url
 from compute_hub.telemetry.metrics import centre_registry
 from compute_hub.workers.logs import configure_logs
 from kernel.database import open_engine
+
+_ROUTERS = (
+    enterprises.router,
+    keys.router,
+    wallets.router,
+    programmes.router,
+    applications.router,
+    vouchers.router,
+    jobs.router,
+    usage.router,
+    charges.router,
+    claims.router,
+    claim_review.router,
+    cluster.router,
+    ledger.router,
+    health.router,
+)
 
 
 def create_app(settings: Settings, engine: Engine) -> FastAPI:
@@ -31,14 +68,30 @@ def create_app(settings: Settings, engine: Engine) -> FastAPI:
         openapi_url="/v1/openapi.json",
         docs_url=None,
         redoc_url=None,
+        generate_unique_id_function=lambda route: route.name,
     )
     app.state.settings = settings
     app.state.engine = engine
     app.state.metrics = centre_registry(engine)
     problems.install(app)
-    for module in (enterprises, programmes, jobs, usage, claims, cluster):
-        app.include_router(module.router)
+    app.add_middleware(BodyLimit)
+    for router in _ROUTERS:
+        app.include_router(router)
+    app.openapi = lambda: openapi.describe(app)  # type: ignore[method-assign] # FastAPI's documented way
     return app
+
+
+def operations() -> set[str]:
+    """The names of everything the API serves under /v1; each has its line in `identity.duties`."""
+    return {
+        route.name
+        for router in _ROUTERS
+        for route in router.routes
+        if isinstance(route, APIRoute) and route.path.startswith("/v1")
+    }
+
+
+assert operations() == DUTIES.keys(), operations() ^ DUTIES.keys()  # noqa: S101 - nothing is served without a duty
 
 
 def run_api(settings: Settings) -> None:

@@ -1,35 +1,29 @@
-"""What every endpoint gets: who is calling, and one transaction to do it in, once per Idempotency-Key."""
+"""What every endpoint gets: who is calling, in a role that may, and one transaction, once per Idempotency-Key."""
 
 import hashlib
 from collections.abc import Callable
 from datetime import datetime
-from typing import Annotated, TypeVar
+from typing import Annotated, Final, TypeVar
+from uuid import UUID
 
 from fastapi import Depends, Header, Request
-from pydantic import BaseModel, ConfigDict
+from psycopg.errors import DeadlockDetected, SerializationFailure, UniqueViolation
+from pydantic import BaseModel
 from sqlalchemy import Engine, select, text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
+from compute_hub.api.shapes import View
 from compute_hub.api.tables import IdempotencyRow
-from compute_hub.identity.keys import Principal, authenticate, require
-from compute_hub.identity.roles import Role
+from compute_hub.identity.duties import check_duty
+from compute_hub.identity.keys import Principal, authenticate
 from compute_hub.settings import Settings
 from kernel.clock import utc_now
 from kernel.database import transaction
 from kernel.errors import Conflict
 
-
-class Body(BaseModel):
-    """A request body: unknown fields are refused, values are not coerced."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-class View(BaseModel):
-    """An answer."""
-
-    model_config = ConfigDict(frozen=True)
-
+_TRIES: Final = 3
+_RACES: Final = (UniqueViolation, SerializationFailure, DeadlockDetected)
 
 Result = TypeVar("Result")
 Answer = TypeVar("Answer", bound=View)
@@ -41,8 +35,14 @@ class IdempotencyKeyReused(Conflict):
     sentence = "Idempotency-Key {key!r} was used for a different request. Send a new key for a new request."
 
 
+class ConcurrentChange(Conflict):
+    """Somebody else did the same at the same moment, again and again."""
+
+    sentence = "Somebody else changed the same thing at the same moment. Look at it, then ask again if need be."
+
+
 class Call:
-    """One authenticated request."""
+    """One authenticated request of a principal whose role has the duty."""
 
     def __init__(
         self, engine: Engine, settings: Settings, principal: Principal, path: str, key: str | None
@@ -53,10 +53,21 @@ class Call:
         self._path = path
         self._key = key
 
-    def require(self, *roles: Role) -> Principal:
-        """The caller, if it is in one of these roles. Raises WrongRole."""
-        require(self.principal, *roles)
-        return self.principal
+    @property
+    def by(self) -> str:
+        """The caller as records name it."""
+        return str(self.principal.id)
+
+    @property
+    def tenant_id(self) -> UUID:
+        """The caller's enterprise, in operations that only tenants may do."""
+        assert self.principal.tenant_id is not None  # noqa: S101 - the duties and the database see to it
+        return self.principal.tenant_id
+
+    @property
+    def scope(self) -> UUID | None:
+        """Whose things the caller sees: its own enterprise's, or everybody's."""
+        return self.principal.tenant_id
 
     def read(self, action: Callable[[Session], Result]) -> Result:
         """Look at one consistent picture, in a transaction that can change nothing."""
@@ -64,10 +75,14 @@ class Call:
             session.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
             return action(session)
 
+    def preview(self, action: Callable[[Session, datetime], Result]) -> Result:
+        """Do something as if, with all its refusals, and undo it."""
+        with Session(self.engine) as session:
+            return action(session, utc_now())
+
     def act(self, action: Callable[[Session, datetime], Result]) -> Result:
         """Do something that may well be done twice, or whose answer must not be kept (it holds a secret)."""
-        with transaction(self.engine) as session:
-            return action(session, utc_now())
+        return self._transact(lambda session: action(session, utc_now()))
 
     def once(
         self, answer: type[Answer], body: BaseModel | None, action: Callable[[Session, datetime], Answer]
@@ -80,19 +95,36 @@ class Call:
         Raises:
             IdempotencyKeyReused: the key's first request was another one.
         """
+        key = self._key
+        if key is None:
+            return self.act(action)
         asked = f"{self._path}\n{body.model_dump_json() if body else ''}"
         digest = hashlib.sha256(asked.encode()).hexdigest()
-        with transaction(self.engine) as session:
-            if self._key is None:
-                return action(session, utc_now())
-            given = self._first_answer(session, self._key)
+
+        def keyed(session: Session) -> Answer:
+            given = self._first_answer(session, key)
             if given is None:
                 made = action(session, utc_now())
-                session.add(self._row(self._key, digest, made))
+                session.add(self._row(key, digest, made))
                 return made
             if given.request_sha256 != digest:
-                raise IdempotencyKeyReused(key=self._key)
+                raise IdempotencyKeyReused(key=key)
             return answer.model_validate_json(given.answer["json"])
+
+        return self._transact(keyed)
+
+    def _transact(self, action: Callable[[Session], Result]) -> Result:
+        """Run a transaction, again when another one was in its way: it then sees what the other did."""
+        for tries_left in reversed(range(_TRIES)):
+            try:
+                with transaction(self.engine) as session:
+                    return action(session)
+            except DBAPIError as error:
+                if not isinstance(error.orig, _RACES):
+                    raise
+                if not tries_left:
+                    raise ConcurrentChange from error
+        raise AssertionError(_TRIES)
 
     def _first_answer(self, session: Session, key: str) -> IdempotencyRow | None:
         lock = int.from_bytes(hashlib.sha256(f"{self.principal.id}{key}".encode()).digest()[:8], signed=True)
@@ -111,15 +143,17 @@ class Call:
 
 def _call(
     request: Request,
-    authorization: Annotated[str | None, Header()] = None,
-    idempotency_key: Annotated[str | None, Header(max_length=200)] = None,
+    authorization: Annotated[str | None, Header(include_in_schema=False)] = None,
+    idempotency_key: Annotated[
+        str | None, Header(include_in_schema=False, min_length=1, max_length=200)
+    ] = None,
 ) -> Call:
     engine: Engine = request.app.state.engine
     with transaction(engine) as session:
         principal = authenticate(session, authorization)
-    return Call(
-        engine, request.app.state.settings, principal, f"{request.method} {request.url.path}", idempotency_key
-    )
+    check_duty(principal, request.scope["route"].name)
+    path = f"{request.method} {request.url.path}"
+    return Call(engine, request.app.state.settings, principal, path, idempotency_key)
 
 
 Caller = Annotated[Call, Depends(_call)]

@@ -1,122 +1,104 @@
-"""Settlement claims: the centre asks a programme for what its vouchers have covered."""
+"""Settlement claims: the centre, or a buyer who is to be reimbursed, asks a programme for what its vouchers covered."""
 
 from datetime import datetime
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter
-from pydantic import StringConstraints
+from fastapi import APIRouter, Query
+from pydantic import Field, StringConstraints
 from sqlalchemy.orm import Session
 
-from compute_hub.api.call import Body, Caller, View
-from compute_hub.api.enterprises import Text
-from compute_hub.identity.roles import Role
-from kernel.money import format_yuan
-from vouchers.claims import make_claim
-from vouchers.reading import claim_view, list_claims
+from compute_hub.api.call import Caller
+from compute_hub.api.claim_views import (
+    ClaimLineView,
+    ClaimSummary,
+    ClaimView,
+    claim_page,
+    claim_view,
+    line_page,
+    own_claim,
+)
+from compute_hub.api.shapes import After, Body, Limit, Page, Slug, SlugQuery, Text
+from vouchers.claims import make_claim, resubmit_claim
 
-router = APIRouter(prefix="/v1", tags=["claims"])
+router = APIRouter(prefix="/v1/claims", tags=["claims"])
 
-_READERS = (Role.OPERATOR, Role.AUTHORITY, Role.FIRST_REVIEWER, Role.APPROVER, Role.AUDITOR)
+Kind = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z_-]{0,62}$")]
+Evidence = Annotated[dict[Kind, Text], Field(max_length=20)]
 
 
 class ClaimRequest(Body):
     """Which programme's period to claim: `2026-03` for a monthly, `2026-Q1` for a quarterly one."""
 
-    programme: Text
+    programme: Slug
     period: Annotated[str, StringConstraints(max_length=10)]
+    evidence: Evidence = Field(default_factory=dict)
 
 
-class ClaimLineView(View):
-    """One captured coverage with what it rests on."""
+class Resubmission(Body):
+    """Better evidence for the lines that were disputed: references by kind, such as `invoice`."""
 
-    line: int
-    job_id: UUID
-    charge_id: UUID
-    tenant_id: UUID
-    voucher_id: UUID | None
-    amount_cny: str
-    clause: str
-    sentence: str
-    state: str
+    evidence: Evidence = Field(default_factory=dict)
 
 
-class ClaimSummary(View):
-    """A claim without its lines."""
-
-    id: UUID
-    programme: str
-    period: str
-    state: str
-    amount_cny: str
-    made_at: datetime
-
-
-class ClaimView(ClaimSummary):
-    """A claim with its lines; the amount is their sum."""
-
-    lines: list[ClaimLineView]
-
-
-@router.post("/claims", status_code=201)
-def claim(body: ClaimRequest, call: Caller) -> ClaimView:
-    """Claim everything captured up to the period's end that no claim holds yet."""
-    principal = call.require(Role.OPERATOR)
+@router.post("", status_code=201, name="make_claim")
+def make(body: ClaimRequest, call: Caller) -> ClaimView:
+    """Claim everything captured up to the period's end that no claim holds yet; a tenant claims what it paid first."""
 
     def action(session: Session, at: datetime) -> ClaimView:
-        claim_id = make_claim(session, body.programme, body.period, by=str(principal.id), at=at)
-        return _claim(session, claim_id)
+        claim_id = make_claim(
+            session,
+            body.programme,
+            body.period,
+            by=call.by,
+            at=at,
+            claimant_id=call.scope,
+            evidence=dict(body.evidence),
+        )
+        return claim_view(session, claim_id)
 
     return call.once(ClaimView, body, action)
 
 
-@router.get("/claims")
-def claims(call: Caller) -> list[ClaimSummary]:
-    """Claims, newest first."""
-    call.require(*_READERS)
-    return call.read(
-        lambda session: [
-            ClaimSummary(
-                id=row.id,
-                programme=row.slug,
-                period=row.period,
-                state=row.state,
-                amount_cny=format_yuan(row.amount),
-                made_at=row.made_at,
-            )
-            for row in list_claims(session)
-        ]
-    )
+@router.post("/{claim_id}:resubmit", status_code=201, name="resubmit_claim")
+def resubmit(claim_id: UUID, body: Resubmission, call: Caller) -> ClaimView:
+    """Claim the disputed lines of a decided claim again, with better evidence."""
+
+    def action(session: Session, at: datetime) -> ClaimView:
+        own_claim(session, claim_id, call.scope)
+        new_id = resubmit_claim(session, claim_id, evidence=dict(body.evidence), by=call.by, at=at)
+        return claim_view(session, new_id)
+
+    return call.once(ClaimView, body, action)
 
 
-@router.get("/claims/{claim_id}")
-def one_claim(claim_id: UUID, call: Caller) -> ClaimView:
-    """One claim with its lines."""
-    call.require(*_READERS)
-    return call.read(lambda session: _claim(session, claim_id))
+@router.get("", name="list_claims")
+def claims(
+    call: Caller, limit: Limit = 50, after: After = None, programme: SlugQuery = None
+) -> Page[ClaimSummary]:
+    """Claims, newest first; a tenant's own, or all."""
+    return call.read(lambda session: claim_page(session, call.scope, programme, after=after, limit=limit))
 
 
-def _claim(session: Session, claim_id: UUID) -> ClaimView:
-    found = claim_view(session, claim_id)
-    return ClaimView(
-        id=found.id,
-        programme=found.slug,
-        period=found.period,
-        state=found.state,
-        amount_cny=format_yuan(found.amount),
-        made_at=found.made_at,
-        lines=[
-            ClaimLineView(
-                line=line.line,
-                job_id=line.job_id,
-                charge_id=line.charge_id,
-                tenant_id=line.tenant_id,
-                voucher_id=line.voucher_id,
-                amount_cny=format_yuan(line.amount),
-                clause=line.clause,
-                sentence=line.sentence,
-                state=line.state,
-            )
-            for line in found.lines
-        ],
-    )
+@router.get("/{claim_id}", name="show_claim")
+def claim(claim_id: UUID, call: Caller) -> ClaimView:
+    """One claim with its steps."""
+
+    def action(session: Session) -> ClaimView:
+        own_claim(session, claim_id, call.scope)
+        return claim_view(session, claim_id)
+
+    return call.read(action)
+
+
+@router.get("/{claim_id}/lines", name="list_claim_lines")
+def lines(
+    claim_id: UUID, call: Caller, limit: Limit = 100, after: Annotated[int, Query(ge=0, le=2**53)] = 0
+) -> Page[ClaimLineView]:
+    """A claim's lines in order, each with the charge and clause it rests on."""
+
+    def action(session: Session) -> Page[ClaimLineView]:
+        own_claim(session, claim_id, call.scope)
+        return line_page(session, claim_id, after=after, limit=limit)
+
+    return call.read(action)

@@ -1,29 +1,36 @@
-"""What the centre has and what of it is in use; health of the processes."""
+"""What the centre has and what of it is in use, and what it costs."""
 
 from datetime import datetime
 from typing import Annotated
+from uuid import UUID
 
-from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response
-from pydantic import Field, StringConstraints
-from sqlalchemy import select, text
-from sqlalchemy.exc import SQLAlchemyError
+from fastapi import APIRouter
+from pydantic import StringConstraints
+from sqlalchemy import select, tuple_
 from sqlalchemy.orm import Session
 
-from compute_hub.api.call import Body, Caller, View
-from compute_hub.api.enterprises import Yuan
-from compute_hub.api.problems import problem
+from compute_hub.api.call import Caller
+from compute_hub.api.shapes import After, Body, Instant, Limit, Page, View, Yuan, page_of
 from compute_hub.billing.rates import set_rate
-from compute_hub.identity.roles import Role
-from compute_hub.telemetry.metrics import render
-from kernel.database import transaction
+from compute_hub.billing.tables import RateRow
+from kernel.errors import Conflict, Invalid
 from kernel.money import format_yuan, parse_yuan
-from ledger.audit import audit
-from ledger.reading import sum_of_balances
 from scheduler.inventory import device_usage
 from scheduler.tables import NodeRow
 
-router = APIRouter(tags=["centre"])
+router = APIRouter(prefix="/v1", tags=["centre"])
+
+
+class PriceRefused(Invalid):
+    """A price of nothing."""
+
+    sentence = "price_cny_per_card_hour: a price must be above zero."
+
+
+class RateExists(Conflict):
+    """A model has one price from an instant on."""
+
+    sentence = "There is already a price for {model!r} from {effective_from} on; name another instant."
 
 
 class DeviceView(View):
@@ -54,29 +61,21 @@ class ClusterView(View):
 class RateSetting(Body):
     """A price from an instant on; from now if none is named."""
 
-    model: Annotated[str, StringConstraints(min_length=1, max_length=63)]
+    model: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
     price_cny_per_card_hour: Yuan
-    effective_from: Annotated[datetime | None, Field(strict=False)] = None
+    effective_from: Instant | None = None
 
 
 class RateView(View):
-    """A price in force from an instant on."""
+    """A price in force from an instant on, until a later one of the same model."""
 
+    id: UUID
     model: str
     price_cny_per_card_hour: str
     effective_from: datetime
 
 
-class AuditView(View):
-    """Whether the ledger's balances follow from its transfers, and each difference in words."""
-
-    audit: str
-    transfers: int
-    sum_micros: int
-    differences: list[str]
-
-
-@router.get("/v1/cluster")
+@router.get("/cluster", name="show_cluster")
 def cluster(call: Caller) -> ClusterView:
     """Nodes, devices and how much of each is allocated now."""
 
@@ -106,65 +105,45 @@ def cluster(call: Caller) -> ClusterView:
     return call.read(action)
 
 
-@router.post("/v1/rates", status_code=201)
+@router.post("/rates", status_code=201, name="set_rate")
 def add_rate(body: RateSetting, call: Caller) -> RateView:
     """Set the price of a card-hour of a model from now or a later instant on."""
-    principal = call.require(Role.OPERATOR)
+    price = parse_yuan(body.price_cny_per_card_hour, field="price_cny_per_card_hour")
+    if price == 0:
+        raise PriceRefused(field="price_cny_per_card_hour")
 
     def action(session: Session, at: datetime) -> RateView:
-        rate = set_rate(
-            session,
-            body.model,
-            parse_yuan(body.price_cny_per_card_hour, field="price_cny_per_card_hour"),
-            effective_from=body.effective_from or at,
-            by=principal.id,
-            at=at,
-        )
-        return RateView(
-            model=rate.model,
-            price_cny_per_card_hour=format_yuan(rate.micros_per_card_hour),
-            effective_from=rate.effective_from,
-        )
+        begins = body.effective_from or at
+        same = RateRow.model == body.model, RateRow.effective_from == begins
+        if session.scalar(select(RateRow.id).where(*same)) is not None:
+            raise RateExists(model=body.model, effective_from=begins.isoformat())
+        by = call.principal.id
+        return _rate(set_rate(session, body.model, price, effective_from=begins, by=by, at=at))
 
     return call.once(RateView, body, action)
 
 
-@router.get("/v1/ledger/audit")
-def ledger_audit(call: Caller) -> AuditView:
-    """Recompute every balance from the raw transfers."""
-    call.require(Role.AUDITOR, Role.OPERATOR)
+@router.get("/rates", name="list_rates")
+def rates(call: Caller, limit: Limit = 100, after: After = None) -> Page[RateView]:
+    """Prices by model and the instant they begin, past and coming ones too."""
 
-    def action(session: Session) -> AuditView:
-        report = audit(session)
-        return AuditView(
-            audit="ok" if report.clean else "failed",
-            transfers=report.transfers,
-            sum_micros=sum_of_balances(session),
-            differences=[difference.explanation for difference in report.differences],
-        )
+    def action(session: Session) -> Page[RateView]:
+        query = select(RateRow).order_by(RateRow.model, RateRow.effective_from).limit(limit)
+        last = None if after is None else session.get(RateRow, after)
+        if last is not None:
+            query = query.where(
+                tuple_(RateRow.model, RateRow.effective_from) > (last.model, last.effective_from)
+            )
+        items = [_rate(row) for row in session.scalars(query)]
+        return page_of(items, limit, items[-1].id if items else "")
 
     return call.read(action)
 
 
-@router.get("/metrics", include_in_schema=False)
-def metrics(request: Request) -> Response:
-    """Prometheus exposition of what this process can see of the centre."""
-    body, media_type = render(request.app.state.metrics)
-    return Response(body, media_type=media_type)
-
-
-@router.get("/healthz", include_in_schema=False)
-def healthz() -> JSONResponse:
-    """This process answers."""
-    return JSONResponse({"status": "ok"})
-
-
-@router.get("/readyz", include_in_schema=False)
-def readyz(request: Request) -> Response:
-    """This process can reach its database."""
-    try:
-        with transaction(request.app.state.engine) as session:
-            session.execute(text("SELECT 1"))
-    except SQLAlchemyError:
-        return problem(503, "database_unreachable", "The database does not answer; try again shortly.")
-    return JSONResponse({"status": "ready"})
+def _rate(row: RateRow) -> RateView:
+    return RateView(
+        id=row.id,
+        model=row.model,
+        price_cny_per_card_hour=format_yuan(row.micros_per_card_hour),
+        effective_from=row.effective_from,
+    )

@@ -1,26 +1,30 @@
-"""Tenants: registration, API keys, the prepaid balance."""
+"""Enterprises: registration, profile, who controls whom, who is related, who is on the list of dishonest ones."""
 
 from datetime import datetime
 from typing import Annotated, Literal
 from uuid import UUID
 
-from fastapi import APIRouter
-from pydantic import Field, StringConstraints
+from fastapi import APIRouter, Query
+from pydantic import Field
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from compute_hub.api.call import Body, Caller, View
-from compute_hub.identity.keys import issue_key
-from compute_hub.identity.roles import Role
+from compute_hub.api.call import Caller
+from compute_hub.api.shapes import Body, Limit, NeededReason, Page, Party, Text, View, Yuan, page_of
 from kernel.money import format_yuan, parse_yuan
-from vouchers.enterprises import register_enterprise
+from vouchers.enterprises import (
+    enterprise_facts,
+    mark_dishonest,
+    record_controller,
+    record_related,
+    register_enterprise,
+)
+from vouchers.errors import EnterpriseNotFound
 from vouchers.tables import Enterprise
-from vouchers.wallets import deposit, wallet_balance
 
 router = APIRouter(prefix="/v1", tags=["enterprises"])
 
-Text = Annotated[str, StringConstraints(min_length=1, max_length=200, strip_whitespace=True)]
-Yuan = Annotated[str, StringConstraints(max_length=24)]
+Role = Annotated[Text, Field(pattern=r"^[a-z][a-z_-]{0,62}$")]
 
 
 class EnterpriseRegistration(Body):
@@ -33,6 +37,7 @@ class EnterpriseRegistration(Body):
     size_class: Literal["micro", "small", "medium", "large", "startup"] = "small"
     yearly_contract_cny: Yuan = "0"
     clean_years: Annotated[int, Field(ge=0, le=200)] = 0
+    roles: Annotated[list[Role], Field(max_length=20)] = Field(default_factory=list)
 
 
 class EnterpriseView(View):
@@ -46,43 +51,56 @@ class EnterpriseView(View):
     size_class: str
 
 
-class KeyRequest(Body):
-    """Whom a key is for; a tenant's key names its enterprise."""
+class EnterpriseDetail(EnterpriseView):
+    """An enterprise with all that the rules look at."""
 
-    role: Annotated[Role, Field(strict=False)]
-    person: Text
-    tenant_id: Annotated[UUID | None, Field(strict=False)] = None
-
-
-class KeyView(View):
-    """A new key; it is shown this once."""
-
-    role: Role
-    person: str
-    key: str
+    yearly_contract_cny: str
+    clean_years: int
+    roles: list[str]
+    dishonest: bool
+    actual_controller: str
+    registered_at: datetime
 
 
-class Deposit(Body):
-    """Money that arrived at the bank."""
+class Dishonesty(Body):
+    """Whether an enterprise is on the list of dishonest ones."""
 
-    amount_cny: Yuan
-    reference: Text
-
-
-class WalletView(View):
-    """An enterprise's own money."""
-
-    tenant_id: UUID
-    prepaid_available_cny: str
-    prepaid_held_cny: str
-    credit_available_cny: str
-    credit_held_cny: str
+    dishonest: bool
 
 
-@router.post("/enterprises", status_code=201)
+class Control(Body):
+    """Who directly controls a party, by credit codes or persons' references; replaces what was recorded."""
+
+    controlled: Party
+    controller: Party
+
+
+class Relation(Body):
+    """Two parties that are related otherwise than by control, such as by family."""
+
+    one: Party
+    other: Party
+    reason: NeededReason
+
+
+class ControlView(View):
+    """A party, who directly controls it."""
+
+    controlled: str
+    controller: str
+
+
+class RelationView(View):
+    """Two related parties and why."""
+
+    one: str
+    other: str
+    reason: str
+
+
+@router.post("/enterprises", status_code=201, name="register_enterprise")
 def register(body: EnterpriseRegistration, call: Caller) -> EnterpriseView:
     """Register an enterprise as a tenant."""
-    call.require(Role.OPERATOR)
 
     def action(session: Session, at: datetime) -> EnterpriseView:
         enterprise_id = register_enterprise(
@@ -94,61 +112,81 @@ def register(body: EnterpriseRegistration, call: Caller) -> EnterpriseView:
             size_class=body.size_class,
             yearly_contract_micros=parse_yuan(body.yearly_contract_cny, field="yearly_contract_cny"),
             clean_years=body.clean_years,
+            roles=body.roles,
             at=at,
         )
-        return enterprise_view(session.get_one(Enterprise, enterprise_id))
+        return _view(session.get_one(Enterprise, enterprise_id))
 
     return call.once(EnterpriseView, body, action)
 
 
-@router.get("/enterprises")
-def enterprises(call: Caller) -> list[EnterpriseView]:
+@router.get("/enterprises", name="list_enterprises")
+def enterprises(
+    call: Caller, limit: Limit = 100, after: Annotated[str, Query(pattern=r"^[0-9A-Z]{0,18}$")] = ""
+) -> Page[EnterpriseView]:
     """All enterprises by credit code; for a tenant, itself."""
 
-    def action(session: Session) -> list[EnterpriseView]:
-        query = select(Enterprise).order_by(Enterprise.credit_code).limit(1000)
-        if call.principal.tenant_id is not None:
-            query = query.where(Enterprise.id == call.principal.tenant_id)
-        return [enterprise_view(row) for row in session.scalars(query)]
+    def action(session: Session) -> Page[EnterpriseView]:
+        query = (
+            select(Enterprise)
+            .where(Enterprise.credit_code > after)
+            .order_by(Enterprise.credit_code)
+            .limit(limit)
+        )
+        if call.scope is not None:
+            query = query.where(Enterprise.id == call.scope)
+        items = [_view(row) for row in session.scalars(query)]
+        return page_of(items, limit, items[-1].credit_code if items else "")
 
     return call.read(action)
 
 
-@router.post("/api-keys", status_code=201)
-def make_key(body: KeyRequest, call: Caller) -> KeyView:
-    """Give a person a key for one role. Repeating the request makes another key."""
-    call.require(Role.OPERATOR)
+@router.get("/enterprises/{tenant_id}", name="show_enterprise")
+def enterprise(tenant_id: UUID, call: Caller) -> EnterpriseDetail:
+    """One enterprise with all that the rules look at; for a tenant, itself only."""
 
-    def action(session: Session, at: datetime) -> KeyView:
-        key = issue_key(session, body.role, body.person, at=at, tenant_id=body.tenant_id)
-        return KeyView(role=body.role, person=body.person, key=key)
+    def action(session: Session) -> EnterpriseDetail:
+        if call.scope not in {None, tenant_id}:
+            raise EnterpriseNotFound(enterprise=tenant_id)
+        return _detail(session, tenant_id)
 
-    return call.act(action)
-
-
-@router.post("/enterprises/{tenant_id}/deposits", status_code=201)
-def book_deposit(tenant_id: UUID, body: Deposit, call: Caller) -> WalletView:
-    """Book a bank transfer to an enterprise's prepaid balance; the bank's reference is booked once."""
-    call.require(Role.OPERATOR)
-
-    def action(session: Session, at: datetime) -> WalletView:
-        deposit(session, tenant_id, parse_yuan(body.amount_cny, field="amount_cny"), body.reference, at)
-        return _wallet(session, tenant_id)
-
-    return call.once(WalletView, body, action)
+    return call.read(action)
 
 
-@router.get("/wallet")
-def own_wallet(call: Caller) -> WalletView:
-    """The caller's own money."""
-    principal = call.require(Role.TENANT)
-    tenant_id = principal.tenant_id
-    assert tenant_id is not None  # noqa: S101 - a tenant key always has one; the database checks it
-    return call.read(lambda session: _wallet(session, tenant_id))
+@router.post("/enterprises/{tenant_id}:mark-dishonest", name="set_dishonesty")
+def set_dishonesty(tenant_id: UUID, body: Dishonesty, call: Caller) -> EnterpriseDetail:
+    """Put an enterprise on the list of dishonest ones, or take it off."""
+
+    def action(session: Session, _at: datetime) -> EnterpriseDetail:
+        mark_dishonest(session, tenant_id, dishonest=body.dishonest)
+        return _detail(session, tenant_id)
+
+    return call.once(EnterpriseDetail, body, action)
 
 
-def enterprise_view(row: Enterprise) -> EnterpriseView:
-    """An enterprise as the API shows it."""
+@router.post("/controllers", status_code=201, name="record_controller")
+def control(body: Control, call: Caller) -> ControlView:
+    """Record who directly controls a party; control that leads back to itself is refused."""
+
+    def action(session: Session, at: datetime) -> ControlView:
+        record_controller(session, body.controlled, body.controller, by=call.by, at=at)
+        return ControlView(controlled=body.controlled, controller=body.controller)
+
+    return call.once(ControlView, body, action)
+
+
+@router.post("/related-parties", status_code=201, name="record_related")
+def relate(body: Relation, call: Caller) -> RelationView:
+    """Record that two parties are related otherwise than by control."""
+
+    def action(session: Session, at: datetime) -> RelationView:
+        record_related(session, body.one, body.other, body.reason, by=call.by, at=at)
+        return RelationView(one=body.one, other=body.other, reason=body.reason)
+
+    return call.once(RelationView, body, action)
+
+
+def _view(row: Enterprise) -> EnterpriseView:
     return EnterpriseView(
         id=row.id,
         credit_code=row.credit_code,
@@ -159,12 +197,15 @@ def enterprise_view(row: Enterprise) -> EnterpriseView:
     )
 
 
-def _wallet(session: Session, tenant_id: UUID) -> WalletView:
-    balance = wallet_balance(session, tenant_id)
-    return WalletView(
-        tenant_id=tenant_id,
-        prepaid_available_cny=format_yuan(balance.prepaid_available_micros),
-        prepaid_held_cny=format_yuan(balance.prepaid_held_micros),
-        credit_available_cny=format_yuan(balance.credit_available_micros),
-        credit_held_cny=format_yuan(balance.credit_held_micros),
+def _detail(session: Session, tenant_id: UUID) -> EnterpriseDetail:
+    facts = enterprise_facts(session, tenant_id)
+    row = session.get_one(Enterprise, tenant_id)
+    return EnterpriseDetail(
+        **_view(row).model_dump(),
+        yearly_contract_cny=format_yuan(row.yearly_contract_micros),
+        clean_years=row.clean_years,
+        roles=list(facts.roles),
+        dishonest=row.dishonest,
+        actual_controller=facts.controller,
+        registered_at=row.registered_at,
     )

@@ -13,10 +13,11 @@ from pydantic import Field, StringConstraints
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from compute_hub.api.call import Body, Call, Caller, View
+from compute_hub.api.call import Call, Caller
+from compute_hub.api.charges import CoverageView, coverage_fields
+from compute_hub.api.shapes import After, Body, Id, Limit, Page, View, page_of
 from compute_hub.billing.funding import pledge_funding
 from compute_hub.billing.tables import ChargeRow
-from compute_hub.identity.roles import Role
 from compute_hub.job_files import log_chunks
 from compute_hub.metering.tables import UsageRecordRow
 from compute_hub.uploads import find_upload, keep_upload
@@ -24,13 +25,21 @@ from kernel.ids import new_id
 from kernel.money import format_yuan
 from scheduler.jobs import JobRequest, cancel_job, find_job, list_jobs, runs_of, submit_job
 from scheduler.tables import JobRow, RunRow
+from vouchers.domain.explanation import Coverage
 
 router = APIRouter(prefix="/v1", tags=["jobs"])
 
 ModelName = Annotated[str, StringConstraints(min_length=1, max_length=63)]
 VariableName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,127}$")]
 VariableValue = Annotated[str, StringConstraints(max_length=8192)]
-_READERS = (Role.TENANT, Role.OPERATOR, Role.AUDITOR)
+
+
+_UPLOAD = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+    }
+}
 
 
 class JobSubmission(Body):
@@ -53,7 +62,7 @@ class JobSubmission(Body):
     network: Literal["none", "job"] | None = None
     upload_sha256: str | None = None
     env: dict[VariableName, VariableValue] = Field(default_factory=dict, max_length=128)
-    voucher_ids: Annotated[list[UUID], Field(max_length=32)] | None = Field(default=None, strict=False)
+    voucher_ids: Annotated[list[Id], Field(max_length=32)] | None = None
 
     def request(self) -> JobRequest:
         """The same in the scheduler's words."""
@@ -108,13 +117,6 @@ class JobView(View):
     tenant_cny: str
 
 
-class JobPage(View):
-    """Some jobs, newest first; `next` continues the list."""
-
-    items: list[JobView]
-    next: UUID | None
-
-
 class UploadView(View):
     """A stored working directory."""
 
@@ -122,90 +124,103 @@ class UploadView(View):
     size_bytes: int
 
 
-@router.post("/uploads", status_code=201)
+@router.post("/uploads", status_code=201, name="store_upload", openapi_extra=_UPLOAD)
 async def upload(request: Request, call: Caller) -> UploadView:
     """Store a working directory, sent as the bytes of a .tar.gz archive."""
-    call.require(Role.TENANT)
     body = [chunk async for chunk in _bounded(request, call.settings.upload_bytes_max)]
     sha256, size = await run_in_threadpool(
         keep_upload,
         call.settings.uploads,
-        str(call.principal.tenant_id),
+        str(call.tenant_id),
         body,
         bytes_max=call.settings.upload_bytes_max,
     )
     return UploadView(sha256=sha256, size_bytes=size)
 
 
-@router.post("/jobs", status_code=201)
+@router.post("/jobs", status_code=201, name="submit_job")
 def submit(body: JobSubmission, call: Caller) -> JobView:
     """Queue a job. It is refused when it could never run here or its first hour cannot be paid."""
-    principal = call.require(Role.TENANT)
-    tenant_id = principal.tenant_id
-    assert tenant_id is not None  # noqa: S101 - a tenant key always has one; the database checks it
-    if body.upload_sha256 is not None:
-        find_upload(call.settings.uploads, str(tenant_id), body.upload_sha256)
 
     def action(session: Session, at: datetime) -> JobView:
-        job = submit_job(
-            session,
-            new_id(),
-            body.request(),
-            tenant_id=tenant_id,
-            submitted_by=principal.id,
-            environments=list(call.settings.environments),
-            at=at,
-        )
-        pledge_funding(session, job, body.voucher_ids, horizon_ms=call.settings.hold_horizon_ms, at=at)
+        job, _ = _submit(session, body, call, at)
         return _views(session, [job])[0]
 
     return call.once(JobView, body, action)
 
 
-@router.get("/jobs")
-def jobs(call: Caller, limit: Annotated[int, Query(ge=1, le=200)] = 50, before: UUID | None = None) -> JobPage:
-    """Your jobs, newest first; every tenant's for operators and auditors."""
-    call.require(*_READERS)
+@router.post("/jobs:quote", name="quote_job")
+def quote(body: JobSubmission, call: Caller) -> CoverageView:
+    """Who would pay a job's first stretch, which is set aside before it starts. Nothing is queued or set aside.
 
-    def action(session: Session) -> JobPage:
-        rows = list_jobs(session, tenant_id=call.principal.tenant_id, before=before, limit=limit)
-        return JobPage(items=_views(session, list(rows)), next=rows[-1].id if len(rows) == limit else None)
+    The stretch is the first hour (or all of a shorter job) with the time a stopped job is given to end.
+    """
+
+    def action(session: Session, at: datetime) -> CoverageView:
+        _, coverage = _submit(session, body, call, at)
+        return CoverageView.model_validate(coverage_fields(coverage))
+
+    return call.preview(action)
+
+
+@router.get("/jobs", name="list_jobs")
+def jobs(call: Caller, limit: Limit = 50, after: After = None) -> Page[JobView]:
+    """Your jobs, newest first; every tenant's for operators and auditors."""
+
+    def action(session: Session) -> Page[JobView]:
+        rows = list_jobs(session, tenant_id=call.scope, before=after, limit=limit)
+        return page_of(_views(session, list(rows)), limit, rows[-1].id if rows else "")
 
     return call.read(action)
 
 
-@router.get("/jobs/{job_id}")
+@router.get("/jobs/{job_id}", name="show_job")
 def job(job_id: UUID, call: Caller) -> JobView:
     """One job."""
-    call.require(*_READERS)
-    return call.read(
-        lambda session: _views(session, [find_job(session, job_id, tenant_id=call.principal.tenant_id)])[0]
-    )
+    return call.read(lambda session: _views(session, [find_job(session, job_id, tenant_id=call.scope)])[0])
 
 
-@router.post("/jobs/{job_id}:cancel")
+@router.post("/jobs/{job_id}:cancel", name="cancel_job")
 def cancel(job_id: UUID, call: Caller) -> JobView:
     """Ask for a job's end. It is over when its state says so."""
-    call.require(Role.TENANT, Role.OPERATOR)
 
     def action(session: Session, _at: datetime) -> JobView:
-        return _views(session, [cancel_job(session, job_id, tenant_id=call.principal.tenant_id)])[0]
+        return _views(session, [cancel_job(session, job_id, tenant_id=call.scope)])[0]
 
     return call.once(JobView, None, action)
 
 
-@router.get("/jobs/{job_id}/logs", response_class=StreamingResponse)
+@router.get(
+    "/jobs/{job_id}/logs",
+    name="read_job_log",
+    response_class=StreamingResponse,
+    responses={200: {"content": {"text/plain": {}}, "description": "The log's bytes."}},
+)
 def logs(
     job_id: UUID,
     call: Caller,
-    rank: Annotated[int, Query(ge=0)] = 0,
-    offset: Annotated[int, Query(ge=0)] = 0,
+    rank: Annotated[int, Query(ge=0, le=10_000)] = 0,
+    offset: Annotated[int, Query(ge=0, le=2**53)] = 0,
 ) -> StreamingResponse:
     """What one rank of the latest attempt printed, from a byte offset on, as plain text."""
-    call.require(*_READERS)
-    found = call.read(lambda session: find_job(session, job_id, tenant_id=call.principal.tenant_id))
+    found = call.read(lambda session: find_job(session, job_id, tenant_id=call.scope))
     path = job_directory(call, found) / f"rank-{rank}.log"
     return StreamingResponse(log_chunks(path, offset), media_type="text/plain; charset=utf-8")
+
+
+def _submit(session: Session, body: JobSubmission, call: Call, at: datetime) -> tuple[JobRow, Coverage]:
+    if body.upload_sha256 is not None:
+        find_upload(call.settings.uploads, str(call.tenant_id), body.upload_sha256)
+    job = submit_job(
+        session,
+        new_id(),
+        body.request(),
+        tenant_id=call.tenant_id,
+        submitted_by=call.principal.id,
+        environments=list(call.settings.environments),
+        at=at,
+    )
+    return job, pledge_funding(session, job, body.voucher_ids, horizon_ms=call.settings.hold_horizon_ms, at=at)
 
 
 def job_directory(call: Call, found: JobRow) -> Path:
@@ -226,15 +241,14 @@ def _views(session: Session, rows: list[JobRow]) -> list[JobView]:
     """Several jobs with their devices, card time and money, in three queries however many they are."""
     ids = [row.id for row in rows]
     runs = runs_of(session, ids)
-    used = dict(
-        session.execute(
+    used = {
+        job_id: int(slot_ms)
+        for job_id, slot_ms in session.execute(
             select(UsageRecordRow.job_id, func.sum(UsageRecordRow.slot_ms))
             .where(UsageRecordRow.job_id.in_(ids))
             .group_by(UsageRecordRow.job_id)
         )
-        .tuples()
-        .all()
-    )
+    }
     money = {
         job_id: (int(charged), int(vouchers), int(tenant))
         for job_id, charged, vouchers, tenant in session.execute(
@@ -248,7 +262,7 @@ def _views(session: Session, rows: list[JobRow]) -> list[JobView]:
             .group_by(ChargeRow.job_id)
         )
     }
-    return [_view(row, runs[row.id], int(used.get(row.id, 0)), money.get(row.id, (0, 0, 0))) for row in rows]
+    return [_view(row, runs[row.id], used.get(row.id, 0), money.get(row.id, (0, 0, 0))) for row in rows]
 
 
 def _view(row: JobRow, runs: list[RunRow], slot_ms: int, money: tuple[int, int, int]) -> JobView:

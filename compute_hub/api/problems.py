@@ -1,5 +1,6 @@
 """Refusals as RFC 9457 problem documents; the only place that knows HTTP status codes."""
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 from fastapi import FastAPI, Request
@@ -17,10 +18,23 @@ _STATUS: Final[dict[type[HubError], int]] = {
     Unauthenticated: 401,
     Unfunded: 402,
 }
+_HTTP: Final = {
+    400: ("malformed_request", "The body cannot be read; send one JSON object in UTF-8."),
+    404: ("no_such_path", "There is nothing at this path; /v1/openapi.json lists what there is."),
+    405: ("method_not_allowed", "This path does not take this method; the header Allow names those it takes."),
+    413: ("body_too_large", "The body is larger than this path takes (1 MiB but for uploads). Send less."),
+}
 _MEDIA_TYPE: Final = "application/problem+json"
 
 
-def problem(status: int, code: str, detail: str, **more: Any) -> JSONResponse:  # noqa: ANN401 - any JSON value
+def problem(
+    status: int,
+    code: str,
+    detail: str,
+    *,
+    headers: Mapping[str, str] | None = None,
+    **more: Any,  # noqa: ANN401 - any JSON value
+) -> JSONResponse:
     """One problem document: `code` is stable, `detail` says what to change."""
     body = {
         "type": f"urn:compute-hub:problem:{code}",
@@ -30,7 +44,8 @@ def problem(status: int, code: str, detail: str, **more: Any) -> JSONResponse:  
         "detail": detail,
         **more,
     }
-    headers = {"WWW-Authenticate": "Bearer"} if status == 401 else None  # noqa: PLR2004 - HTTP's own number
+    if status == 401:  # noqa: PLR2004 - HTTP's own number
+        headers = {"WWW-Authenticate": "Bearer"}
     return JSONResponse(body, status_code=status, media_type=_MEDIA_TYPE, headers=headers)
 
 
@@ -74,8 +89,13 @@ def _malformed(_request: Request, error: Exception) -> JSONResponse:
 
 def _http(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)  # noqa: S101 - registered for nothing else
-    code = {404: "no_such_path", 405: "method_not_allowed"}.get(error.status_code, "http_error")
-    return problem(error.status_code, code, str(error.detail))
+    return http_problem(error)
+
+
+def http_problem(error: HTTPException) -> JSONResponse:
+    """What HTTP itself refuses, in our words."""
+    code, sentence = _HTTP.get(error.status_code, ("http_error", f"{error.detail}."))
+    return problem(error.status_code, code, sentence, headers=error.headers)
 
 
 def _defect(_request: Request, _error: Exception) -> JSONResponse:

@@ -1,35 +1,31 @@
-"""Programmes, applications and vouchers: the authority's face, and the enterprise's view of its vouchers."""
+"""Programmes: their published rules, their rounds, and where their money is."""
 
-from datetime import datetime
+from datetime import date, datetime
 from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import APIRouter, Query
-from pydantic import Field, StringConstraints
+from fastapi import APIRouter, Path
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from compute_hub.api.call import Body, Call, Caller, View
-from compute_hub.api.enterprises import Text, Yuan
-from compute_hub.identity.roles import Role
-from kernel.money import format_yuan, parse_yuan
-from vouchers.applications import (
-    checks_of,
-    final_approval,
-    first_review,
-    reject_application,
-    submit_application,
-)
-from vouchers.domain.facts import ContractFacts
-from vouchers.issuing import issue_voucher
-from vouchers.programmes import publish_programme
-from vouchers.reading import list_programmes, list_vouchers, programme_totals
-from vouchers.tables import Application, ProgrammeVersion
+from compute_hub.api.amounts import amount_in, asset_of, in_units
+from compute_hub.api.call import Caller
+from compute_hub.api.shapes import Body, CardMs, Instant, Limit, Page, SlugPath, Text, View, Yuan, page_of
+from kernel.errors import NotFound
+from vouchers.cases import open_round
+from vouchers.programmes import appropriate_budget, publish_programme, version_in_force
+from vouchers.reading import list_programmes as programme_slugs
+from vouchers.reading import programme_totals
+from vouchers.settlement import advance_reserve
+from vouchers.tables import ProgrammeVersion, Round
 
-router = APIRouter(prefix="/v1", tags=["vouchers"])
+router = APIRouter(prefix="/v1/programmes", tags=["programmes"])
 
-_OFFICERS = (Role.AUTHORITY, Role.FIRST_REVIEWER, Role.APPROVER, Role.OPERATOR, Role.AUDITOR)
-Reason = Annotated[str, StringConstraints(max_length=2000)]
+
+class VersionNotFound(NotFound):
+    """The programme has no such version."""
+
+    sentence = "{programme} has no version {version}. The list of its versions shows them."
 
 
 class ProgrammePublication(Body):
@@ -43,259 +39,226 @@ class ProgrammeView(View):
 
     programme: str
     asset: str
-    budget: str
-    pool: str
-    issued: str
-    held: str
-    captured: str
-    claimed: str
-    disbursed: str
+    budget_cny: str | None
+    budget_card_ms: int | None
+    pool_cny: str | None
+    pool_card_ms: int | None
+    issued_cny: str | None
+    issued_card_ms: int | None
+    remaining_cny: str | None
+    remaining_card_ms: int | None
+    held_cny: str | None
+    held_card_ms: int | None
+    captured_cny: str | None
+    captured_card_ms: int | None
+    returned_cny: str | None
+    returned_card_ms: int | None
+    claimed_cny: str | None
+    claimed_card_ms: int | None
+    disbursed_cny: str | None
+    disbursed_card_ms: int | None
 
 
-class ApplicationRequest(Body):
-    """What an enterprise asks of a programme, with the contract it names."""
-
-    programme: Text
-    requested_cny: Yuan
-    contract_number: Annotated[str, StringConstraints(max_length=100)] = ""
-    supplier_credit_code: Annotated[str, StringConstraints(max_length=18)] = ""
-    contract_cny: Yuan = "0"
-    contract_days: Annotated[int, Field(ge=0, le=3660)] = 0
-    centre_region: Annotated[str, StringConstraints(max_length=12)] = "331003"
-
-
-class Decision(Body):
-    """A review's or an approval's reason; an approval may grant less than was asked."""
-
-    reason: Reason = ""
-    granted_cny: Yuan | None = None
-
-
-class Review(Body):
-    """A first review's reason."""
-
-    reason: Reason = ""
-
-
-class Rejection(Body):
-    """Why an application is refused; its applicant is told."""
-
-    reason: Annotated[str, StringConstraints(min_length=1, max_length=2000)]
-
-
-class CheckView(View):
-    """What one automatic rule found, and the facts it saw."""
-
-    rule: str
-    verdict: str
-    clause: str
-    facts: dict[str, Any]
-
-
-class ApplicationView(View):
-    """An application and how far it got."""
+class VersionSummary(View):
+    """One published version of a programme's rules."""
 
     id: UUID
     programme: str
-    tenant_id: UUID
-    state: str
-    requested_cny: str
-    granted_cny: str | None
-    checks: list[CheckView]
+    version: int
+    name: str
+    effective_from: date
+    effective_until: date | None
+    digest_sha256: str
+    published_at: datetime
 
 
-class VoucherView(View):
-    """A voucher and where its face value is, in yuan (or card-milliseconds when the asset is card time)."""
+class VersionView(VersionSummary):
+    """A version with its whole document, as it was published."""
+
+    document: dict[str, Any]
+
+
+class Appropriation(Body):
+    """Which cycle's budget to put into the pool: the one this instant lies in; now if left out."""
+
+    in_cycle_of: Instant | None = None
+
+
+class ReserveAdvance(Body):
+    """Money advanced to the centre; a reference is booked once."""
+
+    amount_cny: Yuan | None = None
+    amount_card_ms: CardMs | None = None
+    reference: Text
+
+
+class RoundOpening(Body):
+    """A call for applications."""
+
+    name: Text
+    opens_at: Instant
+    cut_off_at: Instant
+
+
+class RoundView(View):
+    """A call for applications with its cut-off."""
 
     id: UUID
-    number: str
     programme: str
-    tenant_id: UUID
-    asset: str
-    state: str
-    issued_at: datetime
-    expires_at: datetime
-    face_cny: str
-    held_cny: str
-    captured_cny: str
-    remaining_cny: str
+    name: str
+    opens_at: datetime
+    cut_off_at: datetime
 
 
-@router.post("/programmes", status_code=201)
+@router.post("", status_code=201, name="publish_programme")
 def publish(body: ProgrammePublication, call: Caller) -> ProgrammeView:
     """Publish a version of a programme's rules and appropriate the budget of the cycle it begins in."""
-    principal = call.require(Role.AUTHORITY)
 
     def action(session: Session, at: datetime) -> ProgrammeView:
-        version_id = publish_programme(session, body.document, by=str(principal.id), at=at)
-        slug = session.get_one(ProgrammeVersion, version_id).slug
-        return _programme(session, slug)
+        version_id = publish_programme(session, body.document, by=call.by, at=at)
+        return _programme(session, session.get_one(ProgrammeVersion, version_id).slug)
 
     return call.once(ProgrammeView, body, action)
 
 
-@router.get("/programmes")
-def programmes(call: Caller) -> list[ProgrammeView]:
+@router.get("", name="list_programmes")
+def programmes(call: Caller, limit: Limit = 50, after: str = "") -> Page[ProgrammeView]:
     """All programmes and where their money is."""
-    call.require(*_OFFICERS)
-    return call.read(lambda session: [_programme(session, slug) for slug in list_programmes(session)])
 
-
-@router.post("/applications", status_code=201)
-def apply(body: ApplicationRequest, call: Caller) -> ApplicationView:
-    """Apply for a voucher. The automatic checks run at once; what they found is in the answer."""
-    principal = call.require(Role.TENANT)
-    tenant_id = principal.tenant_id
-    assert tenant_id is not None  # noqa: S101 - a tenant key always has one; the database checks it
-
-    def action(session: Session, at: datetime) -> ApplicationView:
-        application_id = submit_application(
-            session,
-            enterprise_id=tenant_id,
-            programme=body.programme,
-            requested=parse_yuan(body.requested_cny, field="requested_cny"),
-            by=str(principal.id),
-            at=at,
-            contract=ContractFacts(
-                number=body.contract_number,
-                supplier=body.supplier_credit_code,
-                amount_micros=parse_yuan(body.contract_cny, field="contract_cny"),
-                days=body.contract_days,
-                centre_region=body.centre_region,
-            ),
-        )
-        return _application(session, application_id)
-
-    return call.once(ApplicationView, body, action)
-
-
-@router.get("/applications")
-def applications(call: Caller) -> list[ApplicationView]:
-    """Applications, newest first; a tenant's own, or all."""
-
-    def action(session: Session) -> list[ApplicationView]:
-        query = select(Application.id).order_by(Application.created_at.desc(), Application.id).limit(200)
-        if call.principal.tenant_id is not None:
-            query = query.where(Application.enterprise_id == call.principal.tenant_id)
-        return [_application(session, application_id) for application_id in session.scalars(query)]
+    def action(session: Session) -> Page[ProgrammeView]:
+        slugs = [slug for slug in programme_slugs(session) if slug > after][:limit]
+        return page_of([_programme(session, slug) for slug in slugs], limit, slugs[-1] if slugs else "")
 
     return call.read(action)
 
 
-@router.post("/applications/{application_id}:first-review")
-def review(application_id: UUID, body: Review, call: Caller) -> ApplicationView:
-    """Pass an application on to final approval."""
-    principal = call.require(Role.FIRST_REVIEWER)
-
-    def action(session: Session, at: datetime) -> ApplicationView:
-        first_review(session, application_id, by=str(principal.id), at=at, reason=body.reason)
-        return _application(session, application_id)
-
-    return call.once(ApplicationView, body, action)
+@router.get("/{programme}", name="show_programme")
+def programme(programme: SlugPath, call: Caller) -> ProgrammeView:
+    """One programme and where its money is."""
+    return call.read(lambda session: _programme(session, programme))
 
 
-@router.post("/applications/{application_id}:final-approval")
-def approve(application_id: UUID, body: Decision, call: Caller) -> ApplicationView:
-    """Approve an application, wholly or in part; never by the person who reviewed it first."""
-    principal = call.require(Role.APPROVER)
+@router.get("/{programme}/versions", name="list_programme_versions")
+def versions(programme: SlugPath, call: Caller, limit: Limit = 50, after: int = 0) -> Page[VersionSummary]:
+    """A programme's versions, oldest first."""
 
-    def action(session: Session, at: datetime) -> ApplicationView:
-        granted = None if body.granted_cny is None else parse_yuan(body.granted_cny, field="granted_cny")
-        final_approval(
-            session, application_id, by=str(principal.id), at=at, granted=granted, reason=body.reason
+    def action(session: Session) -> Page[VersionSummary]:
+        asset_of(session, programme)
+        rows = session.scalars(
+            select(ProgrammeVersion)
+            .where(ProgrammeVersion.slug == programme, ProgrammeVersion.version > min(max(after, 0), 10_000))
+            .order_by(ProgrammeVersion.version)
+            .limit(limit)
+        ).all()
+        items = [VersionSummary.model_validate(_version(row)) for row in rows]
+        return page_of(items, limit, items[-1].version if items else 0)
+
+    return call.read(action)
+
+
+@router.get("/{programme}/versions/{version}", name="show_programme_version")
+def version(programme: SlugPath, version: Annotated[int, Path(ge=1, le=10_000)], call: Caller) -> VersionView:
+    """One version's rules, as they were published."""
+
+    def action(session: Session) -> VersionView:
+        row = session.scalars(
+            select(ProgrammeVersion).where(
+                ProgrammeVersion.slug == programme, ProgrammeVersion.version == version
+            )
+        ).one_or_none()
+        if row is None:
+            raise VersionNotFound(programme=programme, version=version)
+        return VersionView.model_validate({**_version(row), "document": row.document})
+
+    return call.read(action)
+
+
+@router.post("/{programme}:appropriate", status_code=201, name="appropriate_budget")
+def appropriate(programme: SlugPath, body: Appropriation, call: Caller) -> ProgrammeView:
+    """Put the budget of a cycle into the programme's pool; what is there already counts."""
+
+    def action(session: Session, at: datetime) -> ProgrammeView:
+        instant = body.in_cycle_of or at
+        version_id, _ = version_in_force(session, programme, instant)
+        appropriate_budget(session, version_id, instant, by=call.by, at=at)
+        return _programme(session, programme)
+
+    return call.once(ProgrammeView, body, action)
+
+
+@router.post("/{programme}:advance-reserve", status_code=201, name="advance_reserve")
+def advance(programme: SlugPath, body: ReserveAdvance, call: Caller) -> ProgrammeView:
+    """Advance money to the centre, up to the reserve fund the programme provides for; claims use it up first."""
+
+    def action(session: Session, at: datetime) -> ProgrammeView:
+        asset = asset_of(session, programme)
+        amount = amount_in(asset, programme, "amount", body.amount_cny, body.amount_card_ms)
+        advance_reserve(session, programme, amount, reference=body.reference, by=call.by, at=at)
+        return _programme(session, programme)
+
+    return call.once(ProgrammeView, body, action)
+
+
+@router.post("/{programme}/rounds", status_code=201, name="open_round")
+def call_for_applications(programme: SlugPath, body: RoundOpening, call: Caller) -> RoundView:
+    """Call for applications until a cut-off."""
+
+    def action(session: Session, _at: datetime) -> RoundView:
+        asset_of(session, programme)
+        round_id = open_round(
+            session, programme, body.name, opens_at=body.opens_at, cut_off_at=body.cut_off_at, by=call.by
         )
-        return _application(session, application_id)
+        return _round(session.get_one(Round, round_id))
 
-    return call.once(ApplicationView, body, action)
-
-
-@router.post("/applications/{application_id}:reject")
-def reject(application_id: UUID, body: Rejection, call: Caller) -> ApplicationView:
-    """Refuse an application for a reason its applicant is told."""
-    principal = call.require(Role.FIRST_REVIEWER, Role.APPROVER)
-
-    def action(session: Session, at: datetime) -> ApplicationView:
-        reject_application(session, application_id, by=str(principal.id), reason=body.reason, at=at)
-        return _application(session, application_id)
-
-    return call.once(ApplicationView, body, action)
+    return call.once(RoundView, body, action)
 
 
-@router.post("/applications/{application_id}:issue", status_code=201)
-def issue(application_id: UUID, call: Caller) -> VoucherView:
-    """Issue the voucher of an approved application whose public notice is over."""
-    principal = call.require(Role.AUTHORITY)
+@router.get("/{programme}/rounds", name="list_rounds")
+def rounds(programme: SlugPath, call: Caller) -> Page[RoundView]:
+    """The newest hundred rounds of a programme, newest first."""
 
-    def action(session: Session, at: datetime) -> VoucherView:
-        voucher_id = issue_voucher(session, application_id, by=str(principal.id), at=at)
-        holder = session.get_one(Application, application_id).enterprise_id
-        return next(view for view in _vouchers(session, holder) if view.id == voucher_id)
-
-    return call.once(VoucherView, None, action)
-
-
-@router.get("/vouchers")
-def vouchers(
-    call: Caller,
-    after: UUID | None = None,
-    limit: Annotated[int, Query(ge=1, le=500)] = 100,
-) -> list[VoucherView]:
-    """Vouchers with what remains on them, by id; a tenant's own, or all."""
-    return call.read(lambda session: _vouchers(session, _scope(call), after=after, limit=limit))
-
-
-def _scope(call: Call) -> UUID | None:
-    return call.principal.tenant_id
-
-
-def _vouchers(
-    session: Session, enterprise_id: UUID | None, *, after: UUID | None = None, limit: int = 500
-) -> list[VoucherView]:
-    return [
-        VoucherView(
-            id=found.id,
-            number=found.number,
-            programme=found.slug,
-            tenant_id=found.enterprise_id,
-            asset=found.asset,
-            state=found.state,
-            issued_at=found.issued_at,
-            expires_at=found.expires_at,
-            face_cny=format_yuan(found.face),
-            held_cny=format_yuan(found.held),
-            captured_cny=format_yuan(found.captured),
-            remaining_cny=format_yuan(found.remaining),
+    def action(session: Session) -> Page[RoundView]:
+        asset_of(session, programme)
+        rows = session.scalars(
+            select(Round).where(Round.slug == programme).order_by(Round.opens_at.desc(), Round.id).limit(100)
         )
-        for found in list_vouchers(session, enterprise_id=enterprise_id, after=after, limit=limit)
-    ]
+        return Page(items=[_round(row) for row in rows], next=None)
+
+    return call.read(action)
 
 
 def _programme(session: Session, slug: str) -> ProgrammeView:
+    asset_of(session, slug)
     totals = programme_totals(session, slug)
-    return ProgrammeView(
-        programme=totals.slug,
-        asset=totals.asset,
-        budget=format_yuan(totals.budget),
-        pool=format_yuan(totals.pool),
-        issued=format_yuan(totals.issued),
-        held=format_yuan(totals.held),
-        captured=format_yuan(totals.captured),
-        claimed=format_yuan(totals.claimed),
-        disbursed=format_yuan(totals.disbursed),
+    amounts = in_units(
+        totals.asset,
+        budget=totals.budget,
+        pool=totals.pool,
+        issued=totals.issued,
+        remaining=totals.remaining,
+        held=totals.held,
+        captured=totals.captured,
+        returned=totals.returned,
+        claimed=totals.claimed,
+        disbursed=totals.disbursed,
     )
+    return ProgrammeView.model_validate({"programme": slug, "asset": totals.asset, **amounts})
 
 
-def _application(session: Session, application_id: UUID) -> ApplicationView:
-    row = session.get_one(Application, application_id)
-    return ApplicationView(
-        id=row.id,
-        programme=session.get_one(ProgrammeVersion, row.version_id).slug,
-        tenant_id=row.enterprise_id,
-        state=row.state,
-        requested_cny=format_yuan(row.requested),
-        granted_cny=None if row.granted is None else format_yuan(row.granted),
-        checks=[
-            CheckView(rule=check.rule, verdict=check.verdict, clause=check.clause, facts=check.facts)
-            for check in checks_of(session, application_id)
-        ],
+def _version(row: ProgrammeVersion) -> dict[str, Any]:
+    return {
+        "id": row.id,
+        "programme": row.slug,
+        "version": row.version,
+        "name": row.document["name"],
+        "effective_from": row.effective_from,
+        "effective_until": row.effective_until,
+        "digest_sha256": row.digest,
+        "published_at": row.published_at,
+    }
+
+
+def _round(row: Round) -> RoundView:
+    return RoundView(
+        id=row.id, programme=row.slug, name=row.name, opens_at=row.opens_at, cut_off_at=row.cut_off_at
     )

@@ -1,15 +1,16 @@
 """What the meter recorded of a job: the ground every charge stands on."""
 
 from datetime import datetime
+from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter
-from sqlalchemy import select
+from fastapi import APIRouter, Query
+from sqlalchemy import select, tuple_
 from sqlalchemy.orm import Session
 
-from compute_hub.api.call import Caller, View
+from compute_hub.api.call import Caller
+from compute_hub.api.shapes import Limit, Page, View, page_of
 from compute_hub.billing.tables import ChargedUsageRow
-from compute_hub.identity.roles import Role
 from compute_hub.metering.tables import UsageRecordRow
 from scheduler.jobs import find_job
 
@@ -33,36 +34,46 @@ class UsageView(View):
     charge_id: UUID | None
 
 
-@router.get("/jobs/{job_id}/usage")
-def usage(job_id: UUID, call: Caller) -> list[UsageView]:
-    """All usage records of a job, by attempt, rank and number, and the charge each went into."""
-    call.require(Role.TENANT, Role.OPERATOR, Role.AUDITOR, Role.AUTHORITY)
+@router.get("/jobs/{job_id}/usage", name="list_job_usage")
+def usage(
+    job_id: UUID,
+    call: Caller,
+    limit: Limit = 100,
+    after: Annotated[str, Query(pattern=r"^(\d{1,9}\.\d{1,9}\.\d{1,9})?$")] = "",
+) -> Page[UsageView]:
+    """A job's usage records by attempt, rank and number, and the charge each went into."""
 
-    def action(session: Session) -> list[UsageView]:
-        find_job(session, job_id, tenant_id=call.principal.tenant_id)
-        rows = session.execute(
+    def action(session: Session) -> Page[UsageView]:
+        find_job(session, job_id, tenant_id=call.scope)
+        place = (UsageRecordRow.attempt, UsageRecordRow.rank, UsageRecordRow.k)
+        query = (
             select(UsageRecordRow, ChargedUsageRow.charge_id)
             .join(ChargedUsageRow, ChargedUsageRow.record_id == UsageRecordRow.id, isouter=True)
             .where(UsageRecordRow.job_id == job_id)
-            .order_by(UsageRecordRow.attempt, UsageRecordRow.rank, UsageRecordRow.k)
-            .limit(10_000)
+            .order_by(*place)
+            .limit(limit)
         )
-        return [
-            UsageView(
-                id=row.id,
-                attempt=row.attempt,
-                rank=row.rank,
-                k=row.k,
-                node=row.node,
-                model=row.model,
-                started_at=row.started_at,
-                duration_ms=row.duration_ms,
-                slot_ms=row.slot_ms,
-                busy_ms=row.busy_ms,
-                final=row.final,
-                charge_id=charge_id,
-            )
-            for row, charge_id in rows
-        ]
+        if after:
+            query = query.where(tuple_(*place) > tuple(map(int, after.split("."))))
+        items = [_view(row, charge_id) for row, charge_id in session.execute(query)]
+        last = items[-1] if items else None
+        return page_of(items, limit, last and f"{last.attempt}.{last.rank}.{last.k}")
 
     return call.read(action)
+
+
+def _view(row: UsageRecordRow, charge_id: UUID | None) -> UsageView:
+    return UsageView(
+        id=row.id,
+        attempt=row.attempt,
+        rank=row.rank,
+        k=row.k,
+        node=row.node,
+        model=row.model,
+        started_at=row.started_at,
+        duration_ms=row.duration_ms,
+        slot_ms=row.slot_ms,
+        busy_ms=row.busy_ms,
+        final=row.final,
+        charge_id=charge_id,
+    )

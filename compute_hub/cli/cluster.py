@@ -1,7 +1,8 @@
-"""`hub cluster …` and `hub ledger …`."""
+"""`hub cluster …`, `hub rate …` and `hub ledger …`."""
 
 import json
 import sys
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -9,17 +10,27 @@ from rich.console import Console
 from compute_hub.cli.output import AsJson, client, show
 
 app = typer.Typer(help="The centre's nodes and devices.", no_args_is_help=True)
+rate_app = typer.Typer(help="What card time costs.", no_args_is_help=True)
 ledger_app = typer.Typer(help="The books.", no_args_is_help=True)
+
+_RATES = {"model": "model", "price_cny_per_card_hour": "per card-hour", "effective_from": "from"}
+_ACCOUNTS = {"id": "account", "name": "name", "entries": "entries", "net": "balance", "held": "held"}
+_ENTRIES = {
+    "sequence": "n",
+    "at": "at",
+    "movement": "movement",
+    "kind": "kind",
+    "side": "side",
+    "amount": "amount",
+    "net": "balance",
+    "held": "held",
+    "cause": "cause",
+}
 
 
 @app.callback()
 def _group() -> None:
     """Keep `show` a word of its own while it is the only command."""
-
-
-@ledger_app.callback()
-def _ledger_group() -> None:
-    """Keep `audit` a word of its own while it is the only command."""
 
 
 @app.command("show")
@@ -44,6 +55,29 @@ def show_(*, as_json: AsJson = False) -> None:
     show(nodes if as_json else rows, columns, as_json=as_json)
 
 
+@rate_app.command("list")
+def list_rates(*, as_json: AsJson = False) -> None:
+    """List prices by model and the instant they begin."""
+    with client() as hub:
+        show(list(hub.pages("/v1/rates")), _RATES, as_json=as_json)
+
+
+@rate_app.command("set")
+def set_rate(
+    model: Annotated[str, typer.Argument(help="The accelerator's model.")],
+    price: Annotated[str, typer.Argument(help="Of one card-hour, in yuan.")],
+    *,
+    begins: Annotated[
+        str | None, typer.Option("--from", help="Such as 2026-07-01T00:00:00+08:00; now, if left out.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Set the price of a model's card-hour from an instant on."""
+    body = {"model": model, "price_cny_per_card_hour": price, "effective_from": begins}
+    with client() as hub:
+        show([hub.post("/v1/rates", body)], _RATES, as_json=as_json)
+
+
 @ledger_app.command()
 def audit(*, as_json: AsJson = False) -> None:
     """Recompute every balance from the raw transfers; exit status 1 if anything differs."""
@@ -57,6 +91,28 @@ def audit(*, as_json: AsJson = False) -> None:
             f"{report['transfers']} transfers, balances sum to {report['sum_micros']}: {report['audit']}"
         )
         for difference in report["differences"]:
-            console.print(f"  {difference}")
+            console.print(f"  {difference}", markup=False)
     if report["audit"] != "ok":
         raise typer.Exit(1)
+
+
+@ledger_app.command()
+def accounts(
+    prefix: Annotated[str, typer.Argument(help="Such as programme/huangyan/.")] = "",
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """List accounts whose names begin so."""
+    with client() as hub:
+        show(list(hub.pages("/v1/ledger/accounts", prefix=prefix)), _ACCOUNTS, as_json=as_json)
+
+
+@ledger_app.command()
+def history(
+    account: Annotated[str, typer.Argument(help="The account's id; `hub ledger accounts` shows it.")],
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """List every movement of an account with the balance after it."""
+    with client() as hub:
+        show(list(hub.pages(f"/v1/ledger/accounts/{account}/history")), _ENTRIES, as_json=as_json)

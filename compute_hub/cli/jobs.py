@@ -53,6 +53,9 @@ def submit(
     voucher: Annotated[
         list[str] | None, typer.Option(help="Voucher to use; all of yours, if left out.")
     ] = None,
+    quote: Annotated[
+        bool, typer.Option(help="Only say who would pay the first stretch; upload and submit nothing.")
+    ] = False,
     wait: Annotated[bool, typer.Option(help="Wait for the end and print the log.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -71,6 +74,9 @@ def submit(
             "env": dict(_variable(text) for text in env or ()),
             "voucher_ids": voucher,
         }
+        if quote:
+            _print_quote(hub.post("/v1/jobs:quote", body), as_json=as_json)
+            return
         if workdir is not None:
             body["upload_sha256"] = hub.upload(workdir)
         job = hub.post("/v1/jobs", body)
@@ -138,9 +144,28 @@ def cancel(job: Annotated[str, typer.Argument(help="The job's id.")], *, as_json
         _print([hub.post(f"/v1/jobs/{job}:cancel")], as_json=as_json)
 
 
+@app.command()
+def charges(job: Annotated[str, typer.Argument(help="The job's id.")], *, as_json: AsJson = False) -> None:
+    """Say who paid which part of each charge of a job, by which clause."""
+    with client() as hub:
+        found = list(hub.pages(f"/v1/jobs/{job}/charges"))
+    columns = {"n": "n", "card_ms": "card time", "cost_cny": "cost", "voucher_cny": "vouchers"}
+    columns |= {"tenant_cny": "you", "sentence": "why", "id": "charge"}
+    show(found, columns, as_json=as_json)
+
+
 def _print(jobs: list[dict[str, Any]], *, as_json: bool) -> None:
     rows = jobs if as_json else [{**job, "where": _where(job)} for job in jobs]
     show(rows, _COLUMNS, as_json=as_json)
+
+
+def _print_quote(quote: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        show([quote], {}, as_json=True)
+        return
+    Console().print(
+        f"First stretch {yuan(quote['cost_cny'])}: {quote['sentence']}", markup=False, soft_wrap=True
+    )
 
 
 def _where(job: dict[str, Any]) -> str:

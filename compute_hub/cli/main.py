@@ -7,8 +7,9 @@ import sys
 
 import typer
 
-from compute_hub.cli import claims, cluster, jobs, vouchers
+from compute_hub.cli import applications, claims, cluster, enterprises, jobs, programmes, vouchers, wallets
 from compute_hub.cli.processes import api, biller, controller, node, up
+from compute_hub.cli.simulate import simulate
 from kernel.errors import HubError
 
 app = typer.Typer(
@@ -18,12 +19,21 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-app.add_typer(jobs.app, name="job")
-app.add_typer(vouchers.app, name="voucher")
-app.add_typer(claims.app, name="claim")
-app.add_typer(cluster.app, name="cluster")
-app.add_typer(cluster.ledger_app, name="ledger")
-for command in (up, api, controller, biller, node):
+for name, group in (
+    ("job", jobs.app),
+    ("programme", programmes.app),
+    ("application", applications.app),
+    ("voucher", vouchers.app),
+    ("wallet", wallets.app),
+    ("enterprise", enterprises.app),
+    ("key", enterprises.key_app),
+    ("claim", claims.app),
+    ("cluster", cluster.app),
+    ("rate", cluster.rate_app),
+    ("ledger", cluster.ledger_app),
+):
+    app.add_typer(group, name=name)
+for command in (up, api, controller, biller, node, simulate):
     app.command()(command)
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
@@ -12,8 +13,8 @@ from sqlalchemy.orm import Session
 
 from compute_hub.identity.roles import Role
 from compute_hub.identity.tables import ApiKeyRow
-from kernel.errors import Forbidden, Unauthenticated
-from kernel.ids import new_id, new_secret
+from kernel.errors import Forbidden, Invalid, NotFound, Unauthenticated
+from kernel.ids import derived_id, new_id, new_secret
 
 _FORM: Final = re.compile(r"hub_[a-z_]+_[0-9a-f]{48}")
 
@@ -45,6 +46,18 @@ class WrongRole(Forbidden):
     sentence = "A key of role {role!r} may not do this; it takes the role {needed}."
 
 
+class KeyNeedsTenant(Invalid):
+    """A tenant's key without its tenant, or an officer's key with one."""
+
+    sentence = "tenant_id: a key of role tenant names its enterprise, a key of any other role names none."
+
+
+class KeyNotFound(NotFound):
+    """No key has this id."""
+
+    sentence = "There is no API key {key}. The list of keys shows them."
+
+
 @dataclass(frozen=True)
 class Principal:
     """Who is asking: a person or program in one role, of one tenant if the role is tenant."""
@@ -61,16 +74,25 @@ def issue_key(
     principal_name: str,
     *,
     at: datetime,
-    principal_id: UUID | None = None,
     tenant_id: UUID | None = None,
 ) -> str:
-    """Make a key and return it; it is shown this once and cannot be recovered."""
+    """Make a key and return it; it is shown this once and cannot be recovered.
+
+    The principal follows from the person's name (and the enterprise), so that a second key of a person, in whatever
+    role, is the same person's: who did the first review cannot approve with another key.
+
+    Raises:
+        KeyNeedsTenant: a tenant's key without its tenant, or an officer's key with one.
+    """
+    if (role is Role.TENANT) != (tenant_id is not None):
+        raise KeyNeedsTenant(field="tenant_id")
     key = f"hub_{role}_{new_secret()}"
+    person = " ".join(principal_name.split()).casefold()
     session.add(
         ApiKeyRow(
             id=new_id(),
             key_sha256=_digest(key),
-            principal_id=principal_id or new_id(),
+            principal_id=derived_id("principal", tenant_id or "officer", person),
             principal_name=principal_name,
             role=role,
             tenant_id=tenant_id,
@@ -79,6 +101,28 @@ def issue_key(
     )
     session.flush()
     return key
+
+
+def find_key(session: Session, key: str) -> ApiKeyRow | None:
+    """What the hub knows of a key."""
+    return session.scalars(select(ApiKeyRow).where(ApiKeyRow.key_sha256 == _digest(key))).one_or_none()
+
+
+def revoke_key(session: Session, key_id: UUID, *, at: datetime) -> ApiKeyRow:
+    """End a key; ending it again does nothing. Raises KeyNotFound."""
+    row = session.get(ApiKeyRow, key_id)
+    if row is None:
+        raise KeyNotFound(key=key_id)
+    if row.revoked_at is None:
+        row.revoked_at = at
+        session.flush()
+    return row
+
+
+def list_keys(session: Session, *, before: UUID | None, limit: int) -> Sequence[ApiKeyRow]:
+    """Keys, newest first, made before the one named; the keys themselves are not kept."""
+    query = select(ApiKeyRow).order_by(ApiKeyRow.id.desc()).limit(limit)
+    return session.scalars(query if before is None else query.where(ApiKeyRow.id < before)).all()
 
 
 def authenticate(session: Session, authorization: str | None) -> Principal:
@@ -92,10 +136,8 @@ def authenticate(session: Session, authorization: str | None) -> Principal:
     scheme, _, key = authorization.partition(" ")
     if scheme.lower() != "bearer" or not _FORM.fullmatch(key):
         raise MalformedKey
-    row = session.scalars(
-        select(ApiKeyRow).where(ApiKeyRow.key_sha256 == _digest(key), ApiKeyRow.revoked_at.is_(None))
-    ).one_or_none()
-    if row is None:
+    row = find_key(session, key)
+    if row is None or row.revoked_at is not None:
         raise UnknownKey
     return Principal(row.principal_id, row.principal_name, Role(row.role), row.tenant_id)
 

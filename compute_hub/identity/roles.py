@@ -1,11 +1,10 @@
-"""The roles of the house and what each may do; the API asks nowhere else.
+"""The roles of the house; what each may do is in `duties`.
 
-An officer's key carries exactly one role: first review and final approval are different people, and the database
-holds that too.
+A key carries exactly one role, but a person keeps one principal under all of them, so nobody approves what the same
+person has reviewed; the database holds that too.
 """
 
 from enum import StrEnum
-from typing import Final
 
 
 class Role(StrEnum):
@@ -17,7 +16,3 @@ class Role(StrEnum):
     OPERATOR = "operator"
     TENANT = "tenant"
     AUDITOR = "auditor"
-
-
-EVERYBODY: Final = frozenset(Role)
-OFFICERS: Final = frozenset({Role.AUTHORITY, Role.FIRST_REVIEWER, Role.APPROVER, Role.OPERATOR, Role.AUDITOR})

@@ -25,21 +25,21 @@ EXPECTED = {
 def build_report(story: Story) -> dict[str, Any]:
     """Everything the report says, as JSON; amounts in micro-yuan."""
     auditor = story.officers[Role.AUDITOR]
-    programme = auditor.get("/v1/programmes")[0]
+    programme = auditor.get("/v1/programmes")["items"][0]
     audit = auditor.get("/v1/ledger/audit")
     jobs = story.current_jobs()
     usage = [record for job in jobs for record in story.usage(job["id"])]
     return {
         "programme": {
-            "budget_micros": parse_yuan(programme["budget"]),
-            "issued_micros": parse_yuan(programme["issued"]),
+            "budget_micros": parse_yuan(programme["budget_cny"]),
+            "issued_micros": parse_yuan(programme["issued_cny"]),
         },
-        "vouchers": [_voucher(story, voucher) for voucher in auditor.get("/v1/vouchers")],
+        "vouchers": [_voucher(story, voucher) for voucher in auditor.pages("/v1/vouchers")],
         "jobs": [_job(story, job) for job in jobs],
         "claim": {
             "id": story.claim["id"],
             "amount_micros": parse_yuan(story.claim["amount_cny"]),
-            "lines": len(story.claim["lines"]),
+            "lines": story.claim["line_count"],
         },
         "ledger": {key: audit[key] for key in ("transfers", "sum_micros", "audit")},
         "usage": {"records": len(usage), "card_ms": sum(record["slot_ms"] for record in usage) // 1000},
@@ -124,9 +124,9 @@ def print_report(report: dict[str, Any], path: Path) -> None:
     )
     usage, ledger = report["usage"], report["ledger"]
     console.print(
-        f"Behind it: {usage['records']} meter records of {usage['card_ms'] / 1000:,.1f} card-seconds; {ledger['transfers']} "
-        f"ledger transfers whose balances sum to {_yuan(ledger['sum_micros'])}; audit {ledger['audit']}; "
-        f"{report['ray']['nodes']} Ray nodes (Ray {report['ray']['version']})."
+        f"Behind it: {usage['records']} meter records of {usage['card_ms'] / 1000:,.1f} card-seconds; "
+        f"{ledger['transfers']} ledger transfers whose balances sum to {_yuan(ledger['sum_micros'])}; "
+        f"audit {ledger['audit']}; {report['ray']['nodes']} Ray nodes (Ray {report['ray']['version']})."
     )
     seconds = report["seconds"]
     console.print(

@@ -147,15 +147,14 @@ class Story:
         return taken and all(job["state"] == "running" for job in self.current_jobs())
 
     def _all_settled(self) -> bool:
-        vouchers = self.officers[Role.AUDITOR].get("/v1/vouchers")
+        vouchers = self.officers[Role.AUDITOR].pages("/v1/vouchers")
         usage = [record for job in self.current_jobs() for record in self.usage(job["id"])]
         charged = all(record["charge_id"] is not None for record in usage if record["slot_ms"])
         return charged and all(float(voucher["held_cny"]) == 0 for voucher in vouchers)
 
     def usage(self, job_id: str) -> list[dict[str, Any]]:
         """The meter's records of a job."""
-        records: list[dict[str, Any]] = self.officers[Role.AUDITOR].get(f"/v1/jobs/{job_id}/usage")
-        return records
+        return list(self.officers[Role.AUDITOR].pages(f"/v1/jobs/{job_id}/usage"))
 
     def _until(self, what: str, happened: Callable[[], bool]) -> None:
         never = threading.Event()

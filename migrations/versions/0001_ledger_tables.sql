@@ -54,7 +54,6 @@ CREATE TABLE transfers (
     credit_credits_posted  bigint      NOT NULL,
     credit_debits_pending  bigint      NOT NULL,
     credit_credits_pending bigint      NOT NULL,
-    CONSTRAINT uq_transfers_reverses UNIQUE (reverses),
     CONSTRAINT uq_transfers_debit_debit_sequence UNIQUE (debit, debit_sequence),
     CONSTRAINT uq_transfers_credit_credit_sequence UNIQUE (credit, credit_sequence),
     CONSTRAINT ck_transfers_legs CHECK (debit <> credit),
@@ -78,6 +77,7 @@ CREATE TABLE transfers (
         length(movement) BETWEEN 1 AND 100 AND length(cause) BETWEEN 1 AND 400
     )
 );
+CREATE UNIQUE INDEX uq_transfers_reverses ON transfers (reverses) WHERE reverses IS NOT NULL;
 CREATE INDEX ix_transfers_hold_id ON transfers (hold_id) WHERE hold_id IS NOT NULL;
 -- Each hold is resolved exactly once, whatever the cache below says.
 CREATE UNIQUE INDEX uq_transfers_resolution ON transfers (hold_id) WHERE kind IN ('release', 'expire');

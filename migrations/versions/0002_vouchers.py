@@ -26,6 +26,6 @@ def downgrade() -> None:
         "restorations, claim_lines, voucher_parts, hold_lines, coverage_lines, "
         "vouchers, objections, application_steps, application_checks, hold_segments, "
         "covered_charges, claim_steps, appropriations, applications, rounds, "
-        "project_budgets, programme_versions, job_holds, group_members, claims, "
-        "related_parties, programmes, enterprises, controllers"
+        "reserve_advances, project_budgets, programme_versions, job_holds, group_members, "
+        "claims, related_parties, programmes, enterprises, controllers"
     )

@@ -144,6 +144,19 @@ CREATE TABLE project_budgets (
     CONSTRAINT fk_project_budgets_enterprise_id FOREIGN KEY(enterprise_id) REFERENCES enterprises (id)
 );
 
+CREATE TABLE reserve_advances (
+    id UUID NOT NULL,
+    slug TEXT NOT NULL,
+    reference TEXT NOT NULL,
+    amount BIGINT NOT NULL,
+    advanced_by TEXT NOT NULL,
+    advanced_at TIMESTAMPTZ NOT NULL,
+    CONSTRAINT pk_reserve_advances PRIMARY KEY (id),
+    CONSTRAINT uq_reserve_advances_slug_reference UNIQUE (slug, reference),
+    CONSTRAINT ck_reserve_advances_amount CHECK (amount > 0),
+    CONSTRAINT fk_reserve_advances_slug FOREIGN KEY(slug) REFERENCES programmes (slug)
+);
+
 CREATE TABLE rounds (
     id UUID NOT NULL,
     slug TEXT NOT NULL,
@@ -414,7 +427,7 @@ CREATE TABLE claim_lines (
     CONSTRAINT fk_claim_lines_coverage_line_id FOREIGN KEY(coverage_line_id) REFERENCES coverage_lines (id)
 );
 
-CREATE UNIQUE INDEX uq_claim_lines_coverage_line_id ON claim_lines (coverage_line_id) WHERE state NOT IN ('disputed','rejected');
+CREATE UNIQUE INDEX uq_claim_lines_coverage_line_id ON claim_lines (coverage_line_id) WHERE state <> 'disputed';
 
 CREATE TABLE restorations (
     line_id UUID NOT NULL,
@@ -433,7 +446,8 @@ GRANT SELECT, INSERT ON
     application_checks, application_steps, applications, appropriations, claim_lines, claim_steps,
     claims, controllers, coverage_lines, covered_charges, enterprises, group_members,
     hold_lines, hold_segments, job_holds, objections, programme_versions, programmes,
-    project_budgets, related_parties, restorations, rounds, voucher_parts, vouchers
+    project_budgets, related_parties, reserve_advances, restorations, rounds, voucher_parts,
+    vouchers
 TO hub_app;
 
 GRANT UPDATE (name, region, industry, size_class, yearly_contract_micros, clean_years, dishonest, roles) ON enterprises TO hub_app;

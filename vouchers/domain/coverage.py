@@ -16,7 +16,7 @@ from fractions import Fraction
 from itertools import combinations, product
 from typing import Any, Final, Self
 
-from kernel.errors import Invalid
+from kernel.errors import Unfunded
 from vouchers.domain.terms import CNY, Ceiling, Exclusion
 
 CONDITIONAL_PROGRAMMES_MAX: Final = 10
@@ -25,7 +25,7 @@ CENTRE_CLAIMS: Final = "centre_claims"
 BUYER_REIMBURSED: Final = "buyer_reimbursed"
 
 
-class TooManyProgrammes(Invalid):
+class TooManyProgrammes(Unfunded):
     """More programmes with ceilings or exclusions than can be weighed against each other."""
 
     sentence = (
@@ -44,6 +44,7 @@ class Candidate:
 
     voucher: str
     number: str
+    version: str
     programme: str
     level: str
     asset: str
@@ -71,6 +72,7 @@ class Candidate:
         return {
             "voucher": self.voucher,
             "number": self.number,
+            "version": self.version,
             "programme": self.programme,
             "level": self.level,
             "asset": self.asset,

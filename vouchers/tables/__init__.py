@@ -19,7 +19,7 @@ from vouchers.tables.programmes import (
     VoucherPart,
 )
 from vouchers.tables.redemption import CoverageLine, CoveredCharge, HoldLine, HoldSegment, JobHold, Restoration
-from vouchers.tables.settlement import Claim, ClaimLine, ClaimStep
+from vouchers.tables.settlement import Claim, ClaimLine, ClaimStep, ReserveAdvance
 
 __all__ = [
     "Application",
@@ -42,6 +42,7 @@ __all__ = [
     "ProgrammeVersion",
     "ProjectBudget",
     "RelatedParty",
+    "ReserveAdvance",
     "Restoration",
     "Round",
     "Voucher",

@@ -4,7 +4,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import CheckConstraint, ForeignKey, Index, text
+from sqlalchemy import CheckConstraint, ForeignKey, Index, UniqueConstraint, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from kernel.database import Table
@@ -76,7 +76,7 @@ class ClaimLine(Table):
             "uq_claim_lines_coverage_line_id",
             "coverage_line_id",
             unique=True,
-            postgresql_where=text("state NOT IN ('disputed','rejected')"),
+            postgresql_where=text("state <> 'disputed'"),
         ),
         CheckConstraint("state IN ('claimed','disputed','rejected','approved','clawed_back')", name="state"),
         CheckConstraint("amount > 0", name="amount"),
@@ -94,3 +94,18 @@ class ClaimStep(Table):
     actor: Mapped[str]
     facts: Mapped[dict[str, Any]]
     at: Mapped[datetime]
+
+
+class ReserveAdvance(Table):
+    """Money advanced to the centre for a programme."""
+
+    __tablename__ = "reserve_advances"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    slug: Mapped[str] = mapped_column(ForeignKey("programmes.slug"))
+    reference: Mapped[str]
+    amount: Mapped[int]
+    advanced_by: Mapped[str]
+    advanced_at: Mapped[datetime]
+
+    __table_args__ = (UniqueConstraint("slug", "reference"), CheckConstraint("amount > 0", name="amount"))

@@ -1,0 +1,158 @@
+"""What claims look like: a claim with its steps, and its lines page by page."""
+
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import func, select, tuple_
+from sqlalchemy.orm import Session
+
+from compute_hub.api.amounts import in_units
+from compute_hub.api.shapes import Page, View, page_of
+from vouchers.errors import ClaimNotFound
+from vouchers.tables import Claim, ClaimLine, ClaimStep, CoverageLine, CoveredCharge
+
+
+class ClaimSummary(View):
+    """A claim without its steps and lines. Without a claimant it is the centre's."""
+
+    id: UUID
+    programme: str
+    period: str
+    sequence: int
+    claimant_id: UUID | None
+    state: str
+    line_count: int
+    amount_cny: str | None
+    amount_card_ms: int | None
+    approved_cny: str | None
+    approved_card_ms: int | None
+    from_reserve_cny: str | None
+    from_reserve_card_ms: int | None
+    bank_reference: str | None
+    made_at: datetime
+
+
+class ClaimStepView(View):
+    """Who did what to a claim, with the facts of automatic checks."""
+
+    step: str
+    actor_id: str
+    facts: dict[str, Any]
+    at: datetime
+
+
+class ClaimView(ClaimSummary):
+    """A claim with its evidence and steps; its amount is the sum of its lines."""
+
+    evidence: dict[str, Any]
+    sample_seed: str | None
+    steps: list[ClaimStepView]
+
+
+class ClaimLineView(View):
+    """One captured coverage with what it rests on."""
+
+    line: int
+    state: str
+    reason: str
+    sampled: bool
+    job_id: UUID
+    charge_id: UUID
+    tenant_id: UUID
+    voucher_id: UUID | None
+    used_until: datetime
+    amount_cny: str | None
+    amount_card_ms: int | None
+    clause: str
+    sentence: str
+
+
+def own_claim(session: Session, claim_id: UUID, tenant_id: UUID | None) -> Claim:
+    """A claim, of this claimant if one is named; anybody else's looks like none. Raises ClaimNotFound."""
+    row = session.get(Claim, claim_id)
+    if row is None or tenant_id not in {None, row.claimant_id}:
+        raise ClaimNotFound(claim=claim_id)
+    return row
+
+
+def claim_view(session: Session, claim_id: UUID) -> ClaimView:
+    """A claim with its steps."""
+    row = session.get_one(Claim, claim_id)
+    steps = session.scalars(select(ClaimStep).where(ClaimStep.claim_id == claim_id).order_by(ClaimStep.number))
+    return ClaimView.model_validate(
+        {
+            **_summary(session, row),
+            "evidence": row.evidence,
+            "sample_seed": row.sample_seed,
+            "steps": [
+                ClaimStepView(step=step.step, actor_id=step.actor, facts=step.facts, at=step.at)
+                for step in steps
+            ],
+        }
+    )
+
+
+def claim_page(
+    session: Session, tenant_id: UUID | None, slug: str | None, *, after: UUID | None, limit: int
+) -> Page[ClaimSummary]:
+    """Claims, newest first, that come after the one named; one claimant's, or all. Raises ClaimNotFound."""
+    query = select(Claim).order_by(Claim.made_at.desc(), Claim.id.desc()).limit(limit)
+    if tenant_id is not None:
+        query = query.where(Claim.claimant_id == tenant_id)
+    if slug is not None:
+        query = query.where(Claim.slug == slug)
+    if after is not None:
+        last = own_claim(session, after, tenant_id)
+        query = query.where(tuple_(Claim.made_at, Claim.id) < (last.made_at, last.id))
+    items = [ClaimSummary.model_validate(_summary(session, row)) for row in session.scalars(query)]
+    return page_of(items, limit, items[-1].id if items else "")
+
+
+def line_page(session: Session, claim_id: UUID, *, after: int, limit: int) -> Page[ClaimLineView]:
+    """A claim's lines in order, with what each rests on."""
+    asset = session.get_one(Claim, claim_id).asset
+    found = session.execute(
+        select(ClaimLine, CoverageLine, CoveredCharge)
+        .join(CoverageLine, CoverageLine.id == ClaimLine.coverage_line_id)
+        .join(CoveredCharge, CoveredCharge.charge_id == CoverageLine.charge_id)
+        .where(ClaimLine.claim_id == claim_id, ClaimLine.line > after)
+        .order_by(ClaimLine.line)
+        .limit(limit)
+    )
+    items = [
+        ClaimLineView.model_validate(
+            {
+                "line": row.line,
+                "state": row.state,
+                "reason": row.reason,
+                "sampled": row.sampled,
+                "job_id": charge.job_id,
+                "charge_id": charge.charge_id,
+                "tenant_id": charge.tenant_id,
+                "voucher_id": coverage.voucher_id,
+                "used_until": coverage.used_until,
+                **in_units(asset, amount=row.amount),
+                "clause": coverage.clause,
+                "sentence": coverage.sentence,
+            }
+        )
+        for row, coverage, charge in found
+    ]
+    return page_of(items, limit, items[-1].line if items else "")
+
+
+def _summary(session: Session, row: Claim) -> dict[str, Any]:
+    lines = session.scalar(select(func.count()).select_from(ClaimLine).where(ClaimLine.claim_id == row.id))
+    return {
+        "id": row.id,
+        "programme": row.slug,
+        "period": row.period,
+        "sequence": row.sequence,
+        "claimant_id": row.claimant_id,
+        "state": row.state,
+        "line_count": lines,
+        **in_units(row.asset, amount=row.amount, approved=row.approved, from_reserve=row.from_reserve),
+        "bank_reference": row.bank_reference,
+        "made_at": row.made_at,
+    }

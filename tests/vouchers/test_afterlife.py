@@ -1,0 +1,235 @@
+"""What happens to vouchers after their use: each end is a movement, and nothing is lost or made."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from kernel.database import transaction
+from tests.vouchers.world import FACTS, NOW, YUAN, World
+from vouchers.afterlife import (
+    expire_vouchers,
+    expiry_forecast,
+    lapsing_by_month,
+    recall_voucher,
+    restore_charge,
+)
+from vouchers.capturing import capture_charge
+from vouchers.claims import make_claim
+from vouchers.domain.forecast import Forecast, forecast
+from vouchers.errors import (
+    ChargeBeyondHold,
+    ChargeClaimed,
+    NotApplicationsVoucher,
+    VoucherEnded,
+    VoucherExpired,
+)
+from vouchers.issuing import issue_voucher, release_tranche, voucher_of
+from vouchers.redemption import extend_hold, lapse_holds, place_hold, quote, release_hold
+from vouchers.wallets import allot_part, set_budget
+
+# Issued on 10 March 2026 for twelve months: ends when 10 March 2027 begins in Shanghai.
+END = datetime(2027, 3, 9, 16, 0, tzinfo=UTC)
+BEFORE = END - timedelta(microseconds=1)
+
+
+def expire_all(world: World, at: datetime) -> set[object]:
+    ended = set()
+    with transaction(world.engine) as session:
+        while some := expire_vouchers(session, at):
+            ended |= set(some)
+    return ended
+
+
+def test_a_voucher_ends_at_its_instant_in_the_programmes_time_zone(world: World) -> None:
+    with transaction(world.engine) as session:
+        place = world.place(session)
+        voucher = place.voucher(session, 100_000)
+        place.run(session, 100)
+        assert voucher_of(session, voucher).expires_at == END
+    assert voucher not in expire_all(world, BEFORE)
+    with transaction(world.engine) as session:
+        assert quote(session, place.tenant, YUAN, FACTS, [voucher], BEFORE).public_micros == 300_000
+        with pytest.raises(VoucherExpired):
+            quote(session, place.tenant, YUAN, FACTS, [voucher], END)
+        assert place.pool(session) == 9_900_000
+    assert voucher in expire_all(world, END)
+    assert voucher not in expire_all(world, END)
+    with transaction(world.engine) as session:
+        assert place.left(session, voucher) == ("expired", 0, 30, 0)
+        assert place.pool(session) == 9_900_000 + 99_970
+
+
+def test_a_hold_placed_before_the_end_may_be_captured_for_usage_before_it(world: World) -> None:
+    with transaction(world.engine) as session:
+        place = world.place(session)
+        voucher = place.voucher(session, 1_000)
+        place_hold(session, place.job(), place.tenant, 100 * YUAN, FACTS, None, BEFORE)
+    expire_all(world, END)
+    later = END + timedelta(hours=3)
+    with transaction(world.engine) as session:
+        assert place.left(session, voucher) == ("expired", 30, 0, 0)
+        captured = capture_charge(
+            session, place.job(), place.charge(1), 50 * YUAN, FACTS, later, used_until=BEFORE
+        )
+        assert captured.public_micros == 15 * YUAN
+        with pytest.raises(ChargeBeyondHold) as refused:
+            capture_charge(
+                session, place.job(), place.charge(2), YUAN, FACTS, later, used_until=END + timedelta(seconds=1)
+            )
+        assert refused.value.facts["available"] == 0
+        extend_hold(session, place.job(), 110 * YUAN, FACTS, later)
+        own = capture_charge(session, place.job(), place.charge(2), YUAN, FACTS, later)
+        assert (own.public_micros, own.tenant_micros) == (0, YUAN)
+        before = place.pool(session)
+        release_hold(session, place.job(), later)
+        assert place.pool(session) == before + 15
+        assert place.left(session, voucher) == ("expired", 0, 15, 0)
+
+
+def test_usage_that_outlasts_a_voucher_is_not_covered_by_it(world: World) -> None:
+    with transaction(world.engine) as session:
+        place = world.place(session)
+        voucher = place.voucher(session, 1_000)
+        until = END + timedelta(minutes=1)
+        offered = quote(session, place.tenant, YUAN, FACTS, None, BEFORE, usage_until=until)
+        assert offered.public_micros == 0
+        with pytest.raises(VoucherExpired):
+            quote(session, place.tenant, YUAN, FACTS, [voucher], BEFORE, usage_until=until)
+
+
+def test_a_recalled_voucher_keeps_only_what_is_set_aside(world: World) -> None:
+    with transaction(world.engine) as session:
+        place = world.place(session)
+        voucher = place.voucher(session, 1_000)
+        allot_part(session, place.tenant, voucher, "moulds", 200 * YUAN, reference="1", by="boss", at=NOW)
+        place_hold(session, place.job(), place.tenant, 100 * YUAN, FACTS, None, NOW)
+        before = place.pool(session)
+        recall_voucher(session, voucher, by="officer", reason="false statements", at=NOW)
+        recall_voucher(session, voucher, by="officer", reason="false statements", at=NOW)
+        assert place.left(session, voucher) == ("recalled", 30, 0, 0)
+        assert place.pool(session) == before + 970
+        with pytest.raises(VoucherEnded):
+            quote(session, place.tenant, YUAN, FACTS, [voucher], NOW)
+        release_hold(session, place.job(), NOW)
+        assert place.pool(session) == before + 1_000
+
+
+def test_lost_usage_goes_back_to_the_very_lots_it_came_from(world: World) -> None:
+    with transaction(world.engine) as session:
+        place = world.place(session)
+        first = place.voucher(session, 20, NOW - timedelta(days=1))
+        second = place.voucher(session, 500)
+        project = {
+            "starts_at": NOW - timedelta(days=1),
+            "ends_at": NOW + timedelta(days=1),
+            "reference": "1",
+            "by": "boss",
+        }
+        set_budget(session, place.tenant, "moulds", amount_micros=100 * YUAN, at=NOW, **project)  # type: ignore[arg-type]
+        facts = type(FACTS)(model="MLU370", project="moulds")
+        place_hold(session, place.job(), place.tenant, 100 * YUAN, facts, None, NOW)
+        capture_charge(session, place.job(), place.charge(), 100 * YUAN, facts, NOW)
+        release_hold(session, place.job(), NOW)
+        lots = {place.left(session, voucher)[2] for voucher in (first, second)}
+        assert lots == {20, 10}
+        assert place.prepaid(session) == 930
+        for _ in range(2):
+            restore_charge(session, place.charge(), reason="node failed", by="hub", at=NOW)
+            assert place.left(session, first) == ("active", 0, 0, 20)
+            assert place.left(session, second) == ("active", 0, 0, 500)
+            assert place.prepaid(session) == 1_000
+        whole_budget = place_hold(session, place.job(2), place.tenant, 100 * YUAN, facts, [], NOW)
+        assert whole_budget.tenant_micros == 100 * YUAN
+
+
+def test_a_restored_share_of_an_ended_voucher_goes_on_to_the_pool(world: World) -> None:
+    with transaction(world.engine) as session:
+        place = world.place(session)
+        voucher = place.voucher(session, 1_000)
+        place.run(session, 100)
+        recall_voucher(session, voucher, by="officer", reason="closed", at=NOW)
+        before = place.pool(session)
+        restore_charge(session, place.charge(), reason="node failed", by="hub", at=NOW)
+        assert place.pool(session) == before + 30
+        assert place.left(session, voucher) == ("recalled", 0, 0, 0)
+
+
+def test_a_claimed_charge_is_not_restored(world: World) -> None:
+    with transaction(world.engine) as session:
+        place = world.place(session)
+        place.voucher(session, 1_000)
+        place.run(session, 100)
+        make_claim(session, place.programme, "2026-03", by="centre", at=NOW)
+        with pytest.raises(ChargeClaimed):
+            restore_charge(session, place.charge(), reason="node failed", by="hub", at=NOW)
+
+
+def test_the_second_tranche_waits_for_a_report_and_lapses_with_the_first(world: World) -> None:
+    halves = [
+        {"clause": "§5", "parts": 1, "needs": "award"},
+        {"clause": "§5(2)", "parts": 1, "needs": "progress_report"},
+    ]
+    with transaction(world.engine) as session:
+        place = world.place(session, tranches=halves)
+        first = place.voucher(session, 1_001)
+        application = voucher_of(session, first).application_id
+        assert issue_voucher(session, application, by="officer", at=NOW) == first
+        assert place.left(session, first)[3] == 500
+        assert place.pool(session) == 10_000_000 - 1_001
+        second = release_tranche(session, application, report="report 1", by="officer", at=NOW)
+        assert release_tranche(session, application, report="report 1", by="officer", at=NOW) == second
+        with pytest.raises(NotApplicationsVoucher):
+            release_tranche(session, application, report="report 2", by="officer", at=NOW)
+
+        other = world.enterprise(session)
+        lonely = world.voucher(session, other, place.programme, 100 * YUAN)
+        recall_voucher(session, lonely, by="officer", reason="closed", at=NOW)
+        assert place.pool(session) == 10_000_000 - 1_001
+        with pytest.raises(NotApplicationsVoucher):
+            release_tranche(
+                session, voucher_of(session, lonely).application_id, report="late", by="officer", at=NOW
+            )
+
+
+def test_holds_whose_far_end_has_come_are_released(world: World) -> None:
+    with transaction(world.engine) as session:
+        place = world.place(session)
+        place_hold(session, place.job(), place.tenant, 100 * YUAN, FACTS, None, NOW)
+        assert place.job() not in lapse_holds(session, NOW + timedelta(days=365))
+        assert place.job() in lapse_holds(session, NOW + timedelta(days=367), limit=1_000)
+        assert place.prepaid(session) == 1_000
+
+
+def test_the_forecast_projects_the_pace_so_far_to_the_end(world: World) -> None:
+    # ¥30 in 10 of 365 days: at that pace ¥1,065 in the 355 days left, of ¥1,970 remaining.
+    with transaction(world.engine) as session:
+        place = world.place(session)
+        voucher = place.voucher(session, 2_000)
+        place.run(session, 100)
+        (entry,) = expiry_forecast(session, NOW + timedelta(days=10), slug=place.programme)
+    assert entry.voucher.id == voucher
+    assert entry.forecast.remaining == 1_970 * YUAN
+    assert entry.forecast.used_by_then == 30 * YUAN * (354 * 24 + 14) // (10 * 24)
+    assert lapsing_by_month([entry]) == {"2027-03": entry.forecast.lapsing}
+
+
+@pytest.mark.parametrize(
+    ("captured", "remaining", "days_gone", "expected"),
+    [
+        (0, 100, 10, Forecast(100, 0, 100)),
+        (50, 50, 10, Forecast(50, 50, 0)),
+        (10, 90, 20, Forecast(90, 5, 85)),
+        (10, 90, 0, Forecast(90, 0, 90)),
+        (10, 90, 40, Forecast(90, 0, 90)),
+    ],
+)
+def test_forecasts_at_the_edges(captured: int, remaining: int, days_gone: int, expected: Forecast) -> None:
+    made = forecast(
+        face=100,
+        captured=captured,
+        remaining=remaining,
+        issued_at=NOW,
+        expires_at=NOW + timedelta(days=30),
+        at=NOW + timedelta(days=days_gone),
+    )
+    assert made == expected

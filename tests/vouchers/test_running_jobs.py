@@ -1,0 +1,113 @@
+"""Holds of running jobs: extensions, several kinds of usage, cheap charges in any number."""
+
+from datetime import timedelta
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kernel.database import transaction
+from kernel.ids import derived_id
+from tests.vouchers.world import FACTS, NOW, YUAN, World
+from vouchers.capturing import capture_charge
+from vouchers.domain.facts import ChargeFacts
+from vouchers.domain.terms import MS_PER_HOUR
+from vouchers.errors import VoucherSpent
+from vouchers.reading import list_vouchers
+from vouchers.redemption import extend_hold, held_coverage, place_hold, release_hold
+from vouchers.wallets import wallet_balance
+
+
+def test_an_extension_goes_on_without_a_named_voucher_that_is_spent(world: World) -> None:
+    with transaction(world.engine) as session:
+        place = world.place(session)
+        voucher = place.voucher(session, 30)
+        first = place_hold(session, place.job(), place.tenant, 100 * YUAN, FACTS, [voucher], NOW)
+        assert (first.public_micros, first.tenant_micros) == (30 * YUAN, 70 * YUAN)
+        more = extend_hold(session, place.job(), 150 * YUAN, FACTS, NOW, voucher_ids=[voucher])
+        assert (more.public_micros, more.tenant_micros) == (0, 50 * YUAN)
+        with pytest.raises(VoucherSpent):
+            place_hold(session, place.job(2), place.tenant, YUAN, FACTS, [voucher], NOW)
+
+
+def test_a_job_that_moves_to_another_model_is_charged_from_that_models_hold(world: World) -> None:
+    other = ChargeFacts(model="H20", hardware="other")
+    with transaction(world.engine) as session:
+        place = world.place(session)
+        place.voucher(session, 100)
+        place_hold(session, place.job(), place.tenant, 10 * YUAN, FACTS, None, NOW)
+        extend_hold(session, place.job(), 30 * YUAN, other, NOW)
+        capture_charge(session, place.job(), place.charge(1), 20 * YUAN, other, NOW)
+        capture_charge(session, place.job(), place.charge(2), 10 * YUAN, FACTS, NOW)
+        assert held_coverage(session, place.job(), segment=1).cost_micros == 20 * YUAN
+
+
+def test_a_charge_across_segments_and_a_voucher_that_ends_between_them(world: World) -> None:
+    with transaction(world.engine) as session:
+        place = world.place(session)
+        place.voucher(session, 6)
+        place_hold(session, place.job(), place.tenant, 10 * YUAN, FACTS, None, NOW)
+        extend_hold(session, place.job(), 20 * YUAN, FACTS, NOW)
+        extend_hold(session, place.job(), 30 * YUAN, FACTS, NOW)
+        whole = capture_charge(session, place.job(), place.charge(), 25 * YUAN, FACTS, NOW)
+        assert [(line.segment, line.source, line.amount_micros // YUAN) for line in whole.lines] == [
+            (0, "voucher", 3),
+            (0, "prepaid", 7),
+            (1, "voucher", 3),
+            (1, "prepaid", 7),
+            (2, "prepaid", 5),
+        ]
+
+
+def test_card_time_is_drawn_with_the_time_used(world: World) -> None:
+    hour = ChargeFacts(model="GH200", hardware="other", region="GB", card_ms=MS_PER_HOUR)
+    review = {"clause": "c", "first_review": "panel", "final_approval": "board", "notice_days": 0}
+    with transaction(world.engine) as session:
+        programme = world.programme(session, "uk-airr", review=review)
+        tenant = world.enterprise(session, region="GB")
+        voucher = world.voucher(session, tenant, programme, 10 * MS_PER_HOUR)
+        job = derived_id("job", tenant)
+        covered = place_hold(session, job, tenant, 80 * YUAN, hour, None, NOW)
+        assert "with 1.000 card-hours" in covered.sentence
+        part = ChargeFacts(**(vars(hour) | {"card_ms": MS_PER_HOUR // 4}))
+        for number in range(3):
+            line = capture_charge(
+                session, job, derived_id("charge", job, number), 20 * YUAN, part, NOW + timedelta(minutes=15)
+            ).lines[0]
+            assert (line.quantity, line.asset, line.amount_micros) == (
+                MS_PER_HOUR // 4,
+                "card_ms:GH200",
+                20 * YUAN,
+            )
+        release_hold(session, job, NOW)
+        (view,) = list_vouchers(session, enterprise_id=tenant)
+        assert (view.id, view.captured, view.remaining) == (
+            voucher,
+            MS_PER_HOUR * 3 // 4,
+            MS_PER_HOUR * 37 // 4,
+        )
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    cost=st.integers(100, 10**9),
+    face=st.integers(1, 2 * 10**8),
+    cuts=st.lists(st.integers(1, 10**9 - 1), max_size=5),
+)
+def test_however_a_job_is_charged_its_parts_add_up_to_the_same(
+    world: World, cost: int, face: int, cuts: list[int]
+) -> None:
+    points = [0, *sorted({cut % cost for cut in cuts} - {0}), cost]
+    with transaction(world.engine) as session:
+        place = world.place(session)
+        world.voucher(session, place.tenant, place.programme, face)
+        place_hold(session, place.job(), place.tenant, cost, FACTS, None, NOW)
+        for number, (start, end) in enumerate(pairwise(points)):
+            coverage = capture_charge(session, place.job(), place.charge(number), end - start, FACTS, NOW)
+            assert sum(line.amount_micros for line in coverage.lines) == end - start
+        release_hold(session, place.job(), NOW)
+        (view,) = list_vouchers(session, enterprise_id=place.tenant)
+        assert view.captured == min(face, cost * 3 // 10)
+        spent = 1_000 * YUAN - wallet_balance(session, place.tenant).prepaid_available_micros
+        assert spent == cost - view.captured
