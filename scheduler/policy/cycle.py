@@ -61,7 +61,12 @@ class Cycle:
         candidates = self._candidates()
         if candidates:
             contest = Contest(state, self.now_ms, candidates, self._hindered)
+            shapes = {job_class.shape for job_class in candidates}
             while (leaf := contest.next_leaf()) is not None:
+                if len(self._hindered) >= len(shapes) and all(
+                    self._hindered.get(shape) == 0 for shape in shapes
+                ):
+                    break  # nothing of any shape fits any more, whoever asks
                 job_class, entry = contest.head_of(leaf)
                 self._consider(contest, leaf, job_class, entry)
         evictions: tuple[Eviction, ...] = ()
@@ -123,12 +128,13 @@ class Cycle:
                     self._promise(state.queued[held.job_id], (pool,))
         for queued in arrived:
             if queued.entry is not None and queued.ready and not queued.shape.may_fit():
+                self._claim(queued)
                 self._promise(queued, self._allowed_pools(queued))
 
     def _first_unfit(self, pool: Pool) -> QueuedJob | None:
         best: tuple[int, Entry] | None = None
         for shape, classes in self.state.pending.by_shape.items():
-            if pool not in shape.pools or shape.may_fit() or shape.possible is False:
+            if pool not in shape.pools or shape.may_fit() or shape.possible == ():
                 continue
             for job_class in classes.values():
                 entry = job_class.head()
@@ -139,6 +145,10 @@ class Cycle:
 
     def _consider(self, contest: "Contest", leaf: QueueState, job_class: JobClass, entry: Entry) -> None:
         queued = entry[3]
+        if self._is_full(job_class.shape) or contest.passed_over(job_class):
+            self._pass_over(job_class, queued, entry)
+            contest.drop(leaf, job_class)
+            return
         pools = self._allowed_pools(queued)
         if not pools:
             self._not_served(job_class, queued)
@@ -167,6 +177,17 @@ class Cycle:
             self._backfill(job_class, queued)
         contest.drop(leaf, job_class)
 
+    def _is_full(self, shape: Shape) -> bool:
+        """Whether no pool has so many slots free at all; then nobody's job of this shape can start."""
+        if self.state.settings.backfill is Backfill.NONE or shape in self._hindered:
+            return False
+        demand = shape.demand_milli()
+        if any(pool.free_milli >= demand for pool in shape.pools):
+            return False
+        shape.does_not_fit()
+        self._hindered[shape] = 0
+        return True
+
     def _set_aside(
         self, queued: QueuedJob, entry: Entry, pools: tuple[Pool, ...]
     ) -> list[tuple[QueuedJob, Pool]]:
@@ -192,7 +213,11 @@ class Cycle:
         return max(held, default=FOREVER_MS) - self.now_ms
 
     def _not_served(self, job_class: JobClass, queued: QueuedJob) -> None:
-        if self._may_evict and len(self._unserved) < CLAIMS_MAX and job_class.shape.pools:
+        if job_class.shape.pools:
+            self._claim(queued)
+
+    def _claim(self, queued: QueuedJob) -> None:
+        if self._may_evict and len(self._unserved) < CLAIMS_MAX:
             self._unserved.append(queued)
 
     def _promise(self, queued: QueuedJob, pools: tuple[Pool, ...]) -> bool:
@@ -214,6 +239,21 @@ class Cycle:
                 promises.make(pool.model, Promise(job.id, found[1], found[0], hard))
                 made = True
         return made
+
+    def _pass_over(self, job_class: JobClass, queued: QueuedJob, entry: Entry) -> None:
+        """Nobody of the class fits, as is known already; its head may still be due a promise."""
+        self._not_served(job_class, queued)
+        if self.state.settings.backfill is Backfill.RESERVED and self._deserves_promise(queued, entry):
+            self._promise(queued, self._allowed_pools(queued))
+
+    def _deserves_promise(self, queued: QueuedJob, entry: Entry) -> bool:
+        """Whether some pool promises nothing yet, or to somebody who comes later."""
+        promises = self.state.promises.by_pool
+        for pool in queued.shape.pools:
+            held = promises.get(pool.model)
+            if held is None or not (held.hard or self._before(held.job_id, queued, entry)):
+                return True
+        return False
 
     def _before(self, job_id: str, queued: QueuedJob, entry: Entry) -> bool:
         """Whether a job that holds a promise still goes before this one."""
@@ -269,7 +309,7 @@ class Cycle:
             found = find(queued.shape, pool, barred)
             if found is not None:
                 return (pool, found), False
-            hindered = hindered or barred != 0
+            hindered = hindered or (barred != 0 and find(queued.shape, pool) is not None)
         return None, hindered
 
     def _place_scored(
@@ -284,7 +324,7 @@ class Cycle:
             best = state.boards.find(shape, group, barred)
             if best is not None:
                 return (best[0], ((best[1], best[2]),)), False
-        return None, any(bars)
+        return None, any(bars) and state.boards.find(shape, pools, (0,) * len(pools)) is not None
 
     def _start(self, queued: QueuedJob, job_class: JobClass, pool: Pool, found: Found) -> None:
         state, job = self.state, queued.job
@@ -395,7 +435,7 @@ class Contest:
     def _refresh(self, leaf: QueueState) -> bool:
         best: tuple[int, Entry, JobClass] | None = None
         for job_class in self._classes[leaf]:
-            if self._passed_over(job_class):
+            if self.passed_over(job_class):
                 continue
             entry = job_class.head()
             if entry is None:
@@ -409,7 +449,7 @@ class Contest:
         self._heads[leaf] = (best[2], best[1])
         return True
 
-    def _passed_over(self, job_class: JobClass) -> bool:
+    def passed_over(self, job_class: JobClass) -> bool:
         """Whether nobody of the class can start in this cycle, as has been found for its shape."""
         shape = job_class.shape
         longest_ms = self._hindered.get(shape)

@@ -1,6 +1,6 @@
 """Stopping running jobs for a stronger claim, with every safeguard; decides whom, never acts.
 
-A claim may evict when it is inside its queue's guarantee (then others' borrowers and preemptible jobs give
+A claim may evict when it is inside its queue's guarantee (then jobs of queues beyond theirs give
 way), when it has a higher priority than preemptible jobs of its own queue, or when afterwards its queue's
 share is still strictly below the victim's queue's (then preemptible jobs give way). Invariant: victims are
 past their minimum run time, whole gangs, capped per cycle and per job, and the claimant's room is verified on
@@ -18,7 +18,10 @@ from scheduler.policy.queues import QueueState, Tier
 from scheduler.policy.state import RunningJob, SchedulerState
 
 CLAIMS_MAX: Final = 8
-"""Waiting heads that one cycle examines for evictions."""
+"""Waiting heads that one cycle examines for evictions when there are many classes."""
+
+CLASSES_FEW: Final = 64
+"""Up to so many classes every cycle examines the heads of all."""
 
 _GUARANTEE: Final = "reclaims its guarantee"
 _PRIORITY: Final = "has a higher priority"
@@ -59,13 +62,15 @@ def find_evictions(
 
 def _claims(state: SchedulerState, unserved: list[QueuedJob]) -> list[QueuedJob]:
     """The heads that did not start in this cycle, and in turn the heads of classes not looked at in it."""
+    few = len(state.pending.classes) <= CLASSES_FEW
+    most = CLASSES_FEW if few else CLAIMS_MAX
     claims = dict.fromkeys(unserved[:CLAIMS_MAX])
-    keys = state.pending.rotation(CLAIMS_MAX)
+    keys = state.pending.rotation(most)
     for key in keys:
         entry = state.pending.classes[key].head()
         if entry is not None and state.pending.classes[key].shape.pools:
             claims[entry[3]] = None
-    return sorted(claims, key=lambda one: (-one.job.priority, one.entry or (0,), one.sequence))[:CLAIMS_MAX]
+    return sorted(claims, key=lambda one: (-one.job.priority, one.entry or (0,), one.sequence))[: 2 * most]
 
 
 def _victims(
@@ -114,13 +119,10 @@ def _entitlement(claim: QueuedJob, leaf: QueueState, pool: Pool) -> Entitlement 
     mine, theirs = _below_common(claim.leaf, leaf)
     their_quota, my_quota = theirs.quota(pool.model), mine.quota(pool.model)
     above = theirs.used.get(pool.model, 0) - their_quota.guarantee_milli
-    if mine.tier(pool.model, milli) is Tier.GUARANTEED:
-        if above > 0:
-            return lambda _running: _GUARANTEE
-        if my_quota.guarantee_milli:
-            return lambda running: _GUARANTEE if running.job.preemptible else None
     if above <= 0:
         return None
+    if mine.tier(pool.model, milli) is Tier.GUARANTEED:
+        return lambda _running: _GUARANTEE
     after = (mine.used.get(pool.model, 0) + milli) * their_quota.weight
     used = theirs.used.get(pool.model, 0)
 
@@ -153,7 +155,7 @@ def _smallest_set(
 
     enough = False
     for victim in victims:
-        if not _still_above(state, claim, victim, pool):
+        if not _still_above(claim, victim, pool):
             continue
         _lift(state, victim, now_ms)
         taken.append(victim)
@@ -173,12 +175,12 @@ def _smallest_set(
     return needed
 
 
-def _still_above(state: SchedulerState, claim: QueuedJob, victim: RunningJob, pool: Pool) -> bool:
+def _still_above(claim: QueuedJob, victim: RunningJob, pool: Pool) -> bool:
     """Whether the victim's queue is still beyond its guarantee after those already taken from it."""
-    if victim.leaf is claim.leaf or victim.job.preemptible:
+    if victim.leaf is claim.leaf:
         return True
     _, theirs = _below_common(claim.leaf, victim.leaf)
-    return state.settings.evicts and theirs.used.get(pool.model, 0) > theirs.quota(pool.model).guarantee_milli
+    return theirs.used.get(pool.model, 0) > theirs.quota(pool.model).guarantee_milli
 
 
 def _lift(state: SchedulerState, victim: RunningJob, now_ms: int) -> None:

@@ -239,6 +239,15 @@ class QueueTree:
             delta = max(inner + delta, state.floor.get(pool, 0)) - before
         return None
 
+    def ever_allows(self, leaf: QueueState, pool: str, milli: int) -> bool:
+        """Whether the bounds of all levels would allow the claim if nobody else used anything."""
+        if self.plain:
+            return True
+        return all(
+            quota.borrow_milli is None or milli <= quota.guarantee_milli + quota.borrow_milli
+            for quota in (state.quota(pool) for state in leaf.ancestry)
+        )
+
     def charge(self, leaf: QueueState, pool: str, milli: int, now_ms: int) -> None:
         """Record that the leaf uses `milli` more (or less, when negative) of a pool from now on."""
         if self.plain and leaf.lonely and leaf.parent is self.root:

@@ -13,7 +13,8 @@ def explain(state: SchedulerState, job_id: str, now_ms: int, start_estimate_ms: 
     """The first rule that keeps the job from running. Raises UnknownJob when it is not queued.
 
     The codes, in the order they are tested: `held`, `dependency_failed`, `dependency`, `not_before`,
-    `no_such_device`, `too_large`, `queue_limit`, `user_limit`, `array_limit`, `quota`, `capacity`, `order`.
+    `no_such_device`, `too_large`, `beyond_quota`, `queue_limit`, `user_limit`, `array_limit`, `quota`,
+    `capacity`, `order`.
     """
     queued = state.waiting(job_id)
     code, sentence = _first_reason(state, queued, now_ms)
@@ -56,9 +57,12 @@ def impossible(state: SchedulerState, queued: QueuedJob) -> tuple[str, str] | No
         wanted = " or ".join(shape.models) or f"devices of at least {shape.min_pflops_milli / 1000:g} PFLOPS"
         return "no_such_device", f"no node has {wanted}"
     if shape.possible is None:
-        shape.possible = any(could_ever_fit(shape, pool) for pool in pools)
+        shape.possible = tuple(pool for pool in pools if could_ever_fit(shape, pool))
     if not shape.possible:
         return "too_large", f"asks for {wording(shape)}, more than this cluster has even when it is empty"
+    milli = queued.job.devices_milli
+    if not any(state.queues.ever_allows(queued.leaf, pool.model, milli) for pool in shape.possible):
+        return "beyond_quota", f"asks for {whole_devices(milli)} devices, more than its queue may ever use"
     return None
 
 

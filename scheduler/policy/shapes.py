@@ -54,8 +54,8 @@ class Shape:
         """Whether nodes differ for it by more than their number of free devices."""
         self.pools: tuple[Pool, ...] = ()
         self.pools_version = -1
-        self.possible: bool | None = None
-        """Whether empty pools would hold it; None until somebody asks again."""
+        self.possible: tuple[Pool, ...] | None = None
+        """The pools that would hold it when empty; None until somebody asks again."""
         self.freed_seen = -1
 
     def resolve(self, capacity: Capacity) -> tuple[Pool, ...]:

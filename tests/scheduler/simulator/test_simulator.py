@@ -1,0 +1,145 @@
+"""Readers refuse by file, line and field; runs write what they promise; policies keep their order."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from kernel.errors import HubError
+from scheduler.policy.model import Queue, Quota
+from scheduler.policy.queues import QueueTree
+from scheduler.simulator.clusters import read_cluster
+from scheduler.simulator.generator import WorkloadShape, generate
+from scheduler.simulator.readers import read_trace
+from scheduler.simulator.running import Options, prepare, resolve_policy, run_simulation
+from scheduler.simulator.workload import with_limits
+
+ELASTIC = "job_id,submission_time,duration,num_gpu\na,0,100,8\nb,5,50,20\nc,6,10,1\nhuge,7,10,99\n"
+SWF = "; comment\n" + "1 0 -1 100 4 -1 -1 4 200 -1 1 7 -1 -1 1 -1 -1 -1\n"
+OPENB = "name,cpu_milli,memory_mib,num_gpu,gpu_milli,gpu_spec\np,1000,10,1,500,T4|V100\nq,1000,10,0,0,\n"
+HUB = "job_id,submitted_s,duration_s,devices,models,topology\nx,0,10,2,A100|910B,spread\n"
+
+
+def written(folder: Path, text: str, name: str = "trace") -> Path:
+    file = folder / name
+    file.write_text(text, encoding="utf-8")
+    return file
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "ids"),
+    [(ELASTIC, "elasticflow", ["a", "b", "c", "huge"]), (SWF, "swf", ["1"]), (OPENB, "openb", ["p", "q"])],
+)
+def test_every_format_is_read(tmp_path: Path, text: str, name: str, ids: list[str]) -> None:
+    assert [one.job.id for one in read_trace(written(tmp_path, text), name, 8)] == ids
+
+
+def test_the_hubs_own_formats_say_the_same(tmp_path: Path) -> None:
+    row = {
+        "job_id": "x",
+        "submitted_s": 0,
+        "duration_s": 10,
+        "devices": 2,
+        "models": "A100|910B",
+        "topology": "spread",
+    }
+    as_csv = read_trace(written(tmp_path, HUB), "csv", 8)
+    assert as_csv == read_trace(written(tmp_path, json.dumps(row) + "\n", "other"), "json", 8)
+    assert as_csv[0].job.models == ("A100", "910B")
+
+
+def test_more_devices_than_a_node_has_become_whole_nodes_and_an_empty_one_for_the_rest(tmp_path: Path) -> None:
+    job = read_trace(written(tmp_path, ELASTIC), "elasticflow", 8)[1].job
+    assert (job.nodes, job.devices_per_node, job.tail_devices) == (2, 8, 4)
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "told"),
+    [
+        ("job_id,submission_time,duration,num_gpu\na,0,x,1\n", "elasticflow", "line 2, field 'duration'"),
+        ("job_id,submission_time,duration,num_gpu\na,0,5,0\n", "elasticflow", "field 'num_gpu'"),
+        ("job_id,submission_time,duration,num_gpu\na,0,5,1,9\n", "elasticflow", "more fields"),
+        ("job_id,submission_time,duration,num_gpu\na,0,5,1\na,0,5,1\n", "elasticflow", "occurs twice"),
+        ("job_id,submission_time,duration,num_gpu\n", "elasticflow", "holds no job"),
+        ("1 2 3\n", "swf", "line 1"),
+        ("{\n", "json", "is not JSON"),
+        (HUB.replace("spread", "ring"), "csv", "same-switch"),
+        (ELASTIC, "slurm", "known formats are elasticflow, openb, swf, csv, json"),
+    ],
+)
+def test_bad_traces_are_refused_with_file_line_and_field(
+    tmp_path: Path, text: str, name: str, told: str
+) -> None:
+    with pytest.raises(HubError, match=told):
+        read_trace(written(tmp_path, text), name, 8)
+
+
+@pytest.mark.parametrize("name", ["nonsense", "fifo+nonsense"])
+def test_an_unknown_policy_is_refused_with_the_known_ones(name: str) -> None:
+    with pytest.raises(HubError, match="best-fit"):
+        resolve_policy(name)
+
+
+@pytest.mark.parametrize(
+    ("queues", "told"),
+    [
+        ([Queue("a", "b"), Queue("b", "a")], "form a cycle"),
+        ([Queue("a", "nobody")], "no queue 'nobody'"),
+    ],
+)
+def test_queues_that_are_no_tree_are_refused(queues: list[Queue], told: str) -> None:
+    with pytest.raises(HubError, match=told):
+        QueueTree(queues)
+
+
+def test_guarantees_above_capacity_and_unknown_models_are_refused() -> None:
+    tree = QueueTree([Queue("a", quotas={"A100": Quota(3000)}), Queue("b", quotas={"A100": Quota(3000)})])
+    with pytest.raises(HubError, match="only 5000 exist"):
+        tree.check_guarantees({"A100": 5000})
+    with pytest.raises(HubError, match="known models are V100"):
+        tree.check_guarantees({"V100": 5000})
+
+
+@pytest.mark.parametrize(("limits", "estimates"), [("factor:0.5", None), ("2", None), (None, "normal:1")])
+def test_malformed_options_are_refused(limits: str | None, estimates: str | None) -> None:
+    with pytest.raises(HubError, match="write"):
+        prepare((), limits, estimates, 0)
+
+
+def test_limits_are_never_below_the_duration_and_the_same_for_the_same_seed() -> None:
+    jobs = generate(WorkloadShape(jobs=200), 5)
+    limited = with_limits(jobs, 3.0, 1)
+    assert limited == with_limits(jobs, 3.0, 1) != with_limits(jobs, 3.0, 2)
+    assert all(one.duration_ms <= one.job.time_limit_ms <= 3 * one.duration_ms + 1 for one in limited)
+
+
+def test_a_run_writes_schedule_summary_and_page_and_reports_impossible_jobs(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    trace = written(tmp_path, ELASTIC)
+    run_simulation(Options(trace, "elasticflow", out, ("default", "fifo"), nodes=3))
+    lines = (out / "schedule.csv").read_text().splitlines()
+    assert lines[0] == "job_id,attempt,node,device,slot_lo,slot_hi,start_s,end_s,end_reason"
+    assert len(lines) == 1 + 8 + 20 + 1
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["jobs"] == 3
+    assert list(summary["impossible_jobs"]) == ["huge"]
+    assert set(summary["policies"]) == {"default", "fifo"}
+    page = (out / "report.html").read_text()
+    assert "<svg" in page
+    assert "http" not in page
+
+
+def test_a_cluster_file_gives_nodes_queues_and_failures(tmp_path: Path) -> None:
+    text = json.dumps(
+        {
+            "nodes": [{"name": "a", "model": "A100", "devices": 4, "count": 2, "topology": ["z", "s"]}],
+            "queues": [{"name": "q", "quotas": {"A100": {"guarantee": 2, "borrow": 1}}}],
+            "failures": [{"node": "a-0000", "at_s": 10, "back_s": 20}],
+        }
+    )
+    cluster = read_cluster(written(tmp_path, text, "cluster.json"))
+    assert [one.name for one in cluster.nodes] == ["a-0000", "a-0001"]
+    assert cluster.queues[0].quotas["A100"] == Quota(2000, 1000)
+    assert cluster.failures[0].back_ms == 20_000
+    with pytest.raises(HubError, match="holds no node"):
+        read_cluster(written(tmp_path, "{}", "empty.json"))
