@@ -78,7 +78,7 @@ def test_the_story_from_programme_to_reconciliation_by_commands(terminal: Termin
     submit = ["job", "submit", "--accelerator", MODEL, "--time-limit", "600"]
     quoted, _ = terminal.types(tenant, *submit, "--quote", "--", "python", "train.py")
     assert quoted.startswith("First stretch ¥6.250001: district voucher ")
-    (job,) = terminal.gets(tenant, *submit, "--", "python", "train.py")[-1:]
+    (job,) = json.loads(terminal.types(tenant, *submit, "--json", "--", "python", "train.py")[0])
     house.use(job["id"], 100_000)
     charges, _ = terminal.types(tenant, "job", "charges", job["id"])
     assert "¥0.30" in charges
