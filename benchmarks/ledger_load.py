@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
-from sqlalchemy import Connection, make_url
+from sqlalchemy import make_url
 from sqlalchemy.orm import Session
 
 from kernel.database import open_engine, transaction
@@ -114,24 +114,23 @@ def client(
     engine = open_engine(url, pool_size=1).execution_options(isolation_level="AUTOCOMMIT")
     chance = random.Random()  # noqa: S311 - choosing accounts is no secret
     tally = [0, 0]
-    with engine.connect() as connection:
-        _post_some(connection, phase, chance, tally)  # so that every plan is made before time starts
+    with engine.connect() as connection, Session(connection) as session:
+        _post_some(session, phase, chance, tally)  # so that every plan is made before time starts
         start.wait()
         end = time.monotonic() + seconds
         warmed_up = list(tally)
         while time.monotonic() < end:
-            _post_some(connection, phase, chance, tally)
+            _post_some(session, phase, chance, tally)
     engine.dispose()
     results.put((tally[0], tally[1], tally[0] - warmed_up[0]))
 
 
-def _post_some(connection: Connection, phase: Phase, chance: random.Random, tally: list[int]) -> None:
+def _post_some(session: Session, phase: Phase, chance: random.Random, tally: list[int]) -> None:
     transfers = [
         transfer(chance.choice(phase.vouchers), chance.choice(SPENDING_IDS), chance.randint(1, 1000))
         for _ in range(phase.batch)
     ]
-    with Session(connection) as session:
-        outcomes = post(session, transfers, at=AT)
+    outcomes = post(session, transfers, at=AT)
     accepted = sum(outcome.accepted for outcome in outcomes)
     tally[0] += accepted
     tally[1] += len(outcomes) - accepted

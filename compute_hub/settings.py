@@ -5,7 +5,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -13,9 +13,23 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from kernel.errors import Invalid
+
 _DEFAULT_CONFIG: Final = Path(__file__).resolve().parent.parent / "deploy" / "hub.toml"
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+
+
+class NoSettingsFile(Invalid):
+    """HUB_CONFIG names a file that is not there."""
+
+    sentence = "HUB_CONFIG: there is no file {path}; name a TOML file, or unset it for the default."
+
+
+class MalformedSettings(Invalid):
+    """A setting that cannot be meant."""
+
+    sentence = "{variable} (or {field} in the settings file): {reason}."
 
 
 class _Part(BaseModel):
@@ -38,6 +52,14 @@ class Node(_Part):
     cpu_milli: Annotated[int, Field(ge=1000)] = 16_000
     memory_mib: Annotated[int, Field(ge=1024)] = 32_768
     labels: dict[str, str] = {}
+
+    @field_validator("devices")
+    @classmethod
+    def _of_one_model(cls, devices: tuple[Devices, ...]) -> tuple[Devices, ...]:
+        if len({part.model for part in devices}) > 1:
+            message = "all devices of a node must be of one model; describe the machine as one node per model"
+            raise ValueError(message)
+        return devices
 
 
 class Environment(_Part):
@@ -64,7 +86,6 @@ class Settings(BaseSettings):
     migration_url: str | None = None
     api_host: str = "127.0.0.1"
     api_port: Annotated[int, Field(ge=0, le=65535)] = 8700
-    metrics_port_base: Annotated[int, Field(ge=0, le=65535)] = 0
     node_address: str = "127.0.0.2"
     """This machine's address for other nodes. Ray replaces 127.0.0.1 by a routed address, 127.0.0.2 it keeps."""
     ray_head_host: str = "127.0.0.2"
@@ -94,6 +115,8 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Arguments, then environment, then the TOML file."""
         file = Path(os.environ.get("HUB_CONFIG", _DEFAULT_CONFIG))  # noqa: TID251 - the one reader
+        if not file.is_file():
+            raise NoSettingsFile(path=file)
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, toml_file=file)
 
     @property
@@ -122,8 +145,13 @@ class ClientSettings(BaseSettings):
 
 @cache
 def settings() -> Settings:
-    """The settings of this process, read once."""
-    return Settings()
+    """The settings of this process, read once. Raises NoSettingsFile, MalformedSettings."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        fault = error.errors()[0]
+        name = "__".join(str(part) for part in fault["loc"])
+        raise MalformedSettings(variable=f"HUB_{name.upper()}", field=name, reason=fault["msg"]) from None
 
 
 def inherited_environment(**changes: str) -> dict[str, str]:

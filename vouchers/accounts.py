@@ -3,7 +3,7 @@
 What each means and what always holds is in this folder's README.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from datetime import datetime
 from typing import Final
 from uuid import UUID
@@ -104,10 +104,13 @@ BUDGET_LIMITS: Final = _account("budget/limits", CNY, Bound.NONE)
 BUDGET_SPENT: Final = _account("budget/spent", CNY, Bound.NONE)
 
 
-def ensure(session: Session, accounts: Iterable[Account], at: datetime) -> None:
-    """Make accounts exist that may not yet."""
+def ensure(
+    session: Session, accounts: Iterable[Account], at: datetime, known: Collection[UUID] | None = None
+) -> None:
+    """Make accounts exist that may not yet; `known` are those already seen, if the caller has looked."""
     wanted = {account.id: account for account in accounts}
-    known = balances(session, wanted.keys())
+    if known is None:
+        known = balances(session, wanted.keys())
     missing = [account for account_id, account in sorted(wanted.items()) if account_id not in known]
     if missing:
         open_accounts(session, missing, at=at)

@@ -7,6 +7,7 @@ what was used before a voucher ended may still be captured afterwards, what was 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Final
 from uuid import UUID
 
 from sqlalchemy import select
@@ -19,11 +20,13 @@ from vouchers import accounts, movements
 from vouchers.domain.explanation import ROUNDING, VOUCHER, Coverage, Line, own_line, rounding_line, voucher_line
 from vouchers.domain.facts import ChargeFacts
 from vouchers.domain.segments import Segment
+from vouchers.domain.terms import CNY
 from vouchers.errors import (
     ChargeBeyondHold,
     ChargeDiffers,
     ChargeFactsDiffer,
     ChargeNotFound,
+    HoldReleased,
 )
 from vouchers.redemption import check_cost, hold_lines, locked_job, read_plan
 from vouchers.tables import (
@@ -32,9 +35,11 @@ from vouchers.tables import (
     HoldLine,
     HoldSegment,
     JobHold,
-    ProgrammeVersion,
     Voucher,
 )
+
+BUDGET: Final = "budget"
+"""The source name of a project's limit, which is counted beside the money."""
 
 
 @dataclass(frozen=True)
@@ -79,15 +84,12 @@ def capture_charge(
     job = locked_job(session, job_id, released=True)
     known = session.get(CoveredCharge, charge_id)
     if known is not None:
-        if (known.job_id, known.cost_micros, known.card_ms, known.facts) != (
-            job_id,
-            cost_micros,
-            facts.card_ms,
-            facts.kind(),
-        ):
+        asked = (job_id, cost_micros, facts.card_ms, facts.kind())
+        if (known.job_id, known.cost_micros, known.card_ms, known.facts) != asked:
             raise ChargeDiffers(charge=charge_id)
         return coverage_of(session, charge_id)
-    locked_job(session, job_id)
+    if job.state == "released":
+        raise HoldReleased(job=job_id)
     segments = _segments(session, job, facts)
     taken = _take(session, segments, charge_id, job, cost_micros, facts.card_ms, used_until)
     charge = CoveredCharge(
@@ -100,14 +102,8 @@ def capture_charge(
         used_until=used_until,
         captured_at=at,
     )
-    session.add(charge)
-    session.flush()
-    session.add_all(_rows(session, charge, taken))
-    session.flush()
-    transfers = [entry.transfer for entry in taken if entry.transfer is not None]
-    accounts.ensure(session, [accounts.ROUNDING] if any(e.line.source == ROUNDING for e in taken) else [], at)
-    post_all(session, transfers, at=at)
-    return coverage_of(session, charge_id)
+    _book(session, charge, taken)
+    return Coverage(cost_micros, tuple(entry.line for entry in taken if entry.line.source != BUDGET))
 
 
 def coverage_of(session: Session, charge_id: UUID) -> Coverage:
@@ -122,6 +118,16 @@ def coverage_of(session: Session, charge_id: UUID) -> Coverage:
         .order_by(CoverageLine.line)
     )
     return Coverage(charge.cost_micros, tuple(_line(row, number or "") for row, number in rows))
+
+
+def _book(session: Session, charge: CoveredCharge, taken: Sequence[_Taken]) -> None:
+    session.add(charge)
+    session.flush()
+    session.add_all(_rows(charge, taken))
+    session.flush()
+    if any(entry.line.source == ROUNDING for entry in taken):
+        accounts.ensure(session, [accounts.ROUNDING], charge.captured_at)
+    post_all(session, [entry.transfer for entry in taken if entry.transfer is not None], at=charge.captured_at)
 
 
 def _segments(session: Session, job: JobHold, facts: ChargeFacts) -> list[HoldSegment]:
@@ -206,51 +212,39 @@ def _capture(charge_id: UUID, line: Line, held: HoldLine | None, quantity: int) 
 
 def _spend_budget(charge_id: UUID, held: Sequence[HoldLine], segment: int, amount: int) -> list[_Taken]:
     """Count what the tenant itself pays against its project's budget."""
-    budgets = [line for line in held if line.source == "budget"]
-    words = Line("budget", amount, amount, "CNY", "", "", segment=segment)
+    budgets = [line for line in held if line.source == BUDGET]
+    words = Line(BUDGET, amount, amount, CNY, "", "", segment=segment)
     return [_capture(charge_id, words, line, amount) for line in budgets if amount]
 
 
-def _rows(session: Session, charge: CoveredCharge, taken: Sequence[_Taken]) -> list[CoverageLine]:
-    versions = _versions(session, taken)
-    rows = []
-    for number, entry in enumerate(entry for entry in taken if entry.line.source != "budget"):
-        line = entry.line
-        version_id, slug = versions.get(line.voucher, (None, None))
-        rows.append(
-            CoverageLine(
-                id=derived_id("coverage-line", charge.charge_id, number),
-                charge_id=charge.charge_id,
-                line=number,
-                segment=line.segment,
-                source=line.source,
-                voucher_id=UUID(line.voucher) if line.voucher else None,
-                version_id=version_id,
-                slug=slug,
-                payer_id=UUID(line.payer) if line.payer else None,
-                direction=line.direction,
-                clause=line.clause,
-                sentence=line.sentence,
-                amount_micros=line.amount_micros,
-                quantity=line.quantity,
-                asset=line.asset,
-                transfer_id=entry.transfer.id if entry.transfer else None,
-                used_until=charge.used_until,
-            )
+def _rows(charge: CoveredCharge, taken: Sequence[_Taken]) -> list[CoverageLine]:
+    paying = [entry for entry in taken if entry.line.source != BUDGET]
+    return [
+        CoverageLine(
+            id=derived_id("coverage-line", charge.charge_id, number),
+            charge_id=charge.charge_id,
+            line=number,
+            segment=entry.line.segment,
+            source=entry.line.source,
+            voucher_id=_uuid(entry.line.voucher),
+            version_id=_uuid(entry.line.version),
+            slug=entry.line.programme or None,
+            payer_id=_uuid(entry.line.payer),
+            direction=entry.line.direction,
+            clause=entry.line.clause,
+            sentence=entry.line.sentence,
+            amount_micros=entry.line.amount_micros,
+            quantity=entry.line.quantity,
+            asset=entry.line.asset,
+            transfer_id=entry.transfer.id if entry.transfer else None,
+            used_until=charge.used_until,
         )
-    return rows
+        for number, entry in enumerate(paying)
+    ]
 
 
-def _versions(session: Session, taken: Sequence[_Taken]) -> dict[str, tuple[UUID, str]]:
-    ids = {UUID(entry.line.voucher) for entry in taken if entry.line.voucher}
-    if not ids:
-        return {}
-    rows = session.execute(
-        select(Voucher.id, Voucher.version_id, ProgrammeVersion.slug)
-        .join(ProgrammeVersion, ProgrammeVersion.id == Voucher.version_id)
-        .where(Voucher.id.in_(ids))
-    )
-    return {str(voucher_id): (version_id, slug) for voucher_id, version_id, slug in rows}
+def _uuid(text: str) -> UUID | None:
+    return UUID(text) if text else None
 
 
 def _line(row: CoverageLine, number: str) -> Line:
@@ -263,6 +257,8 @@ def _line(row: CoverageLine, number: str) -> Line:
         sentence=row.sentence,
         voucher=str(row.voucher_id) if row.source == VOUCHER else "",
         number=number,
+        version=str(row.version_id) if row.version_id else "",
+        programme=row.slug or "",
         payer=str(row.payer_id) if row.payer_id else "",
         direction=row.direction,
         segment=row.segment,

@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Final
 from uuid import UUID
 
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, or_, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -18,7 +18,7 @@ from kernel.money import MICROS_MAX
 from vouchers.domain.controllers import actual_controller, check_acyclic, related
 from vouchers.domain.facts import EnterpriseFacts
 from vouchers.errors import EnterpriseExists, EnterpriseNotFound, MalformedProfile
-from vouchers.tables import Controller, Enterprise, RelatedParty
+from vouchers.tables import Controller, Enterprise, GroupMember, RelatedParty
 
 SIZE_CLASSES: Final = frozenset({"micro", "small", "medium", "large", "startup"})
 _CREDIT_CODE = re.compile(r"[0-9A-Z]{8,18}")
@@ -139,6 +139,19 @@ def lock_tenants(session: Session, enterprise_ids: Iterable[UUID]) -> list[Enter
     if missing:
         raise EnterpriseNotFound(enterprise=min(missing))
     return list(rows)
+
+
+def lock_payers(session: Session, tenant: ColumnElement[UUID]) -> list[UUID]:
+    """Lock a tenant's row and its group's payer's in one go, in the order of their ids; returns the ids."""
+    payers = select(GroupMember.payer_id).where(GroupMember.affiliate_id == tenant)
+    return list(
+        session.scalars(
+            select(Enterprise.id)
+            .where(or_(Enterprise.id == tenant, Enterprise.id.in_(payers)))
+            .order_by(Enterprise.id)
+            .with_for_update(key_share=True)
+        )
+    )
 
 
 def _controllers(session: Session) -> dict[str, str]:

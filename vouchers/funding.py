@@ -3,7 +3,7 @@
 Callers that go on to set money aside hold the tenant's lock, so that what is read here stays true.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
@@ -13,6 +13,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from ledger.domain.accounts import Account
+from ledger.reading import balances
 from vouchers import accounts
 from vouchers.domain.applicability import HeldVoucher, NotApplicable, candidate, ratio_for
 from vouchers.domain.coverage import Candidate
@@ -25,9 +26,9 @@ from vouchers.errors import (
     VoucherNotFound,
     VoucherSpent,
 )
-from vouchers.programmes import terms_of
-from vouchers.tables import Voucher, VoucherPart
-from vouchers.wallets import budget_at, payer_of
+from vouchers.programmes import terms_of_digest
+from vouchers.tables import ProgrammeVersion, Voucher, VoucherPart
+from vouchers.wallets import budget_at
 
 VOUCHERS_MAX: Final = 200
 """Of one tenant weighed at once; beyond it the longest-lasting wait for the others to be used up."""
@@ -62,11 +63,13 @@ class Funding:
     vouchers: tuple[VoucherSource, ...]
     own: tuple[OwnSource, ...]
     budget: tuple[Account, int] | None
+    known: Collection[UUID] = ()
+    """The accounts that exist, of those that paying may touch."""
 
 
 def find_funding(
     session: Session,
-    tenant_id: UUID,
+    payers: Sequence[UUID],
     facts: ChargeFacts,
     voucher_ids: Sequence[UUID] | None,
     at: datetime,
@@ -78,7 +81,7 @@ def find_funding(
 
     Args:
         session: whose transaction this belongs to.
-        tenant_id: whose usage it is.
+        payers: whose usage it is, and then who else pays for that enterprise.
         facts: what is used.
         voucher_ids: the vouchers to use; None for all that apply, empty for none.
         at: now.
@@ -90,13 +93,20 @@ def find_funding(
         voucher.
     """
     insist = insist and voucher_ids is not None
+    tenant_id = payers[0]
     rows = _rows(session, tenant_id, voucher_ids)
-    places = _places(session, rows, facts.project)
-    left = accounts.available(session, places.values())
+    places = _places(session, [row for row, _ in rows], facts.project)
+    own = _own_places(payers)
+    budget = _budget(session, tenant_id, facts, at)
+    found = balances(session, _all_ids(tenant_id, rows, places, own, budget))
+
+    def left(account: Account) -> int:
+        return (found[account.id].available or 0) if account.id in found else 0
+
     sources = []
-    for row in rows:
+    for row, digest in rows:
         account = places[row.id]
-        held = _held(session, row, left[account.id])
+        held = _held(session, row, digest, left(account))
         tier = ratio_for(held, facts)
         if isinstance(tier, NotApplicable):
             if insist:
@@ -110,20 +120,51 @@ def find_funding(
                     candidate(held, tier, facts), account, row.id, row.version_id, row.slug, row.expires_at
                 )
             )
-    return Funding(tuple(sources), _own_sources(session, tenant_id), _budget(session, tenant_id, facts, at))
+    return Funding(
+        vouchers=tuple(sources),
+        own=tuple(OwnSource(source, payer, account, left(account)) for source, payer, account in own),
+        budget=None if budget is None else (budget, left(budget)),
+        known=found.keys(),
+    )
 
 
-def _rows(session: Session, tenant_id: UUID, voucher_ids: Sequence[UUID] | None) -> Sequence[Voucher]:
-    query = select(Voucher).where(Voucher.enterprise_id == tenant_id).order_by(Voucher.expires_at, Voucher.id)
-    if voucher_ids is None:
-        return session.scalars(query.where(Voucher.state == "active").limit(VOUCHERS_MAX)).all()
-    if not voucher_ids:
+def _rows(
+    session: Session, tenant_id: UUID, voucher_ids: Sequence[UUID] | None
+) -> Sequence[tuple[Voucher, str]]:
+    """The tenant's vouchers in question, as they are now, with the digests of their versions' documents."""
+    if voucher_ids is not None and not voucher_ids:
         return []
-    rows = session.scalars(query.where(Voucher.id.in_(voucher_ids))).all()
-    missing = set(voucher_ids) - {row.id for row in rows}
+    query = (
+        select(Voucher, ProgrammeVersion.digest)
+        .join(ProgrammeVersion, ProgrammeVersion.id == Voucher.version_id)
+        .where(Voucher.enterprise_id == tenant_id)
+        .order_by(Voucher.expires_at, Voucher.id)
+        .execution_options(populate_existing=True)
+    )
+    if voucher_ids is None:
+        query = query.where(Voucher.state == "active").limit(VOUCHERS_MAX)
+    else:
+        query = query.where(Voucher.id.in_(voucher_ids))
+    rows = [(row, digest) for row, digest in session.execute(query)]
+    missing = set(voucher_ids or ()) - {row.id for row, _ in rows}
     if missing:
         raise VoucherNotFound(voucher=min(missing))
     return rows
+
+
+def _all_ids(
+    tenant_id: UUID,
+    rows: Sequence[tuple[Voucher, str]],
+    places: dict[UUID, Account],
+    own: Sequence[tuple[str, UUID, Account]],
+    budget: Account | None,
+) -> set[UUID]:
+    """Every account that paying may touch, so that one look suffices."""
+    wanted = [*places.values(), *(account for _, _, account in own), accounts.revenue(tenant_id)]
+    wanted += [accounts.claimable(row.slug, tenant_id, row.asset) for row, _ in rows]
+    if budget is not None:
+        wanted += [budget, accounts.BUDGET_SPENT]
+    return {account.id for account in wanted}
 
 
 def _places(session: Session, rows: Sequence[Voucher], project: str | None) -> dict[UUID, Account]:
@@ -144,11 +185,12 @@ def _places(session: Session, rows: Sequence[Voucher], project: str | None) -> d
     }
 
 
-def _held(session: Session, row: Voucher, remaining: int) -> HeldVoucher:
+def _held(session: Session, row: Voucher, digest: str, remaining: int) -> HeldVoucher:
     return HeldVoucher(
         voucher=str(row.id),
         number=row.number,
-        terms=terms_of(session, row.version_id),
+        version=str(row.version_id),
+        terms=terms_of_digest(session, row.version_id, digest),
         holder=EnterpriseFacts.from_json(row.holder),
         issued_at=row.issued_at,
         expires_at=row.expires_at,
@@ -169,19 +211,12 @@ def _check_usable(row: Voucher, remaining: int, at: datetime, usage_until: datet
         raise VoucherSpent(voucher=row.number)
 
 
-def _own_sources(session: Session, tenant_id: UUID) -> tuple[OwnSource, ...]:
+def _own_places(payers: Sequence[UUID]) -> list[tuple[str, UUID, Account]]:
     """Own prepaid balance, the payer's, own credit line, the payer's."""
-    payer_id = payer_of(session, tenant_id)
-    payers = [tenant_id] if payer_id is None else [tenant_id, payer_id]
     places = [(PREPAID, payer, accounts.wallet(payer)) for payer in payers]
-    places += [(CREDIT, payer, accounts.credit_line(payer)) for payer in payers]
-    left = accounts.available(session, [account for _, _, account in places])
-    return tuple(OwnSource(source, payer, account, left[account.id]) for source, payer, account in places)
+    return places + [(CREDIT, payer, accounts.credit_line(payer)) for payer in payers]
 
 
-def _budget(session: Session, tenant_id: UUID, facts: ChargeFacts, at: datetime) -> tuple[Account, int] | None:
+def _budget(session: Session, tenant_id: UUID, facts: ChargeFacts, at: datetime) -> Account | None:
     budget_id = budget_at(session, tenant_id, facts.project, at)
-    if budget_id is None:
-        return None
-    account = accounts.project_budget(budget_id)
-    return account, accounts.available(session, [account])[account.id]
+    return None if budget_id is None else accounts.project_budget(budget_id)

@@ -25,6 +25,8 @@ from vouchers.errors import AssetChanged, ProgrammeNotFound, VersionExists, Vers
 from vouchers.tables import Appropriation, Programme, ProgrammeVersion
 
 _SCHEMA: Final = json.loads(Path(__file__).with_name("programme.schema.json").read_text(encoding="utf-8"))
+_TERMS: Final[dict[str, Terms]] = {}
+_TERMS_MAX: Final = 1_000
 _VALIDATOR: Final = Draft202012Validator(_SCHEMA)
 
 
@@ -134,6 +136,15 @@ def terms_of(session: Session, version_id: UUID) -> Terms:
     if row is None:
         raise ProgrammeNotFound(programme=str(version_id), day="any day")
     return read_terms(row.document)
+
+
+def terms_of_digest(session: Session, version_id: UUID, digest: str) -> Terms:
+    """The terms of a version whose document has this digest, read once per process: content never changes."""
+    if digest not in _TERMS:
+        if len(_TERMS) >= _TERMS_MAX:
+            _TERMS.clear()
+        _TERMS[digest] = terms_of(session, version_id)
+    return _TERMS[digest]
 
 
 def version_in_force(session: Session, slug: str, at: datetime) -> tuple[UUID, Terms]:

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import func, select
+from sqlalchemy import func, literal, select
 from sqlalchemy.orm import Session
 
 from kernel.money import MICROS_MAX
@@ -23,8 +23,16 @@ from vouchers.domain.coverage import Candidate, Plan, plan_coverage
 from vouchers.domain.explanation import Coverage, own_line, rounding_line, voucher_line
 from vouchers.domain.facts import ChargeFacts
 from vouchers.domain.segments import Segment, fill_in_order
-from vouchers.enterprises import lock_tenants
-from vouchers.errors import BudgetSpent, CostOutOfRange, HoldDiffers, HoldNotFound, HoldReleased, NoFunding
+from vouchers.enterprises import lock_payers
+from vouchers.errors import (
+    BudgetSpent,
+    CostOutOfRange,
+    EnterpriseNotFound,
+    HoldDiffers,
+    HoldNotFound,
+    HoldReleased,
+    NoFunding,
+)
 from vouchers.funding import Funding, OwnSource, VoucherSource, find_funding
 from vouchers.tables import HoldLine, HoldSegment, JobHold, Voucher
 from vouchers.wallets import payer_of
@@ -72,7 +80,9 @@ def quote(
         voucher. CostOutOfRange, TooManyProgrammes.
     """
     check_cost(cost_micros, facts)
-    funding = find_funding(session, tenant_id, facts, voucher_ids, at, usage_until or at)
+    payer_id = payer_of(session, tenant_id)
+    payers = [tenant_id] if payer_id is None else [tenant_id, payer_id]
+    funding = find_funding(session, payers, facts, voucher_ids, at, usage_until or at)
     return _prepare(funding, cost_micros, facts, 0).coverage
 
 
@@ -96,13 +106,13 @@ def place_hold(
         HoldReleased: its hold was released.
     """
     check_cost(cost_micros, facts)
-    _lock_payers(session, tenant_id)
-    job = session.get(JobHold, job_id)
+    payers = _tenant_first(tenant_id, lock_payers(session, literal(tenant_id)))
+    job = session.get(JobHold, job_id, populate_existing=True)
     if job is None:
         job = JobHold(job_id=job_id, tenant_id=tenant_id, opened_at=at, state="open")
         session.add(job)
         session.flush()
-        return _place(session, job, 0, cost_micros, facts, voucher_ids, at, usage_until)
+        return _place(session, job, payers, 0, cost_micros, facts, voucher_ids, at, usage_until)
     _check_same(session, job, tenant_id, cost_micros, facts, voucher_ids)
     return held_coverage(session, job_id, segment=0)
 
@@ -130,7 +140,7 @@ def extend_hold(
         HoldNotFound, HoldReleased, and the refusals of `quote`.
     """
     check_cost(cost_micros, facts)
-    job = locked_job(session, job_id)
+    job, payers = _locked(session, job_id)
     count, cost, card_ms = session.execute(
         select(
             func.count(),
@@ -142,7 +152,7 @@ def extend_hold(
     if added <= 0:
         return Coverage(0, ())
     more = ChargeFacts(**(facts.kind() | {"card_ms": max(facts.card_ms - int(card_ms), 0)}))
-    return _place(session, job, count, added, more, voucher_ids, at, usage_until)
+    return _place(session, job, payers, count, added, more, voucher_ids, at, usage_until)
 
 
 def release_hold(session: Session, job_id: UUID, at: datetime) -> None:
@@ -236,13 +246,7 @@ def locked_job(session: Session, job_id: UUID, *, released: bool = False) -> Job
         HoldNotFound: nothing was set aside for it.
         HoldReleased: it was released, unless `released` ones are wanted too.
     """
-    job = session.get(JobHold, job_id)
-    if job is None:
-        raise HoldNotFound(job=job_id)
-    _lock_payers(session, job.tenant_id)
-    session.refresh(job)
-    if job.state == "released" and not released:
-        raise HoldReleased(job=job_id)
+    job, _ = _locked(session, job_id, released=released)
     return job
 
 
@@ -257,6 +261,7 @@ def hold_lines(session: Session, job_id: UUID, segment: int | None = None) -> li
 def _place(
     session: Session,
     job: JobHold,
+    payers: Sequence[UUID],
     number: int,
     cost_micros: int,
     facts: ChargeFacts,
@@ -264,9 +269,7 @@ def _place(
     at: datetime,
     usage_until: datetime | None,
 ) -> Coverage:
-    funding = find_funding(
-        session, job.tenant_id, facts, voucher_ids, at, usage_until or at, insist=number == 0
-    )
+    funding = find_funding(session, payers, facts, voucher_ids, at, usage_until or at, insist=number == 0)
     prepared = _prepare(funding, cost_micros, facts, number)
     ends = [voucher.expires_at for voucher in prepared.vouchers]
     session.add(
@@ -288,7 +291,7 @@ def _place(
     lines, transfers, destinations = _hold_lines(
         job, number, prepared, cost_micros, facts.card_ms, at + HOLD_LIFE
     )
-    accounts.ensure(session, destinations, at)
+    accounts.ensure(session, destinations, at, funding.known)
     session.add_all(lines)
     session.flush()
     post_all(session, transfers, at=at)
@@ -365,10 +368,22 @@ def _hold_lines(
     return lines, transfers, [destination for _, _, destination, _, _ in wanted]
 
 
-def _lock_payers(session: Session, tenant_id: UUID) -> None:
-    """Lock the tenant and whoever pays for it, in the order of their ids."""
-    payer_id = payer_of(session, tenant_id)
-    lock_tenants(session, [tenant_id] if payer_id is None else [tenant_id, payer_id])
+def _locked(session: Session, job_id: UUID, *, released: bool = False) -> tuple[JobHold, list[UUID]]:
+    """A job's hold as it is now, and who pays for it, with the payers locked."""
+    tenant = select(JobHold.tenant_id).where(JobHold.job_id == job_id).scalar_subquery()
+    locked = lock_payers(session, tenant)
+    job = session.get(JobHold, job_id, populate_existing=True)
+    if job is None:
+        raise HoldNotFound(job=job_id)
+    if job.state == "released" and not released:
+        raise HoldReleased(job=job_id)
+    return job, _tenant_first(job.tenant_id, locked)
+
+
+def _tenant_first(tenant_id: UUID, locked: Sequence[UUID]) -> list[UUID]:
+    if tenant_id not in locked:
+        raise EnterpriseNotFound(enterprise=tenant_id)
+    return [tenant_id, *(payer for payer in locked if payer != tenant_id)]
 
 
 def check_cost(cost_micros: int, facts: ChargeFacts) -> None:

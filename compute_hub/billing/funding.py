@@ -11,7 +11,6 @@ from datetime import datetime, timedelta
 from typing import Final
 from uuid import UUID
 
-from scheduler.node.protocol import UsageRecord
 from sqlalchemy import func, select, text
 from sqlalchemy.orm import Session
 
@@ -21,6 +20,7 @@ from compute_hub.billing.tables import JobFundingRow
 from compute_hub.metering.recording import record_usage
 from compute_hub.metering.tables import UsageRecordRow
 from kernel.errors import Unfunded
+from scheduler.node.protocol import UsageRecord
 from scheduler.tables import DeviceRow, JobRow
 from vouchers.domain.explanation import Coverage
 from vouchers.domain.facts import ChargeFacts

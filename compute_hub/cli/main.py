@@ -9,6 +9,7 @@ import typer
 
 from compute_hub.cli import applications, claims, cluster, enterprises, jobs, programmes, vouchers, wallets
 from compute_hub.cli.processes import api, biller, controller, node, up
+from compute_hub.cli.simulate import simulate
 from kernel.errors import HubError
 
 app = typer.Typer(
@@ -32,7 +33,7 @@ for name, group in (
     ("ledger", cluster.ledger_app),
 ):
     app.add_typer(group, name=name)
-for command in (up, api, controller, biller, node):
+for command in (up, api, controller, biller, node, simulate):
     app.command()(command)
 
 

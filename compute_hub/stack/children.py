@@ -13,9 +13,10 @@ from typing import Final
 
 import psutil
 
+from kernel.clock import boottime_ms
 from kernel.errors import HubError
 
-_GRACE_S: Final = 20
+_GRACE_MS: Final = 25_000
 
 
 class ChildEnded(HubError):
@@ -30,16 +31,21 @@ class Child:
     def __init__(self, name: str, argv: Sequence[str], *, log: Path, environment: Mapping[str, str]) -> None:
         self.name = name
         self.log = log
+        self._argv, self._environment = tuple(argv), dict(environment)
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as sink:
             self.process = subprocess.Popen(
-                ["setpriv", "--pdeathsig", "TERM", *argv],
+                ["setpriv", "--pdeathsig", "TERM", *self._argv],
                 stdin=subprocess.DEVNULL,
                 stdout=sink,
                 stderr=sink,
-                env=dict(environment),
+                env=self._environment,
                 start_new_session=True,
             )
+
+    def again(self) -> "Child":
+        """Start the same program anew."""
+        return Child(self.name, self._argv, log=self.log, environment=self._environment)
 
     def check(self) -> None:
         """Raise ChildEnded if the program is no longer running."""
@@ -63,18 +69,8 @@ class Child:
         if self.process.poll() is None:
             self.process.send_signal(number)
 
-    def stop(self) -> None:
-        """SIGTERM, then SIGKILL of whatever of its tree is left after the grace period."""
-        tree = self._tree()
-        self.signal(signal.SIGTERM)
-        try:
-            self.process.wait(timeout=_GRACE_S)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-        end_processes(tree)
-
-    def _tree(self) -> list[psutil.Process]:
+    def tree(self) -> list[psutil.Process]:
+        """The program's descendants as they are now."""
         try:
             return psutil.Process(self.process.pid).children(recursive=True)
         except psutil.NoSuchProcess:
@@ -82,9 +78,18 @@ class Child:
 
 
 def stop_all(children: Sequence[Child]) -> None:
-    """Stop children in the reverse order of their start."""
-    for child in reversed(children):
-        child.stop()
+    """SIGTERM to all at once, then SIGKILL to whatever is left of their trees after the grace period."""
+    trees = [process for child in children for process in child.tree()]
+    for child in children:
+        child.signal(signal.SIGTERM)
+    deadline_ms = boottime_ms() + _GRACE_MS
+    for child in children:
+        try:
+            child.process.wait(timeout=max(0, deadline_ms - boottime_ms()) / 1000)
+        except subprocess.TimeoutExpired:
+            child.process.kill()
+            child.process.wait()
+    end_processes(trees)
 
 
 def end_processes(processes: Sequence[psutil.Process], *, grace_s: float = 5) -> None:

@@ -56,7 +56,7 @@ def run_node(settings: Settings, name: str, *, head: bool) -> None:
             ray.check()
         except ChildEnded as ended:
             _log.error("raylet_ended", reason=str(ended))
-            ray.stop()
+            stop_all([ray])
             ray = start_ray(settings, name, head=head, environment=variables, log=folder / "ray.log")
     stop_all([ray, supervisor])
 

@@ -1,5 +1,8 @@
 """The whole hub on one machine: PostgreSQL, nodes, controller, biller and API, each a process of its own."""
 
+import fcntl
+import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +14,7 @@ import httpx
 from compute_hub.identity.keys import issue_key
 from compute_hub.identity.roles import Role
 from compute_hub.settings import Settings, inherited_environment
-from compute_hub.stack.children import Child, end_processes, processes_naming, stop_all
+from compute_hub.stack.children import Child, ChildEnded, end_processes, processes_naming, stop_all
 from compute_hub.stack.database import application_url, prepare_database
 from compute_hub.stack.ray_node import ray_directory, ray_environment
 from kernel.clock import boottime_ms, utc_now
@@ -31,6 +34,14 @@ class NotReady(HubError):
     sentence = "{what} was not ready after {seconds} s. Look into the logs in {logs}."
 
 
+class AlreadyUp(HubError):
+    """Another hub runs on this state directory."""
+
+    sentence = (
+        "A hub is already running on {directory}; end it first, or set HUB_STATE_DIRECTORY to another folder."
+    )
+
+
 class LocalStack:
     """Everything `hub up` runs. A context manager: entering starts all, leaving ends all and leaves no process.
 
@@ -46,6 +57,7 @@ class LocalStack:
         self._tell = tell
         self._children: list[Child] = []
         self._database: PrivatePostgres | None = None
+        self._lock: int | None = None
         self.logs = settings.state_directory.resolve() / "logs"
 
     @property
@@ -81,17 +93,33 @@ class LocalStack:
         for child in self._children:
             child.check()
 
+    def mend(self) -> list[str]:
+        """Start every process again that has ended by itself; returns what happened to each, in words."""
+        mended = []
+        for position, child in enumerate(self._children):
+            try:
+                child.check()
+            except ChildEnded as ended:
+                self._children[position] = child.again()
+                mended.append(str(ended))
+        return mended
+
     def stop(self) -> None:
         """End all processes in the reverse order of their start, the database last."""
         stop_all(self._children)
         self._children.clear()
         # Ray's own daemons are grandchildren that outlive a killed parent.
         end_processes(processes_naming(ray_directory(self.settings)))
+        shutil.rmtree(ray_directory(self.settings), ignore_errors=True)
         if self._database is not None:
             self._database.stop()
             self._database = None
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def _start(self) -> None:
+        self._own_state_directory()
         self._tell("PostgreSQL and migrations")
         self._database = prepare_database(self.settings, utc_now())
         self._tell(f"{len(self.settings.nodes)} nodes on Ray")
@@ -117,6 +145,15 @@ class LocalStack:
                 == len(self.settings.nodes)
             ),
         )
+
+    def _own_state_directory(self) -> None:
+        folder = self.settings.state_directory.resolve()
+        folder.mkdir(parents=True, exist_ok=True)
+        self._lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise AlreadyUp(directory=folder) from None
 
     def _child(self, name: str, *command: str, **variables: str) -> None:
         hub = Path(sys.executable).with_name("hub")

@@ -124,9 +124,9 @@ def print_report(report: dict[str, Any], path: Path) -> None:
     )
     usage, ledger = report["usage"], report["ledger"]
     console.print(
-        f"Behind it: {usage['records']} meter records of {usage['card_ms'] / 1000:,.1f} card-seconds; {ledger['transfers']} "
-        f"ledger transfers whose balances sum to {_yuan(ledger['sum_micros'])}; audit {ledger['audit']}; "
-        f"{report['ray']['nodes']} Ray nodes (Ray {report['ray']['version']})."
+        f"Behind it: {usage['records']} meter records of {usage['card_ms'] / 1000:,.1f} card-seconds; "
+        f"{ledger['transfers']} ledger transfers whose balances sum to {_yuan(ledger['sum_micros'])}; "
+        f"audit {ledger['audit']}; {report['ray']['nodes']} Ray nodes (Ray {report['ray']['version']})."
     )
     seconds = report["seconds"]
     console.print(

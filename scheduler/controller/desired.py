@@ -45,12 +45,16 @@ def _gang_hosts(
     session: Session, jobs: Sequence[JobRow], hosts: Mapping[str, str]
 ) -> dict[str, frozenset[str]]:
     """By job, the hosts its latest attempt's ranks are on."""
-    nodes = session.execute(
-        select(RunRow.job_id, func.array_agg(RunRow.node))
-        .join(JobRow, (JobRow.id == RunRow.job_id) & (JobRow.attempt == RunRow.attempt))
-        .where(RunRow.job_id.in_({job.id for job in jobs}))
-        .group_by(RunRow.job_id)
-    ).tuples().all()
+    nodes = (
+        session.execute(
+            select(RunRow.job_id, func.array_agg(RunRow.node))
+            .join(JobRow, (JobRow.id == RunRow.job_id) & (JobRow.attempt == RunRow.attempt))
+            .where(RunRow.job_id.in_({job.id for job in jobs}))
+            .group_by(RunRow.job_id)
+        )
+        .tuples()
+        .all()
+    )
     return {str(job_id): frozenset(hosts[name] for name in names) for job_id, names in nodes}
 
 

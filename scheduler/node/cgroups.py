@@ -126,12 +126,16 @@ class CgroupTree:
         if not self._bases:
             return None
         group = RunCgroup({controller: base / run_id for controller, base in self._bases.items()})
-        for controller, base in self._bases.items():
-            directory = base / run_id
-            directory.mkdir(exist_ok=True)
-            settings = v1_settings(caps)[controller] if self._version == 1 else v2_settings(caps)
-            for name, value in settings.items():
-                (directory / name).write_text(value)
+        try:
+            for controller, base in self._bases.items():
+                directory = base / run_id
+                directory.mkdir(exist_ok=True)
+                settings = v1_settings(caps)[controller] if self._version == 1 else v2_settings(caps)
+                for name, value in settings.items():
+                    (directory / name).write_text(value)
+        except OSError:
+            group.remove()
+            raise
         return group
 
     def leftovers(self) -> Iterator[RunCgroup]:

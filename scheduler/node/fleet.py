@@ -5,10 +5,12 @@ in the journal; what is reported as ended or used is on disk.
 """
 
 import asyncio
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from kernel.clock import boottime_ms
 from scheduler.node.config import NodeConfig
+from scheduler.node.deadman import MARGIN_MS, DeadMansTimer
 from scheduler.node.devices import device_status
 from scheduler.node.errors import StaleEpoch
 from scheduler.node.launching import Launcher
@@ -23,8 +25,9 @@ from scheduler.node.protocol import (
     WaitRequest,
 )
 from scheduler.node.reconcile import Alive, plan_sync
-from scheduler.node.run import Run, Surroundings
+from scheduler.node.run import NEVER_MS, Run, Surroundings
 from scheduler.node.spool import Spool, acknowledged_line, meter_line, usage_line
+from scheduler.node.watching import free_bytes
 
 if TYPE_CHECKING:
     from scheduler.node.meter import Meter
@@ -55,8 +58,11 @@ class Fleet:
         self._seq = 0
         self._waiting: set[asyncio.Event] = set()
         self._timer: asyncio.TimerHandle | None = None
+        self._deadman = DeadMansTimer()
         self._around = Surroundings(config, boot_id, spool, launcher, self._changed, self._spool_failed)
         self._closing = False
+        self._look_at_ms = 0
+        self._short = False
         self._set_meters(boottime_ms())
 
     def hello(self) -> Hello:
@@ -79,6 +85,8 @@ class Fleet:
         lease_until_ms = boottime_ms() + request.lease_ms
         for run_id in plan.renew:
             self._runs[run_id].lease_until_ms = lease_until_ms
+            if run_id in request.notices:
+                self._runs[run_id].notify(request.notices[run_id])
         if not self._runs:
             self._set_meters(boottime_ms())
         for start in plan.start:
@@ -170,17 +178,46 @@ class Fleet:
             self._timer = None
         if self._runs:
             self._tick()
+        else:
+            self._deadman.set(None)
 
     def _tick(self) -> None:
         now_ms = boottime_ms()
         due_ms = now_ms + _TICK_MS_MAX
         for run in list(self._runs.values()):
             run.lapse(now_ms)
-            due_ms = min(due_ms, run.tick(now_ms), max(run.lease_until_ms, now_ms + _TICK_MS_MIN))
+            due_ms = min(due_ms, run.tick(now_ms), NEVER_MS if run.stopping else run.lease_until_ms)
         self._keep_meters(now_ms)
+        self._keep_reserve(now_ms)
+        by_ms = min((run.gone_by_ms for run in self._runs.values()), default=NEVER_MS)
+        self._deadman.set(None if by_ms >= NEVER_MS else by_ms + MARGIN_MS)
         due_ms = min(due_ms, self._cut_at_ms, self._beat_at_ms)
-        delay_ms = max(due_ms - now_ms, _TICK_MS_MIN)
-        self._timer = asyncio.get_running_loop().call_later(delay_ms / 1000, self._tick) if self._runs else None
+        if self._timer is not None:
+            self._timer.cancel()  # a run that ended during this tick has armed one, too
+            self._timer = None
+        if self._runs:
+            delay_ms = max(due_ms - now_ms, _TICK_MS_MIN)
+            self._timer = asyncio.get_running_loop().call_later(delay_ms / 1000, self._tick)
+
+    def _keep_reserve(self, now_ms: int) -> None:
+        # The largest goes, one a second, after everybody has been counted again.
+        if now_ms < self._look_at_ms:
+            return
+        self._look_at_ms = now_ms + _TICK_MS_MAX
+        limits = self._config.limits
+        if free_bytes(Path(self._config.workspace_root)) >= limits.workspace_reserve_bytes:
+            self._short = False
+            return
+        staying = [run for run in self._runs.values() if not run.stopping]
+        if self._short and staying:
+            largest = max(staying, key=lambda run: (run.disk_bytes, run.spec.run_id))
+            sentence = (
+                f"The node's disk is nearly full and its workspace is the largest, {largest.disk_bytes} bytes."
+            )
+            largest.stop(EndReason.DISK_FULL, sentence, 0)
+        for run in staying:
+            run.count_again()
+        self._short = True
 
     def _set_meters(self, now_ms: int) -> None:
         self._cut_at_ms = now_ms + self._config.meter_interval_ms

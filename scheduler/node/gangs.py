@@ -117,6 +117,7 @@ class GangNetworks:
 
 
 async def _await_holder(process: subprocess.Popen[bytes], said: int, directory: Path) -> int:
+    watch_and_reap(process)
     loop = asyncio.get_running_loop()
     ready: asyncio.Future[None] = loop.create_future()
     loop.add_reader(said, _arrived, ready)
@@ -129,7 +130,6 @@ async def _await_holder(process: subprocess.Popen[bytes], said: int, directory: 
     finally:
         loop.remove_reader(said)
         os.close(said)
-    watch_and_reap(process)
     ticks = start_ticks(int(text[0])) if text else None
     if ticks is None:
         process.kill()

@@ -16,13 +16,15 @@ from scheduler.node.errors import StartFailed
 class UidLease:
     """A uid that nobody else on this host has until `release`."""
 
-    def __init__(self, uid: int, lock: int) -> None:
+    def __init__(self, uid: int, file: Path, lock: int) -> None:
         self.uid = uid
+        self._file = file
         self._lock: int | None = lock
 
     def release(self) -> None:
         """Let others have it; may be called twice."""
         if self._lock is not None:
+            self._file.unlink(missing_ok=True)
             os.close(self._lock)
             self._lock = None
 
@@ -40,11 +42,13 @@ class UidPool:
     def lease(self) -> UidLease:
         """A free uid. Raises StartFailed when all are taken."""
         for uid in self._candidates():
-            lock = os.open(self._directory / str(uid), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            file = self._directory / str(uid)
+            lock = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             with suppress(BlockingIOError):
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                self._next = (uid - self._base + 1) % self._count
-                return UidLease(uid, lock)
+                if os.fstat(lock).st_nlink:  # else its holder has just removed it; the next uid does as well
+                    self._next = (uid - self._base + 1) % self._count
+                    return UidLease(uid, file, lock)
             os.close(lock)
         raise StartFailed(why=f"All {self._count} job uids of this host are in use.")
 

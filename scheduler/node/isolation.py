@@ -6,6 +6,7 @@ and none was waived, so every run is refused.
 """
 
 import os
+import platform
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -14,16 +15,18 @@ from typing import Final
 
 from scheduler.node.config import NodeConfig, SandboxMode
 from scheduler.node.protocol import Isolation, Network
-from scheduler.node.sandbox import View, compose
+from scheduler.node.sandbox import View, compose, make_stage
+from scheduler.node.seccomp import ARCHITECTURES
 
-_PROGRAMS: Final = ("bwrap", "setpriv", "prlimit", "nsenter", "flock", "env")
+_PROGRAMS: Final = ("bwrap", "prlimit", "flock", "env")
 _PROBE_S: Final = 20
 _NO_UIDS: Final = "All jobs run under the supervisor's own uid, because it is not root."
 _NO_CGROUPS: Final = (
     "Memory is limited per process and process counts per sandbox, because no cgroup can be written."
 )
 _NO_SANDBOX: Final = (
-    "Jobs see the host's files, processes and network: the operator chose sandbox mode process."
+    "Jobs see the host's files, processes and network, and what they detach may outlive them: "
+    "the operator chose sandbox mode process."
 )
 
 
@@ -50,6 +53,8 @@ def examine(config: NodeConfig, etc: Path, uid: int | None, *, cgroups: bool) ->
 
 
 def _missing_program() -> str:
+    if platform.machine() not in ARCHITECTURES:
+        return f"there is no system call filter for {platform.machine()}."
     missing = [name for name in _PROGRAMS if not Path("/usr/bin", name).exists()]
     return f"/usr/bin/{missing[0]} is not installed (packages bubblewrap and util-linux)." if missing else ""
 
@@ -60,12 +65,14 @@ def _try_sandbox(config: NodeConfig, etc: Path, uid: int | None) -> str:
     workspace.mkdir()
     if uid is not None:
         os.chown(workspace, uid, uid)
-    view = probe_view(str(workspace), str(etc), uid)
+    stage = make_stage(Path(config.state_directory))
+    view = probe_view(str(workspace), str(etc), str(stage), uid)
     try:
         with Path(os.devnull).open("wb") as status, compose(view, os.getpid(), status.fileno()) as launch:
             done = subprocess.run(
                 launch.argv, env={}, cwd="/", stdin=subprocess.DEVNULL, capture_output=True, check=False,
-                pass_fds=launch.descriptors, timeout=_PROBE_S,
+                pass_fds=launch.descriptors, preexec_fn=launch.become,
+                timeout=_PROBE_S,
             )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"{error}."
@@ -75,13 +82,14 @@ def _try_sandbox(config: NodeConfig, etc: Path, uid: int | None) -> str:
     return "" if done.returncode == 0 else f"{said or f'the trial left with status {done.returncode}'}."
 
 
-def probe_view(workspace: str, etc: str, uid: int | None) -> View:
+def probe_view(workspace: str, etc: str, stage: str, uid: int | None) -> View:
     """The smallest run there is."""
     return View(
         argv=("/usr/bin/true",),
         env={},
         workspace=workspace,
         etc=etc,
+        stage=stage,
         software=(),
         device_files=(),
         network=Network.NONE,

@@ -17,8 +17,10 @@ from typing import Final
 from scheduler.node.cgroups import RunCgroup
 from scheduler.node.config import SandboxMode
 from scheduler.node.logs import LogSink
-from scheduler.node.processes import cpu_ms, kill_pidfd, signal_members
-from scheduler.node.sandbox import View, compose, unconfined
+from scheduler.node.processes import cpu_ms, kill_pidfd, signal_first, signal_members
+from scheduler.node.protocol import EndReason
+from scheduler.node.sandbox import Launch, View, compose, unconfined
+from scheduler.node.watching import Watch
 
 _STATUS_BYTES: Final = 4096
 _REMOVE_AGAIN_S: Final = 0.05
@@ -39,9 +41,16 @@ class Launched:
     """The processes of one run and everything lent to them, which `lent` gives back."""
 
     def __init__(
-        self, view: View, log: LogSink, cgroup: RunCgroup | None, lent: ExitStack, mode: SandboxMode
+        self,
+        view: View,
+        log: LogSink,
+        cgroup: RunCgroup | None,
+        watch: Watch,
+        lent: ExitStack,
+        mode: SandboxMode,
     ) -> None:
         self.log = log
+        self.watch = watch
         self._view = view
         self._cgroup = cgroup
         self._lent = lent
@@ -61,13 +70,12 @@ class Launched:
         status, status_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             if self._mode is SandboxMode.PROCESS:
-                self._process = self._spawn(
-                    unconfined(self._view, os.getpid()), (), self._view.env, self._view.workspace
-                )
+                launch = unconfined(self._view, os.getpid())
+                self._process = self._spawn(launch, self._view.env, self._view.workspace)
             else:
                 with compose(self._view, os.getpid(), status_end) as launch:
-                    self._process = self._spawn(launch.argv, launch.descriptors, {}, "/")
-        except OSError:
+                    self._process = self._spawn(launch, {}, "/")
+        except BaseException:
             os.close(status)
             raise
         finally:
@@ -86,7 +94,17 @@ class Launched:
         """Wait until the launching process and the sandbox's first one, and so all others, are gone."""
         await self._ended.wait()
 
-    def signal(self, number: signal.Signals) -> None:
+    def excess(self, now_ms: int) -> tuple[EndReason, str] | None:
+        """Why the run must stop: what it takes of disk or memory. None while it may go on."""
+        if self._first_pid is None:
+            return None
+        if sentence := self.watch.disk(now_ms, self._first_pid):
+            return EndReason.DISK_FULL, sentence
+        if sentence := self.watch.memory(self._first_pid):
+            return EndReason.OOM, sentence
+        return None
+
+    def send(self, number: signal.Signals) -> None:
         """Signal every process of the job."""
         if self._first_pid is None:
             self.kill()
@@ -95,6 +113,14 @@ class Launched:
         if self._mode is SandboxMode.PROCESS:
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._handles[0], number)
+
+    def notify(self, number: signal.Signals) -> None:
+        """Signal the job's own program; one that is not prepared for the signal ends by it."""
+        if self._mode is SandboxMode.PROCESS:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._handles[0], number)
+        elif self._first_pid is not None:
+            signal_first(self._first_pid, number)
 
     def kill(self) -> None:
         """SIGKILL everything. The sandbox's first process takes all others with it."""
@@ -131,21 +157,18 @@ class Launched:
         for handle in self._handles:
             os.close(handle)
         self._handles.clear()
-        if self._cgroup is not None:
-            remove_cgroup(self._cgroup)
         self._lent.close()
 
-    def _spawn(
-        self, argv: tuple[str, ...], descriptors: tuple[int, ...], env: dict[str, str], directory: str
-    ) -> subprocess.Popen[bytes]:
+    def _spawn(self, launch: Launch, env: dict[str, str], directory: str) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
-            argv,
+            launch.argv,
             env=env,
             cwd=directory,
             stdin=subprocess.DEVNULL,
             stdout=self.log.write_end,
             stderr=self.log.write_end,
-            pass_fds=descriptors,
+            pass_fds=launch.descriptors,
+            preexec_fn=launch.become,  # noqa: PLW1509 - the supervisor has one thread, so its child may
             start_new_session=True,
             umask=0o022,
         )

@@ -5,8 +5,10 @@ Whatever was gathered is given back in reverse order, whether the run is started
 
 import asyncio
 import os
+import re
+import signal
+import subprocess
 import sys
-from asyncio.subprocess import DEVNULL, PIPE
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,13 +22,17 @@ from scheduler.node.environment import job_environment
 from scheduler.node.errors import InvalidRun, StartFailed
 from scheduler.node.gangs import GangNetworks
 from scheduler.node.identities import UidPool
-from scheduler.node.launched import Launched
+from scheduler.node.launched import Launched, remove_cgroup
 from scheduler.node.logs import LogSink, open_log
 from scheduler.node.protocol import Bundle, Network, RunSpec, Scope
-from scheduler.node.sandbox import View
-from scheduler.node.workspace import give_to, open_directory, relative_parts
+from scheduler.node.sandbox import View, make_stage
+from scheduler.node.watching import Watch
+from scheduler.node.workspace import adopt, give_to, open_directory, relative_parts
 
+_RUN_ID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_NOTICE_SIGNALS: Final = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGURG)
 _UNPACK_S: Final = 300.0
+_SENTENCE_BYTES_MAX: Final = 2000
 _SECRET_BYTES_MAX: Final = 64 * 1024
 
 
@@ -45,6 +51,7 @@ class Launcher:
     ) -> None:  # fmt: skip
         self._config = config
         self._etc = etc
+        self._stage = make_stage(Path(config.state_directory))
         self._cgroups = cgroups
         self._uids = uids
         self._gangs = gangs
@@ -53,6 +60,8 @@ class Launcher:
 
     def check(self, spec: RunSpec) -> None:
         """Refuse what cannot be meant, before anything is made. Raises InvalidRun, StartFailed."""
+        if not _RUN_ID.fullmatch(spec.run_id):
+            raise InvalidRun(field="run_id", problem="must be a UUID in lower case")
         if self._problem:
             raise StartFailed(why=self._problem)
         _check_argv(spec.argv, self._config.limits.argv_bytes)
@@ -63,6 +72,8 @@ class Launcher:
             raise InvalidRun(field="environment", problem=f"{spec.environment} is not offered by this node")
         if spec.memory_mib <= 0 or spec.pids <= 0:
             raise InvalidRun(field="memory_mib, pids", problem="must be positive")
+        if spec.notice_signal and spec.notice_signal not in _NOTICE_SIGNALS:
+            raise InvalidRun(field="notice_signal", problem="must be SIGUSR1, SIGUSR2, SIGHUP, SIGURG or 0")
         _check_secrets(spec.secrets)
         self._check_network(spec)
         self._check_paths(spec)
@@ -76,7 +87,8 @@ class Launcher:
                 lease = self._uids.lease()
                 lent.callback(lease.release)
                 uid = lease.uid
-            await self._make_workspace(spec, uid)
+            directory = await self._make_workspace(spec, uid)
+            lent.callback(os.close, directory)
             enter_pid = None
             if spec.network is Network.JOB and spec.gang is not None:
                 membership = await self._gangs.join(spec.gang.id)
@@ -84,9 +96,13 @@ class Launcher:
                 enter_pid = membership.pid
             caps = Caps(spec.memory_mib, spec.pids, spec.cpu_milli)
             cgroup = self._cgroups.create(spec.run_id, caps)
+            if cgroup is not None:
+                lent.callback(remove_cgroup, cgroup)
             view = self._view(spec, uid, enter_pid, cgroup.joins if cgroup is not None else ())
             log = self._open_log(spec, log_full)
-            return Launched(view, log, cgroup, lent.pop_all(), self._config.sandbox)
+            memory_bytes = 0 if cgroup is not None else view.memory_bytes
+            watch = Watch(directory, self._config.limits, memory_bytes=memory_bytes)
+            return Launched(view, log, cgroup, watch, lent.pop_all(), self._config.sandbox)
 
     def _view(self, spec: RunSpec, uid: int | None, enter_pid: int | None, joins: tuple[str, ...]) -> View:
         limits = self._config.limits
@@ -96,6 +112,7 @@ class Launcher:
             env=job_environment(spec, self._config, software),
             workspace=spec.workspace,
             etc=str(self._etc),
+            stage=str(self._stage),
             software=tuple((mount.source, mount.target or mount.source) for mount in software.mounts),
             device_files=device_files(self._config.devices, spec.devices),
             network=spec.network,
@@ -111,12 +128,15 @@ class Launcher:
             secrets=spec.secrets,
         )
 
-    async def _make_workspace(self, spec: RunSpec, uid: int | None) -> None:
+    async def _make_workspace(self, spec: RunSpec, uid: int | None) -> int:
         parts = relative_parts(self._root, spec.workspace, "workspace")
         with open_directory(self._root, parts, "workspace", create=True) as directory:
+            if uid is not None:
+                await adopt(directory, uid)
             give_to(directory, uid if uid is not None else os.geteuid())
             if spec.bundle is not None:
                 await self._unpack(spec.bundle, directory, uid)
+            return os.dup(directory)
 
     async def _unpack(self, archive: Bundle, directory: int, uid: int | None) -> None:
         parts = relative_parts(self._root, archive.path, "bundle.path")
@@ -125,12 +145,13 @@ class Launcher:
         limits = self._config.limits
         bounds = (limits.bundle_bytes, limits.bundle_entries, -1 if uid is None else uid)
         target = os.dup(directory)
+        said = os.memfd_create("said", os.MFD_CLOEXEC)
         try:
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-I", "-S", bundle.__file__, str(target), archive.sha256, *map(str, bounds)),
+            process = subprocess.Popen(  # noqa: ASYNC220 - only the start is waited for, on purpose on this thread
+                (sys.executable, "-I", "-S", bundle.__file__, str(target), archive.sha256, *map(str, bounds)),
                 stdin=source,
-                stdout=PIPE,
-                stderr=DEVNULL,
+                stdout=said,
+                stderr=subprocess.DEVNULL,
                 pass_fds=(target,),
                 env={},
                 start_new_session=True,
@@ -138,15 +159,14 @@ class Launcher:
         finally:
             os.close(source)
             os.close(target)
-        try:
-            async with asyncio.timeout(_UNPACK_S):
-                said, _ = await process.communicate()
-        except (TimeoutError, asyncio.CancelledError):
-            process.kill()
-            await process.wait()
-            raise
+        await _await_end(process)
+        os.lseek(said, 0, os.SEEK_SET)
+        sentence = os.read(said, _SENTENCE_BYTES_MAX)
+        os.close(said)
         if process.returncode != 0:
-            why = said.decode(errors="replace").strip() or f"unpacking left with status {process.returncode}"
+            why = (
+                sentence.decode(errors="replace").strip() or f"unpacking left with status {process.returncode}"
+            )
             raise StartFailed(why=f"The working directory was refused: {why}.")
 
     def _open_log(self, spec: RunSpec, log_full: Callable[[OSError], None]) -> LogSink:
@@ -172,6 +192,23 @@ class Launcher:
         log = relative_parts(self._root, spec.log, "log")
         if log[: len(workspace)] == workspace:
             raise InvalidRun(field="log", problem="lies inside the workspace, where the job could replace it")
+
+
+async def _await_end(process: subprocess.Popen[bytes]) -> None:
+    """Wait for a child without a thread; it is killed when it takes too long or nobody wants it any more."""
+    ended = asyncio.Event()
+    handle = os.pidfd_open(process.pid)
+    asyncio.get_running_loop().add_reader(handle, ended.set)
+    try:
+        async with asyncio.timeout(_UNPACK_S):
+            await ended.wait()
+    except TimeoutError as error:
+        raise StartFailed(why=f"Unpacking the working directory took longer than {_UNPACK_S} s.") from error
+    finally:
+        asyncio.get_running_loop().remove_reader(handle)
+        os.close(handle)
+        process.kill()
+        process.wait()
 
 
 def _check_argv(argv: tuple[str, ...], bytes_max: int) -> None:

@@ -52,10 +52,19 @@ def start_ticks(pid: int) -> int | None:
 
 def signal_members(root: int, number: signal.Signals) -> None:
     """Signal every process of the pid namespace whose first process is `root`, except that one."""
+    _signal_those(root, list(descendants(root)), number)
+
+
+def signal_first(root: int, number: signal.Signals) -> None:
+    """Signal only the oldest child of `root`, which is the program that the job is."""
+    _signal_those(root, _children(root)[:1], number)
+
+
+def _signal_those(root: int, members: list[int], number: signal.Signals) -> None:
     namespace = _pid_namespace(root)
     if namespace is None:
         return
-    for member in list(descendants(root)):
+    for member in members:
         with suppress(ProcessLookupError, PermissionError):
             handle = os.pidfd_open(member)
             try:

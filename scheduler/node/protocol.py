@@ -92,7 +92,8 @@ class RunSpec:
 
     `workspace` is the host directory that becomes /job; `log` the host file that receives stdout and stderr;
     both lie below the node's workspace root and `log` not inside a workspace. `secrets` become files in
-    /run/secrets and are never written to disk. Zero means no limit for `time_limit_ms` and `cpu_milli`.
+    /run/secrets and are never written to disk. Zero means no limit for `time_limit_ms` and `cpu_milli`, and no
+    signal for `notice_signal`, which accompanies a notice.
     """
 
     run_id: str
@@ -119,6 +120,7 @@ class RunSpec:
     network: Network = Network.NONE
     gang: Gang | None = None
     secrets: dict[str, str] = field(default_factory=dict)
+    notice_signal: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +205,7 @@ class SyncRequest:
     Args:
         acknowledged_usage: ids of usage records that are safe with the controller.
         acknowledged_exits: run ids whose end is safe with the controller.
+        notices: by run id, a sentence the job is told once, in the file /job/HUB_NOTICE.
     """
 
     epoch: int
@@ -210,6 +213,7 @@ class SyncRequest:
     desired: tuple[RunSpec, ...] = ()
     acknowledged_usage: tuple[str, ...] = ()
     acknowledged_exits: tuple[str, ...] = ()
+    notices: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ process tree is gone and its final usage record and end are on disk; it has exac
 import asyncio
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -21,11 +22,12 @@ from scheduler.node.launching import Launcher
 from scheduler.node.meter import Meter, start_meter
 from scheduler.node.protocol import EndReason, RunSpec, RunState, RunStatus
 from scheduler.node.spool import Spool, ended_line, started_line, usage_line
+from scheduler.node.workspace import leave_notice
 
 _SIGNAL_BASE: Final = 128
 _NOT_FOUND: Final = 127
 _NOT_EXECUTABLE: Final = 126
-_NEVER_MS: Final = 2**62
+NEVER_MS: Final = 2**62
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +61,8 @@ class Run:
         self._launched: Launched | None = None
         self._stop_reason: EndReason | None = None
         self._stop_sentence = ""
-        self._kill_at_ms = _NEVER_MS
+        self._notice = ""
+        self._kill_at_ms = NEVER_MS
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -94,20 +97,51 @@ class Run:
         if grace_ms <= 0:
             self._kill()
         else:
-            self._launched.signal(signal.SIGTERM)
+            self._launched.send(signal.SIGTERM)
 
     def tick(self, now_ms: int) -> int:
         """Enforce what is due; the boot time at which to come again."""
         self._settle()
         if self._launched is None:
-            return _NEVER_MS
+            return NEVER_MS
+        self._look_for_excess(now_ms)
         limit_at_ms = self._limit_at_ms()
         if now_ms >= limit_at_ms:
             sentence = f"It ran longer than its limit of {self.spec.time_limit_ms} ms."
             self.stop(EndReason.TIMED_OUT, sentence, self.spec.grace_ms)
         if now_ms >= self._kill_at_ms:
             self._kill()
-        return min(limit_at_ms if self._stop_reason is None else _NEVER_MS, self._kill_at_ms)
+        watch_at_ms = self._launched.watch.due_ms(now_ms)
+        if self._stop_reason is not None:
+            return min(self._kill_at_ms, watch_at_ms)
+        return min(limit_at_ms, watch_at_ms)
+
+    @property
+    def disk_bytes(self) -> int:
+        """What its workspace is known to hold."""
+        return self._launched.watch.bytes if self._launched is not None else 0
+
+    def count_again(self) -> None:
+        """Count its workspace at once, because the disk is nearly full."""
+        if self._launched is not None:
+            self._launched.watch.hurry()
+
+    def notify(self, text: str) -> None:
+        """Tell the job a sentence, once; a workspace that cannot take it goes without."""
+        if self._launched is None or text == self._notice:
+            return
+        self._notice = text
+        with suppress(OSError):
+            leave_notice(self._launched.watch.directory, text)
+        if self.spec.notice_signal and not self.stopping:
+            self._launched.notify(signal.Signals(self.spec.notice_signal))
+
+    @property
+    def gone_by_ms(self) -> int:
+        """The boot time by which it has been killed, unless it is renewed or we are no longer awake."""
+        if self.stopping:
+            return self._kill_at_ms
+        return self.lease_until_ms + self._around.config.limits.lease_grace_ms
 
     def lapse(self, now_ms: int) -> None:
         """Stop the run if nobody renewed its lease."""
@@ -222,13 +256,20 @@ class Run:
     def _new_meter(self, boot_ms: int, wall_ms: int) -> Meter:
         return start_meter(self.spec, boot_id=self._around.boot_id, boot_ms=boot_ms, unix_ms=wall_ms)
 
+    def _look_for_excess(self, now_ms: int) -> None:
+        if self._launched is None or self._stop_reason is not None:
+            return
+        if excess := self._launched.excess(now_ms):
+            reason, sentence = excess
+            self.stop(reason, sentence, min(self.spec.grace_ms, self._around.config.limits.lease_grace_ms))
+
     def _limit_at_ms(self) -> int:
         if not self.spec.time_limit_ms or self._status.started_boot_ms is None:
-            return _NEVER_MS
+            return NEVER_MS
         return self._status.started_boot_ms + self.spec.time_limit_ms
 
     def _kill(self) -> None:
-        self._kill_at_ms = _NEVER_MS
+        self._kill_at_ms = NEVER_MS
         if self._launched is not None:
             self._launched.kill()
 

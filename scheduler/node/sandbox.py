@@ -3,13 +3,12 @@
 Nothing of the host is shown but what is listed here: /usr and the environment read-only, /job, private /tmp and
 /dev/shm of bounded size, a minimal /dev with the allocated devices, a fresh /proc, and an /etc of our own.
 
-Launched by root it takes two steps, because the job's own uid cannot enter the folders (often mode 0700) where
-its parts lie: an outer bubblewrap mounts them at neutral places as root, setpriv becomes the job's uid, and the
-inner bubblewrap makes the namespaces. Launched by an ordinary user there is only the inner one.
+Launched by root, the job's own uid cannot enter the folders (often mode 0700) where its parts lie. So they are
+first bound to neutral places in a mount namespace of the child's own (`becoming`), then it changes its uid, and
+bubblewrap makes the other namespaces from there.
 
-Arguments travel in memory files, so that neither `ps` nor /proc/1/cmdline inside tells where things lie. The
-first link of the chain ends with the supervisor (PR_SET_PDEATHSIG, then a check that the parent is still
-there), and each bubblewrap ends with its parent.
+bubblewrap's arguments travel in memory files, so that neither `ps` nor /proc/1/cmdline inside tells where
+things lie. The launched process ends with the supervisor, bubblewrap's processes end with their parents.
 """
 
 import os
@@ -20,19 +19,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from scheduler.node.becoming import Becoming
 from scheduler.node.environment import JOB_HOME, loader_variables
+from scheduler.node.errors import StartFailed
 from scheduler.node.protocol import Network
+from scheduler.node.seccomp import job_filter
 
 INSIDE_UID: Final = 1000
 HOSTNAME: Final = "hub"
 
-_STAGE: Final = "/stage"
+STAGE_PLACES: Final = 64
+_PIDS_OF_THE_SANDBOX: Final = 8
+
+_STAGED: Final = "/tmp"  # noqa: S108 - covered in the job's own mount namespace
 _RESOLVER: Final = Path("/etc/resolv.conf")
 _LINKS: Final = (("usr/bin", "/bin"), ("usr/sbin", "/sbin"), ("usr/lib", "/lib"), ("usr/lib64", "/lib64"))
-_GATE: Final = (
-    'test "$PPID" = "$1" || exit 1; shift; '
-    'while test "$1" != --; do echo $$ > "$1" || exit 1; shift; done; shift; exec "$@"'
-)
 
 _MemoryFile = Callable[[bytes], int]
 
@@ -49,6 +50,7 @@ class View:
     env: dict[str, str]
     workspace: str
     etc: str
+    stage: str
     software: tuple[tuple[str, str], ...]
     device_files: tuple[str, ...]
     network: Network
@@ -62,15 +64,15 @@ class View:
     shm_bytes: int
     nofile: int
     secrets: dict[str, str] = field(default_factory=dict)
-    seccomp: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """A command line and the descriptors it needs; to be started with an empty environment."""
+    """A command line, the descriptors it needs, and what the child does first; its environment is empty."""
 
     argv: tuple[str, ...]
     descriptors: tuple[int, ...]
+    become: Becoming
 
 
 @contextmanager
@@ -78,6 +80,7 @@ def compose(view: View, supervisor_pid: int, status_fd: int) -> Iterator[Launch]
     """The command that runs the view; its descriptors are closed when the block ends.
 
     bubblewrap writes its JSON status (pid of the sandbox's first process, exit code) to `status_fd`.
+    Raises StartFailed, OSError.
     """
     opened: list[int] = []
 
@@ -90,54 +93,53 @@ def compose(view: View, supervisor_pid: int, status_fd: int) -> Iterator[Launch]
         return handle
 
     try:
-        staged = _Stage() if view.uid is not None else None
-        inner = _inner(view, staged, status_fd, memory_file)
-        command = ["/usr/bin/bwrap", "--args", str(memory_file(_packed(inner))), "--", *_command(view)]
-        if staged is not None:
-            command = [
-                *("/usr/bin/bwrap", "--args", str(memory_file(_packed(_outer(staged)))), "--"),
-                *_become(view.uid),
-                *command,
-            ]
-        yield Launch(
-            (*gate(supervisor_pid, view.cgroup_joins), *_enter(view), *_resource_limits(view), *command),
-            (status_fd, *opened),
-        )
+        staged = _Stage(view.stage) if view.uid is not None else None
+        inner = memory_file(_packed(_inner(view, staged, status_fd, memory_file)))
+        argv = ("/usr/bin/bwrap", "--args", str(inner), "--", *_command(view))
+        binds = tuple(staged.binds) if staged is not None else ()
+        yield Launch(argv, (status_fd, *opened), _become(view, supervisor_pid, binds))
     finally:
         for handle in opened:
             os.close(handle)
 
 
-def gate(supervisor_pid: int, cgroup_joins: Iterable[str]) -> tuple[str, ...]:
-    """The first link: dies with the supervisor, refuses to go on without it, joins the run's cgroups."""
-    return (
-        *("/usr/bin/setpriv", "--pdeathsig", "KILL", "/bin/sh", "-c", _GATE, "sh", str(supervisor_pid)),
-        *cgroup_joins,
-        "--",
-    )
-
-
-def unconfined(view: View, supervisor_pid: int) -> tuple[str, ...]:
+def unconfined(view: View, supervisor_pid: int) -> Launch:
     """The command without a sandbox, for nodes whose operator chose that; to be started in the workspace."""
-    uid = _become(view.uid) if view.uid is not None else ()
-    return (*gate(supervisor_pid, view.cgroup_joins), *_resource_limits(view), *uid, *_command(view))
+    return Launch(_command(view), (), _become(view, supervisor_pid, ()))
 
 
 class _Stage:
-    """Neutral names, in the outer sandbox, of the host paths that the inner one shows."""
+    """Neutral names, in the job's mount namespace, of the host paths that the sandbox shows."""
 
-    def __init__(self) -> None:
-        self.binds: list[tuple[str, str, str]] = []
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+        self.binds: list[tuple[str, str]] = []
+        self._places = {"d": 0, "f": 0}
 
-    def place(self, option: str, source: str) -> str:
-        name = f"{_STAGE}/{len(self.binds)}"
-        self.binds.append((option, source, name))
-        return name
+    def place(self, source: str) -> str:
+        kind = "d" if Path(source).is_dir() else "f"
+        number = self._places[kind]
+        if number >= STAGE_PLACES:
+            raise StartFailed(why=f"A sandbox can show at most {STAGE_PLACES} folders and as many files.")
+        self._places[kind] += 1
+        self.binds.append((source, f"{self.folder}/{kind}{number}"))
+        return f"{_STAGED}/{kind}{number}"
+
+
+def make_stage(state_directory: Path) -> Path:
+    """The places that mount namespaces of jobs bind to: empty folders and files, below the state directory."""
+    stage = state_directory / "stage"
+    stage.mkdir(exist_ok=True)
+    stage.chmod(0o755)
+    for number in range(STAGE_PLACES):
+        (stage / f"d{number}").mkdir(exist_ok=True)
+        (stage / f"f{number}").touch()
+    return stage
 
 
 def _inner(view: View, staged: _Stage | None, status_fd: int, memory_file: _MemoryFile) -> list[str]:
     def show(option: str, source: str, target: str) -> tuple[str, str, str]:
-        return (option, staged.place(option, source) if staged else source, target)
+        return (option, staged.place(source) if staged else source, target)
 
     words = [
         *("--unshare-user", "--uid", str(INSIDE_UID), "--gid", str(INSIDE_UID), "--unshare-pid"),
@@ -168,51 +170,43 @@ def _inner(view: View, staged: _Stage | None, status_fd: int, memory_file: _Memo
     for name, value in view.env.items():
         if name not in loaders:
             words += ["--setenv", name, value]
-    if view.seccomp:
-        words += ["--seccomp", str(memory_file(view.seccomp))]
+    words += ["--seccomp", str(memory_file(job_filter()))]
     return [*words, "--json-status-fd", str(status_fd)]
 
 
-def _outer(staged: _Stage) -> list[str]:
-    return [
-        *("--die-with-parent", "--ro-bind", "/usr", "/usr", "--bind", "/proc", "/proc"),
-        *("--dev-bind", "/dev", "/dev", "--dir", "/tmp"),  # noqa: S108 - inside
-        *(word for source, target in _LINKS for word in ("--symlink", source, target)),
-        *("--perms", "0755", "--dir", _STAGE),
-        *(word for bind in staged.binds for word in bind),
-    ]
-
-
-def _become(uid: int | None) -> tuple[str, ...]:
-    return (
-        *("/usr/bin/setpriv", "--pdeathsig", "KILL", "--reuid", str(uid), "--regid", str(uid)),
-        *("--clear-groups", "--inh-caps=-all", "--bounding-set=-all"),
+def _become(view: View, supervisor_pid: int, binds: tuple[tuple[str, str], ...]) -> Becoming:
+    return Becoming(
+        supervisor_pid=supervisor_pid,
+        cgroup_joins=view.cgroup_joins,
+        namespaces=_namespaces(view),
+        binds=binds,
+        stage=view.stage,
+        staged=_STAGED,
+        limits=_resource_limits(view),
+        uid=view.uid,
     )
 
 
-def _enter(view: View) -> tuple[str, ...]:
+def _namespaces(view: View) -> tuple[str, ...]:
+    # An ordinary user may enter the network only together with the user namespace that owns it.
     if view.enter_pid is None:
         return ()
+    kinds = ("net",) if view.uid is not None else ("user", "net")
+    return tuple(f"/proc/{view.enter_pid}/ns/{kind}" for kind in kinds)
+
+
+def _resource_limits(view: View) -> tuple[tuple[int, int], ...]:
+    # Without cgroups each process's memory is limited instead.
+    limits = [
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_NOFILE, _within_hard_limit(resource.RLIMIT_NOFILE, view.nofile)),
+        (resource.RLIMIT_FSIZE, view.file_bytes),
+    ]
     if view.uid is not None:
-        return ("/usr/bin/nsenter", f"--net=/proc/{view.enter_pid}/ns/net", "--")
-    return (
-        "/usr/bin/nsenter",
-        "--user",
-        "--net",
-        "--preserve-credentials",
-        "--target",
-        str(view.enter_pid),
-        "--",
-    )
-
-
-def _resource_limits(view: View) -> tuple[str, ...]:
-    nofile = _within_hard_limit(resource.RLIMIT_NOFILE, view.nofile)
-    processes = (f"--nproc={view.pids + 8}",) if view.uid is not None else ()
-    return (
-        *("/usr/bin/prlimit", "--core=0", f"--nofile={nofile}", f"--fsize={view.file_bytes}"),
-        *processes,
-    )
+        limits.append((resource.RLIMIT_NPROC, view.pids + _PIDS_OF_THE_SANDBOX))
+    if not view.cgroup_joins:
+        limits.append((resource.RLIMIT_DATA, view.memory_bytes))
+    return tuple(limits)
 
 
 def _within_hard_limit(kind: int, wanted: int) -> int:
@@ -221,15 +215,17 @@ def _within_hard_limit(kind: int, wanted: int) -> int:
 
 
 def _command(view: View) -> tuple[str, ...]:
-    # Without a uid of its own the job shares its user's process count, so the limit is set inside, where the
-    # kernel counts per user namespace; without a cgroup each process's memory is limited instead.
-    limits = [] if view.uid is not None else [f"--nproc={view.pids + 8}"]
-    if not view.cgroup_joins:
-        limits.append(f"--data={view.memory_bytes}")
-    inside = ("/usr/bin/prlimit", *limits) if limits else ()
+    # Without a uid of its own the job shares its user's process count, so that limit is set inside, where the
+    # kernel counts per user namespace.
+    pids = view.pids + _PIDS_OF_THE_SANDBOX
+    inside = () if view.uid is not None else ("/usr/bin/prlimit", f"--nproc={pids}")
     loaders = (f"{name}={value}" for name, value in loader_variables(view.env).items())
     return (*inside, "/usr/bin/env", "--", *loaders, *view.argv)
 
 
 def _packed(words: Iterable[str]) -> bytes:
+    # The one place through which everything passes that could smuggle an argument of bubblewrap's.
+    words = list(words)
+    if any("\0" in word for word in words):
+        raise StartFailed(why="A name, variable or path of the run contains a NUL.")
     return b"".join(os.fsencode(word) + b"\0" for word in words)

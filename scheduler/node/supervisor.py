@@ -11,6 +11,7 @@ import fcntl
 import os
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -38,6 +39,7 @@ _REMOVE_PAUSE_S: Final = 0.02
 async def supervise(config: NodeConfig) -> None:
     """Serve until SIGTERM or SIGINT. Raises StateDirectoryInUse, OSError."""
     stop = _stop_signal()
+    _outlast_jobs()
     state, host = Path(config.state_directory), Path(config.host_run_directory)
     for folder in (state, Path(config.workspace_root), host):
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -73,6 +75,12 @@ def _stop_signal() -> asyncio.Event:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     return stop
+
+
+def _outlast_jobs() -> None:
+    # When the host runs out of memory; jobs put themselves first. Only root may.
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("-500", encoding="ascii")
 
 
 def _own(state: Path) -> int:

@@ -4,6 +4,7 @@ Every path is opened component by component from the workspace root and never th
 nothing a job leaves behind can make the supervisor (which may be root) touch a file elsewhere.
 """
 
+import asyncio
 import os
 import stat
 from collections.abc import Generator, Iterator
@@ -14,6 +15,7 @@ from typing import Final
 from scheduler.node.errors import InvalidRun
 
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+NOTICE: Final = "HUB_NOTICE"
 _STEP_ENTRIES: Final = 256
 
 
@@ -23,7 +25,7 @@ def relative_parts(root: Path, path: str, field: str) -> tuple[str, ...]:
         parts = Path(path).relative_to(root).parts
     except ValueError:
         parts = ()
-    if not parts or ".." in parts:
+    if not parts or ".." in parts or "\0" in path:
         raise InvalidRun(field=field, problem=f"{path} is not below the workspace root {root}")
     return parts
 
@@ -54,6 +56,47 @@ def give_to(directory: int, uid: int) -> None:
     if os.geteuid() == 0:
         os.fchown(directory, uid, uid)
     os.fchmod(directory, 0o700)
+
+
+def leave_notice(directory: int, text: str) -> None:
+    """Put a sentence into the workspace as the file HUB_NOTICE, replacing whatever is there. Raises OSError."""
+    with suppress(FileNotFoundError):
+        os.unlink(NOTICE, dir_fd=directory)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    with os.fdopen(os.open(NOTICE, flags, 0o644, dir_fd=directory), "w", encoding="utf-8") as file:
+        file.write(f"{text}\n")
+
+
+async def adopt(directory: int, uid: int) -> None:
+    """Give a workspace that an earlier attempt left, under another uid, to this attempt's uid, link by link."""
+    if os.geteuid() != 0 or os.fstat(directory).st_uid == uid:
+        return
+    for number, (folder, name, info) in enumerate(walk_entries(directory)):
+        if info.st_uid != uid:
+            with suppress(FileNotFoundError):
+                os.chown(name, uid, uid, dir_fd=folder, follow_symlinks=False)
+        if number % _STEP_ENTRIES == 0:
+            await asyncio.sleep(0)
+
+
+def open_artifact(workspace: Path, path: str) -> int:
+    """A descriptor to read a plain file that a job left in its workspace, wherever its links point.
+
+    Raises:
+        InvalidRun: the path is not a plain file reached through plain folders.
+    """
+    parts = tuple(part for part in path.split("/") if part not in {"", "."})
+    if not parts or ".." in parts or "\0" in path or path.startswith("/"):
+        raise InvalidRun(field="path", problem=f"{path!r} does not name a file below the workspace")
+    with open_directory(workspace, parts[:-1], "path") as folder:
+        try:
+            file = os.open(parts[-1], os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+        except OSError as error:
+            raise InvalidRun(field="path", problem=f"{path!r} cannot be read: {error.strerror}") from error
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        os.close(file)
+        raise InvalidRun(field="path", problem=f"{path!r} is not a plain file")
+    return file
 
 
 class Census:

@@ -34,12 +34,20 @@ class NodeState:
         "busy_mask",
         "cpu_free_milli",
         "healthy_mask",
+        "held",
         "memory_free_mib",
         "node",
         "opened",
+        "ordinal",
         "pool",
         "position",
+        "score",
+        "score_version",
+        "scored_by",
         "shared",
+        "tenants",
+        "times",
+        "version",
         "whole_mask",
     )
 
@@ -56,6 +64,46 @@ class NodeState:
         self.shared: dict[int, list[tuple[int, int]]] = {}
         """Ranges taken of each device that is shared, sorted."""
         self.opened = False
+        self.held: dict[str, tuple[DeviceSlice, ...]] = {}
+        self.tenants: dict[str, tuple[int, int, int]] = {}
+        """Per running job: when its limit ends it, its processors, its memory."""
+        self.times: tuple[int, ...] | None = None
+        self.ordinal = position
+        self.version = 0
+        """Grows with every change of what is free; cached scores carry it."""
+        self.score = 0
+        self.score_version = -1
+        self.scored_by: object = None
+
+    def device_times(self) -> tuple[int, ...]:
+        """When, by enforced limits, each healthy device is wholly free (0: now), soonest first."""
+        if self.times is None:
+            busy: dict[int, int] = {}
+            for job_id, pieces in self.held.items():
+                ends_ms = self.tenants[job_id][0]
+                for piece in pieces:
+                    busy[piece.device] = max(ends_ms, busy.get(piece.device, 0))
+            healthy = [
+                index for index in range(self.healthy_mask.bit_length()) if self.healthy_mask >> index & 1
+            ]
+            self.times = tuple(sorted(busy.get(index, 0) for index in healthy))
+        return self.times
+
+    def move_in(self, job_id: str, pieces: tuple[DeviceSlice, ...], facts: tuple[int, int, int]) -> None:
+        """A job runs here until (its limit), with (processors, memory)."""
+        self.held[job_id] = pieces
+        self.version += 1
+        self.pool.changes.note(self)
+        self.tenants[job_id] = facts
+        self.times = None
+
+    def move_out(self, job_id: str) -> None:
+        """The job no longer runs here."""
+        del self.held[job_id]
+        self.version += 1
+        self.pool.changes.note(self)
+        del self.tenants[job_id]
+        self.times = None
 
     @property
     def whole_free(self) -> int:
@@ -87,18 +135,38 @@ class NodeState:
         return all(hi <= piece.slot_lo or piece.slot_hi <= lo for lo, hi in taken)
 
 
+class Changes:
+    """Which nodes changed, in order; boards remember how far they have read."""
+
+    LOG_MAX = 1 << 18
+
+    def __init__(self) -> None:
+        self.log: list[NodeState] = []
+        self.epoch = 0
+        self.wanted = False
+        """Whether anybody reads it."""
+
+    def note(self, state: NodeState) -> None:
+        """The node has more or less free than before."""
+        if not self.wanted:
+            return
+        self.log.append(state)
+        if len(self.log) > self.LOG_MAX:
+            self.log.clear()
+            self.epoch += 1
+
+
 class Pool:
     """All nodes of one accelerator model."""
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, changes: Changes) -> None:
         self.model = model
+        self.changes = changes
         self.pflops_milli = 0
         self.states: list[NodeState] = []
         self.buckets: list[int] = [0]
         self.sharing = 0
         """Open nodes with a partly taken device."""
-        self.roomy = True
-        """Whether every node still has all its processors and memory declared unbounded."""
         self.domains: dict[tuple[str, ...], int] = {}
         """Every topology domain (a path prefix, innermost longest) as a set of node positions."""
         self.capacity_milli = 0
@@ -118,6 +186,8 @@ class Pool:
         if state.opened:
             return
         state.opened = True
+        state.version += 1
+        self.changes.note(state)
         self.buckets[state.whole_free] |= state.bit
         if state.shared:
             self.sharing |= state.bit
@@ -129,6 +199,7 @@ class Pool:
         if not state.opened:
             return
         state.opened = False
+        state.version += 1
         self.buckets[state.whole_free] &= ~state.bit
         self.sharing &= ~state.bit
         self.capacity_milli -= state.healthy_mask.bit_count() * WHOLE_MILLI
@@ -181,6 +252,20 @@ class Pool:
         self._rebucket(state, before)
         self.freed += 1
 
+    def give_whole(self, state: NodeState, pieces: tuple[DeviceSlice, ...]) -> None:
+        """Give whole devices back."""
+        mask = 0
+        for device, _, _ in pieces:
+            mask |= 1 << device
+        before = state.whole_mask.bit_count()
+        state.busy_mask &= ~mask
+        state.whole_mask = state.healthy_mask & ~state.busy_mask
+        self.free_milli += len(pieces) * WHOLE_MILLI
+        if state.opened:
+            self.buckets[before] ^= state.bit
+            self.buckets[state.whole_mask.bit_count()] |= state.bit
+        self.freed += 1
+
     def _rebucket(self, state: NodeState, before: int) -> None:
         if not state.opened:
             return
@@ -200,6 +285,7 @@ class Capacity:
     def __init__(self) -> None:
         self.pools: dict[str, Pool] = {}
         self.nodes: dict[str, NodeState] = {}
+        self.changes = Changes()
         self.shape_version = 0
         """Grows whenever a model or a larger node appears, so that jobs look again for pools."""
 
@@ -209,8 +295,9 @@ class Capacity:
         if known is not None and known.node.model == node.model:
             self._renew(known, node)
             return known
-        pool = self.pools.setdefault(node.model, Pool(node.model))
+        pool = self.pools.setdefault(node.model, Pool(node.model, self.changes))
         state = NodeState(node, pool, len(pool.states))
+        state.ordinal = len(self.nodes)
         pool.states.append(state)
         self.nodes[node.name] = state
         width = 1 + max((device.index + 1 for device in node.devices), default=0)
@@ -234,6 +321,7 @@ class Capacity:
         state.memory_free_mib += node.memory_mib - state.node.memory_mib
         state.node = node
         state.healthy_mask = healthy
+        state.times = None
         state.whole_mask = healthy & ~state.busy_mask
         width = 1 + max((device.index + 1 for device in node.devices), default=0)
         pool.buckets.extend([0] * (width - len(pool.buckets)))
@@ -268,8 +356,11 @@ class Capacity:
         for name, devices in placements:
             state = self.nodes[name]
             pool = state.pool
-            for piece in devices:
-                pool.give(state, piece)
+            if devices and not state.shared:
+                pool.give_whole(state, devices)
+            else:
+                for piece in devices:
+                    pool.give(state, piece)
             state.cpu_free_milli += cpu_milli
             state.memory_free_mib += memory_mib
             pool.freed += 1

@@ -8,11 +8,14 @@ Invariant: equal states and times give equal plans.
 from heapq import heapify, heappop, heappush
 
 from scheduler.policy.capacity import Pool
-from scheduler.policy.model import Plan, Start
+from scheduler.policy.model import Eviction, Plan, Start
 from scheduler.policy.pending import Entry, JobClass, QueuedJob
 from scheduler.policy.placement import Found, as_placements, find
+from scheduler.policy.preemption import CLAIMS_MAX, find_evictions, may_evict
+from scheduler.policy.promises import FOREVER_MS, Promise, earliest
 from scheduler.policy.queues import QueueState, Tier
 from scheduler.policy.settings import Backfill
+from scheduler.policy.shapes import Shape
 from scheduler.policy.state import SchedulerState
 
 
@@ -37,67 +40,205 @@ class Cycle:
         self.now_ms = now_ms
         self.starts: list[Start] = []
         self._begun: list[QueuedJob] = []
+        self._unserved: list[QueuedJob] = []
+        self._hindered: dict[Shape, int] = {}
+        """Shapes a promise stands in the way of, and how long a job of it may last to be gone before."""
+        self._may_evict = may_evict(state)
 
     def run(self) -> Plan:
         """The pipeline.
 
         1. Wake what was waiting for the time.
-        2. Order: queues by tier and weighted share, at every level of the tree; inside a queue by priority,
-           promotion, predicted size and arrival.
+        2. Order: queues by tier and weighted share, at every level of the tree; inside a queue by priority and
+           latest turn.
         3. Quota: a claim beyond a bound of any level waits.
-        4. Place: the whole gang or nothing.
+        4. Place: the whole gang or nothing, never on nodes promised to somebody before its limit ends.
+        5. Backfill: the first job that does not fit is promised nodes; what ends before may use them.
+        6. Preempt: for entitled claims that are still waiting.
         """
-        self.state.wake(self.now_ms)
-        contest = Contest(self.state, self.now_ms, self._candidates())
-        while (leaf := contest.next_leaf()) is not None:
-            job_class, entry = contest.head_of(leaf)
-            self._consider(contest, leaf, job_class, entry)
-        return Plan(self.now_ms, tuple(self.starts), (), self.state.next_alarm_ms())
+        state = self.state
+        state.wake(self.now_ms)
+        candidates = self._candidates()
+        if candidates:
+            contest = Contest(state, self.now_ms, candidates, self._hindered)
+            while (leaf := contest.next_leaf()) is not None:
+                job_class, entry = contest.head_of(leaf)
+                self._consider(contest, leaf, job_class, entry)
+        evictions: tuple[Eviction, ...] = ()
+        wakes = [state.next_alarm_ms()]
+        if self._may_evict:
+            evictions, wake = find_evictions(state, self._unserved, self.now_ms)
+            wakes.append(wake)
+        next_wake = min((wake for wake in wakes if wake is not None), default=None)
+        return Plan(self.now_ms, tuple(self.starts), evictions, next_wake)
 
     def undo(self) -> None:
         """Take every start back, the last first."""
         state = self.state
         for queued in reversed(self._begun):
-            running = state.running.pop(queued.job.id)
-            job = queued.job
-            state.capacity.give(running.placements, job.cpu_milli, job.memory_mib)
-            state.queues.charge(queued.leaf, running.pool, -job.devices_milli, self.now_ms)
-            state.queues.count(queued.leaf, job.user, -1)
-            if job.array_id:
-                state.array_running[job.array_id] -= 1
-            state.queued[job.id] = queued
+            state.stop(queued.job.id, self.now_ms)
+            state.queued[queued.job.id] = queued
             state.pending.class_of(queued).restore(queued)
             queued.ready = True
 
     def _candidates(self) -> list[JobClass]:
-        """Classes of shapes that may fit now though they did not before."""
-        capacity = self.state.capacity
-        strict = self.state.settings.backfill is Backfill.NONE
+        """Classes of shapes that fit now; the first of those that do not is promised nodes."""
+        state = self.state
+        capacity = state.capacity
+        arrived, state.arrived = state.arrived, []
         found: list[JobClass] = []
-        for shape, classes in self.state.pending.by_shape.items():
-            shape.resolve(capacity)
-            if strict or shape.may_fit():
+        if state.settings.backfill is Backfill.NONE:
+            for shape, classes in state.pending.by_shape.items():
+                shape.resolve(capacity)
                 found.extend(classes.values())
+            return found
+        freed = False
+        for shape, classes in state.pending.by_shape.items():
+            pools = shape.resolve(capacity)
+            if not shape.may_fit():
+                continue
+            if shape.scored or any(find(shape, pool) is not None for pool in pools):
+                found.extend(classes.values())
+            else:
+                shape.does_not_fit()
+                freed = True
+        if state.settings.backfill is Backfill.RESERVED:
+            self._promise_to_first(arrived, freed=freed)
         return found
 
+    def _promise_to_first(self, arrived: list[QueuedJob], *, freed: bool) -> None:
+        """Promise nodes of each pool to the first job in order whose shape does not fit.
+
+        A promise stays with its holder until that starts; an earlier job that arrives takes it over.
+        """
+        state = self.state
+        if freed:
+            for model, pool in state.capacity.pools.items():
+                held = state.promises.by_pool.get(model)
+                if held is None:
+                    first = self._first_unfit(pool)
+                    if first is not None:
+                        self._promise(first, (pool,))
+                elif held.job_id in state.queued:
+                    self._promise(state.queued[held.job_id], (pool,))
+        for queued in arrived:
+            if queued.entry is not None and queued.ready and not queued.shape.may_fit():
+                self._promise(queued, self._allowed_pools(queued))
+
+    def _first_unfit(self, pool: Pool) -> QueuedJob | None:
+        best: tuple[int, Entry] | None = None
+        for shape, classes in self.state.pending.by_shape.items():
+            if pool not in shape.pools or shape.may_fit() or shape.possible is False:
+                continue
+            for job_class in classes.values():
+                entry = job_class.head()
+                row = None if entry is None else (-job_class.priority, entry)
+                if row is not None and (best is None or row < best) and pool in self._allowed_pools(row[1][3]):
+                    best = row
+        return None if best is None else best[1][3]
+
     def _consider(self, contest: "Contest", leaf: QueueState, job_class: JobClass, entry: Entry) -> None:
-        queued = entry[4]
+        queued = entry[3]
         pools = self._allowed_pools(queued)
         if not pools:
+            self._not_served(job_class, queued)
             contest.drop(leaf, job_class)
             return
         shape = job_class.shape
-        placed = self._place(queued, pools) if shape.may_fit() else None
-        if placed is None:
-            if pools is shape.pools:
+        if shape.may_fit():
+            aside = self._set_aside(queued, entry, pools)
+            placed, hindered = self._place(queued, pools)
+            if placed is not None:
+                self._start(queued, job_class, *placed)
+                for holder, pool in aside:
+                    self._promise(holder, (pool,))
+                contest.advance(leaf)
+                return
+            if not hindered and pools is shape.pools:
                 shape.does_not_fit()
-            if self.state.settings.backfill is Backfill.NONE:
-                contest.close(leaf)
-            else:
-                contest.drop(leaf, job_class)
+                self._hindered[shape] = 0
+            elif pools is shape.pools:
+                self._hindered[shape] = self._gone_before(pools)
+        self._not_served(job_class, queued)
+        if self.state.settings.backfill is Backfill.NONE:
+            contest.close(leaf)
             return
-        self._start(queued, job_class, *placed)
-        contest.advance(leaf)
+        if self.state.settings.backfill is Backfill.RESERVED and not self._promise(queued, pools):
+            self._backfill(job_class, queued)
+        contest.drop(leaf, job_class)
+
+    def _set_aside(
+        self, queued: QueuedJob, entry: Entry, pools: tuple[Pool, ...]
+    ) -> list[tuple[QueuedJob, Pool]]:
+        """Void soft promises to jobs that come after this one; they get new ones when it has its place."""
+        state = self.state
+        later: list[tuple[QueuedJob, Pool]] = []
+        for pool in pools:
+            held = state.promises.by_pool.get(pool.model)
+            if held is None or held.hard or held.job_id == queued.job.id:
+                continue
+            if not self._before(held.job_id, queued, entry):
+                del state.promises.by_pool[pool.model]
+                if held.job_id in state.queued:
+                    later.append((state.queued[held.job_id], pool))
+        return later
+
+    def _gone_before(self, pools: tuple[Pool, ...]) -> int:
+        """How long a job may last that uses promised nodes of these pools without breaking a promise."""
+        promises = self.state.promises
+        if promises.spans or promises.nominated:
+            return FOREVER_MS
+        held = [promises.by_pool[pool.model].from_ms for pool in pools if pool.model in promises.by_pool]
+        return max(held, default=FOREVER_MS) - self.now_ms
+
+    def _not_served(self, job_class: JobClass, queued: QueuedJob) -> None:
+        if self._may_evict and len(self._unserved) < CLAIMS_MAX and job_class.shape.pools:
+            self._unserved.append(queued)
+
+    def _promise(self, queued: QueuedJob, pools: tuple[Pool, ...]) -> bool:
+        """Promise nodes to a job that does not fit; false when earlier ones hold the promises."""
+        promises, job = self.state.promises, queued.job
+        entry = queued.entry
+        made = False
+        for pool in pools:
+            held = promises.by_pool.get(pool.model)
+            if entry is None or (
+                held is not None
+                and held.job_id != job.id
+                and (held.hard or self._before(held.job_id, queued, entry))
+            ):
+                continue
+            found = earliest(queued.shape, pool, promises, job.id, self.now_ms, job.time_limit_ms)
+            if found is not None:
+                hard = entry[0] <= self.now_ms
+                promises.make(pool.model, Promise(job.id, found[1], found[0], hard))
+                made = True
+        return made
+
+    def _before(self, job_id: str, queued: QueuedJob, entry: Entry) -> bool:
+        """Whether a job that holds a promise still goes before this one."""
+        holder = self.state.queued.get(job_id)
+        if holder is None or holder.entry is None or not holder.ready:
+            return False
+        if holder.leaf is not queued.leaf:
+            return True
+        return (-holder.job.priority, holder.entry[:3]) < (-queued.job.priority, entry[:3])
+
+    def _backfill(self, job_class: JobClass, head: QueuedJob) -> None:
+        """Start the class's jobs with the shortest limits as long as they are gone before what is promised."""
+        tried = head
+        while (entry := job_class.shortest()) is not None:
+            queued = entry[3]
+            if queued is tried or queued.job.time_limit_ms >= head.job.time_limit_ms:
+                return
+            pools = self._allowed_pools(queued)
+            if not pools or not queued.shape.may_fit():
+                return
+            placed, _ = self._place(queued, pools)
+            if placed is None:
+                return
+            self._start(queued, job_class, *placed)
+            tried = queued
 
     def _allowed_pools(self, queued: QueuedJob) -> tuple[Pool, ...]:
         """The pools in which quota and limits allow the job now."""
@@ -116,18 +257,44 @@ class Cycle:
         )
         return pools if len(allowed) == len(pools) else allowed
 
-    def _place(self, queued: QueuedJob, pools: tuple[Pool, ...]) -> tuple[Pool, Found] | None:
+    def _place(self, queued: QueuedJob, pools: tuple[Pool, ...]) -> tuple[tuple[Pool, Found] | None, bool]:
+        """Room in the first pool that has it; and whether somebody's promise stood in the way."""
+        promises = self.state.promises
+        hindered = False
+        end_ms = self.now_ms + queued.job.time_limit_ms
+        if queued.shape.scored:
+            return self._place_scored(queued, pools, end_ms)
         for pool in pools:
-            found = find(queued.shape, pool)
+            barred = promises.barred(pool.model, queued.job.id, self.now_ms, end_ms)
+            found = find(queued.shape, pool, barred)
             if found is not None:
-                return pool, found
-        return None
+                return (pool, found), False
+            hindered = hindered or barred != 0
+        return None, hindered
+
+    def _place_scored(
+        self, queued: QueuedJob, pools: tuple[Pool, ...], end_ms: int
+    ) -> tuple[tuple[Pool, Found] | None, bool]:
+        """The same by score: among all pools when the job names none, else in its order of preference."""
+        state, shape = self.state, queued.shape
+        bars = [state.promises.barred(pool.model, queued.job.id, self.now_ms, end_ms) for pool in pools]
+        groups = [(pool,) for pool in pools] if shape.models else [pools]
+        for group in groups:
+            barred = tuple(bars[pools.index(pool)] for pool in group)
+            best = state.boards.find(shape, group, barred)
+            if best is not None:
+                return (best[0], ((best[1], best[2]),)), False
+        return None, any(bars)
 
     def _start(self, queued: QueuedJob, job_class: JobClass, pool: Pool, found: Found) -> None:
         state, job = self.state, queued.job
+        whole = queued.shape.whole
         for node, pieces in found:
-            for piece in pieces:
-                pool.take(node, piece)
+            if whole:
+                pool.take_whole(node, len(pieces))
+            else:
+                for piece in pieces:
+                    pool.take(node, piece)
             node.cpu_free_milli -= job.cpu_milli
             node.memory_free_mib -= job.memory_mib
         placements = as_placements(found)
@@ -135,16 +302,32 @@ class Cycle:
         state.pending.forget_empty(job_class)
         queued.ready = False
         del state.queued[job.id]
+        promises = state.promises
+        held = promises.by_pool.get(pool.model)
+        if promises.by_pool or promises.nominated:
+            promises.forget(job.id)
         state.begin(queued, placements, self.now_ms)
         self.starts.append(Start(job.id, placements))
         self._begun.append(queued)
+        if held is not None and held.job_id == job.id:
+            self._hindered.clear()
+            following = self._first_unfit(pool)
+            if following is not None:
+                self._promise(following, (pool,))
 
 
 class Contest:
     """Who is next: a heap of children at every inner queue, and the candidate classes of every leaf."""
 
-    def __init__(self, state: SchedulerState, now_ms: int, candidates: list[JobClass]) -> None:
+    def __init__(
+        self,
+        state: SchedulerState,
+        now_ms: int,
+        candidates: list[JobClass],
+        hindered: dict[Shape, int],
+    ) -> None:
         self._now_ms = now_ms
+        self._hindered = hindered
         self._capacities = state.capacities()
         self._classes: dict[QueueState, list[JobClass]] = {}
         for job_class in candidates:
@@ -212,6 +395,8 @@ class Contest:
     def _refresh(self, leaf: QueueState) -> bool:
         best: tuple[int, Entry, JobClass] | None = None
         for job_class in self._classes[leaf]:
+            if self._passed_over(job_class):
+                continue
             entry = job_class.head()
             if entry is None:
                 continue
@@ -224,7 +409,18 @@ class Contest:
         self._heads[leaf] = (best[2], best[1])
         return True
 
+    def _passed_over(self, job_class: JobClass) -> bool:
+        """Whether nobody of the class can start in this cycle, as has been found for its shape."""
+        shape = job_class.shape
+        longest_ms = self._hindered.get(shape)
+        if longest_ms is None:
+            return False
+        shortest = job_class.shortest()
+        return shortest is None or shortest[3].job.time_limit_ms > longest_ms
+
     def _row(self, queue: QueueState) -> tuple[Tier, int, str, QueueState]:
+        if queue.lonely:
+            return (Tier.BORROWING, 0, queue.name, queue)
         job_class, _ = self._heads[queue]
         shape = job_class.shape
         pool = shape.pools[0].model if shape.pools else ""

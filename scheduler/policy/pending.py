@@ -4,6 +4,7 @@ Classes are maintained by events; a cycle only looks at their heads. Invariant: 
 has exactly one live heap entry (stale ones, of withdrawn or promoted jobs, are dropped when they surface).
 """
 
+from collections import deque
 from heapq import heappop, heappush
 from typing import NamedTuple
 
@@ -11,11 +12,8 @@ from scheduler.policy.model import Job
 from scheduler.policy.queues import QueueState
 from scheduler.policy.shapes import Shape
 
-Entry = tuple[int, int, int, int, "QueuedJob"]
-"""(rank, key, submitted_ms, sequence, job): rank 0 is promoted, 1 is ordinary; the sequence makes it total."""
-
-PROMOTED = 0
-ORDINARY = 1
+Entry = tuple[int, int, int, "QueuedJob"]
+"""(order key, submitted_ms, sequence, job); the sequence makes the order total."""
 
 
 class QueuedJob:
@@ -34,11 +32,6 @@ class QueuedJob:
         self.home: JobClass | None = None
         self.entry: Entry | None = None
 
-    @property
-    def promoted(self) -> bool:
-        """Whether it has waited its queue's bound and is now in first-come order."""
-        return self.entry is not None and self.entry[0] == PROMOTED
-
 
 class ClassKey(NamedTuple):
     """What jobs of a class have in common."""
@@ -56,7 +49,7 @@ class ClassKey(NamedTuple):
 class JobClass:
     """A heap of queued jobs that the policy need not tell apart except by order."""
 
-    __slots__ = ("heap", "key", "leaf", "preemptible", "priority", "shape", "size")
+    __slots__ = ("by_limit", "heap", "key", "leaf", "preemptible", "priority", "shape", "size")
 
     def __init__(self, key: ClassKey, leaf: QueueState, shape: Shape) -> None:
         self.key = key
@@ -65,16 +58,19 @@ class JobClass:
         self.priority = key.priority
         self.preemptible = key.preemptible
         self.heap: list[Entry] = []
+        self.by_limit: list[tuple[int, int, QueuedJob]] = []
+        """The same jobs by time limit, for backfill into what is free until a promise begins."""
         self.size = 0
 
-    def push(self, queued: QueuedJob, rank: int, key: int) -> None:
+    def push(self, queued: QueuedJob, key: int) -> None:
         """Give the job its (new) place; an older entry of it becomes stale."""
-        entry = (rank, key, queued.job.submitted_ms, queued.sequence, queued)
+        entry = (key, queued.job.submitted_ms, queued.sequence, queued)
         if queued.home is None:
             self.size += 1
         queued.home = self
         queued.entry = entry
         heappush(self.heap, entry)
+        heappush(self.by_limit, (queued.job.time_limit_ms, queued.sequence, queued))
 
     def restore(self, queued: QueuedJob) -> None:
         """Take back a removal, at the place it had."""
@@ -83,6 +79,7 @@ class JobClass:
             self.size += 1
             queued.home = self
             heappush(self.heap, entry)
+            heappush(self.by_limit, (queued.job.time_limit_ms, queued.sequence, queued))
 
     def drop(self, queued: QueuedJob) -> None:
         """The job no longer waits here; its entry goes when it surfaces."""
@@ -94,9 +91,19 @@ class JobClass:
         heap = self.heap
         while heap:
             entry = heap[0]
-            queued = entry[4]
+            queued = entry[3]
             if queued.entry is entry and queued.home is self:
                 return entry
+            heappop(heap)
+        return None
+
+    def shortest(self) -> Entry | None:
+        """The live entry with the shortest time limit."""
+        heap = self.by_limit
+        while heap:
+            queued = heap[0][2]
+            if queued.home is self:
+                return queued.entry
             heappop(heap)
         return None
 
@@ -107,6 +114,7 @@ class Pending:
     def __init__(self) -> None:
         self.classes: dict[ClassKey, JobClass] = {}
         self.by_shape: dict[Shape, dict[ClassKey, JobClass]] = {}
+        self._turn: deque[ClassKey] = deque()
 
     def class_of(self, queued: QueuedJob) -> JobClass:
         """The class of a queued job, made when it is the first."""
@@ -118,7 +126,19 @@ class Pending:
         if found is None:
             found = self.classes[key] = JobClass(key, queued.leaf, queued.shape)
             self.by_shape.setdefault(queued.shape, {})[key] = found
+            self._turn.append(key)
         return found
+
+    def rotation(self, most: int) -> list[ClassKey]:
+        """The next so many classes, each in its turn, so that none is overlooked for ever."""
+        chosen: list[ClassKey] = []
+        for _ in range(min(2 * most, len(self._turn))):
+            key = self._turn.popleft()
+            if key in self.classes and len(chosen) < most:
+                chosen.append(key)
+            if key in self.classes:
+                self._turn.append(key)
+        return chosen
 
     def forget_empty(self, emptied: JobClass) -> None:
         """Drop a class nobody waits in, so that shapes seen once do not cost for ever."""

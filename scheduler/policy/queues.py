@@ -36,12 +36,14 @@ class QueueState:
     """A queue with what it uses now and has used lately."""
 
     __slots__ = (
+        "ancestry",
         "children",
         "effective",
         "floor",
         "half_life_ms",
         "inner",
         "limited",
+        "lonely",
         "name",
         "parent",
         "queue",
@@ -49,6 +51,8 @@ class QueueState:
         "recent",
         "running",
         "running_by_user",
+        "share_known",
+        "share_until_ms",
         "used",
         "user_limited",
     )
@@ -58,6 +62,8 @@ class QueueState:
         self.name = queue.name
         self.parent = parent
         self.children: list[QueueState] = []
+        self.ancestry: tuple[QueueState, ...] = (*(parent.ancestry if parent else ()), self)
+        """From the root to this queue."""
         self.quotas = queue.quotas
         self.half_life_ms = queue.half_life_ms
         self.used: dict[str, int] = {}
@@ -72,8 +78,13 @@ class QueueState:
         """What siblings must regard as used: at least the part of the guarantee that is never lent."""
         self.recent: dict[str, tuple[int, int]] = {}
         """Per pool: the half-life average of use, and when it was brought up to date."""
+        self.lonely = False
+        """Without siblings its share is never compared, and so never worked out."""
         self.running = 0
         self.running_by_user: dict[str, int] = {}
+        self.share_known = 0
+        self.share_until_ms = -1
+        """A share is worked out again when its use changes, or a 64th of the half-life has passed."""
         self.user_limited: bool = queue.user_running_max is not None or (
             parent is not None and parent.user_limited
         )
@@ -112,16 +123,22 @@ class QueueState:
 
     def share(self, capacities: dict[str, int], now_ms: int) -> int:
         """Its weighted dominant share in millionths: use now plus recent use, where that is largest."""
+        if now_ms < self.share_until_ms:
+            return self.share_known
         largest = 0
         for pool, used in self.used.items():
             weight = self.quota(pool).weight
             both = used + self.recent_milli(pool, now_ms)
             largest = max(largest, both * SHARE_UNIT // (max(1, capacities.get(pool, 0)) * weight))
+        self.share_known = largest
+        self.share_until_ms = now_ms + self.half_life_ms // 64
         return largest
 
     def shift(self, pool: str, milli: int, now_ms: int) -> None:
         """Add to what this queue alone uses, bringing the half-life average up to date first."""
-        self.recent[pool] = (self.recent_milli(pool, now_ms), now_ms)
+        if not self.lonely:
+            self.share_until_ms = -1
+            self.recent[pool] = (self.recent_milli(pool, now_ms), now_ms)
         self.used[pool] = self.used.get(pool, 0) + milli
 
 
@@ -144,6 +161,8 @@ class QueueTree:
         """No quota and no limit anywhere: every claim is allowed."""
         for name in known:
             self._settle(name, known, ())
+        for state in self.states.values():
+            state.lonely = state.parent is None or len(state.parent.children) == 1
         for state in reversed(list(self.states.values())):
             self._raise_floors(state)
 
@@ -222,6 +241,10 @@ class QueueTree:
 
     def charge(self, leaf: QueueState, pool: str, milli: int, now_ms: int) -> None:
         """Record that the leaf uses `milli` more (or less, when negative) of a pool from now on."""
+        if self.plain and leaf.lonely and leaf.parent is self.root:
+            leaf.used[pool] = leaf.used.get(pool, 0) + milli
+            self.root.used[pool] = leaf.used[pool]
+            return
         delta = milli
         for state in leaf.path():
             state.shift(pool, milli, now_ms)

@@ -55,7 +55,9 @@ def impossible(state: SchedulerState, queued: QueuedJob) -> tuple[str, str] | No
     if not pools:
         wanted = " or ".join(shape.models) or f"devices of at least {shape.min_pflops_milli / 1000:g} PFLOPS"
         return "no_such_device", f"no node has {wanted}"
-    if not any(could_ever_fit(shape, pool) for pool in pools):
+    if shape.possible is None:
+        shape.possible = any(could_ever_fit(shape, pool) for pool in pools)
+    if not shape.possible:
         return "too_large", f"asks for {wording(shape)}, more than this cluster has even when it is empty"
     return None
 
@@ -66,7 +68,7 @@ def could_ever_fit(shape: Shape, pool: Pool) -> bool:
     for node in pool.states:
         facts = node.node
         roomy = facts.cpu_milli >= shape.cpu_milli and facts.memory_mib >= shape.memory_mib
-        if roomy and node.opened and node.healthy_mask.bit_count() >= shape.devices_per_node:
+        if roomy and node.healthy_mask.bit_count() >= shape.devices_per_node:
             fitting |= node.bit
     needed = shape.nodes + bool(shape.tail_devices)
     if shape.topology is Topology.SAME_SWITCH and pool.domains:

@@ -14,6 +14,8 @@ class Order(StrEnum):
     DURATION = "duration"
     SERVICE = "service"
     """Predicted duration × devices."""
+    TURN = "turn"
+    """The latest turn of `ordering`."""
 
 
 class Backfill(StrEnum):
@@ -43,7 +45,6 @@ class PolicySettings:
 
     Attributes:
         learns: whether predictions are calibrated on finished jobs (else the estimate or the limit is used).
-        promotes: whether a job that waited its bound goes to first-come order with a hard reservation.
         evicts: whether running jobs may be stopped for stronger claims.
         min_run_ms: no job is evicted before it has run this long.
         grace_ms: between the order to stop and the end of an evicted job.
@@ -51,11 +52,10 @@ class PolicySettings:
     """
 
     name: str = "default"
-    order: Order = Order.SERVICE
+    order: Order = Order.TURN
     backfill: Backfill = Backfill.RESERVED
     placement: PlacementRule = PlacementRule.DEFAULT
     learns: bool = True
-    promotes: bool = True
     evicts: bool = True
     min_run_ms: int = 600_000
     grace_ms: int = 30_000
@@ -64,9 +64,7 @@ class PolicySettings:
 
 
 def _plain(name: str, order: Order, backfill: Backfill) -> PolicySettings:
-    return PolicySettings(
-        name, order, backfill, PlacementRule.BEST_FIT, learns=False, promotes=False, evicts=False
-    )
+    return PolicySettings(name, order, backfill, PlacementRule.BEST_FIT, learns=False, evicts=False)
 
 
 POLICIES: Final = {

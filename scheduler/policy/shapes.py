@@ -26,6 +26,8 @@ class Shape:
         "number",
         "pools",
         "pools_version",
+        "possible",
+        "scored",
         "slots_milli",
         "tail_devices",
         "topology",
@@ -44,21 +46,28 @@ class Shape:
         self.memory_mib = job.memory_mib
         self.topology = job.topology
         self.whole = job.slots_milli == WHOLE_MILLI
+        self.scored = (
+            job.nodes == 1
+            and not job.tail_devices
+            and not (self.whole and not job.cpu_milli and not job.memory_mib)
+        )
+        """Whether nodes differ for it by more than their number of free devices."""
         self.pools: tuple[Pool, ...] = ()
         self.pools_version = -1
+        self.possible: bool | None = None
+        """Whether empty pools would hold it; None until somebody asks again."""
         self.freed_seen = -1
 
     def resolve(self, capacity: Capacity) -> tuple[Pool, ...]:
         """The pools it may run in, looked up again only when a node has joined."""
         if self.pools_version != capacity.shape_version:
             self.pools_version = capacity.shape_version
-            if self.models:
-                names = [name for name in self.models if name in capacity.pools]
-            else:
-                names = sorted(capacity.pools)
+            wanted = self.models or tuple(sorted(capacity.pools))
+            names = [name for name in wanted if name in capacity.pools]
             pools = [capacity.pools[name] for name in names]
             self.pools = tuple(pool for pool in pools if pool.pflops_milli >= self.min_pflops_milli)
             self.freed_seen = -1
+            self.possible = None
         return self.pools
 
     def demand_milli(self) -> int:
@@ -67,7 +76,10 @@ class Shape:
 
     def freed_now(self) -> int:
         """The sum of its pools' freed counters: it has changed if and only if something was freed there."""
-        return sum(pool.freed for pool in self.pools)
+        pools = self.pools
+        if len(pools) == 1:
+            return pools[0].freed
+        return sum(pool.freed for pool in pools)
 
     def may_fit(self) -> bool:
         """Whether anything changed for the better since it was last found not to fit."""

@@ -10,10 +10,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from heapq import heappop, heappush
 
+from scheduler.policy.boards import Boards
 from scheduler.policy.capacity import Capacity
 from scheduler.policy.errors import DuplicateJob, MalformedJob, UnknownJob, UnknownModel
-from scheduler.policy.model import WHOLE_MILLI, Eviction, Job, Node, Placement, Queue, Start
-from scheduler.policy.pending import ORDINARY, JobClass, Pending, QueuedJob
+from scheduler.policy.model import WHOLE_MILLI, Eviction, Job, Node, Placement, Queue, Reservation, Start
+from scheduler.policy.ordering import Sizes
+from scheduler.policy.pending import JobClass, Pending, QueuedJob
+from scheduler.policy.prediction import Predictor
+from scheduler.policy.promises import Promises
 from scheduler.policy.queues import QueueState, QueueTree
 from scheduler.policy.settings import Order, PolicySettings
 from scheduler.policy.shapes import Shape, Shapes
@@ -51,14 +55,22 @@ class SchedulerState:
         self.queues = QueueTree(queues)
         self.pending = Pending()
         self.shapes = Shapes()
+        self.predictor = Predictor()
+        self.sizes = Sizes()
         self.queued: dict[str, QueuedJob] = {}
         self.running: dict[str, RunningJob] = {}
         self.held: set[str] = set()
         self.succeeded: set[str] = set()
         self.failed: set[str] = set()
+        self.preemptible_running = 0
+        self.running_in: dict[QueueState, dict[str, RunningJob]] = {}
+        """The running jobs of each leaf, in order of their starts."""
+        self.arrived: list[QueuedJob] = []
+        """What became ready since the last cycle."""
         self.array_running: Counter[str] = Counter()
         self.evictions_of: Counter[str] = Counter()
-        self.nominated: dict[str, tuple[Placement, ...]] = {}
+        self.promises = Promises()
+        self.boards = Boards(self.capacity, self.settings.placement)
         self._awaiting: dict[str, set[str]] = {}
         self._alarms: list[tuple[int, str]] = []
         self._sequence = 0
@@ -83,6 +95,7 @@ class SchedulerState:
         """The node is gone; returns the jobs on it, whose ends the caller reports when they are confirmed."""
         state = self.capacity.state_of(name)
         state.pool.close(state)
+        self.promises.node_lost(state.pool.model, state.bit)
         return tuple(
             sorted(
                 running.job.id
@@ -90,6 +103,12 @@ class SchedulerState:
                 if any(placement.node == name for placement in running.placements)
             )
         )
+
+    def reserved(self, reservation: Reservation) -> None:
+        """Nodes are promised away for a span: an advance reservation or a drain."""
+        self.promises.reserve(reservation, self.capacity.nodes)
+        heappush(self._alarms, (reservation.from_ms, ""))
+        heappush(self._alarms, (reservation.to_ms, ""))
 
     def capacities(self) -> dict[str, int]:
         """Milli-slots of every pool's open nodes."""
@@ -112,6 +131,8 @@ class SchedulerState:
         now = job.submitted_ms if now_ms is None else now_ms
         queued = QueuedJob(job, leaf, self.shapes.of(job), self._sequence, now)
         self.queued[job.id] = queued
+        if queued.shape.scored:
+            self.boards.mix.see(queued.shape)
         for needed in job.depends_on:
             if needed not in self.succeeded:
                 self._awaiting.setdefault(needed, set()).add(job.id)
@@ -143,15 +164,20 @@ class SchedulerState:
             return
         queued.ready = True
         queued.predicted_ms = self.predict_ms(job)
-        self.pending.class_of(queued).push(queued, ORDINARY, self.order_key(queued))
+        self.pending.class_of(queued).push(queued, self.order_key(queued))
+        self.arrived.append(queued)
 
     def predict_ms(self, job: Job) -> int:
         """What ordering believes the job will run."""
+        if self.settings.learns:
+            return self.predictor.predict_ms(job)
         return min(job.time_limit_ms, job.estimate_ms or job.time_limit_ms)
 
     def order_key(self, queued: QueuedJob) -> int:
         """The job's size in the policy's order; smaller goes first, first come first among equals."""
         order = self.settings.order
+        if order is Order.TURN:
+            return self.sizes.turn_ms(queued.job, queued.predicted_ms, queued.leaf.queue.max_wait_ms)
         if order is Order.SUBMITTED:
             return 0
         if order is Order.DURATION:
@@ -191,7 +217,7 @@ class SchedulerState:
         self._unready(queued)
         del self.queued[queued.job.id]
         self.held.discard(queued.job.id)
-        self.nominated.pop(queued.job.id, None)
+        self.promises.forget(queued.job.id)
 
     # -- running jobs --------------------------------------------------------------------------------
 
@@ -222,26 +248,44 @@ class SchedulerState:
             queued.predicted_ms,
         )
         self.running[job.id] = running
+        self.running_in.setdefault(queued.leaf, {})[job.id] = running
+        facts = (running.ends_by_ms, job.cpu_milli, job.memory_mib)
+        nodes = self.capacity.nodes
+        for name, pieces in placements:
+            nodes[name].move_in(job.id, pieces, facts)
         self.queues.charge(queued.leaf, pool, job.devices_milli, now_ms)
         self.queues.count(queued.leaf, job.user, 1)
+        self.preemptible_running += job.preemptible
         if job.array_id:
             self.array_running[job.array_id] += 1
         return running
 
     def allocation_ended(self, job_id: str, now_ms: int, *, succeeded: bool) -> Job:
         """The job holds nothing any more; another attempt is queued by the caller. Raises UnknownJob."""
+        running = self.stop(job_id, now_ms)
+        job = running.job
+        if succeeded:
+            self.predictor.learn(job, now_ms - running.started_ms)
+            self.job_succeeded(job_id, now_ms)
+        return job
+
+    def stop(self, job_id: str, now_ms: int) -> RunningJob:
+        """Take a running job out of every account. Raises UnknownJob."""
         running = self.running.pop(job_id, None)
         if running is None:
             raise UnknownJob(field="job_id", job=job_id, expected="running")
         job = running.job
+        del self.running_in[running.leaf][job_id]
+        nodes = self.capacity.nodes
+        for name, _ in running.placements:
+            nodes[name].move_out(job_id)
         self.capacity.give(running.placements, job.cpu_milli, job.memory_mib)
         self.queues.charge(running.leaf, running.pool, -job.devices_milli, now_ms)
         self.queues.count(running.leaf, job.user, -1)
+        self.preemptible_running -= job.preemptible
         if job.array_id:
             self.array_running[job.array_id] -= 1
-        if succeeded:
-            self.job_succeeded(job_id, now_ms)
-        return job
+        return running
 
     def eviction_ordered(self, eviction: Eviction) -> None:
         """A running job has been told to stop for another one. Raises UnknownJob."""
@@ -250,6 +294,12 @@ class SchedulerState:
             raise UnknownJob(field="job_id", job=eviction.job_id, expected="running")
         running.evicted_for = eviction.for_job_id
         self.evictions_of[eviction.job_id] += 1
+        nominated = self.promises.nominated.setdefault(running.pool, {})
+        nodes = nominated.get(eviction.for_job_id, 0)
+        for placement in running.placements:
+            nodes |= self.capacity.nodes[placement.node].bit
+        if eviction.for_job_id in self.queued:
+            nominated[eviction.for_job_id] = nodes
 
     def job_succeeded(self, job_id: str, now_ms: int) -> None:
         """Jobs that depend on it may go (also used at a rebuild, for jobs that ended before)."""
@@ -268,7 +318,10 @@ class SchedulerState:
         """Let jobs whose not-before has come be candidates."""
         while self._alarms and self._alarms[0][0] <= now_ms:
             _, job_id = heappop(self._alarms)
-            if job_id in self.queued:
+            if not job_id:
+                for pool in self.capacity.pools.values():
+                    pool.freed += 1
+            elif job_id in self.queued:
                 self._make_ready(self.queued[job_id], now_ms)
 
     def next_alarm_ms(self) -> int | None:

@@ -48,6 +48,8 @@ def _hub_cluster(file: Path) -> Cluster:
         raise MalformedTrace(
             file=file, line=error.lineno, field="(file)", value=error.pos, why=f"is not JSON: {error.msg}"
         ) from None
+    if type(data) is not dict:
+        raise MalformedTrace(file=file, line=1, field="(file)", value=data, why="is not a JSON object")
     nodes: list[Node] = []
     for place, values in enumerate(_rows(file, data, "nodes"), start=1):
         nodes += _machines(Row(file, place, values), values.get("topology", []))
@@ -73,9 +75,11 @@ def _hub_cluster(file: Path) -> Cluster:
 
 
 def _rows(file: Path, data: dict[str, Any], field: str) -> list[dict[str, Any]]:
-    rows = data.get(field, []) if isinstance(data, dict) else None
+    rows = data.get(field, [])
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise MalformedTrace(file=file, line=1, field=field, value=type(rows).__name__, why="is not a list of objects")
+        raise MalformedTrace(
+            file=file, line=1, field=field, value=type(rows).__name__, why="is not a list of objects"
+        )
     return rows
 
 

@@ -1,4 +1,4 @@
-"""Discrete events around the one policy: arrivals, ends, losses and returns of nodes, and a cycle after each instant.
+"""Discrete events around the one policy: arrivals, ends, losses of nodes, and a cycle after each instant.
 
 Invariant: everything that happens at one instant is told to the policy before it plans; equal inputs give
 equal event logs, byte for byte.

@@ -130,7 +130,7 @@ _SWF_FIELDS: Final = (
 
 
 def _swf(file: Path, layout: Layout) -> Iterator[TraceJob]:
-    """The Standard Workload Format (Feitelson): 18 fields, `;` comments, -1 for unknown; a processor is a device."""
+    """The Standard Workload Format: 18 fields, `;` comments, -1 for unknown; a processor is a device."""
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
         words = line.split()
         if not words or words[0].startswith(";"):

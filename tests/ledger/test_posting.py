@@ -1,93 +1,37 @@
-from datetime import UTC, datetime, timedelta
-from uuid import UUID
+from dataclasses import replace
+from datetime import datetime, timedelta
 
 import pytest
 from sqlalchemy import Engine
 
 from kernel.database import transaction
 from kernel.errors import Conflict, Invalid, NotFound, Unfunded
-from kernel.ids import derived_id
-from ledger.audit import audit
-from ledger.domain.accounts import CNY, Account, Bound, card_time
-from ledger.domain.outcomes import Outcome, Status
-from ledger.domain.transfers import (
-    Transfer,
-    capture,
-    expire,
-    extend,
-    hold,
-    posted,
-    release,
-    reversal,
-)
+from ledger.domain.accounts import CNY, Account, Bound
+from ledger.domain.outcomes import Status
+from ledger.domain.transfers import Kind, Transfer, extend
 from ledger.errors import AccountDiffers, AccountNameTaken, InsufficientFunds
-from ledger.posting import open_accounts, post, post_all
-from ledger.reading import HoldState, balances, due_holds, history, holds
-
-T0 = datetime(2026, 1, 1, tzinfo=UTC)
-LATER = T0 + timedelta(hours=1)
-WORDS = {"movement": "test", "cause": "a test"}
-
-
-def ident(name: str) -> UUID:
-    return derived_id("test", name)
-
-
-WORLD = Account(ident("world"), "world", CNY, Bound.NONE)
-POOL = Account(ident("pool"), "programme/hy/2026/pool", CNY, Bound.CREDIT)
-SPENT = Account(ident("spent"), "programme/hy/2026/spent", CNY, Bound.NONE)
-OWED = Account(ident("owed"), "centre/owed", CNY, Bound.DEBIT)
-CARDS = Account(ident("cards"), "cards", card_time("mlu370"), Bound.NONE)
-
-
-@pytest.fixture
-def funded(engine: Engine) -> Engine:
-    """POOL holds 100."""
-    with transaction(engine) as session:
-        open_accounts(session, [WORLD, POOL, SPENT, OWED, CARDS], at=T0)
-        post_all(session, [move("fund", WORLD, POOL, 100)], at=T0)
-    return engine
-
-
-def move(name: str, debit: Account, credit: Account, amount: int) -> Transfer:
-    return posted(ident(name), debit=debit.id, credit=credit.id, amount=amount, **WORDS)
-
-
-def held(name: str, amount: int, debit: Account = POOL, credit: Account = SPENT) -> Transfer:
-    return hold(ident(name), debit=debit.id, credit=credit.id, amount=amount, expires_at=LATER, **WORDS)
-
-
-def take(name: str, hold_name: str, amount: int) -> Transfer:
-    return capture(ident(name), hold_id=ident(hold_name), amount=amount, **WORDS)
-
-
-def more(name: str, hold_name: str, amount: int) -> Transfer:
-    return extend(ident(name), hold_id=ident(hold_name), amount=amount, **WORDS)
-
-
-def free(name: str, hold_name: str) -> Transfer:
-    return release(ident(name), hold_id=ident(hold_name), **WORDS)
-
-
-def lapse(name: str, hold_name: str) -> Transfer:
-    return expire(ident(name), hold_id=ident(hold_name), **WORDS)
-
-
-def undo(name: str, reversed_name: str) -> Transfer:
-    return reversal(ident(name), reverses=ident(reversed_name), **WORDS)
-
-
-def posting(engine: Engine, *transfers: Transfer, at: datetime = T0) -> list[Outcome]:
-    with transaction(engine) as session:
-        return post(session, transfers, at=at)
-
-
-def totals(engine: Engine, account: Account) -> tuple[int, int, int, int]:
-    with transaction(engine) as session:
-        assert audit(session).differences == ()
-        b = balances(session, [account.id])[account.id]
-    return b.debits_posted, b.credits_posted, b.debits_pending, b.credits_pending
-
+from ledger.posting import BATCH_MAX, open_accounts, post_all
+from ledger.reading import HoldState, Side, balances, due_holds, history, holds
+from tests.ledger.world import (
+    CARDS,
+    LATER,
+    OWED,
+    POOL,
+    SPENT,
+    T0,
+    WORDS,
+    WORLD,
+    free,
+    held,
+    ident,
+    lapse,
+    more,
+    move,
+    posting,
+    take,
+    totals,
+    undo,
+)
 
 # Each row: what is posted in order at which time, and the status of the last one.
 REFUSALS = [
@@ -177,6 +121,13 @@ def test_a_due_hold_is_listed_and_expires(funded: Engine) -> None:
     assert totals(funded, POOL) == (20, 100, 0, 0)
 
 
+def test_what_is_left_of_a_hold_is_what_was_neither_captured_nor_freed(funded: Engine) -> None:
+    posting(funded, held("h", 50), take("c", "h", 20), held("h2", 50), take("c2", "h2", 1), free("r", "h2"))
+    with transaction(funded) as session:
+        found = holds(session, [ident("h"), ident("h2"), ident("c")])
+    assert {id_: kept.remaining for id_, kept in found.items()} == {ident("h"): 30, ident("h2"): 0}
+
+
 def test_an_extension_may_move_the_end_of_a_hold(funded: Engine) -> None:
     much_later = LATER + timedelta(hours=1)
     longer = extend(ident("e"), hold_id=ident("h"), amount=1, expires_at=much_later, **WORDS)
@@ -220,6 +171,25 @@ def test_a_refused_linked_batch_raises_the_kind_that_says_why(
         post_all(session, [transfer], at=T0)
 
 
+# Each row: what is posted first, what is then refused, the account it rests on and what it could have moved.
+FACTS = [
+    ([held("h", 30)], move("x", POOL, SPENT, 71), POOL, 70),
+    ([move("m", POOL, SPENT, 10), held("h", 30)], held("x", 61), POOL, 60),
+    ([move("o", OWED, WORLD, 9), held("h", 2, WORLD, OWED)], move("x", WORLD, OWED, 8), OWED, 7),
+    ([held("h", 30), take("c", "h", 10)], take("x", "h", 21), POOL, 20),
+    ([held("h", 30), take("c", "h", 10)], more("x", "h", 71), POOL, 70),
+]
+
+
+@pytest.mark.parametrize(("earlier", "refused", "account", "available"), FACTS)
+def test_a_refusal_for_lack_of_money_says_what_there_is(
+    funded: Engine, earlier: list[Transfer], refused: Transfer, account: Account, available: int
+) -> None:
+    outcome = posting(funded, *earlier, refused)[-1]
+    assert (outcome.account_id, outcome.available, outcome.amount) == (account.id, available, refused.amount)
+    assert posting(funded, replace(refused, amount=available))[0].accepted
+
+
 def test_opening_again_with_other_content_is_refused(funded: Engine) -> None:
     with transaction(funded) as session:
         open_accounts(session, [POOL], at=LATER)
@@ -239,3 +209,29 @@ def test_available_counts_holds_against_the_bounded_side(funded: Engine) -> None
         WORLD.name: None,
     }
     assert seen[POOL.id].net == 100
+
+
+def test_every_transfer_stands_in_the_histories_of_both_its_accounts(funded: Engine) -> None:
+    posting(funded, held("h", 30), take("c", "h", 10), undo("u", "c"), move("m", POOL, SPENT, 1))
+    posting(funded, lapse("x", "h"), at=LATER)
+    with transaction(funded) as session:
+        pool, spent = history(session, POOL.id, after=1), history(session, SPENT.id)
+    assert [(line.transfer_id, line.kind, line.amount) for line in pool] == [
+        (line.transfer_id, line.kind, line.amount) for line in spent
+    ]
+    assert [line.kind for line in pool] == [Kind.HOLD, Kind.CAPTURE, Kind.REVERSAL, Kind.POSTED, Kind.EXPIRE]
+    assert [line.side for line in pool] == [Side.DEBIT, Side.DEBIT, Side.CREDIT, Side.DEBIT, Side.DEBIT]
+    assert pool[-1].at == LATER
+
+
+def test_history_is_read_in_pages(funded: Engine) -> None:
+    posting(funded, *(move(f"m{n}", POOL, SPENT, 1) for n in range(5)))
+    with transaction(funded) as session:
+        pages = [history(session, POOL.id, after=after, limit=2) for after in (0, 2, 4, 6)]
+    assert [[line.sequence for line in page] for page in pages] == [[1, 2], [3, 4], [5, 6], []]
+
+
+def test_a_batch_of_the_largest_size_is_posted(funded: Engine) -> None:
+    outcomes = posting(funded, *(move(f"m{n}", WORLD, SPENT, 1) for n in range(BATCH_MAX)))
+    assert {outcome.status for outcome in outcomes} == {Status.POSTED}
+    assert totals(funded, SPENT) == (0, BATCH_MAX, 0, 0)

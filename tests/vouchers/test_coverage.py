@@ -17,6 +17,7 @@ def voucher(name: str, ratio: str = "0.30", limit: int = 10**9, **rules: object)
     plain = {
         "voucher": name,
         "number": name.upper(),
+        "version": "v1",
         "programme": name,
         "level": "city",
         "asset": CNY,

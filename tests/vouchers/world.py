@@ -108,6 +108,32 @@ class World:
         plain = {"name": f"Works {self.count}", "region": "331003", "at": NOW}
         return register_enterprise(session, credit_code=f"91331003{self.count:09d}X", **(plain | facts))  # type: ignore[arg-type]
 
+    def approved(
+        self,
+        session: Session,
+        tenant: UUID,
+        programme: str,
+        face: int,
+        at: datetime = NOW,
+        *,
+        contract: ContractFacts | None = None,
+        round_id: UUID | None = None,
+    ) -> UUID:
+        """An application that waits to be issued."""
+        application = submit_application(
+            session,
+            enterprise_id=tenant,
+            programme=programme,
+            requested=face,
+            by="tenant",
+            at=at,
+            contract=contract or ContractFacts(),
+            round_id=round_id,
+        )
+        first_review(session, application, by="first", at=at)
+        final_approval(session, application, by="second", at=at)
+        return application
+
     def voucher(
         self,
         session: Session,
@@ -121,16 +147,5 @@ class World:
         issued_at: datetime | None = None,
     ) -> UUID:
         """A voucher that went through application, review and approval."""
-        application = submit_application(
-            session,
-            enterprise_id=tenant,
-            programme=programme,
-            requested=face,
-            by="tenant",
-            at=at,
-            contract=contract or ContractFacts(),
-            round_id=round_id,
-        )
-        first_review(session, application, by="first", at=at)
-        final_approval(session, application, by="second", at=at)
+        application = self.approved(session, tenant, programme, face, at, contract=contract, round_id=round_id)
         return issue_voucher(session, application, by="officer", at=issued_at or at)

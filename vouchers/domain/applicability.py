@@ -14,6 +14,7 @@ class HeldVoucher:
 
     voucher: str
     number: str
+    version: str
     terms: Terms
     holder: EnterpriseFacts
     issued_at: datetime
@@ -64,6 +65,7 @@ def candidate(voucher: HeldVoucher, tier: RatioTier, charge: ChargeFacts) -> Can
     return Candidate(
         voucher=voucher.voucher,
         number=voucher.number,
+        version=voucher.version,
         programme=terms.programme,
         level=terms.level,
         asset=terms.asset,

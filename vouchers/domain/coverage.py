@@ -44,6 +44,7 @@ class Candidate:
 
     voucher: str
     number: str
+    version: str
     programme: str
     level: str
     asset: str
@@ -71,6 +72,7 @@ class Candidate:
         return {
             "voucher": self.voucher,
             "number": self.number,
+            "version": self.version,
             "programme": self.programme,
             "level": self.level,
             "asset": self.asset,

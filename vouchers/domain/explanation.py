@@ -20,9 +20,9 @@ OWN_WORDS: Final = {PREPAID: "the prepaid balance", CREDIT: "the credit line"}
 class Line:
     """Who pays which part.
 
-    `amount_micros` is money; `quantity` is what leaves the source, in its `asset`'s smallest unit. `voucher`
-    and `payer` are ids. A line of direction `buyer_reimbursed` is paid back to the tenant later and is not part
-    of what makes up the cost now.
+    `amount_micros` is money; `quantity` is what leaves the source, in its `asset`'s smallest unit. `voucher`,
+    `version` and `payer` are ids. A line of direction `buyer_reimbursed` is paid back to the tenant later and is
+    not part of what makes up the cost now.
     """
 
     source: str
@@ -33,6 +33,8 @@ class Line:
     sentence: str
     voucher: str = ""
     number: str = ""
+    version: str = ""
+    programme: str = ""
     payer: str = ""
     direction: str = ""
     segment: int = 0
@@ -102,6 +104,8 @@ def voucher_line(
         sentence=", ".join(words),
         voucher=candidate.voucher,
         number=candidate.number,
+        version=candidate.version,
+        programme=candidate.programme,
         direction=candidate.direction,
         segment=segment,
     )

@@ -6,6 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -189,6 +192,25 @@ def cgroups_of(nodes: list[Node]) -> list[Path]:
     ]
     root = Path("/sys/fs/cgroup")
     return [path for name in names for path in root.rglob(name)]
+
+
+@contextmanager
+def a_machine() -> Iterator[Machine]:
+    """A machine; when the block ends, no process, cgroup, mount or gang folder of it may remain."""
+    with tempfile.TemporaryDirectory(prefix="hub-node-") as name:
+        folder = Path(name)
+        machine = Machine(folder)
+        yield machine
+        for node in machine.nodes:
+            if node.process is not None and node.process.poll() is None:
+                assert node.stop() == 0, node.log.read_text()
+        for node in machine.nodes:
+            said = node.log.read_text()
+            assert not said, said
+        assert not processes_of(folder)
+        assert not cgroups_of(machine.nodes)
+        assert str(folder) not in Path("/proc/self/mountinfo").read_text()
+        assert not list((folder / "host" / "gangs").glob("*"))
 
 
 def await_line(spec: RunSpec, text: str) -> None:

@@ -11,6 +11,8 @@ from scheduler.node.codec import decode, encode
 from scheduler.node.protocol import DeviceShare, EndReason, RunSpec
 from tests.scheduler.node.harness import Machine, Node, await_line
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_job_sees_its_devices_and_no_others(node: Node) -> None:
     _, log = node.sh(
@@ -106,6 +108,8 @@ def test_a_file_that_is_not_executable_is_named(node: Node) -> None:
         ({"memory_mib": 0}, "memory_mib"),
         ({"network": "host"}, "network"),
         ({"network": "job"}, "gang"),
+        ({"network": "job", "gang": {"id": "g", "scope": "cross_host"}}, "gang.scope"),
+        ({"notice_signal": 9}, "notice_signal"),
         ({"secrets": {"../x": "y"}}, "secrets"),
         ({"bundle": {"path": "/etc/passwd", "sha256": "00"}}, "bundle"),
     ],

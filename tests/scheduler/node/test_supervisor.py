@@ -1,6 +1,7 @@
 """What a controller sees of one supervisor: starting, stopping, leases, limits, metering, logs."""
 
 import os
+import select
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,8 @@ import pytest
 from scheduler.node.errors import SupervisorRefused
 from scheduler.node.protocol import DeviceShare, EndReason, RunState
 from tests.scheduler.node.harness import Machine, Node, await_line
+
+pytestmark = pytest.mark.slow
 
 FOREVER = 'trap "exit 7" TERM; echo ready; while :; do sleep 0.05; done'
 STUBBORN = 'trap "" TERM; echo ready; while :; do sleep 0.05; done'
@@ -110,13 +113,17 @@ def test_a_run_that_ended_stays_ended_over_a_restart(node: Node) -> None:
 def test_a_killed_supervisor_takes_its_jobs_along_and_the_next_one_reports_them_lost(machine: Machine) -> None:
     node = machine.node(heartbeat_ms=50)
     spec = node.begin(node.spec("/bin/sh", "-c", FOREVER, devices=(DeviceShare(0),)))
-    node.await_state(spec, RunState.RUNNING)
+    pid = node.await_state(spec, RunState.RUNNING).pid
+    assert pid is not None
     await_line(spec, "ready")
+    job = os.pidfd_open(pid)
     journal = Path(node.config["state_directory"]) / "spool"
     size = journal.stat().st_size
     while journal.stat().st_size == size:
         os.sched_yield()
     node.kill()
+    assert select.select([job], [], [], 5)[0]
+    os.close(job)
     node.start()
     status = node.status(spec)
     assert (status.state, status.end_reason) == (RunState.ENDED, EndReason.SUPERVISOR_LOST)

@@ -1,0 +1,193 @@
+"""What is promised to whom: nodes kept for a job from a time on, and nodes reserved or drained for a span.
+
+A promise rests on enforced time limits alone, so it can be kept whatever predictions say. Backfill may use
+promised nodes only if it must be gone before. Invariant: once a job's turn has come its promise is hard, and a
+hard promise is only ever replaced by an earlier one; nothing but the loss of a node moves it back.
+"""
+
+from typing import NamedTuple
+
+from scheduler.policy.capacity import NodeState, Pool
+from scheduler.policy.model import Reservation, Topology
+from scheduler.policy.shapes import Shape
+
+FOREVER_MS = 2**62
+
+
+class Promise(NamedTuple):
+    """These nodes of a pool are for this job from `from_ms` on."""
+
+    job_id: str
+    nodes: int
+    from_ms: int
+    hard: bool
+
+
+class Span(NamedTuple):
+    """A reservation or drain as seen by one pool."""
+
+    nodes: int
+    from_ms: int
+    to_ms: int
+    for_jobs: frozenset[str]
+
+
+class Promises:
+    """Everything promised, by pool."""
+
+    def __init__(self) -> None:
+        self.by_pool: dict[str, Promise] = {}
+        """One per pool: a second gang draining nodes at the same time costs more than it hastens."""
+        self.spans: dict[str, list[Span]] = {}
+        self.nominated: dict[str, dict[str, int]] = {}
+        """Per pool: nodes on which an eviction makes room for a job."""
+
+    def reserve(self, reservation: Reservation, nodes: dict[str, NodeState]) -> None:
+        """Enter an advance reservation or a drain. Unknown nodes are ignored: they cannot be given away."""
+        for name in reservation.nodes:
+            state = nodes.get(name)
+            if state is not None:
+                span = Span(state.bit, reservation.from_ms, reservation.to_ms, reservation.for_jobs)
+                self.spans.setdefault(state.pool.model, []).append(span)
+
+    def edges_after(self, now_ms: int) -> int | None:
+        """The next time a reservation begins or ends."""
+        edges = [
+            edge
+            for spans in self.spans.values()
+            for span in spans
+            for edge in (span.from_ms, span.to_ms)
+            if edge > now_ms
+        ]
+        return min(edges, default=None)
+
+    def barred(self, pool: str, job_id: str, now_ms: int, end_ms: int) -> int:
+        """Nodes that a job running from now to its limit would take from somebody they are promised to."""
+        found = 0
+        promise = self.by_pool.get(pool)
+        if promise is not None and promise.from_ms < end_ms and promise.job_id != job_id:
+            found = promise.nodes
+        if self.spans:
+            for span in self.spans.get(pool, ()):
+                if span.from_ms < end_ms and now_ms < span.to_ms and job_id not in span.for_jobs:
+                    found |= span.nodes
+        if self.nominated:
+            for nominee, nodes in self.nominated.get(pool, {}).items():
+                if nominee != job_id:
+                    found |= nodes
+        return found
+
+    def make(self, pool: str, promise: Promise) -> None:
+        """Enter a promise. A hard one is only replaced by an earlier one for the same job."""
+        held = self.by_pool.get(pool)
+        if held is None or not held.hard or (promise.job_id == held.job_id and promise.from_ms <= held.from_ms):
+            self.by_pool[pool] = promise
+
+    def forget(self, job_id: str) -> None:
+        """The job started or no longer waits."""
+        for pool in [pool for pool, promise in self.by_pool.items() if promise.job_id == job_id]:
+            del self.by_pool[pool]
+        for nominated in self.nominated.values():
+            nominated.pop(job_id, None)
+
+    def node_lost(self, pool: str, bit: int) -> None:
+        """Promises on a lost node are void; their jobs get new ones at the next cycle."""
+        promise = self.by_pool.get(pool)
+        if promise is not None and promise.nodes & bit:
+            del self.by_pool[pool]
+        nominated = self.nominated.get(pool, {})
+        for job_id in [name for name, nodes in nominated.items() if nodes & bit]:
+            del nominated[job_id]
+
+
+def free_at_ms(state: NodeState, shape: Shape, now_ms: int) -> int:
+    """When, by enforced limits, the node can certainly hold one part of the shape; FOREVER_MS if never."""
+    needed = shape.devices_per_node
+    if shape.tail_devices:
+        needed = max(needed, state.healthy_mask.bit_count())
+    times = state.device_times()
+    if needed > len(times):
+        return FOREVER_MS
+    at = times[needed - 1] if needed else now_ms
+    cpu, memory = state.cpu_free_milli, state.memory_free_mib
+    if cpu < shape.cpu_milli or memory < shape.memory_mib:
+        for ends_ms, job_cpu, job_memory in sorted(state.tenants.values()):
+            cpu += job_cpu
+            memory += job_memory
+            if cpu >= shape.cpu_milli and memory >= shape.memory_mib:
+                at = max(at, ends_ms)
+                break
+        else:
+            return FOREVER_MS
+    return max(at, now_ms)
+
+
+def earliest(
+    shape: Shape, pool: Pool, promises: Promises, job_id: str, now_ms: int, limit_ms: int
+) -> tuple[int, int] | None:
+    """When the whole gang certainly fits beside all other promises, and on which nodes; None if never."""
+    needed = shape.nodes + bool(shape.tail_devices)
+    shut = promises.barred(pool.model, job_id, now_ms, FOREVER_MS)
+    if not shut and not shape.cpu_milli and not shape.memory_mib and not shape.tail_devices:
+        times = _free_times(pool, shape.devices_per_node)
+    else:
+        times = []
+        for state in pool.states:
+            if not state.opened:
+                continue
+            at = free_at_ms(state, shape, now_ms)
+            if shut & state.bit:
+                at = _beside_others(state, promises, job_id, at, limit_ms)
+            if at < FOREVER_MS:
+                times.append((at, state.bit))
+    if len(times) < needed:
+        return None
+    if needed == 1:
+        at, nodes = min(times)
+        return max(at, now_ms), nodes
+    times.sort()
+    if shape.topology is Topology.SAME_SWITCH and pool.domains:
+        return _earliest_in_domain(pool, times, needed)
+    nodes = 0
+    for _, bit in times[:needed]:
+        nodes |= bit
+    return max(times[needed - 1][0], now_ms), nodes
+
+
+def _free_times(pool: Pool, devices: int) -> list[tuple[int, int]]:
+    """When each open node has so many devices free, where only devices count and nothing is promised."""
+    last = devices - 1
+    if last < 0:
+        return [(0, state.bit) for state in pool.states if state.opened]
+    return [
+        (times[last], state.bit)
+        for state in pool.states
+        if state.opened and len(times := state.times or state.device_times()) > last
+    ]
+
+
+def _beside_others(state: NodeState, promises: Promises, job_id: str, at: int, limit_ms: int) -> int:
+    """The first time from `at` on when the node is free of others' promises for the whole limit."""
+    pool, bit = state.pool.model, state.bit
+    spans = [span for span in promises.spans.get(pool, ()) if span.nodes & bit and job_id not in span.for_jobs]
+    for span in sorted(spans, key=lambda one: (one.from_ms, one.to_ms)):
+        if span.from_ms < at + limit_ms and at < span.to_ms:
+            at = span.to_ms
+    promise = promises.by_pool.get(pool)
+    if promise is not None and promise.job_id != job_id and promise.nodes & bit:
+        return FOREVER_MS
+    if any(nodes & bit for name, nodes in promises.nominated.get(pool, {}).items() if name != job_id):
+        return FOREVER_MS
+    return at
+
+
+def _earliest_in_domain(pool: Pool, times: list[tuple[int, int]], needed: int) -> tuple[int, int] | None:
+    innermost = max(len(path) for path in pool.domains)
+    best: tuple[int, int] | None = None
+    for path in sorted(pool.domains):
+        if len(path) != innermost:
+            continue
+        inside = [row for row in times if row[1] & pool.domains[path]][:needed]
+        if len(inside) == needed and (best is None or inside[-1][0] < best[0]):
+            best = (inside[-1][0], sum(bit for _, bit in inside))
+    return best

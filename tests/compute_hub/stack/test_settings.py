@@ -1,0 +1,60 @@
+from pathlib import Path
+
+import pytest
+
+from compute_hub.settings import MalformedSettings, NoSettingsFile, Settings, settings
+
+
+@pytest.fixture(autouse=True)
+def _read_anew() -> None:
+    settings.cache_clear()
+
+
+def test_a_variable_overrides_the_file_and_the_file_the_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "hub.toml"
+    file.write_text("tick_ms = 300\napi_port = 9000\n")
+    monkeypatch.setenv("HUB_CONFIG", str(file))
+    monkeypatch.setenv("HUB_API_PORT", "9001")
+    chosen = settings()
+    assert (chosen.tick_ms, chosen.api_port, chosen.leader_lease_ms) == (300, 9001, 5000)
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        ("tick_ms = 'soon'\n", "HUB_TICK_MS"),
+        ("tickms = 3\n", "HUB_TICKMS"),
+        ("[[nodes]]\nname = 'a b'\ndevices = []\n", "HUB_NODES__0__NAME"),
+        (
+            (
+                "[[nodes]]\nname = 'a'\ndevices = ["
+                "{model='X', vendor='nvidia', count=1}, {model='Y', vendor='nvidia', count=1}]\n"
+            ),
+            "one node per model",
+        ),
+    ],
+)
+def test_a_setting_that_cannot_be_meant_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str, named: str
+) -> None:
+    file = tmp_path / "hub.toml"
+    file.write_text(content)
+    monkeypatch.setenv("HUB_CONFIG", str(file))
+    with pytest.raises(MalformedSettings, match=named):
+        settings()
+
+
+def test_a_settings_file_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HUB_CONFIG", "nowhere.toml")
+    with pytest.raises(NoSettingsFile, match=r"nowhere\.toml"):
+        settings()
+
+
+def test_the_default_file_describes_two_nodes_of_four_cards() -> None:
+    nodes = Settings().nodes
+    assert [(node.name, sum(part.count for part in node.devices)) for node in nodes] == [
+        ("node-1", 4),
+        ("node-2", 4),
+    ]

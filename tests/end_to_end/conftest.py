@@ -1,0 +1,113 @@
+"""`hub up`, started once per test session as a person would, and ended with Ctrl-C."""
+
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+from compute_hub.sdk import HubClient
+from kernel.clock import boottime_ms
+
+ROOT = Path(__file__).resolve().parents[2]
+HUB = Path(sys.executable).with_name("hub")
+START_S = 120
+
+
+@dataclass(frozen=True)
+class RunningHub:
+    """A hub somebody started with `hub up`."""
+
+    url: str
+    keys: dict[str, str]
+    state: Path
+    process: subprocess.Popen[bytes]
+
+    def client(self, role: str) -> HubClient:
+        return HubClient(self.url, self.keys[role])
+
+    def command(self, *words: str, role: str = "tenant") -> subprocess.CompletedProcess[str]:
+        """Run `hub …` as a person of that role."""
+        environment = {**os.environ, "HUB_URL": self.url, "HUB_API_KEY": self.keys[role]}
+        return subprocess.run(
+            [str(HUB), *words],
+            env=environment,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+
+    def child(self, word: str) -> psutil.Process:
+        """The hub's own process that runs `hub WORD`."""
+        (found,) = [
+            child
+            for child in psutil.Process(self.process.pid).children()
+            if child.cmdline()[-1] == word and str(HUB) in child.cmdline()
+        ]
+        return found
+
+
+def free_port() -> int:
+    with closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def processes_mentioning(path: Path) -> list[list[str]]:
+    return [
+        process.info["cmdline"]
+        for process in psutil.process_iter(["cmdline"])
+        if process.pid != os.getpid() and any(str(path) in word for word in process.info["cmdline"] or ())
+    ]
+
+
+def read_until(process: subprocess.Popen[bytes], word: str) -> str:
+    """What the process printed up to a line with the word."""
+    assert process.stdout is not None
+    deadline, text = boottime_ms() + START_S * 1000, ""
+    while word not in text:
+        ready, _, _ = select.select([process.stdout], [], [], max(0, deadline - boottime_ms()) / 1000)
+        assert ready, f"{word!r} did not come within {START_S} s: {text}"
+        chunk = os.read(process.stdout.fileno(), 65_536)
+        assert chunk, f"it ended before {word!r}: {text}"
+        text += chunk.decode()
+    return text
+
+
+@pytest.fixture(scope="session")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningHub]:
+    state = tmp_path_factory.mktemp("hub")
+    port = free_port()
+    environment = {
+        **os.environ,
+        "HUB_STATE_DIRECTORY": str(state),
+        "HUB_API_PORT": str(port),
+        "HUB_RAY_PORT": str(free_port()),
+        "HUB_METER_INTERVAL_MS": "1000",
+    }
+    process = subprocess.Popen(
+        [str(HUB), "up"], env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, bufsize=0
+    )
+    try:
+        text = read_until(process, "Ctrl-C")
+        keys = json.loads((state / "keys.json").read_text(encoding="utf-8"))["keys"]
+        assert all(key in text for key in keys.values())
+        assert (state / "keys.json").stat().st_mode & 0o077 == 0
+        yield RunningHub(f"http://127.0.0.1:{port}", keys, state, process)
+    finally:
+        process.send_signal(signal.SIGINT)
+        rest, _ = process.communicate(timeout=90)
+    assert b"Everything is stopped." in rest
+    assert process.returncode == 0
+    assert processes_mentioning(state) == []

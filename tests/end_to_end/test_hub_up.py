@@ -1,0 +1,135 @@
+import json
+import os
+import signal
+import subprocess
+import threading
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any
+
+import httpx
+import pytest
+
+from compute_hub.sdk import HubClient
+from kernel.clock import boottime_ms
+from tests.end_to_end.conftest import HUB, ROOT, RunningHub
+from tests.end_to_end.waiting import PATIENCE_MS, wait_until
+
+pytestmark = pytest.mark.slow
+MODEL = "MLU370-X8"
+PRICE_CNY_PER_CARD_HOUR = Fraction("12.50")
+
+
+def submit(hub: RunningHub, *words: str) -> dict[str, Any]:
+    done = hub.command("job", "submit", "--accelerator", MODEL, "--json", *words)
+    assert done.returncode == 0, done.stderr + done.stdout
+    (job,) = json.loads(done.stdout[done.stdout.index("[\n") :])
+    return dict(job)
+
+
+def test_a_firm_submits_a_job_and_sees_its_log_its_devices_and_its_state(hub: RunningHub) -> None:
+    job = submit(hub, "--wait", "--workdir", "examples/digits", "--", "python", "train.py")
+    assert job["state"] == "succeeded"
+    assert len(job["devices"]) == 1
+    assert "done: test accuracy" in hub.command("job", "logs", job["id"]).stdout
+    listed = json.loads(hub.command("job", "list", "--json").stdout)
+    assert job["id"] in {found["id"] for found in listed}
+    shown = hub.command("job", "show", job["id"]).stdout
+    assert "succeeded" in shown
+    assert "node-" in shown
+
+
+def test_a_running_job_can_be_cancelled_and_its_cards_are_free_again(hub: RunningHub) -> None:
+    job = submit(hub, "--devices", "4", "--", "sleep", "600")
+    with hub.client("tenant") as client:
+        wait_until(client, job["id"], "running")
+        cancelled = hub.command("job", "cancel", job["id"])
+        assert cancelled.returncode == 0, cancelled.stderr
+        ended = wait_until(client, job["id"], "cancelled")
+        nodes = client.get("/v1/cluster")["nodes"]
+    assert ended["end_reason"] == "cancelled"
+    assert sum(device["allocated_milli"] for node in nodes for device in node["devices"]) == 0
+
+
+def test_listings_show_vouchers_and_cluster_and_the_audit_is_clean(hub: RunningHub) -> None:
+    assert json.loads(hub.command("voucher", "list", "--json").stdout) == []
+    cluster = json.loads(hub.command("cluster", "show", "--json").stdout)
+    assert [node["name"] for node in cluster] == ["node-1", "node-2"]
+    assert {device["model"] for node in cluster for device in node["devices"]} == {MODEL}
+    audit = hub.command("ledger", "audit", "--json", role="auditor")
+    assert (audit.returncode, json.loads(audit.stdout)["audit"]) == (0, "ok")
+
+
+def test_a_refusal_is_one_sentence_on_standard_error(hub: RunningHub) -> None:
+    done = hub.command("job", "submit", "--accelerator", "H100", "--", "true")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        f"hub: accelerator: the centre has no accelerator 'H100'; it has {MODEL}. Choose one of these.\n"
+    )
+
+
+def test_metrics_show_jobs_devices_and_voucher_money_without_a_failed_part(hub: RunningHub) -> None:
+    submit(hub, "--wait", "--", "true")
+    text = httpx.get(f"{hub.url}/metrics").text
+    values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    assert float(values['hub_jobs{state="succeeded"}']) >= 1
+    assert float(values[f'hub_devices{{model="{MODEL}"}}']) == 8
+    assert f'hub_devices_allocated{{model="{MODEL}"}}' in values
+    assert "hub_voucher_held_yuan" in text
+    failed = {name: value for name, value in values.items() if name.startswith("hub_collector_failed")}
+    assert len(failed) == 3
+    assert set(failed.values()) == {"0.0"}
+
+
+def test_a_second_hub_on_the_same_state_directory_is_refused(hub: RunningHub) -> None:
+    environment = {**os.environ, "HUB_STATE_DIRECTORY": str(hub.state)}
+    done = subprocess.run(
+        [str(HUB), "up"], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 1
+    assert "already running" in done.stderr
+    assert httpx.get(f"{hub.url}/readyz").is_success
+
+
+def test_a_job_survives_the_death_of_controller_biller_and_api_and_is_billed_once(hub: RunningHub) -> None:
+    job = submit(hub, "--", "sleep", "6")
+    with hub.client("tenant") as client:
+        wait_until(client, job["id"], "running")
+    killed = {word: hub.child(word) for word in ("controller", "biller", "api")}
+    for process in killed.values():
+        process.send_signal(signal.SIGKILL)
+    await_answer(hub)
+    assert hub.child("controller").pid != killed["controller"].pid
+    with hub.client("tenant") as client, hub.client("auditor") as auditor:
+        ended = wait_until(client, job["id"], "succeeded")
+        usage = until_charged(auditor, job["id"])
+        billed = client.get(f"/v1/jobs/{job['id']}")
+    assert ended["attempt"] == 1
+    assert [record["k"] for record in usage] == list(range(len(usage)))
+    assert usage[-1]["final"]
+    slot_ms = sum(record["slot_ms"] for record in usage)
+    assert 6_000_000 <= slot_ms < 60_000_000
+    exact = PRICE_CNY_PER_CARD_HOUR * slot_ms / (1000 * 3_600_000)
+    assert abs(Fraction(Decimal(billed["charge_cny"])) - exact) <= Fraction(1, 2_000_000)
+    assert json.loads(hub.command("ledger", "audit", "--json", role="auditor").stdout)["audit"] == "ok"
+
+
+def await_answer(hub: RunningHub) -> None:
+    never, deadline = threading.Event(), boottime_ms() + PATIENCE_MS
+    while True:
+        try:
+            if httpx.get(f"{hub.url}/readyz").is_success:
+                return
+        except httpx.TransportError:
+            assert boottime_ms() < deadline
+        never.wait(0.1)
+
+
+def until_charged(auditor: HubClient, job_id: str) -> list[dict[str, Any]]:
+    never, deadline = threading.Event(), boottime_ms() + PATIENCE_MS
+    while True:
+        usage: list[dict[str, Any]] = auditor.get(f"/v1/jobs/{job_id}/usage")
+        if usage and usage[-1]["final"] and all(record["charge_id"] for record in usage if record["slot_ms"]):
+            return usage
+        assert boottime_ms() < deadline, usage
+        never.wait(0.1)

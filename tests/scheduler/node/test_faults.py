@@ -1,0 +1,131 @@
+"""What happens to jobs when the supervisor freezes, its disk fills or its journal is damaged."""
+
+import os
+import select
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from scheduler.node.deadman import MARGIN_MS
+from scheduler.node.protocol import DeviceShare, EndReason, RunState
+from tests.scheduler.node.harness import Machine, Node, await_line
+
+pytestmark = pytest.mark.slow
+
+LOOP = "echo ready; while :; do sleep 0.1; done"
+
+
+def test_a_frozen_supervisor_dies_with_its_jobs_soon_after_the_lease(machine: Machine) -> None:
+    node = machine.node(limits={"lease_grace_ms": 100})
+    node.lease_ms = 1500
+    spec = node.begin(node.spec("/bin/sh", "-c", LOOP))
+    await_line(spec, "ready")
+    pid = node.await_state(spec, RunState.RUNNING).pid
+    assert pid is not None
+    assert node.process is not None
+    job = os.pidfd_open(pid)
+    node.process.send_signal(signal.SIGSTOP)
+    assert node.process.wait(timeout=(node.lease_ms + 100 + MARGIN_MS) / 1000 + 10) == -signal.SIGKILL
+    assert select.select([job], [], [], 5)[0]
+    os.close(job)
+    node.start()
+    assert node.status(spec).end_reason is EndReason.SUPERVISOR_LOST
+
+
+def test_a_frozen_supervisor_that_thaws_in_time_goes_on(node: Node) -> None:
+    spec = node.begin(node.spec("/bin/sh", "-c", LOOP))
+    await_line(spec, "ready")
+    assert node.process is not None
+    node.process.send_signal(signal.SIGSTOP)
+    node.process.send_signal(signal.SIGCONT)
+    assert node.status(spec).state is RunState.RUNNING
+    node.desired.clear()
+    node.ended(spec)
+
+
+def test_a_frozen_job_is_stopped_all_the_same(node: Node) -> None:
+    spec = node.begin(node.spec("/bin/sh", "-c", LOOP + "\n", grace_ms=200))
+    await_line(spec, "ready")
+    pid = node.await_state(spec, RunState.RUNNING).pid
+    assert pid is not None
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        os.kill(int(child), signal.SIGSTOP)
+    node.desired.clear()
+    assert node.ended(spec).end_reason is EndReason.STOPPED
+
+
+def test_a_sandbox_killed_from_outside_is_reported_as_killed(node: Node) -> None:
+    spec = node.begin(node.spec("/bin/sh", "-c", LOOP))
+    await_line(spec, "ready")
+    pid = node.await_state(spec, RunState.RUNNING).pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    status = node.ended(spec)
+    assert (status.end_reason, status.signal) == (EndReason.EXITED, 9)
+
+
+def test_a_run_whose_start_was_interrupted_by_a_kill_is_not_started_again_if_it_is_in_the_journal(
+    machine: Machine,
+) -> None:
+    node = machine.node()
+    specs = [node.spec("/bin/sh", "-c", "echo x; sleep 100") for _ in range(8)]
+    for spec in specs:
+        node.desired[spec.run_id] = spec
+    node.sync()
+    node.kill()
+    node.start()
+    report = node.sync()
+    lost = {run.run_id for run in report.runs if run.state is RunState.ENDED}
+    node.desired = {spec.run_id: spec for spec in specs if spec.run_id not in lost}
+    for spec in node.desired.values():
+        await_line(spec, "x")
+    node.desired.clear()
+    node.sync()
+    for spec in specs:
+        node.ended(spec)
+        if Path(spec.log).exists():
+            assert Path(spec.log).read_text().count("x") <= 1
+
+
+@pytest.fixture
+def small_disk(machine: Machine) -> Iterator[Path]:
+    """A file system of 8 MiB for the journal, where we may mount one."""
+    folder = machine.folder / "small"
+    folder.mkdir()
+    if os.geteuid() == 0:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "none", str(folder)], check=True)
+    yield folder
+    for node in machine.nodes:
+        if node.process is not None and node.process.poll() is None:
+            node.stop()
+    if os.geteuid() == 0:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_stops_the_jobs_and_their_ends_are_still_written(
+    machine: Machine, small_disk: Path
+) -> None:
+    node = machine.node(state_directory=str(small_disk / "state"), heartbeat_ms=100)
+    spec = node.begin(node.spec("/bin/sh", "-c", LOOP, devices=(DeviceShare(0),)))
+    await_line(spec, "ready")
+    if os.geteuid() != 0:
+        node.desired.clear()
+        assert node.ended(spec).end_reason is EndReason.STOPPED
+        return
+    fill = small_disk / "fill"
+    with fill.open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(1024))
+        except OSError:
+            pass
+    status = node.ended(spec)
+    assert status.end_reason is EndReason.DISK_FULL
+    assert node.records(spec)[-1].final
+    fill.unlink()
+    assert node.stop() == 0
+    node.start()
+    assert node.status(spec).end_reason is EndReason.DISK_FULL
