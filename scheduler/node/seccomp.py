@@ -33,6 +33,8 @@ _TIOCSTI: Final = 0x5412
 _TIOCLINUX: Final = 0x541C
 _FAMILIES: Final = (1, 2, 10)  # AF_UNIX, AF_INET, AF_INET6
 _NETLINK: Final = 16  # AF_NETLINK, for NETLINK_ROUTE only: name resolution lists interfaces
+_PR_SET_PDEATHSIG: Final = 1
+_SIGKILL: Final = 9
 _PERSONALITIES: Final = (0x0, 0x8, 0x20000, 0x20008, 0xFFFFFFFF)
 
 # name: (x86-64, AArch64); 0 where the architecture has no such call
@@ -118,11 +120,12 @@ class Architecture:
     ioctl: int
     socket: int
     personality: int
+    prctl: int
 
 
 ARCHITECTURES: Final = {
-    "x86_64": Architecture(0xC000003E, 0, clone=56, ioctl=16, socket=41, personality=135),
-    "aarch64": Architecture(0xC00000B7, 1, clone=220, ioctl=29, socket=198, personality=92),
+    "x86_64": Architecture(0xC000003E, 0, clone=56, ioctl=16, socket=41, personality=135, prctl=157),
+    "aarch64": Architecture(0xC00000B7, 1, clone=220, ioctl=29, socket=198, personality=92, prctl=167),
 }
 
 
@@ -139,6 +142,7 @@ def job_filter(machine: str | None = None) -> bytes:
             *_check_ioctl(architecture.ioctl),
             *_check_socket(architecture.socket),
             *_check_personality(architecture.personality),
+            *_check_prctl(architecture.prctl),
             _instruction(_RETURN, _ALLOW),
         )
     )
@@ -196,6 +200,16 @@ def _check_socket(call: int) -> list[bytes]:
     body += [_instruction(_IF_EQUAL, _NETLINK, 1, 0), _refuse(errno.EAFNOSUPPORT)]
     body += [_argument(2), _instruction(_IF_EQUAL, 0, 0, 1), _instruction(_RETURN, _ALLOW)]
     return _only_when(call, [*body, _refuse(errno.EAFNOSUPPORT)])
+
+
+def _check_prctl(call: int) -> list[bytes]:
+    # A job can write into the memory of the sandbox's first process, which is of the same uid, and make it forget
+    # the signal by which it dies with the supervisor. Programs that choose a gentler signal for themselves are
+    # told that it worked: theirs die with the sandbox anyway.
+    pretend = _refuse(0)
+    body = [_argument(0), _instruction(_IF_EQUAL, _PR_SET_PDEATHSIG, 1, 0), _instruction(_RETURN, _ALLOW)]
+    body += [_argument(1), _instruction(_IF_EQUAL, _SIGKILL, 0, 1), _instruction(_RETURN, _ALLOW), pretend]
+    return _only_when(call, body)
 
 
 def _check_personality(call: int) -> list[bytes]:

@@ -164,6 +164,21 @@ handle = call("pidfd_open", 1, 0)
 if handle >= 0 and call("pidfd_getfd", handle, 0, 0) >= 0: escaped("took")
 """,
     "compare kernel objects": "if call('kcmp', 1, os.getpid(), 1, 0, 0) >= 0: escaped('compared')",
+    "outlive the supervisor": """
+signal_now = ctypes.c_int()
+libc.prctl(1, signal.SIGKILL, 0, 0, 0)
+for other in (0, signal.SIGTERM, signal.SIGUSR1):
+    libc.prctl(1, other, 0, 0, 0)
+    libc.prctl(2, ctypes.byref(signal_now), 0, 0, 0)
+    if signal_now.value != signal.SIGKILL: escaped(signal_now.value)
+""",
+    "be spared when memory runs out": """
+for value in (b"-1000", b"0", b"499"):
+    handle = os.open("/proc/self/oom_score_adj", os.O_WRONLY)
+    try: os.write(handle, value)
+    except OSError: pass
+if int(reads("/proc/self/oom_score_adj")) < 0: escaped(reads("/proc/self/oom_score_adj"))
+""",
     "raise a limit": """
 for kind in (resource.RLIMIT_NOFILE, resource.RLIMIT_CORE, resource.RLIMIT_NPROC, resource.RLIMIT_FSIZE):
     soft, hard = resource.getrlimit(kind)

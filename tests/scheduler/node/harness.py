@@ -17,7 +17,7 @@ from kernel.ids import new_id
 from scheduler.node.client import SupervisorClient
 from scheduler.node.protocol import Report, RunSpec, RunState, RunStatus, SyncRequest, UsageRecord
 
-DEADLINE_MS = 15_000
+DEADLINE_MS = 60_000
 REPOSITORY = Path(__file__).resolve().parents[3]
 
 
@@ -59,7 +59,7 @@ class Node:
 
     def _await_answer(self) -> None:
         assert self.process is not None
-        for _ in range(400):
+        for _ in range(2400):
             if self.socket.exists():
                 return
             try:
@@ -135,12 +135,12 @@ class Node:
     def stop(self) -> int:
         assert self.process is not None
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(timeout=20)
+        return self.process.wait(timeout=60)
 
     def kill(self) -> None:
         assert self.process is not None
         self.process.kill()
-        self.process.wait(timeout=20)
+        self.process.wait(timeout=60)
 
 
 def _make_config(folder: Path, name: str, **changes: Any) -> dict[str, Any]:  # noqa: ANN401 - any field of the type it makes

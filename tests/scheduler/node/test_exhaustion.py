@@ -13,7 +13,7 @@ MIB = 1024 * 1024
 
 
 def python(node: Node, program: str, **changes: object):  # noqa: ANN201 - status and log, as Node.sh
-    spec = node.spec("python", "-c", program, environment="python", time_limit_ms=20_000, **changes)
+    spec = node.spec("python", "-c", program, environment="python", time_limit_ms=60_000, **changes)
     status = node.run(spec)
     return status, Path(spec.log).read_text(errors="replace")
 
@@ -58,7 +58,7 @@ def test_filling_the_disk_is_ended_and_named(machine: Machine) -> None:
     node = machine.node(limits={"workspace_bytes": 32 * MIB})
     status, _ = python(
         node,
-        "import time\nfor n in range(100):\n open(f'/job/{n}', 'wb').write(bytes(1 << 20))\ntime.sleep(20)",
+        "import time\nfor n in range(100):\n open(f'/job/{n}', 'wb').write(bytes(1 << 20))\ntime.sleep(60)",
     )
     assert status.end_reason is EndReason.DISK_FULL
     assert str(32 * MIB) in status.reason
@@ -82,7 +82,7 @@ for n in range(20):
     os.unlink(f"/job/{n}")
     file.write(os.urandom(1 << 20))
     held.append(file)
-time.sleep(20)
+time.sleep(60)
 """
     status, _ = python(node, program)
     assert status.end_reason is EndReason.DISK_FULL
@@ -90,7 +90,7 @@ time.sleep(20)
 
 def test_a_million_small_files_are_ended_and_named(machine: Machine) -> None:
     node = machine.node(limits={"workspace_entries": 2000})
-    program = "import time\nfor n in range(4000): open(f'/job/{n}', 'w').close()\ntime.sleep(20)"
+    program = "import time\nfor n in range(4000): open(f'/job/{n}', 'w').close()\ntime.sleep(60)"
     status, _ = python(node, program)
     assert status.end_reason is EndReason.DISK_FULL
     assert "2000 files" in status.reason

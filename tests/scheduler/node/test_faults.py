@@ -29,7 +29,7 @@ def test_a_frozen_supervisor_dies_with_its_jobs_soon_after_the_lease(machine: Ma
     job = os.pidfd_open(pid)
     node.process.send_signal(signal.SIGSTOP)
     assert node.process.wait(timeout=(node.lease_ms + 100 + MARGIN_MS) / 1000 + 10) == -signal.SIGKILL
-    assert select.select([job], [], [], 5)[0]
+    assert select.select([job], [], [], 30)[0]
     os.close(job)
     node.start()
     assert node.status(spec).end_reason is EndReason.SUPERVISOR_LOST
@@ -102,7 +102,7 @@ def small_disk(machine: Machine) -> Iterator[Path]:
         if node.process is not None and node.process.poll() is None:
             node.stop()
     if os.geteuid() == 0:
-        subprocess.run(["umount", str(folder)], check=True)
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def test_a_full_disk_stops_the_jobs_and_their_ends_are_still_written(

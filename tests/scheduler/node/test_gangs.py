@@ -35,7 +35,7 @@ def rank(node: Node, number: int, program: str, gang: str) -> RunSpec:
         world_size=2,
         network=Network.JOB,
         gang=Gang(gang),
-        time_limit_ms=20_000,
+        time_limit_ms=60_000,
     )
 
 

@@ -122,7 +122,7 @@ def test_a_killed_supervisor_takes_its_jobs_along_and_the_next_one_reports_them_
     while journal.stat().st_size == size:
         os.sched_yield()
     node.kill()
-    assert select.select([job], [], [], 5)[0]
+    assert select.select([job], [], [], 30)[0]
     os.close(job)
     node.start()
     status = node.status(spec)
