@@ -229,11 +229,13 @@ def job_directory(call: Call, found: JobRow) -> Path:
 
 
 async def _bounded(request: Request, bytes_max: int) -> AsyncIterator[bytes]:
+    """The body up to the chunk that makes it too large; as much again is read and forgotten, so it is heard."""
     seen = 0
     async for chunk in request.stream():
+        if seen <= bytes_max:
+            yield chunk
         seen += len(chunk)
-        yield chunk
-        if seen > bytes_max:
+        if seen > 2 * bytes_max:
             return
 
 
