@@ -31,7 +31,7 @@ class ClaimRequest(Body):
     """Which programme's period to claim: `2026-03` for a monthly, `2026-Q1` for a quarterly one."""
 
     programme: Slug
-    period: Annotated[str, StringConstraints(max_length=10)]
+    period: Annotated[str, StringConstraints(pattern=r"^2[01][0-9]{2}-(Q[1-4]|0[1-9]|1[0-2])$")]
     evidence: Evidence = Field(default_factory=dict)
 
 

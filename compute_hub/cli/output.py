@@ -19,6 +19,7 @@ from kernel.money import MICROS_PER_YUAN, parse_yuan
 
 _PIPE_WIDTH: Final = 200
 _COUNTS: Final = ("_cny", "_ms", "_milli", "_count", "_cny_per_card_hour")
+_PROSE: Final = frozenset({"facts", "sentence", "reason", "resolution", "cause"})
 _MS_PER_HOUR: Final = 3_600_000
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
@@ -46,12 +47,12 @@ def show(
     table = Table(title=title or None, header_style="bold", title_justify="left", box=box.SIMPLE_HEAD)
     for field, heading in columns.items():
         counts = field.endswith(_COUNTS) or any(f"{field}_cny" in row for row in rows)
-        # An id is there to be copied, so it is never cut; a sentence may be.
+        # An id is there to be copied, so it is never cut; sentences and facts go on in the next line.
         table.add_column(
             heading,
             justify="right" if counts else "left",
-            no_wrap=True,
-            overflow="ellipsis",
+            no_wrap=field not in _PROSE,
+            overflow="fold" if field in _PROSE else "ellipsis",
             min_width=36 if field == "id" else None,
         )
     for row in rows:
@@ -102,6 +103,8 @@ def _cell(field: str, value: object) -> str:
         return f"{int(str(value)) / 1000:,.1f} s"
     if field.endswith("_at"):
         return str(value)[:19].replace("T", " ")
+    if isinstance(value, dict):
+        return ", ".join(f"{name}: {inner}" for name, inner in value.items())
     return str(value)
 
 

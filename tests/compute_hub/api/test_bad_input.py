@@ -123,7 +123,7 @@ def test_nothing_is_not_an_amount_to_book(house: House, amount: str) -> None:
 def test_an_upload_that_is_too_large_or_no_archive_leaves_no_file(house: House) -> None:
     firm = house.enterprise()
     with house.untouched():
-        large = firm.ask("POST", "/v1/uploads", content=b"\x1f\x8b" + bytes(100_000))
+        large = firm.ask("POST", "/v1/uploads", content=b"\x1f\x8b" + bytes(190_000))
         assert "larger than 100000 bytes" in refusal(large, 422, "upload_too_large")
         for content in (b"PK\x03\x04 a zip", b""):
             words = refusal(firm.ask("POST", "/v1/uploads", content=content), 422, "upload_is_not_an_archive")
@@ -136,9 +136,9 @@ def test_an_upload_that_is_too_large_or_no_archive_leaves_no_file(house: House) 
 
 def test_a_body_that_is_too_large_is_refused_before_it_is_read(house: House) -> None:
     with house.untouched():
-        said = house.authority.ask("POST", "/v1/programmes", {"document": {"name": "x" * 2**20}})
+        said = house.authority.ask("POST", "/v1/programmes", {"document": {"name": "x" * 2**22}})
         refusal(said, 413, "body_too_large")
-        chunks = (b"x" * 65_536 for _ in range(20))
+        chunks = (b"x" * 65_536 for _ in range(60))
         headers = {"Content-Type": "application/json"}
         shown = house.authority.ask("POST", "/v1/programmes", headers=headers, content=chunks)
         refusal(shown, 413, "body_too_large")

@@ -98,3 +98,11 @@ def test_one_bank_transfer_pays_one_claim(house: House) -> None:
     with house.untouched():
         taken = {"bank_reference": "one"}
         house.authority.refused(409, "bank_reference_used", "POST", references[1], taken)
+
+
+def test_a_period_that_cannot_be_is_refused(house: House) -> None:
+    programme = house.programme()
+    with house.untouched():
+        for period_ in ("2026-13", "0001-01", "9999-12", "2026-Q9", "٢٠٢٦-03", ""):
+            asked = {"programme": programme, "period": period_}
+            house.operator.refused(422, "malformed_request", "POST", "/v1/claims", asked)

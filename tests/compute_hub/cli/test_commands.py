@@ -1,0 +1,181 @@
+"""`hub` as its users meet it: the whole story by commands, readable tables, one sentence when refused."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from compute_hub.cli.main import app, main
+from kernel.clock import utc_now
+from tests.compute_hub.api.house import EXAMPLES, MODEL, Asker, House, Json
+
+ROOT = Path(__file__).parents[3]
+
+
+class Terminal:
+    """Somebody who types `hub …` with a key in the environment."""
+
+    def __init__(
+        self, house: House, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        self.house = house
+        self._monkeypatch = monkeypatch
+        self._capsys = capsys
+
+    def types(self, who: Asker, *words: str, status: int = 0) -> tuple[str, str]:
+        """What the command prints on standard output and standard error."""
+        self._monkeypatch.setenv("HUB_URL", self.house.server.url)
+        self._monkeypatch.setenv("HUB_API_KEY", who.key)
+        self._monkeypatch.setattr(sys, "argv", ["hub", *words])
+        self._capsys.readouterr()
+        with pytest.raises(SystemExit) as left:
+            main()
+        printed = self._capsys.readouterr()
+        assert (left.value.code or 0) == status, printed
+        return printed.out, printed.err
+
+    def gets(self, who: Asker, *words: str) -> Json:
+        """The JSON a command prints."""
+        return json.loads(self.types(who, *words, "--json")[0])
+
+
+@pytest.fixture
+def terminal(house: House, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Terminal:
+    return Terminal(house, monkeypatch, capsys)
+
+
+def test_the_story_from_programme_to_reconciliation_by_commands(terminal: Terminal, tmp_path: Path) -> None:
+    house = terminal.house
+    programme = f"huangyan-{house.number()}"
+    document = json.loads((EXAMPLES / "huangyan.json").read_text(encoding="utf-8"))
+    file = tmp_path / "rules.json"
+    file.write_text(json.dumps(document | {"programme": programme}), encoding="utf-8")
+    assert "¥10,000,000.00" in terminal.types(house.authority, "programme", "publish", str(file))[0]
+    code = f"91331003{house.number():09d}X"
+    (firm,) = terminal.gets(house.operator, "enterprise", "register", code, "Works", "--region", "331003")
+    deposit = ["wallet", "deposit", firm["id"], "100.00", "--reference", f"bank {code}"]
+    assert "¥100.00" in terminal.types(house.operator, *deposit)[0]
+    key = terminal.gets(house.operator, "key", "make", "tenant", "Engineer", "--enterprise", firm["id"])[0]
+    tenant = Asker(house.http, key["key"])
+
+    (application,) = terminal.gets(tenant, "application", "apply", programme, "--amount", "50.00")
+    review = ["application", "review", application["id"], "--reason", "complete"]
+    shown, _ = terminal.types(house.reviewer, *review)
+    assert "first review" in shown
+    assert "cap_per_enterprise" in shown
+    terminal.types(house.approver, "application", "approve", application["id"], "--amount", "40.00")
+    (voucher,) = terminal.gets(house.authority, "application", "issue", application["id"])
+    table, _ = terminal.types(tenant, "voucher", "list")
+    assert voucher["number"] in table
+    assert "¥40.00" in table
+    assert terminal.gets(tenant, "voucher", "show", voucher["id"])[0]["parts"] == []
+    terminal.types(tenant, "voucher", "allot", voucher["id"], "moulds", "10.00", "--reference", "r")
+    assert "moulds" in terminal.types(tenant, "voucher", "show", voucher["id"])[0]
+    assert "will lapse" in terminal.types(tenant, "voucher", "forecast")[0]
+
+    submit = ["job", "submit", "--accelerator", MODEL, "--time-limit", "600"]
+    quoted, _ = terminal.types(tenant, *submit, "--quote", "--", "python", "train.py")
+    assert quoted.startswith("First stretch ¥6.250001: district voucher ")
+    (job,) = json.loads(terminal.types(tenant, *submit, "--json", "--", "python", "train.py")[0])
+    house.use(job["id"], 100_000)
+    charges, _ = terminal.types(tenant, "job", "charges", job["id"])
+    assert "¥0.30" in charges
+    assert "100.0 s" in charges
+
+    (claim,) = terminal.gets(house.operator, "claim", "make", programme, f"{utc_now():%Y-%m}")
+    terminal.types(house.reviewer, "claim", "check", claim["id"], "--centre", "91331003CENTRE0001")
+    terminal.types(house.reviewer, "claim", "review", claim["id"])
+    terminal.types(house.approver, "claim", "approve", claim["id"])
+    terminal.types(house.authority, "claim", "disburse", claim["id"], "--bank-reference", f"B {programme}")
+    reconcile = ["claim", "reconcile", claim["id"], "--received", "0.30", "--statement", "S"]
+    assert "reconciled" in terminal.types(house.operator, *reconcile)[0]
+    lines, _ = terminal.types(house.auditor, "claim", "show", claim["id"])
+    assert "Huangyan §3" in lines
+    assert "automatic checks" in lines
+
+    assert "balances sum to 0: ok" in terminal.types(house.auditor, "ledger", "audit")[0]
+    (account,) = terminal.gets(house.auditor, "ledger", "accounts", f"voucher/{voucher['id']}/project")
+    history, _ = terminal.types(house.auditor, "ledger", "history", account["id"])
+    assert "allot_part" in history
+
+
+def test_a_refusal_is_one_sentence_on_standard_error_and_exit_status_one(terminal: Terminal) -> None:
+    house = terminal.house
+    out, err = terminal.types(house.operator, "programme", "publish", __file__, status=1)
+    assert out == ""
+    assert err.startswith("hub: ")
+    assert "does not hold a JSON object" in err
+    _, err = terminal.types(house.auditor, "key", "make", "operator", "Me", status=1)
+    assert err == "hub: A key of role 'auditor' may not do this; it takes the role operator.\n"
+    _, err = terminal.types(house.auditor, "voucher", "show", "00000000-0000-0000-0000-000000000000", status=1)
+    assert err == "hub: There is no voucher 00000000-0000-0000-0000-000000000000.\n"
+    _, err = terminal.types(house.operator, "claim", "make", "x1", "2026-03", "--evidence", "I-7", status=1)
+    assert err == "hub: --evidence: 'I-7' is not KIND=REFERENCE, such as invoice=I-7.\n"
+    nobody = Asker(house.http, "hub_tenant_zzz")
+    _, err = terminal.types(nobody, "wallet", "show", status=1)
+    assert err.startswith("hub: The Authorization header does not hold an API key.")
+
+
+LISTINGS = [
+    ("auditor", ["programme", "list"]),
+    ("auditor", ["application", "list"]),
+    ("auditor", ["application", "notices"]),
+    ("auditor", ["voucher", "list"]),
+    ("auditor", ["voucher", "restored"]),
+    ("auditor", ["voucher", "forecast"]),
+    ("auditor", ["enterprise", "list"]),
+    ("auditor", ["key", "list"]),
+    ("auditor", ["claim", "list"]),
+    ("auditor", ["cluster", "show"]),
+    ("auditor", ["rate", "list"]),
+    ("auditor", ["ledger", "accounts"]),
+    ("auditor", ["job", "list"]),
+    ("tenant", ["wallet", "show"]),
+    ("tenant", ["wallet", "history"]),
+    ("tenant", ["wallet", "budgets"]),
+]
+
+
+@pytest.mark.parametrize(("role", "words"), LISTINGS, ids=" ".join)
+def test_every_listing_is_a_table_or_json(terminal: Terminal, role: str, words: list[str]) -> None:
+    house = terminal.house
+    who = house.enterprise("1.00") if role == "tenant" else house.auditor
+    assert isinstance(terminal.gets(who, *words), list)
+    assert terminal.types(who, *words)[0].strip()
+
+
+def test_every_command_says_what_it_is_for() -> None:
+    for group in app.registered_groups:
+        typer_app = group.typer_instance
+        assert typer_app is not None
+        for command in typer_app.registered_commands:
+            assert command.callback is not None
+            assert command.callback.__doc__, command.name
+
+
+@pytest.mark.slow
+def test_the_installed_program_speaks_to_a_hub(house: House) -> None:
+    hub = Path(sys.executable).with_name("hub")
+    environment = {
+        "PATH": "/usr/bin:/bin",
+        "PYTHONPATH": str(ROOT),
+        "HUB_URL": house.server.url,
+        "HUB_API_KEY": house.auditor.key,
+    }
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [hub, *words], env=environment, capture_output=True, text=True, check=False, timeout=120
+        )
+
+    listed = run("rate", "list", "--json")
+    assert (listed.returncode, json.loads(listed.stdout)[0]["model"]) == (0, MODEL)
+    refused = run("rate", "set", MODEL, "1.00")
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert refused.stderr == "hub: A key of role 'auditor' may not do this; it takes the role operator.\n"
+    environment["HUB_URL"] = "http://127.0.0.1:1"
+    away = run("rate", "list")
+    assert away.returncode == 1
+    assert away.stderr.startswith("hub: No hub answers at http://127.0.0.1:1")
