@@ -95,7 +95,7 @@ class Settings(BaseSettings):
     sandbox: Literal["bubblewrap", "process"] = "bubblewrap"
     tick_ms: Annotated[int, Field(ge=50, le=60_000)] = 1000
     leader_lease_ms: Annotated[int, Field(ge=1000)] = 5000
-    node_lease_ms: Annotated[int, Field(ge=1000)] = 8000
+    node_lease_ms: Annotated[int, Field(ge=1000)] = 4500
     meter_interval_ms: Annotated[int, Field(ge=100)] = 60_000
     hold_horizon_ms: Annotated[int, Field(ge=1000)] = 3_600_000
     upload_bytes_max: Annotated[int, Field(ge=1)] = 64 * 2**20

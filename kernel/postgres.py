@@ -105,7 +105,7 @@ class PrivatePostgres:
         with self.superuser() as connection:
             if connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [name]).fetchone():
                 return
-            copied = f' TEMPLATE "{template}"' if template else ""
+            copied = f' TEMPLATE "{template}" STRATEGY FILE_COPY' if template else ""
             connection.execute(f'CREATE DATABASE "{name}" OWNER {OWNER_ROLE}{copied}'.encode())
 
     def drop_database(self, name: str) -> None:

@@ -89,6 +89,14 @@ class ObjectionResolved(Conflict):
     sentence = "Objection {objection} is {state}."
 
 
+class ValidityOver(Conflict):
+    """A voucher issued now would have expired before it could be used."""
+
+    sentence = (
+        "A voucher of {programme} issued now would have expired at {expired_at} ({clause}); nothing is issued."
+    )
+
+
 class PoolExhausted(Unfunded):
     """The programme has less left in this cycle than the voucher's face value."""
 

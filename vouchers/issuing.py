@@ -24,6 +24,7 @@ from vouchers.errors import (
     CapExceeded,
     NotApplicationsVoucher,
     PoolExhausted,
+    ValidityOver,
     VoucherNotFound,
 )
 from vouchers.notices import check_notice_over
@@ -190,9 +191,19 @@ def _new_voucher(
         issued_on=report,
         issued_by=by,
         issued_at=at,
-        expires_at=expiry(terms.validity, at, terms.time_zone),
+        expires_at=_expires_at(terms, at),
         state="active",
     )
     session.add(voucher)
     session.flush()
     return voucher
+
+
+def _expires_at(terms: Terms, at: datetime) -> datetime:
+    """When a voucher issued now expires. Raises ValidityOver."""
+    expires_at = expiry(terms.validity, at, terms.time_zone)
+    if expires_at <= at:
+        raise ValidityOver(
+            programme=terms.programme, expired_at=expires_at.isoformat(), clause=terms.validity.clause
+        )
+    return expires_at

@@ -21,6 +21,8 @@ from kernel.clock import utc_now
 from kernel.database import open_engine, transaction
 from kernel.errors import HubError
 from scheduler.controller.wakeups import Wakeups, notifications
+from vouchers.afterlife import expire_vouchers
+from vouchers.redemption import lapse_holds
 
 _BATCH: Final = 200
 _log = structlog.get_logger(__name__)
@@ -40,10 +42,24 @@ def run_biller(settings: Settings) -> None:
         wakeups.wait(settings.tick_ms / 1000)
         try:
             bill_once(engine, utc_now())
+            end_what_is_due(engine, utc_now())
         except DBAPIError as error:
             _log.error("database_failed", reason=str(error.orig))
     wakeups.stop()
     engine.dispose()
+
+
+def end_what_is_due(engine: Engine, at: datetime) -> int:
+    """End the vouchers whose instant has come and holds at their far end; returns how many there were."""
+    count = 0
+    for end in (expire_vouchers, lapse_holds):
+        while True:
+            with transaction(engine) as session:
+                ended = end(session, at)
+            count += len(ended)
+            if not ended:
+                break
+    return count
 
 
 def bill_once(engine: Engine, at: datetime) -> int:

@@ -6,7 +6,7 @@ Nothing that goes wrong in a step ends the process: the next tick begins again f
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Final
 
@@ -30,12 +30,15 @@ from scheduler.controller.wakeups import Wakeups
 from scheduler.jobs import WAKE_CHANNEL
 from scheduler.leadership import Leadership, acquire, fence, renew, resign
 from scheduler.node.protocol import Report, SyncRequest
-from scheduler.policy.settings import PolicySettings
+from scheduler.policy.settings import policy_named
 from scheduler.refusals import LeadershipLost
 from scheduler.tables import JobRow, NodeRow
 
 _ROUNDS_MAX: Final = 20
 """Cycles in one step; what is still moving after so many is taken up at the next tick."""
+
+LIVE_POLICY: Final = replace(policy_named("default"), evicts=False)
+"""The default policy without preemption, which the live cluster does not carry out yet."""
 
 _log = structlog.get_logger(__name__)
 
@@ -113,7 +116,7 @@ class Controller:
         except Exception:  # noqa: BLE001 - the loop outlives every step
             _log.exception("step_failed")
             if self._term is not None:
-                self._term.live = LiveState(PolicySettings())
+                self._term.live = LiveState(LIVE_POLICY)
 
     def lead(self) -> bool:
         """Renew the lease or try to get it; whether this controller leads. Raises LeadershipLost."""
@@ -127,7 +130,7 @@ class Controller:
             return False
         _log.info("leading", epoch=leadership.epoch, holder=self._holder)
         nodes = Nodes(self._pace.node_lease_ms, boottime_ms())
-        self._term = _Term(leadership, nodes, LiveState(PolicySettings()), Stopwatch())
+        self._term = _Term(leadership, nodes, LiveState(LIVE_POLICY), Stopwatch())
         return True
 
     def resign(self) -> None:

@@ -21,8 +21,10 @@ class NodeAgent:
 
     def sync(self, request: SyncRequest) -> Report:
         """One `sync` of the node's supervisor."""
-        return SupervisorClient(self._socket).sync(request)
+        with SupervisorClient(self._socket) as supervisor:
+            return supervisor.sync(request)
 
     def wait_for_change(self, after_seq: int, timeout_ms: int) -> Change:
         """Return when a run of this node changed state after `after_seq`, or after the timeout."""
-        return SupervisorClient(self._socket).wait_for_change(after_seq, timeout_ms)
+        with SupervisorClient(self._socket) as supervisor:
+            return supervisor.wait_for_change(after_seq, timeout_ms)

@@ -9,7 +9,7 @@ from datetime import UTC, date, datetime, timedelta
 from zoneinfo import ZoneInfo
 
 from kernel.errors import Invalid
-from vouchers.domain.terms import Terms, Validity
+from vouchers.domain.terms import YEAR_MAX, YEAR_MIN, Terms, Validity
 
 _MONTH = re.compile(r"(\d{4})-(0[1-9]|1[0-2])")
 _QUARTER = re.compile(r"(\d{4})-Q([1-4])")
@@ -58,7 +58,7 @@ def claim_period(terms: Terms, period: str) -> tuple[datetime, datetime]:
     """Start and end instant of a claim period such as `2026-03` or `2026-Q1`. Raises MalformedPeriod."""
     pattern, example = (_MONTH, "2026-03") if terms.settlement.cycle == "month" else (_QUARTER, "2026-Q1")
     match = pattern.fullmatch(period)
-    if match is None or int(match[1]) == 0:
+    if match is None or not YEAR_MIN <= int(match[1]) <= YEAR_MAX:
         raise MalformedPeriod(value=period, cycle=terms.settlement.cycle, example=example)
     length = 1 if terms.settlement.cycle == "month" else 3
     first = date(int(match[1]), (int(match[2]) - 1) * length + 1, 1)

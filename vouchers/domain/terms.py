@@ -18,6 +18,10 @@ from vouchers.domain.facts import ChargeFacts, EnterpriseFacts
 CNY: Final = "CNY"
 MS_PER_HOUR: Final = 3_600_000
 
+YEAR_MIN: Final = 1949
+YEAR_MAX: Final = 2199
+"""Days outside these years are slips of the keyboard, and the calendar's arithmetic ends not far beyond."""
+
 
 class ProgrammeInvalid(Invalid):
     """A programme document that contradicts itself or the schema."""
@@ -381,9 +385,12 @@ def _reserve(document: dict[str, Any], asset: str) -> Reserve | None:
 
 def _date(text: str, field: str) -> date:
     try:
-        return date.fromisoformat(text)
+        day = date.fromisoformat(text)
     except ValueError:
         raise ProgrammeInvalid(field=field, reason=f"{text!r} is not a day of the calendar") from None
+    if not YEAR_MIN <= day.year <= YEAR_MAX:
+        raise ProgrammeInvalid(field=field, reason=f"{text!r} does not lie between {YEAR_MIN} and {YEAR_MAX}")
+    return day
 
 
 def _optional_date(entry: dict[str, Any], name: str, field: str) -> date | None:
@@ -393,5 +400,5 @@ def _optional_date(entry: dict[str, Any], name: str, field: str) -> date | None:
 def _check_time_zone(name: str) -> None:
     try:
         ZoneInfo(name)
-    except (ZoneInfoNotFoundError, ValueError):
+    except (ZoneInfoNotFoundError, ValueError, OSError):
         raise ProgrammeInvalid(field="time_zone", reason=f"{name!r} is not a known time zone") from None
