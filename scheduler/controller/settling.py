@@ -111,11 +111,16 @@ def _conclude(
     elif wanted:
         state = "cancelled" if job.stop_reason == "cancelled" else "failed"
         job.exit_code = culprit.exit_code if culprit is not None else 0
-        said = f": {job.reason}" if job.stop_reason == "funds_exhausted" else ""
-        _end(session, job, state, f"stopped: {job.stop_reason}{said}", accounting, at)
+        _end(session, job, state, _why_stopped(job), accounting, at)
     else:
         assert culprit is not None  # noqa: S101 - the first branch took the other case
         _fail_or_requeue(session, job, culprit, accounting, at)
+
+
+def _why_stopped(job: JobRow) -> str:
+    if job.stop_reason == "cancelled":
+        return "cancelled while it ran"
+    return f"stopped ({job.stop_reason}): {job.reason}"
 
 
 def _started_at(runs: Sequence[RunRow]) -> datetime | None:
@@ -132,7 +137,7 @@ def _fail_or_requeue(
     session: Session, job: JobRow, culprit: RunRow, accounting: Accounting, at: datetime
 ) -> None:
     rank = f"rank {culprit.rank}: " if job.node_count > 1 else ""
-    detail = culprit.end_detail or culprit.end_reason or "ended"
+    detail = culprit.end_detail or f"its program ended with exit status {culprit.exit_code}"
     if culprit.end_reason in _INFRASTRUCTURE and job.attempt <= job.max_retries:
         job.state, job.stop_reason, job.placed_at, job.started_at = "queued", None, None, None
         job.reason = f"attempt {job.attempt} was lost ({culprit.end_reason}); it waits to be tried again"

@@ -17,7 +17,7 @@ def test_no_order_of_steps_loses_or_makes_money(world: World) -> None:
 
 
 @pytest.mark.slow
-def test_thousands_of_orders_of_steps_lose_or_make_no_money(world: World) -> None:
+def test_many_orders_of_steps_lose_or_make_no_money(world: World) -> None:
     run_state_machine_as_test(
         lambda: MoneyMachine(world), settings=settings(QUIET, max_examples=200, stateful_step_count=12)
     )
