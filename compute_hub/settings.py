@@ -3,9 +3,17 @@
 import os
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -94,8 +102,9 @@ class Settings(BaseSettings):
     ray_directory: Path | None = None
     sandbox: Literal["bubblewrap", "process"] = "bubblewrap"
     tick_ms: Annotated[int, Field(ge=50, le=60_000)] = 1000
-    leader_lease_ms: Annotated[int, Field(ge=1000)] = 5000
-    node_lease_ms: Annotated[int, Field(ge=1000)] = 4500
+    leader_lease_ms: Annotated[int, Field(ge=1000)] = 3000
+    node_lease_ms: Annotated[int, Field(ge=1000)] = 8000
+    """How long jobs go on without a controller; longer than a new one needs to take over, or its death ends them."""
     meter_interval_ms: Annotated[int, Field(ge=100)] = 60_000
     hold_horizon_ms: Annotated[int, Field(ge=1000)] = 3_600_000
     upload_bytes_max: Annotated[int, Field(ge=1)] = 64 * 2**20
@@ -118,6 +127,15 @@ class Settings(BaseSettings):
         if not file.is_file():
             raise NoSettingsFile(path=file)
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, toml_file=file)
+
+    @model_validator(mode="after")
+    def _takeover_fits(self) -> Self:
+        if self.node_lease_ms < self.leader_lease_ms + 1000:
+            message = (
+                "node_lease_ms must be at least leader_lease_ms + 1000, or a controller's death ends every job"
+            )
+            raise ValueError(message)
+        return self
 
     @property
     def uploads(self) -> Path:
@@ -150,7 +168,7 @@ def settings() -> Settings:
         return Settings()
     except ValidationError as error:
         fault = error.errors()[0]
-        name = "__".join(str(part) for part in fault["loc"])
+        name = "__".join(str(part) for part in fault["loc"]) or "*"
         raise MalformedSettings(variable=f"HUB_{name.upper()}", field=name, reason=fault["msg"]) from None
 
 

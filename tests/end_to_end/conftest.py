@@ -95,6 +95,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningHub]:
         "HUB_API_PORT": str(port),
         "HUB_RAY_PORT": str(free_port()),
         "HUB_METER_INTERVAL_MS": "1000",
+        "HUB_NODE_LEASE_MS": "20000",  # a busy machine takes long to start a new controller
     }
     process = subprocess.Popen(
         [str(HUB), "up"], env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, bufsize=0

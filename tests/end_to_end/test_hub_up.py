@@ -128,7 +128,7 @@ def await_answer(hub: RunningHub) -> None:
 def until_charged(auditor: HubClient, job_id: str) -> list[dict[str, Any]]:
     never, deadline = threading.Event(), boottime_ms() + PATIENCE_MS
     while True:
-        usage: list[dict[str, Any]] = auditor.get(f"/v1/jobs/{job_id}/usage")
+        usage = list(auditor.pages(f"/v1/jobs/{job_id}/usage"))
         if usage and usage[-1]["final"] and all(record["charge_id"] for record in usage if record["slot_ms"]):
             return usage
         assert boottime_ms() < deadline, usage

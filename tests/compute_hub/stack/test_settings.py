@@ -18,7 +18,7 @@ def test_a_variable_overrides_the_file_and_the_file_the_default(
     monkeypatch.setenv("HUB_CONFIG", str(file))
     monkeypatch.setenv("HUB_API_PORT", "9001")
     chosen = settings()
-    assert (chosen.tick_ms, chosen.api_port, chosen.leader_lease_ms) == (300, 9001, 5000)
+    assert (chosen.tick_ms, chosen.api_port, chosen.leader_lease_ms) == (300, 9001, 3000)
 
 
 @pytest.mark.parametrize(
@@ -26,6 +26,7 @@ def test_a_variable_overrides_the_file_and_the_file_the_default(
     [
         ("tick_ms = 'soon'\n", "HUB_TICK_MS"),
         ("tickms = 3\n", "HUB_TICKMS"),
+        ("node_lease_ms = 2000\n", "leader_lease_ms"),
         ("[[nodes]]\nname = 'a b'\ndevices = []\n", "HUB_NODES__0__NAME"),
         (
             (
