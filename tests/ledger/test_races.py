@@ -33,6 +33,8 @@ from tests.ledger.world import (
     undo,
 )
 
+pytestmark = pytest.mark.slow
+
 CLIENTS = 64
 
 

@@ -29,6 +29,8 @@ from vouchers.settlement import approve_claim, check_claim, review_claim
 from vouchers.tables import Claim, Voucher
 from vouchers.wallets import allot_part, set_budget, wallet_balance
 
+pytestmark = pytest.mark.slow
+
 CLIENTS = 64
 AT_ONCE = 32
 """Connections; the other clients queue for one, as behind a pool in production."""

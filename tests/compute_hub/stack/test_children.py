@@ -9,6 +9,8 @@ import pytest
 from compute_hub.settings import inherited_environment
 from compute_hub.stack.children import Child, ChildEnded, processes_naming, stop_all
 
+pytestmark = pytest.mark.slow
+
 
 def started(tmp_path: Path, name: str, program: str) -> Child:
     argv = [sys.executable, "-c", program, str(tmp_path / name)]

@@ -13,6 +13,8 @@ from scheduler.node.errors import SupervisorRefused
 from scheduler.refusals import LeadershipLost
 from tests.scheduler.controller.cluster import FOREVER, Cluster, log_of
 
+pytestmark = pytest.mark.slow
+
 
 class Killed(Exception):
     pass

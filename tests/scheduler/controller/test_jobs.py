@@ -7,6 +7,8 @@ from scheduler.jobs import cancel_job
 from scheduler.refusals import JobAlreadyEnded
 from tests.scheduler.controller.cluster import FOREVER, Cluster, log_of
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_job_starts_runs_and_succeeds_and_gives_its_card_back(cluster: Cluster) -> None:
     cluster.node()

@@ -12,6 +12,8 @@ from scheduler.node.protocol import EndReason
 from scheduler.node.workspace import open_artifact
 from tests.scheduler.node.harness import Node, await_line
 
+pytestmark = pytest.mark.slow
+
 
 def test_an_artifact_is_read_from_the_workspace(node: Node) -> None:
     spec = node.spec("/bin/sh", "-c", "mkdir -p out && echo result > out/model.txt")
