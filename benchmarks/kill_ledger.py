@@ -175,12 +175,17 @@ class Harness:
                 print(f"{point} points, {done} intentions acknowledged", file=sys.stderr, flush=True)
 
     def finish(self) -> list[int]:
-        """Kill every client, send what is left of its round, and tell how many intentions each has."""
+        """Kill every client, send what is left of its round, and tell how many intentions each has.
+
+        The next intention is always sent, even where a round is complete: the victim may have sent it, and its
+        backend may still commit it.
+        """
         for worker in self._workers:
             worker.kill()
         engine = open_engine(self._url, pool_size=1)
         for number, worker in enumerate(self._workers):
-            while worker.next_intention % STEPS_PER_ROUND or worker.next_intention == 0:
+            end = (worker.next_intention // STEPS_PER_ROUND + 1) * STEPS_PER_ROUND
+            while worker.next_intention < end:
                 with suppress(DBAPIError):
                     with transaction(engine) as session:
                         post_all(session, batch(number, worker.next_intention), at=AT)
