@@ -68,7 +68,13 @@ def pledge_funding(
     coverage = quote(
         session, job.tenant_id, hold_micros(slot_ms, rate.micros_per_card_hour), facts, voucher_ids, at
     )
-    session.add(
+    pledge_alike(session, [job], voucher_ids)
+    return coverage
+
+
+def pledge_alike(session: Session, jobs: Sequence[JobRow], voucher_ids: Sequence[UUID] | None) -> None:
+    """Note how new jobs are to be paid that are like one of which that has been checked."""
+    session.add_all(
         JobFundingRow(
             job_id=job.id,
             tenant_id=job.tenant_id,
@@ -77,9 +83,9 @@ def pledge_funding(
             held_slot_ms=0,
             held_micros=0,
         )
+        for job in jobs
     )
     session.flush()
-    return coverage
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ Invariant: a job is in exactly one of `queued` and `running`.
 
 from collections import Counter
 from collections.abc import Iterable
+from copy import copy
 from dataclasses import dataclass
 from heapq import heappop, heappush
 
@@ -74,6 +75,18 @@ class SchedulerState:
         self._awaiting: dict[str, set[str]] = {}
         self._alarms: list[tuple[int, str]] = []
         self._sequence = 0
+
+    def queue_added(self, queue: Queue) -> None:
+        """A queue more; nothing that is known of the others is lost. Raises UnknownQueue, DuplicateQueue."""
+        self.queues.add(queue)
+
+    def inherit(self, before: "SchedulerState") -> None:
+        """Take over what an earlier state had learned, which no node, queue or live job says; `queues` apart."""
+        self.predictor = before.predictor
+        self.sizes = copy(before.sizes)
+        self.succeeded = set(before.succeeded)
+        self.failed = set(before.failed)
+        self.evictions_of = Counter(before.evictions_of)
 
     # -- nodes ---------------------------------------------------------------------------------------
 

@@ -41,7 +41,7 @@ class House:
             for model, price in PRICE.items():
                 set_rate(session, model, price, effective_from=NOW, by=new_id(), at=NOW)
             session.execute(
-                text("INSERT INTO nodes VALUES ('n', 'h', 'up', '{}', 1000, 1000, '{}', :at, :at);").bindparams(
+                text("INSERT INTO nodes VALUES ('n', 'h', 'up', '{}', 4000, 4096, '{}', :at, :at);").bindparams(
                     at=NOW
                 )
             )
