@@ -18,7 +18,7 @@ from scheduler.leadership import Leadership, fence
 from scheduler.node.protocol import EndReason
 from scheduler.tables import JobRow, RunRow
 
-_INFRASTRUCTURE: Final = frozenset({"lease_lost", "supervisor_lost", "node_lost", "node_stopped"})
+INFRASTRUCTURE: Final = frozenset({"lease_lost", "supervisor_lost", "node_lost", "node_stopped"})
 """Ends that are the centre's fault: the job is tried again if it has retries left."""
 
 _STOPPED: Final = frozenset({EndReason.STOPPED.value, "never_started"})
@@ -138,7 +138,7 @@ def _fail_or_requeue(
 ) -> None:
     rank = f"rank {culprit.rank}: " if job.node_count > 1 else ""
     detail = culprit.end_detail or f"its program ended with exit status {culprit.exit_code}"
-    if culprit.end_reason in _INFRASTRUCTURE and job.attempt <= job.max_retries:
+    if culprit.end_reason in INFRASTRUCTURE and job.attempt <= job.max_retries:
         job.state, job.stop_reason, job.placed_at, job.started_at = "queued", None, None, None
         job.reason = f"attempt {job.attempt} was lost ({culprit.end_reason}); it waits to be tried again"
         return
