@@ -147,11 +147,28 @@ class House:
         with transaction(self.engine) as session:
             self.funding.record_usage(session, "n", records, at)
 
-    def end(self, job_id: UUID, at: datetime = NOW) -> None:
+    def lose(self, job_id: UUID) -> None:
+        """The node is lost and the job waits to be tried again, as the controller settles it."""
         with transaction(self.engine) as session:
             job = session.get_one(JobRow, job_id)
-            job.state, job.ended_at = "succeeded", at
-            session.execute(text("UPDATE runs SET state = 'ended', end_reason = 'exited'"))
+            job.state, job.placed_at = "queued", None
+            self._end_runs(session, job_id, "node_lost")
+
+    def _end_runs(self, session: Session, job_id: UUID, reason: str) -> None:
+        session.execute(
+            text(
+                "UPDATE runs SET state = 'ended', end_reason = :reason WHERE job_id = :job AND state <> 'ended'"
+            ),
+            {"reason": reason, "job": job_id},
+        )
+
+    def end(
+        self, job_id: UUID, at: datetime = NOW, *, state: str = "succeeded", reason: str = "exited"
+    ) -> None:
+        with transaction(self.engine) as session:
+            job = session.get_one(JobRow, job_id)
+            job.state, job.ended_at, job.end_reason = state, at, reason
+            self._end_runs(session, job_id, reason)
             session.flush()
             self.funding.ended(session, job, at)
 
