@@ -23,6 +23,7 @@ class Contest:
     ) -> None:
         self._now_ms = now_ms
         self._hindered = hindered
+        self._promises = state.promises.by_pool
         self._capacities = state.capacities()
         self._classes: dict[QueueState, list[JobClass]] = {}
         for job_class in candidates:
@@ -110,8 +111,11 @@ class Contest:
         longest_ms = self._hindered.get(shape)
         if longest_ms is None:
             return False
-        shortest = job_class.shortest()
-        return shortest is None or shortest[3].job.time_limit_ms > longest_ms
+        shortest, first = job_class.shortest(), job_class.head()
+        if shortest is None or first is None:
+            return True
+        holds = any(promise.job_id == first[3].job.id for promise in self._promises.values())
+        return not holds and shortest[3].job.time_limit_ms > longest_ms
 
     def _row(self, queue: QueueState) -> tuple[Tier, int, str, QueueState]:
         if queue.lonely:

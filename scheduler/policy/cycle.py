@@ -42,6 +42,7 @@ class Cycle:
         self._unserved: list[QueuedJob] = []
         self._hindered: dict[Shape, int] = {}
         """Shapes a promise stands in the way of, and how long a job of it may last to be gone before."""
+        self._redeemed = False
         self._may_evict = may_evict(state)
         self._nominated = dict(state.promises.nominations.by_job)
 
@@ -59,25 +60,38 @@ class Cycle:
         state = self.state
         state.wake(self.now_ms)
         self._start_nominees()
-        candidates = self._candidates()
-        if candidates:
-            contest = Contest(state, self.now_ms, candidates, self._hindered)
-            shapes = {job_class.shape for job_class in candidates}
-            while (leaf := contest.next_leaf()) is not None:
-                if len(self._hindered) >= len(shapes) and all(
-                    self._hindered.get(shape) == 0 for shape in shapes
-                ):
-                    break  # nothing of any shape fits any more, whoever asks
-                job_class, entry = contest.head_of(leaf)
-                self._consider(contest, leaf, job_class, entry)
+        self._hold_contests()
         evictions: tuple[Eviction, ...] = ()
         wakes = [state.next_alarm_ms()]
         if self._may_evict:
+            promised = len(state.promises.by_pool)
             evictions, wake = find_evictions(state, self._unserved, self.now_ms)
             wakes.append(wake)
             self._start_nominees()
+            if len(state.promises.by_pool) < promised:
+                self._hindered.clear()
+                self._hold_contests()
         next_wake = min((wake for wake in wakes if wake is not None), default=None)
         return Plan(self.now_ms, tuple(self.starts), evictions, next_wake)
+
+    def _hold_contests(self) -> None:
+        while self._hold_contest():
+            self._hindered.clear()  # whom the promise hindered may go now
+
+    def _hold_contest(self) -> bool:
+        """Offer what is free to everybody in turn; whether a promise that hindered somebody was redeemed or moved."""
+        self._redeemed = False
+        candidates = self._candidates()
+        if not candidates:
+            return False
+        contest = Contest(self.state, self.now_ms, candidates, self._hindered)
+        shapes = {job_class.shape for job_class in candidates}
+        while (leaf := contest.next_leaf()) is not None:
+            if len(self._hindered) >= len(shapes) and all(self._hindered.get(shape) == 0 for shape in shapes):
+                break  # nothing of any shape fits any more, whoever asks
+            job_class, entry = contest.head_of(leaf)
+            self._consider(contest, leaf, job_class, entry)
+        return self._redeemed
 
     def undo(self) -> None:
         """Take every start back, the last first."""
@@ -191,6 +205,7 @@ class Cycle:
                 self._start(queued, job_class, *placed)
                 for holder, pool in aside:
                     self._promise(holder, (pool,))
+                    self._redeemed = self._redeemed or any(self._hindered.values())
                 contest.advance(leaf)
                 return
             if not hindered and pools is shape.pools:
@@ -234,7 +249,7 @@ class Cycle:
         return later
 
     def _gone_before(self, shape: Shape, pools: tuple[Pool, ...]) -> int:
-        """How long a job may last that uses promised nodes of these pools without breaking a promise."""
+        """How long a job may last that uses promised nodes of these pools without breaking a promise; never 0."""
         promises = self.state.promises
         if promises.spans:
             return FOREVER_MS
@@ -245,7 +260,7 @@ class Cycle:
                 continue  # what is nominated is for nobody else, however soon it would be gone
             held = promises.by_pool.get(pool.model)
             until_ms.append(FOREVER_MS if held is None else held.from_ms)
-        return max(until_ms) - self.now_ms
+        return max(1, max(until_ms) - self.now_ms)
 
     def _not_served(self, job_class: JobClass, queued: QueuedJob) -> None:
         if job_class.shape.pools:
@@ -387,6 +402,7 @@ class Cycle:
         self.starts.append(Start(job.id, placements))
         self._begun.append(queued)
         if held is not None and held.job_id == job.id:
+            self._redeemed = self._redeemed or any(self._hindered.values())
             self._hindered.clear()
             following = self._first_unfit(pool)
             if following is not None:

@@ -5,6 +5,7 @@ planned one after another never count on the same room or the same share of a gu
 `undo` the state is what it was.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -50,6 +51,8 @@ class Imagination:
         self._freed = {pool: pool.freed for pool in state.capacity.pools.values()}
         self._gone: dict[str, RunningJob] = {}
         self._come: list[tuple[QueuedJob, Pool, Found]] = []
+        self._coming: Counter[tuple[str, str]] = Counter()
+        """By queue and pool, what imagined starts use: nobody is beyond its guarantee by what it has not started."""
         self.matures_ms: int | None = None
         """When the next victim that a claim could use is past its minimum run time."""
         nominations = state.promises.nominations.by_job.values()
@@ -82,7 +85,7 @@ class Imagination:
         """
         best: tuple[Outcome, _Attempt, Found] | None = None
         for pool in claim.shape.pools:
-            guaranteed = self._in_guarantee(claim.leaf, claim, pool)
+            guaranteed = in_guarantee(claim, pool)
             if not guaranteed and not self._state.preemptible_running:
                 continue
             ripe, green = self._candidates(claim, pool)
@@ -130,16 +133,16 @@ class Imagination:
         if leaf is claim.leaf:
             return self._state.preemptible_running > 0
         _, theirs = below_common(claim.leaf, leaf)
-        return theirs.used.get(pool.model, 0) > theirs.quota(pool.model).guarantee_milli or any(
-            _beyond_bound(level, pool) for level in leaf.ancestry
-        )
+        return self._runs_milli(theirs, pool.model) > theirs.quota(
+            pool.model
+        ).guarantee_milli or self._beyond_bound(leaf, pool.model)
 
     def _by_preference(self, rows: list[RunningJob], pool: Pool) -> list[RunningJob]:
         """Users of what stood idle first, then preemptible ones, low priorities, the latest started."""
         return sorted(
             rows,
             key=lambda one: (
-                not any(_beyond_bound(level, pool) for level in one.leaf.ancestry),
+                not self._beyond_bound(one.leaf, pool.model),
                 not one.job.preemptible,
                 one.job.priority,
                 -one.started_ms,
@@ -156,18 +159,14 @@ class Imagination:
                 return PRIORITY
         else:
             mine, theirs = below_common(claim.leaf, victim.leaf)
-            over = theirs.used.get(model, 0) - theirs.quota(model).guarantee_milli
+            over = self._runs_milli(theirs, model) - theirs.quota(model).guarantee_milli
             if over > 0 and mine.tier(model, job.devices_milli) is Tier.GUARANTEED:
                 return GUARANTEE
-            if gives and not capped and over > 0 and _fairer(claim, victim, mine, theirs, model):
+            if gives and not capped and over > 0 and self._is_fairer(claim, victim, model):
                 return FAIRNESS
         firm = victim.leaf is not claim.leaf or not job.preemptible
-        beyond = any(_beyond_bound(level, pool) for level in victim.leaf.ancestry)
+        beyond = self._beyond_bound(victim.leaf, model)
         return BORROWING if gives and not capped and firm and beyond else None
-
-    def _in_guarantee(self, leaf: QueueState, claim: QueuedJob, pool: Pool) -> bool:
-        milli = claim.job.devices_milli
-        return any(level.tier(pool.model, milli) is Tier.GUARANTEED for level in leaf.ancestry)
 
     # -- trying victims ----------------------------------------------------------------------------------
 
@@ -303,6 +302,25 @@ class Imagination:
         self._state.capacity.take(as_placements(found), job.cpu_milli, job.memory_mib)
         self._state.queues.charge(queued.leaf, pool.model, job.devices_milli, self._now_ms)
         self._come.append((queued, pool, found))
+        for level in queued.leaf.ancestry:
+            self._coming[level.name, pool.model] += job.devices_milli
+
+    def _runs_milli(self, level: QueueState, model: str) -> int:
+        return level.used.get(model, 0) - self._coming[level.name, model]
+
+    def _beyond_bound(self, leaf: QueueState, model: str) -> bool:
+        """Whether what runs in the leaf's queues exceeds a borrow limit of one of them."""
+        return any(
+            bound is not None and self._runs_milli(level, model) > bound
+            for level, bound in ((level, level.bound(model)) for level in leaf.ancestry)
+        )
+
+    def _is_fairer(self, claim: QueuedJob, victim: RunningJob, model: str) -> bool:
+        """Whether the claimant's weighted use with the claim is strictly below the victim's without the victim."""
+        mine, theirs = below_common(claim.leaf, victim.leaf)
+        after = (mine.used.get(model, 0) + claim.job.devices_milli) * theirs.quota(model).weight
+        before = (self._runs_milli(theirs, model) - victim.job.devices_milli) * mine.quota(model).weight
+        return after < before
 
 
 def below_common(left: QueueState, right: QueueState) -> tuple[QueueState, QueueState]:
@@ -313,13 +331,11 @@ def below_common(left: QueueState, right: QueueState) -> tuple[QueueState, Queue
     return left, right
 
 
-def _beyond_bound(level: QueueState, pool: Pool) -> bool:
-    bound = level.bound(pool.model)
-    return bound is not None and level.used.get(pool.model, 0) > bound
-
-
-def _fairer(claim: QueuedJob, victim: RunningJob, mine: QueueState, theirs: QueueState, model: str) -> bool:
-    """Whether the claimant's weighted use with the claim is strictly below the victim's without the victim."""
-    after = (mine.used.get(model, 0) + claim.job.devices_milli) * theirs.quota(model).weight
-    before = (theirs.used.get(model, 0) - victim.job.devices_milli) * mine.quota(model).weight
-    return after < before
+def in_guarantee(claim: QueuedJob, only: Pool | None = None) -> bool:
+    """Whether some level of its queue guarantees the claim (in this pool, or in any it may use)."""
+    milli = claim.job.devices_milli
+    return any(
+        level.tier(pool.model, milli) is Tier.GUARANTEED
+        for pool in ((only,) if only else claim.shape.pools)
+        for level in claim.leaf.ancestry
+    )

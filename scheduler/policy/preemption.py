@@ -14,11 +14,10 @@ victims that are not past their minimum yet: their nodes are nominated at once, 
 
 from typing import Final
 
-from scheduler.policy.imagination import Imagination, Outcome
+from scheduler.policy.imagination import Imagination, Outcome, in_guarantee
 from scheduler.policy.model import Eviction
 from scheduler.policy.nominations import Nomination
 from scheduler.policy.pending import JobClass, QueuedJob
-from scheduler.policy.queues import Tier
 from scheduler.policy.state import SchedulerState
 
 CLAIMS_MAX: Final = 8
@@ -115,7 +114,7 @@ def _claims(state: SchedulerState, unserved: list[QueuedJob]) -> list[QueuedJob]
         and state.claims_of[claim.job.id] < CLAIMS_PER_JOB_MAX
         and _may_claim(state, claim)
     ]
-    rows.sort(key=lambda one: (-one.job.priority, one.entry or (0,), one.sequence))
+    rows.sort(key=lambda one: (not in_guarantee(one), -one.job.priority, one.entry or (0,), one.sequence))
     return rows if few else rows[:CLAIMS_MAX]
 
 
@@ -137,10 +136,4 @@ def _may_claim(state: SchedulerState, claim: QueuedJob) -> bool:
         return False
     if job.array_running_max and state.array_running[job.array_id] >= job.array_running_max:
         return False
-    if state.preemptible_running:
-        return True
-    return any(
-        level.tier(pool.model, job.devices_milli) is Tier.GUARANTEED
-        for pool in claim.shape.pools
-        for level in leaf.ancestry
-    )
+    return state.preemptible_running > 0 or in_guarantee(claim)

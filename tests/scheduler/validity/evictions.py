@@ -39,7 +39,7 @@ def entitled(log: Log, asked: dict[str, Asked]) -> list[str]:
         used = sum(
             one.milli
             for one in log.attempts
-            if one.start_ms < stop.at_ms <= one.end_ms
+            if one.start_ms <= stop.at_ms < one.end_ms
             and model_of[one.nodes[0]] == model
             and apart[-1] in tree.path(asked[one.job].queue)
         )
