@@ -22,6 +22,7 @@ from pydantic_settings import (
 )
 
 from kernel.errors import Invalid
+from vouchers.domain.facts import CentreFacts
 
 _DEFAULT_CONFIG: Final = Path(__file__).resolve().parent.parent / "deploy" / "hub.toml"
 
@@ -84,6 +85,22 @@ class Price(_Part):
     price_cny_per_card_hour: Annotated[str, StringConstraints(pattern=r"^\d+(\.\d{1,6})?$")]
 
 
+class Model(_Part):
+    """What an accelerator model can do: its peak at the precision by which the centre is certified."""
+
+    tflops: Annotated[int, Field(ge=1, le=1_000_000)]
+
+
+class Centre(_Part):
+    """What the rules of programmes look at in this centre.
+
+    `pflops` is its installed peak as certified; left out, it is what the `nodes` named here add up to.
+    """
+
+    region: Annotated[str, StringConstraints(pattern=r"^([0-9]{2,12}|GB)$")] = "331003"
+    pflops: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
+
+
 class Settings(BaseSettings):
     """Everything an operator can choose. Durations are milliseconds."""
 
@@ -109,6 +126,8 @@ class Settings(BaseSettings):
     hold_horizon_ms: Annotated[int, Field(ge=1000)] = 3_600_000
     upload_bytes_max: Annotated[int, Field(ge=1)] = 64 * 2**20
     log_bytes_max: Annotated[int, Field(ge=4096)] = 16 * 2**20
+    centre: Centre = Centre()
+    models: dict[str, Model] = {}
     nodes: tuple[Node, ...] = ()
     environments: dict[str, Environment] = {}
     prices: tuple[Price, ...] = ()
@@ -136,6 +155,15 @@ class Settings(BaseSettings):
             )
             raise ValueError(message)
         return self
+
+    @property
+    def centre_facts(self) -> CentreFacts:
+        """What programmes look at in the centre."""
+        pflops = self.centre.pflops
+        if pflops is None:
+            parts = [part for node in self.nodes for part in node.devices if part.model in self.models]
+            pflops = sum(part.count * self.models[part.model].tflops for part in parts) // 1000
+        return CentreFacts(self.centre.region, pflops)
 
     @property
     def uploads(self) -> Path:

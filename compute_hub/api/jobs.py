@@ -239,7 +239,8 @@ def _submit(session: Session, body: JobSubmission, call: Call, at: datetime) -> 
         environments=list(call.settings.environments),
         at=at,
     )
-    return job, pledge_funding(session, job, body.voucher_ids, horizon_ms=call.settings.hold_horizon_ms, at=at)
+    centre, horizon_ms = call.settings.centre_facts, call.settings.hold_horizon_ms
+    return job, pledge_funding(session, job, body.voucher_ids, centre=centre, horizon_ms=horizon_ms, at=at)
 
 
 def _find_upload(body: JobSubmission, call: Call) -> None:

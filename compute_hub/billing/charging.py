@@ -6,7 +6,7 @@ beyond that is forgone by the centre, and the charge says so.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Final
 from uuid import UUID
@@ -14,7 +14,6 @@ from uuid import UUID
 from sqlalchemy import delete, func, or_, select
 from sqlalchemy.orm import Session
 
-from compute_hub.billing.funding import charge_facts
 from compute_hub.billing.rates import rate_at
 from compute_hub.billing.rating import next_charge_micros
 from compute_hub.billing.tables import ChargedUsageRow, ChargeRow, JobFundingRow, RateRow
@@ -25,8 +24,8 @@ from vouchers.capturing import capture_charge
 from vouchers.domain.explanation import ROUNDING, Coverage
 from vouchers.domain.facts import ChargeFacts
 from vouchers.enterprises import lock_tenants
-from vouchers.errors import ChargeBeyondHold, ChargeFactsDiffer, HoldNotFound, HoldReleased
-from vouchers.redemption import release_hold
+from vouchers.errors import ChargeBeyondHold, HoldReleased
+from vouchers.redemption import held_facts, release_hold
 from vouchers.wallets import payer_of
 
 LATE: Final = timedelta(minutes=10)
@@ -207,7 +206,10 @@ def _capture(
     session: Session, job_id: UUID, charge_id: UUID, cost: int, stretch: _Stretch, slot_ms: int, at: datetime
 ) -> Coverage:
     """Capture a cost, or as much of it as is held for usage at that time."""
-    facts = charge_facts(session, stretch.model, slot_ms)
+    held = held_facts(session, job_id, stretch.model)
+    if held is None:
+        return Coverage(0, ())
+    facts = replace(held, card_ms=slot_ms // 1000)
     used_until = max(
         record.started_at + timedelta(milliseconds=record.duration_ms) for record in stretch.records
     )
@@ -215,11 +217,11 @@ def _capture(
         return _capture_whole(session, job_id, charge_id, cost, facts, at, used_until)
     except ChargeBeyondHold as beyond:
         available = int(str(beyond.facts["available"]))
-    except (HoldNotFound, HoldReleased, ChargeFactsDiffer):
+    except HoldReleased:
         available = 0
     if available == 0:
         return Coverage(0, ())
-    part = ChargeFacts(**(facts.kind() | {"card_ms": facts.card_ms * available // cost}))
+    part = replace(facts, card_ms=facts.card_ms * available // cost)
     return _capture_whole(session, job_id, charge_id, available, part, at, used_until)
 
 

@@ -29,7 +29,7 @@ def run_controller(settings: Settings) -> None:
     controller = Controller(
         engine,
         machines,
-        Funding(settings.hold_horizon_ms),
+        Funding(settings.hold_horizon_ms, settings.centre_facts),
         Store(settings.uploads, settings.workspaces),
         holder=f"{socket.gethostname()}:{os.getpid()}",
         pace=Pace(settings.tick_ms, settings.leader_lease_ms, settings.node_lease_ms),

@@ -1,16 +1,19 @@
 """Holding, extending, charging, releasing: never twice, never beyond what is held, nothing kept too long."""
 
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from compute_hub.billing.charging import charge_job
-from compute_hub.billing.funding import MARGIN_MS
+from compute_hub.billing.funding import MARGIN_MS, Funding
 from kernel.database import transaction
 from tests.compute_hub.billing.house import HOUR_MS, NOW, YUAN, House
+from tests.vouchers.world import World
+from vouchers.domain.facts import CentreFacts, ContractFacts
+from vouchers.tables import Enterprise
 from vouchers.wallets import deposit
 
 AFTER = timedelta(minutes=11)
@@ -147,3 +150,55 @@ def test_a_record_behind_a_gap_waits_for_the_gap_and_is_not_billed_for_ever(hous
     house.bill(NOW + AFTER)
     assert house.charged() == (2_000_000, 10_000, 10_000)
     assert house.balance()[1] == 0
+
+
+@pytest.mark.parametrize(
+    ("programme", "region", "pflops", "micros"),
+    [
+        ("chengdu", "510107", 0, 10_800_000),
+        ("chengdu", "331003", 0, 0),
+        ("henan", "410100", 101, 7_200_000),
+        ("henan", "410100", 100, 0),
+        ("henan", "331003", 101, 0),
+    ],
+)
+def test_a_programme_pays_for_usage_in_a_centre_of_its_region_and_size(
+    engine: Engine, programme: str, region: str, pflops: int, micros: int
+) -> None:
+    house = House(engine, centre=CentreFacts(region, pflops))
+    world = World(engine)
+    approved = datetime(2026, 2, 1, 2, 0, tzinfo=UTC)
+    with transaction(engine) as session:
+        place = {"chengdu": "510107", "henan": "410100"}[programme]
+        session.get_one(Enterprise, house.tenant).region = place
+        session.flush()
+        contract = ContractFacts(centre_region=place, centre_pflops=101)
+        world.voucher(
+            session,
+            house.tenant,
+            world.programme(session, programme),
+            1_000 * YUAN,
+            approved,
+            contract=contract,
+            issued_at=NOW,
+        )
+    job_id = house.submit(vouchers=None)
+    assert house.admit(job_id) is None
+    house.meter(house.record(job_id, 0, HOUR_MS, final=True))
+    house.end(job_id)
+    house.bill()
+    assert house.charged() == (1000 * HOUR_MS, 36 * YUAN, 0)
+    assert house.sql("SELECT voucher_micros FROM charges") == [(micros,)]
+    assert house.balance() == (964 * YUAN + micros, 0)
+
+
+def test_a_job_is_charged_by_the_facts_it_was_held_for_after_the_centre_has_changed(engine: Engine) -> None:
+    house = House(engine)
+    job_id = house.submit()
+    house.admit(job_id)
+    house.funding = Funding(HOUR_MS, CentreFacts("330100", 400))
+    house.keep(job_id, HOUR_MS * 9 // 10)
+    house.meter(house.record(job_id, 0, HOUR_MS * 3 // 2, final=True))
+    house.end(job_id)
+    house.bill()
+    assert house.charged() == (1500 * HOUR_MS, 54 * YUAN, 0)
