@@ -77,7 +77,8 @@ class JobRow(Table):
 
     `revision` grows when a waiting job is held, released or told what to wait for. `retry_at` is when the next attempt
     may start after one was lost; `attained_ms` is what earlier attempts ran and `evictions` how many of them were
-    preempted. `evicted_for` names the job for which this one is being stopped.
+    preempted. `lost_attempts` came to nothing through the centre's doing: lost with a node, or preempted; their time
+    is the centre's to bear. `evicted_for` names the job for which this one is being stopped.
     """
 
     __tablename__ = "jobs"
@@ -137,6 +138,7 @@ class JobRow(Table):
     evictions: Mapped[int] = mapped_column(default=0)
     evicted_for: Mapped[UUID | None]
     attained_ms: Mapped[int] = mapped_column(default=0)
+    lost_attempts: Mapped[list[int]] = mapped_column(ARRAY(BigInteger), default=list)
     revision: Mapped[int] = mapped_column(default=0)
     queued_at: Mapped[datetime]
     attempt: Mapped[int]

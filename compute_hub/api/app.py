@@ -35,6 +35,9 @@ from compute_hub.telemetry.metrics import centre_registry
 from compute_hub.workers.logs import configure_logs
 from kernel.database import open_engine
 
+_FAREWELL_S = 3
+"""What requests still have when the process is told to stop; who follows a log would otherwise keep it for ever."""
+
 _ROUTERS = (
     enterprises.router,
     keys.router,
@@ -107,4 +110,5 @@ def run_api(settings: Settings) -> None:
         log_level="warning",
         access_log=False,
         server_header=False,
+        timeout_graceful_shutdown=_FAREWELL_S,
     )

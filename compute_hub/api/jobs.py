@@ -204,8 +204,9 @@ def submit_many(body: ArraySubmission, call: Caller) -> ArrayView:
             environments=list(call.settings.environments),
             at=at,
         )
-        vouchers, horizon_ms = body.job.voucher_ids, call.settings.hold_horizon_ms
-        pledge_funding(session, array[0], vouchers, horizon_ms=horizon_ms, at=at)
+        vouchers = body.job.voucher_ids
+        centre, horizon_ms = call.settings.centre_facts, call.settings.hold_horizon_ms
+        pledge_funding(session, array[0], vouchers, centre=centre, horizon_ms=horizon_ms, at=at)
         pledge_alike(session, array[1:], vouchers)
         return array_view(array)
 

@@ -1,14 +1,13 @@
 """`hub job …`: list, show, logs, hold, cancel; submitting has a file of its own."""
 
 import sys
+from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
 from rich.console import Console
 
 from compute_hub.cli.output import AsJson, client, show, yuan
-from compute_hub.cli.waiting import wait_for_end
-from compute_hub.sdk import ENDED
 
 app = typer.Typer(help="Submit jobs and follow them.", no_args_is_help=True)
 
@@ -65,20 +64,53 @@ def logs(
     job: Annotated[str, typer.Argument(help=_JOB)],
     *,
     rank: Annotated[int, typer.Option(help="Which process of the job.")] = 0,
+    attempt: Annotated[int | None, typer.Option(help="Which attempt; the latest, if left out.")] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")] = False,
 ) -> None:
     """Print what a job has printed."""
     with client() as hub:
-        seen = 0
-        while True:
-            over = hub.get(f"/v1/jobs/{job}")["state"] in ENDED
-            text = hub.log(job, rank, seen)
-            seen += len(text)
-            sys.stdout.buffer.write(text)
+        if not follow:
+            sys.stdout.buffer.write(hub.log(job, rank, attempt=attempt))
             sys.stdout.flush()
-            if over or not follow:
-                return
-            wait_for_end(hub, job, seconds=1)
+            return
+        for kind, data in hub.follow(job, rank, attempt):
+            if kind == "log":
+                sys.stdout.buffer.write(data["text"].encode())
+                sys.stdout.flush()
+
+
+@app.command()
+def artifacts(
+    job: Annotated[str, typer.Argument(help=_JOB)],
+    folder: Annotated[str, typer.Argument(help="A folder of the working directory.")] = "",
+    *,
+    rank: Annotated[int, typer.Option(help="Which process of the job.")] = 0,
+    attempt: Annotated[int | None, typer.Option(help="Which attempt; the latest, if left out.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the files a job left in its working directory."""
+    with client() as hub:
+        found = list(hub.pages(f"/v1/jobs/{job}/artifacts", folder=folder, rank=rank, attempt=attempt))
+    columns = {"path": "path", "kind": "kind", "size_bytes": "bytes", "modified_at": "modified"}
+    show(found, columns, as_json=as_json)
+
+
+@app.command()
+def download(
+    job: Annotated[str, typer.Argument(help=_JOB)],
+    path: Annotated[str, typer.Argument(help="A file of the working directory.")],
+    *,
+    to: Annotated[
+        Path | None, typer.Option(help="Where to store it; under its own name here, if left out.")
+    ] = None,
+    rank: Annotated[int, typer.Option(help="Which process of the job.")] = 0,
+    attempt: Annotated[int | None, typer.Option(help="Which attempt; the latest, if left out.")] = None,
+) -> None:
+    """Store a file that a job left in its working directory."""
+    target = to or Path(Path(path).name or "artifact")
+    with client() as hub:
+        size = hub.download(job, path, target, rank, attempt)
+    sys.stdout.write(f"{target}: {size} bytes\n")
 
 
 @app.command()

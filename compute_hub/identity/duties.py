@@ -95,6 +95,8 @@ DUTIES: Final[Mapping[str, tuple[Role, ...]]] = {
     "show_job_array": _USERS,
     "cancel_job_array": (Role.TENANT, Role.OPERATOR),
     "read_job_log": _USERS,
+    "list_job_artifacts": _USERS,
+    "read_job_artifact": _USERS,
     "list_job_usage": (Role.TENANT, *_OFFICERS),
     "list_job_charges": (Role.TENANT, *_OFFICERS),
     # claims: who reviews does not approve, who disburses does not reconcile

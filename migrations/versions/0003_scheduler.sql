@@ -39,6 +39,7 @@ CREATE TABLE jobs (
     evictions BIGINT NOT NULL,
     evicted_for UUID,
     attained_ms BIGINT NOT NULL,
+    lost_attempts BIGINT[] NOT NULL,
     revision BIGINT NOT NULL,
     queued_at TIMESTAMP WITH TIME ZONE NOT NULL,
     attempt BIGINT NOT NULL,

@@ -60,16 +60,16 @@ class _Shelved:
 class LiveState:
     """Owns a SchedulerState and the knowledge of what it already contains."""
 
-    def __init__(self, settings: PolicySettings) -> None:
+    def __init__(self, settings: PolicySettings, queues: Sequence[Queue] = ()) -> None:
         self._settings = settings
+        self._queues = {queue.name: queue for queue in queues}
         self._nodes: dict[str, Node] = {}
-        self._tenants: set[str] = set()
         self._known: dict[UUID, _Known] = {}
         self._shelved: dict[UUID, _Shelved] = {}
         self._remembers = False
         self.set_aside: dict[UUID, str] = {}
         self.devices: dict[tuple[str, int], Device] = {}
-        self.policy = SchedulerState((), settings)
+        self.policy = SchedulerState(queues, settings)
 
     def shelve(self, job_id: UUID, now_ms: int, pause_ms: int) -> None:
         """Keep a waiting job out of the picture for a while, so that it blocks nobody; longer every time."""
@@ -172,9 +172,9 @@ class LiveState:
 
     def _take_in(self, nodes: Sequence[Node], tenants: AbstractSet[str]) -> None:
         """Make room for new nodes and tenants. Queues are never taken away, so no history is lost with them."""
-        for tenant in sorted(tenants - self._tenants):
-            self._tenants.add(tenant)
-            self.policy.queue_added(Queue(tenant))
+        for tenant in sorted(tenants - self._queues.keys()):
+            self._queues[tenant] = Queue(tenant)
+            self.policy.queue_added(self._queues[tenant])
         for node in nodes:
             if node.name not in self._nodes:
                 self._nodes[node.name] = node
@@ -208,7 +208,7 @@ class LiveState:
 
     def _replay(self, waiting: Iterable[UUID]) -> SchedulerState:
         """A new picture of what is known, with only these of the waiting jobs."""
-        state = SchedulerState((Queue(tenant) for tenant in sorted(self._tenants)), self._settings)
+        state = SchedulerState(self._queues.values(), self._settings)
         state.inherit(self.policy)
         for node in self._nodes.values():
             state.node_joined(_all_healthy(node))

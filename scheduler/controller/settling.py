@@ -30,7 +30,10 @@ RETRY_MS: Final = 1000
 
 RETRY_MS_MAX: Final = 300_000
 
-_STOPPED: Final = frozenset({EndReason.STOPPED.value, "never_started"})
+PREEMPTED: Final = "preempted"
+"""Why a job is stopped for another one, and how its runs end then."""
+
+_STOPPED: Final = frozenset({EndReason.STOPPED.value, "never_started", PREEMPTED})
 
 _log = structlog.get_logger(__name__)
 
@@ -133,9 +136,15 @@ def _conclude(
     at: datetime,
 ) -> None:
     job.started_at = job.started_at or _started_at(runs)
-    culprit = _culprit(runs) or failed
-    wanted = job.stop_reason not in {None, "rank_failed"}
-    if culprit is None and not wanted:
+    own = _culprit(runs)
+    culprit = own or failed
+    wanted = job.stop_reason not in {None, "rank_failed", PREEMPTED}
+    centres = own is None or own.end_reason in _INFRASTRUCTURE
+    if job.stop_reason == PREEMPTED and failed is not None and centres:
+        job.evictions += 1
+        _requeue(job, f"attempt {job.attempt} was stopped for another job; it waits to be tried again", at, 0)
+        job.lost_attempts = [*job.lost_attempts, job.attempt]
+    elif culprit is None and not wanted:
         job.exit_code = 0
         _end(session, job, "succeeded", "finished", accounting, at)
     elif wanted:
@@ -171,6 +180,8 @@ def _fail_or_requeue(
     lost = culprit.end_reason in INFRASTRUCTURE
     failed = job.retry_on == "failure" and culprit.end_reason in _RETRIED
     counted = job.attempt - job.evictions
+    if lost:
+        job.lost_attempts = [*job.lost_attempts, job.attempt]
     if (lost or failed) and counted <= job.max_retries:
         what = f"was lost ({culprit.end_reason})" if lost else f"failed ({detail})"
         pause_ms = min(RETRY_MS << (counted - 1), RETRY_MS_MAX)
@@ -186,7 +197,7 @@ def _requeue(job: JobRow, why: str, at: datetime, pause_ms: int) -> None:
     if job.started_at is not None:
         job.attained_ms += max(0, (at - job.started_at) // timedelta(milliseconds=1))
     job.state, job.stop_reason, job.reason = "queued", None, why
-    job.placed_at, job.started_at = None, None
+    job.placed_at, job.started_at, job.evicted_for = None, None, None
     job.retry_at = at + timedelta(milliseconds=pause_ms) if pause_ms else None
 
 
