@@ -27,6 +27,7 @@ from scheduler.controller.ports import Accounting, Machines
 from scheduler.controller.settling import end_waiting, settle, unsettled
 from scheduler.controller.stopwatch import Stopwatch
 from scheduler.controller.wakeups import Wakeups
+from scheduler.controller.watching import Nobody, Watcher
 from scheduler.jobs import WAKE_CHANNEL
 from scheduler.leadership import Leadership, acquire, fence, renew, resign
 from scheduler.node.protocol import Report, SyncRequest
@@ -75,6 +76,7 @@ class Controller:
         holder: str,
         pace: Pace,
         wakeups: Wakeups,
+        watcher: Watcher | None = None,
     ) -> None:
         self._engine = engine
         self._machines = machines
@@ -83,6 +85,7 @@ class Controller:
         self._holder = holder
         self._pace = pace
         self._wakeups = wakeups
+        self._watcher = watcher or Nobody()
         self._term: _Term | None = None
         self._stopping = False
 
@@ -106,17 +109,22 @@ class Controller:
         """Lead and step; whatever goes wrong is logged, and the next tick begins again from the database."""
         try:
             if self.lead():
-                self.step(words, ticking=ticking)
+                with self._watcher.timing("tick"):
+                    self.step(words, ticking=ticking)
         except LeadershipLost as lost:
             _log.warning("leadership_lost", reason=str(lost))
             self._term = None
         except DBAPIError as error:
             # The database is away or refused. Whether the lease survives that is for the lease to say.
             _log.error("database_failed", reason=str(error.orig))
+            self._watcher.failed()
         except Exception:  # noqa: BLE001 - the loop outlives every step
             _log.exception("step_failed")
+            self._watcher.failed()
             if self._term is not None:
                 self._term.live = LiveState(LIVE_POLICY)
+        finally:
+            self._watcher.led(leading=self._term is not None)
 
     def lead(self) -> bool:
         """Renew the lease or try to get it; whether this controller leads. Raises LeadershipLost."""
@@ -166,7 +174,7 @@ class Controller:
         nodes: set[str] = set()
         term = self._led
         for _ in range(_ROUNDS_MAX):
-            with transaction(self._engine) as session:
+            with self._watcher.timing("admit"), transaction(self._engine) as session:
                 admitted = admit(
                     session,
                     term.leadership,
