@@ -72,6 +72,7 @@ class ChargeRow(Table):
         UniqueConstraint("job_id", "n"),
         CheckConstraint("amount_micros >= 0 AND forgone_micros >= 0 AND slot_ms > 0", name="amount"),
         CheckConstraint("amount_micros = voucher_micros + tenant_micros + rounding_micros", name="parts"),
+        Index("ix_charges_charged_at", "charged_at", postgresql_using="brin"),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
