@@ -4,11 +4,15 @@ Invariant: a start moves only the queues above its leaf, so that the next questi
 """
 
 from heapq import heapify, heappop, heappush
+from typing import Final
 
-from scheduler.policy.pending import Entry, JobClass
+from scheduler.policy.pending import Entry, JobClass, QueuedJob
 from scheduler.policy.queues import QueueState, Tier
 from scheduler.policy.shapes import Shape
 from scheduler.policy.state import SchedulerState
+
+BACKFILL_MAX: Final = 1000
+"""Short enough jobs of a class that one cycle looks at for backfill."""
 
 
 class Contest:
@@ -30,6 +34,8 @@ class Contest:
             self._classes.setdefault(job_class.leaf, []).append(job_class)
         self._heads: dict[QueueState, tuple[JobClass, Entry]] = {}
         self._children: dict[QueueState, list[tuple[Tier, int, str, QueueState]]] = {}
+        self._lines: dict[JobClass, list[QueuedJob]] = {}
+        """Of classes whose head a promise hinders: who would be gone before, the first in order last."""
         self._root = state.queues.root
         inner: dict[QueueState, None] = {}
         for leaf in sorted(self._classes, key=lambda one: one.name):
@@ -59,6 +65,15 @@ class Contest:
     def head_of(self, leaf: QueueState) -> tuple[JobClass, Entry]:
         """The leaf's first job and its class."""
         return self._heads[leaf]
+
+    def line_up(self, leaf: QueueState, job_class: JobClass) -> bool:
+        """Its first job is hindered by a promise: let those of its class go on that are gone before, in their order."""
+        longest_ms = self._hindered.get(job_class.shape, 0)
+        if job_class in self._lines or not longest_ms:
+            return False
+        self._lines[job_class] = job_class.within(longest_ms, BACKFILL_MAX)
+        self.advance(leaf)
+        return True
 
     def drop(self, leaf: QueueState, job_class: JobClass) -> None:
         """This class cannot start anything in this cycle."""
@@ -93,7 +108,7 @@ class Contest:
         for job_class in self._classes[leaf]:
             if self.passed_over(job_class):
                 continue
-            entry = job_class.head()
+            entry = self._first_of(job_class)
             if entry is None:
                 continue
             row = (-job_class.priority, entry, job_class)
@@ -104,6 +119,14 @@ class Contest:
             return False
         self._heads[leaf] = (best[2], best[1])
         return True
+
+    def _first_of(self, job_class: JobClass) -> Entry | None:
+        line = self._lines.get(job_class)
+        if line is None:
+            return job_class.head()
+        while line and line[-1].home is not job_class:
+            line.pop()
+        return line[-1].entry if line else None
 
     def passed_over(self, job_class: JobClass) -> bool:
         """Whether nobody of the class can start in this cycle, as has been found for its shape."""

@@ -43,6 +43,8 @@ class Cycle:
         self._hindered: dict[Shape, int] = {}
         """Shapes a promise stands in the way of, and how long a job of it may last to be gone before."""
         self._redeemed = False
+        self._vacant: dict[Pool, QueuedJob] = {}
+        """Pools that promise nothing yet, and the first job known not to fit there."""
         self._may_evict = may_evict(state)
         self._nominated = dict(state.promises.nominations.by_job)
 
@@ -83,6 +85,7 @@ class Cycle:
         self._redeemed = False
         candidates = self._candidates()
         if not candidates:
+            self._fill_vacancies(None, 0)
             return False
         contest = Contest(self.state, self.now_ms, candidates, self._hindered)
         shapes = {job_class.shape for job_class in candidates}
@@ -90,7 +93,10 @@ class Cycle:
             if len(self._hindered) >= len(shapes) and all(self._hindered.get(shape) == 0 for shape in shapes):
                 break  # nothing of any shape fits any more, whoever asks
             job_class, entry = contest.head_of(leaf)
+            if self._vacant:
+                self._fill_vacancies(entry, job_class.priority)
             self._consider(contest, leaf, job_class, entry)
+        self._fill_vacancies(None, 0)
         return self._redeemed
 
     def undo(self) -> None:
@@ -160,24 +166,41 @@ class Cycle:
         A promise stays with its holder until that starts; an earlier job that arrives takes it over.
         """
         state = self.state
-        if freed:
-            for model, pool in state.capacity.pools.items():
-                held = state.promises.by_pool.get(model)
-                if held is None:
-                    first = self._first_unfit(pool)
-                    if first is not None:
-                        self._promise(first, (pool,))
-                elif held.job_id in state.queued:
-                    self._promise(state.queued[held.job_id], (pool,))
         for queued in arrived:
             if queued.entry is not None and queued.ready and not queued.shape.may_fit():
                 self._claim(queued)
-                self._promise(queued, self._allowed_pools(queued))
+                pools = self._allowed_pools(queued)
+                self._promise(queued, tuple(pool for pool in pools if pool.model in state.promises.by_pool))
+                freed = freed or len(state.promises.by_pool) < len(state.capacity.pools)
+        for model, pool in state.capacity.pools.items():
+            held = state.promises.by_pool.get(model)
+            if held is not None and held.job_id in state.queued:
+                self._promise(state.queued[held.job_id], (pool,))
+            elif freed:
+                self._vacate(pool)
+
+    def _vacate(self, pool: Pool) -> None:
+        """Nobody holds the pool's promise: the first that does not fit is due it, unless an earlier one fails, too."""
+        first = self._first_unfit(pool)
+        if first is not None:
+            self._vacant[pool] = first
+
+    def _fill_vacancies(self, entry: Entry | None, priority: int) -> None:
+        """Promise what is vacant to those who come before the job that is considered next (None: nobody is left)."""
+        for pool, first in list(self._vacant.items()):
+            if pool.model in self.state.promises.by_pool or first.entry is None or first.home is None:
+                del self._vacant[pool]
+            elif entry is None or (-first.job.priority, first.entry[:3]) < (-priority, entry[:3]):
+                del self._vacant[pool]
+                if pool in self._allowed_pools(first):
+                    self._promise(first, (pool,))
 
     def _first_unfit(self, pool: Pool) -> QueuedJob | None:
         best: tuple[int, Entry] | None = None
         for shape, classes in self.state.pending.by_shape.items():
-            if pool not in shape.pools or shape.may_fit() or shape.possible == ():
+            if pool not in shape.pools or shape.possible == ():
+                continue
+            if shape.may_fit() and shape not in self._hindered:
                 continue
             for job_class in classes.values():
                 entry = job_class.head()
@@ -217,9 +240,9 @@ class Cycle:
         if self.state.settings.backfill is Backfill.NONE:
             contest.close(leaf)
             return
-        if self.state.settings.backfill is Backfill.RESERVED and not self._promise(queued, pools):
-            self._backfill(job_class, queued)
-        contest.drop(leaf, job_class)
+        promised = self.state.settings.backfill is Backfill.RESERVED and self._promise(queued, pools)
+        if promised or not shape.may_fit() or not contest.line_up(leaf, job_class):
+            contest.drop(leaf, job_class)
 
     def _is_full(self, shape: Shape) -> bool:
         """Whether no pool has so many slots free at all; then nobody's job of this shape can start."""
@@ -314,22 +337,6 @@ class Cycle:
             return True
         return (-holder.job.priority, holder.entry[:3]) < (-queued.job.priority, entry[:3])
 
-    def _backfill(self, job_class: JobClass, head: QueuedJob) -> None:
-        """Start the class's jobs with the shortest limits as long as they are gone before what is promised."""
-        tried = head
-        while (entry := job_class.shortest()) is not None:
-            queued = entry[3]
-            if queued is tried or queued.job.time_limit_ms >= head.job.time_limit_ms:
-                return
-            pools = self._allowed_pools(queued)
-            if not pools or not queued.shape.may_fit():
-                return
-            placed, _ = self._place(queued, pools)
-            if placed is None:
-                return
-            self._start(queued, job_class, *placed)
-            tried = queued
-
     def _allowed_pools(self, queued: QueuedJob) -> tuple[Pool, ...]:
         """The pools in which quota and limits allow the job now."""
         state, job, leaf = self.state, queued.job, queued.leaf
@@ -403,7 +410,5 @@ class Cycle:
         self._begun.append(queued)
         if held is not None and held.job_id == job.id:
             self._redeemed = self._redeemed or any(self._hindered.values())
+            self._vacate(pool)
             self._hindered.clear()
-            following = self._first_unfit(pool)
-            if following is not None:
-                self._promise(following, (pool,))

@@ -6,11 +6,14 @@ has exactly one live heap entry (stale ones, of withdrawn or promoted jobs, are 
 
 from collections import deque
 from heapq import heappop, heappush
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from scheduler.policy.model import Job
 from scheduler.policy.queues import QueueState
 from scheduler.policy.shapes import Shape
+
+PROMOTED: Final = -(2**62)
+"""The order key of a job that has waited longer than first come, first served would have let it."""
 
 Entry = tuple[int, int, int, "QueuedJob"]
 """(order key, submitted_ms, sequence, job); the sequence makes the order total."""
@@ -72,6 +75,11 @@ class JobClass:
         heappush(self.heap, entry)
         heappush(self.by_limit, (queued.job.time_limit_ms, queued.sequence, queued))
 
+    def promote(self, queued: QueuedJob) -> None:
+        """Put the job before all that are not promoted, in the order of submission among those that are."""
+        queued.entry = (PROMOTED, queued.job.submitted_ms, queued.sequence, queued)
+        heappush(self.heap, queued.entry)
+
     def restore(self, queued: QueuedJob) -> None:
         """Take back a removal, at the place it had."""
         entry = queued.entry
@@ -110,6 +118,20 @@ class JobClass:
                 if below < len(self.heap):
                     heappush(edge, (self.heap[below], below))
         return found
+
+    def within(self, limit_ms: int, most: int) -> list[QueuedJob]:
+        """Up to so many jobs whose limit is at most `limit_ms`, the first in order last."""
+        heap = self.by_limit
+        found: dict[QueuedJob, Entry] = {}
+        edge = deque([0])
+        while edge and len(found) < most:
+            at = edge.popleft()
+            if at < len(heap) and heap[at][0] <= limit_ms:
+                queued = heap[at][2]
+                if queued.home is self and queued.entry is not None:
+                    found[queued] = queued.entry
+                edge.extend((2 * at + 1, 2 * at + 2))
+        return [entry[3] for entry in sorted(found.values(), reverse=True)]
 
     def shortest(self) -> Entry | None:
         """The live entry with the shortest time limit."""
