@@ -8,9 +8,9 @@ Invariant: the imaginary pool never uses more than the pool has, and takes its j
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from heapq import heappop, heappush
-from typing import Final
+from typing import Final, Protocol
 
 from scheduler.policy.capacity import Pool
 from scheduler.policy.pending import QueuedJob
@@ -20,6 +20,12 @@ ALLOWANCE_PERCENT: Final = 105
 
 MEMORY_IN_BOUNDS: Final = 20
 """A wait is forgotten after once to twice so many times the longest wait."""
+
+
+class Started(Protocol):
+    """What must be known of a job that runs in the real pool."""
+
+    started_ms: int
 
 
 class Guest:
@@ -42,19 +48,19 @@ class FirstCome:
         self._line: deque[str] = deque()
         self._ends: list[tuple[int, str]] = []
         self._used_milli = 0
-        self._longest_ms = 0
-        self._before_ms = 0
-        self._since_ms = 0
+        self.longest_ms = 0
+        self.before_ms = 0
+        self.since_ms = 0
 
     def inherit(self, before: "FirstCome") -> None:
         """Remember the waits an earlier imagination of the same pool has seen."""
-        self._longest_ms = max(self._longest_ms, before._longest_ms)
-        self._before_ms = max(self._before_ms, before._before_ms)
-        self._since_ms = before._since_ms
+        self.longest_ms = max(self.longest_ms, before.longest_ms)
+        self.before_ms = max(self.before_ms, before.before_ms)
+        self.since_ms = before.since_ms
 
     def bound_ms(self) -> int:
         """How long a job may wait before it is promoted."""
-        return max(self._longest_ms, self._before_ms) * ALLOWANCE_PERCENT // 100
+        return max(self.longest_ms, self.before_ms) * ALLOWANCE_PERCENT // 100
 
     def arrived(self, job_id: str, milli: int, lasts_ms: int, now_ms: int) -> None:
         """A job joins the line, unless it stands there already."""
@@ -63,7 +69,7 @@ class FirstCome:
             self._line.append(job_id)
 
     def ended(self, job_id: str, ran_ms: int) -> None:
-        """The true duration of a job is known."""
+        """How long a job lasts is known better."""
         guest = self._guests.get(job_id)
         if guest is None:
             return
@@ -78,15 +84,20 @@ class FirstCome:
         if guest is not None and guest.ends_ms is not None:
             self._used_milli -= guest.milli
 
-    def advance(self, now_ms: int, capacity_milli: int) -> None:
+    def advance(self, now_ms: int, capacity_milli: int, running: Mapping[str, Started]) -> None:
         """Play until now."""
-        if now_ms - self._since_ms > MEMORY_IN_BOUNDS * max(self._longest_ms, self._before_ms):
-            self._before_ms, self._longest_ms, self._since_ms = self._longest_ms, 0, now_ms
+        if now_ms - self.since_ms > MEMORY_IN_BOUNDS * max(self.longest_ms, self.before_ms):
+            self.before_ms, self.longest_ms, self.since_ms = self.longest_ms, 0, now_ms
         ends = self._ends
         while ends and ends[0][0] <= now_ms:
             ends_ms, job_id = heappop(ends)
             guest = self._guests.get(job_id)
             if guest is not None and guest.ends_ms == ends_ms:
+                real = running.get(job_id)
+                if real is not None and guest.lasts_ms < now_ms - real.started_ms:
+                    # it outlives its prediction in the real pool, so it does in the imaginary one
+                    self.ended(job_id, max(now_ms - real.started_ms, guest.lasts_ms * 9 // 8))
+                    continue
                 del self._guests[job_id]
                 self._used_milli -= guest.milli
                 if self._line:
@@ -100,7 +111,7 @@ class FirstCome:
         while line:
             guest = guests.get(line[0])
             if guest is not None:
-                self._longest_ms = max(self._longest_ms, at_ms - guest.arrived_ms)
+                self.longest_ms = max(self.longest_ms, at_ms - guest.arrived_ms)
                 if self._used_milli + guest.milli <= capacity_milli:
                     guest.ends_ms = max(at_ms, guest.arrived_ms) + guest.lasts_ms
                     self._used_milli += guest.milli
@@ -116,22 +127,22 @@ class Congestion:
     """The imaginary pools, and who has waited longer than they would have made it wait."""
 
     def __init__(self) -> None:
-        self._pools: dict[str, FirstCome] = {}
+        self.pools: dict[str, FirstCome] = {}
         self._patient: dict[str, list[tuple[int, int, int, QueuedJob]]] = {}
         """Per pool the jobs that are not promoted yet, by submission."""
         self._counted = 0
 
     def inherit(self, before: "Congestion") -> None:
         """Remember the waits of an earlier state's imaginary pools."""
-        for model, first_come in before._pools.items():
-            self._pools.setdefault(model, FirstCome()).inherit(first_come)
+        for model, first_come in before.pools.items():
+            self.pools.setdefault(model, FirstCome()).inherit(first_come)
 
     def arrived(self, queued: QueuedJob, now_ms: int) -> None:
         """A job may start from now on; it counts in the pool it likes best."""
         if not queued.shape.pools or not queued.job.devices_milli:
             return
         model = queued.shape.pools[0].model
-        self._pools.setdefault(model, FirstCome()).arrived(
+        self.pools.setdefault(model, FirstCome()).arrived(
             queued.job.id, queued.job.devices_milli, queued.predicted_ms, now_ms
         )
         if queued.leaf.queue.max_wait_ms is None:
@@ -141,18 +152,20 @@ class Congestion:
 
     def ended(self, job_id: str, ran_ms: int) -> None:
         """A job ran so long and no longer."""
-        for first_come in self._pools.values():
+        for first_come in self.pools.values():
             first_come.ended(job_id, ran_ms)
 
     def left(self, queued: QueuedJob) -> None:
         """A job was withdrawn or held."""
-        for first_come in self._pools.values():
+        for first_come in self.pools.values():
             first_come.left(queued.job.id)
 
-    def due(self, now_ms: int, pools: dict[str, Pool]) -> Iterator[QueuedJob]:
+    def due(
+        self, now_ms: int, pools: Mapping[str, Pool], running: Mapping[str, Started]
+    ) -> Iterator[QueuedJob]:
         """The jobs that have waited too long, those submitted first before the others."""
-        for model, first_come in self._pools.items():
-            first_come.advance(now_ms, pools[model].capacity_milli)
+        for model, first_come in self.pools.items():
+            first_come.advance(now_ms, pools[model].capacity_milli, running)
             patient = self._patient.get(model)
             if not patient:
                 continue

@@ -9,11 +9,11 @@ from scheduler.policy.capacity import Pool
 from scheduler.policy.contest import Contest
 from scheduler.policy.model import Eviction, Plan, Start
 from scheduler.policy.pending import Entry, JobClass, QueuedJob
-from scheduler.policy.placement import Found, as_placements, find
+from scheduler.policy.placement import Found, as_placements, find, find_among_lasting
 from scheduler.policy.preemption import CLAIMS_MAX, find_evictions, may_evict
 from scheduler.policy.promises import FOREVER_MS, Promise, earliest
 from scheduler.policy.queues import QueueState
-from scheduler.policy.settings import Backfill
+from scheduler.policy.settings import Backfill, PlacementRule
 from scheduler.policy.shapes import Shape
 from scheduler.policy.state import SchedulerState
 
@@ -365,11 +365,25 @@ class Cycle:
             return self._place_scored(queued, pools, end_ms)
         for pool in pools:
             barred = promises.barred(pool.model, queued.job.id, self.now_ms, end_ms)
-            found = find(queued.shape, pool, barred)
+            found = self._find(queued, pool, barred)
             if found is not None:
                 return (pool, found), False
             hindered = hindered or (barred != 0 and find(queued.shape, pool) is not None)
         return None, hindered
+
+    def _find(self, queued: QueuedJob, pool: Pool, barred: int) -> Found | None:
+        """Room in one pool, as the placement rule of the policy chooses it."""
+        shape = queued.shape
+        aligned = self.state.settings.placement is PlacementRule.DEFAULT
+        if (
+            not aligned
+            or not shape.devices_per_node
+            or not shape.whole
+            or shape.nodes > 1
+            or shape.tail_devices
+        ):
+            return find(shape, pool, barred)
+        return find_among_lasting(shape, pool, barred, self.now_ms, self.now_ms + queued.predicted_ms)
 
     def _place_scored(
         self, queued: QueuedJob, pools: tuple[Pool, ...], end_ms: int

@@ -278,7 +278,7 @@ class SchedulerState:
         facts = (running.ends_by_ms, job.cpu_milli, job.memory_mib)
         nodes = self.capacity.nodes
         for name, pieces in placements:
-            nodes[name].move_in(job.id, pieces, facts)
+            nodes[name].move_in(job.id, pieces, facts, now_ms + queued.predicted_ms)
         self.queues.charge(queued.leaf, pool, job.devices_milli, now_ms)
         self.queues.count(queued.leaf, job.user, 1)
         self.preemptible_running += job.preemptible
@@ -355,7 +355,7 @@ class SchedulerState:
                     pool.freed += 1
             elif job_id in self.queued:
                 self._make_ready(self.queued[job_id], now_ms)
-        for queued in self.congestion.due(now_ms, self.capacity.pools):
+        for queued in self.congestion.due(now_ms, self.capacity.pools, self.running):
             home = queued.home
             if home is not None:
                 home.promote(queued)
