@@ -134,6 +134,8 @@ class Contest:
         longest_ms = self._hindered.get(shape)
         if longest_ms is None:
             return False
+        if not longest_ms:
+            return True
         shortest, first = job_class.shortest(), job_class.head()
         if shortest is None or first is None:
             return True

@@ -106,6 +106,7 @@ class Cycle:
             state.stop(queued.job.id, self.now_ms)
             state.queued[queued.job.id] = queued
             state.pending.class_of(queued).restore(queued)
+            state.pending.line_up(queued)
             queued.ready = True
         kept = state.promises.nominations.by_job
         begun = {queued.job.id for queued in self._begun}
@@ -175,7 +176,8 @@ class Cycle:
         for model, pool in state.capacity.pools.items():
             held = state.promises.by_pool.get(model)
             if held is not None and held.job_id in state.queued:
-                self._promise(state.queued[held.job_id], (pool,))
+                if held.freed != pool.freed or not held.hard:
+                    self._promise(state.queued[held.job_id], (pool,))
             elif freed:
                 self._vacate(pool)
 
@@ -196,17 +198,17 @@ class Cycle:
                     self._promise(first, (pool,))
 
     def _first_unfit(self, pool: Pool) -> QueuedJob | None:
+        """The first job in order whose shape is known not to fit in the pool, or not beside what is promised."""
         best: tuple[int, Entry] | None = None
-        for shape, classes in self.state.pending.by_shape.items():
+        pending = self.state.pending
+        for shape in list(pending.by_order):
             if pool not in shape.pools or shape.possible == ():
                 continue
             if shape.may_fit() and shape not in self._hindered:
                 continue
-            for job_class in classes.values():
-                entry = job_class.head()
-                row = None if entry is None else (-job_class.priority, entry)
-                if row is not None and (best is None or row < best) and pool in self._allowed_pools(row[1][3]):
-                    best = row
+            row = pending.first_of(shape, lambda queued: pool in self._allowed_pools(queued))
+            if row is not None and (best is None or row < best):
+                best = row
         return None if best is None else best[1][3]
 
     def _consider(self, contest: Contest, leaf: QueueState, job_class: JobClass, entry: Entry) -> None:
@@ -309,7 +311,7 @@ class Cycle:
             found = earliest(queued.shape, pool, promises, job.id, self.now_ms, job.time_limit_ms)
             if found is not None:
                 hard = entry[0] <= self.now_ms
-                promises.make(pool.model, Promise(job.id, found[1], found[0], hard))
+                promises.make(pool.model, Promise(job.id, found[1], found[0], hard, pool.freed))
                 made = True
         return made
 

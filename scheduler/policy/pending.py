@@ -5,6 +5,7 @@ has exactly one live heap entry (stale ones, of withdrawn or promoted jobs, are 
 """
 
 from collections import deque
+from collections.abc import Callable
 from heapq import heappop, heappush
 from typing import Final, NamedTuple
 
@@ -147,10 +148,41 @@ class JobClass:
 class Pending:
     """All classes, by queue and by shape."""
 
+    REFUSED_MAX = 16
+    """Jobs of a shape whose quota is looked at for one that may start."""
+
     def __init__(self) -> None:
         self.classes: dict[ClassKey, JobClass] = {}
         self.by_shape: dict[Shape, dict[ClassKey, JobClass]] = {}
+        self.by_order: dict[Shape, list[tuple[int, Entry]]] = {}
+        """Per shape all its jobs by priority and order, whatever their queue."""
         self._turn: deque[ClassKey] = deque()
+
+    def line_up(self, queued: QueuedJob) -> None:
+        """The job has a (new) place in its class; give it the same among all of its shape."""
+        if queued.entry is not None:
+            line = self.by_order.setdefault(queued.shape, [])
+            heappush(line, (-queued.job.priority, queued.entry))
+
+    def first_of(self, shape: Shape, allowed: Callable[[QueuedJob], bool]) -> tuple[int, Entry] | None:
+        """The first job of a shape that may start; None when none of the first few may."""
+        line = self.by_order.get(shape, [])
+        aside: list[tuple[int, Entry]] = []
+        found: tuple[int, Entry] | None = None
+        while line and found is None and len(aside) < self.REFUSED_MAX:
+            entry = line[0][1]
+            queued = entry[3]
+            if queued.entry is not entry or queued.home is None:
+                heappop(line)
+            elif allowed(queued):
+                found = line[0]
+            else:
+                aside.append(heappop(line))
+        for row in aside:
+            heappush(line, row)
+        if not line:
+            self.by_order.pop(shape, None)
+        return found
 
     def class_of(self, queued: QueuedJob) -> JobClass:
         """The class of a queued job, made when it is the first."""

@@ -184,6 +184,7 @@ class SchedulerState:
         queued.ready = True
         queued.predicted_ms = self.predict_ms(job)
         self.pending.class_of(queued).push(queued, self.order_key(queued))
+        self.pending.line_up(queued)
         self.arrived.append(queued)
         if self.settings.order is Order.TURN:
             queued.shape.resolve(self.capacity)
@@ -359,6 +360,7 @@ class SchedulerState:
             home = queued.home
             if home is not None:
                 home.promote(queued)
+                self.pending.line_up(queued)
                 self.arrived.append(queued)
 
     def next_alarm_ms(self) -> int | None:
