@@ -14,11 +14,13 @@ from uuid import UUID
 from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
-from compute_hub.billing.rates import dearest_rate, rate_at
-from compute_hub.billing.rating import hold_micros
+from compute_hub.billing.domain.days import Span
+from compute_hub.billing.domain.rating import hold_micros
+from compute_hub.billing.rates import dearest_model, dearest_price
 from compute_hub.billing.tables import FundedTimeRow, JobFundingRow
 from compute_hub.metering.recording import record_usage
 from compute_hub.metering.tables import UsageTotalRow
+from kernel.clock import unix_ms
 from kernel.errors import HubError
 from scheduler.node.protocol import UsageRecord
 from scheduler.tables import DeviceRow, JobRow
@@ -55,12 +57,11 @@ def pledge_funding(
         HubError: whatever `vouchers.redemption.quote` refuses.
     """
     slots = job.node_count * job.devices_per_node * job.slots_milli
-    rate = dearest_rate(session, job.models, at)
-    slot_ms = slots * _stretch_ms(job, 0, horizon_ms)
-    facts = charge_facts(session, rate.model, slot_ms)
-    coverage = quote(
-        session, job.tenant_id, hold_micros(slot_ms, rate.micros_per_card_hour), facts, voucher_ids, at
-    )
+    stretch_ms = _stretch_ms(job, 0, horizon_ms)
+    price, model = dearest_model(session, job, at, _ahead(at, stretch_ms))
+    slot_ms = slots * stretch_ms
+    facts = charge_facts(session, model, slot_ms)
+    coverage = quote(session, job.tenant_id, hold_micros(slot_ms, price), facts, voucher_ids, at)
     session.add(
         JobFundingRow(
             job_id=job.id,
@@ -69,6 +70,7 @@ def pledge_funding(
             state="pending",
             held_slot_ms=0,
             held_micros=0,
+            rated_units=0,
         )
     )
     session.flush()
@@ -194,8 +196,8 @@ def _hold(
     if more <= 0:
         funding.model = model
         return
-    rate = rate_at(session, model, funding.funded_at or at)
-    micros = funding.held_micros + hold_micros(more, rate.micros_per_card_hour)
+    price = dearest_price(session, job, model, funding.funded_at or at, _ahead(at, ahead_ms))
+    micros = funding.held_micros + hold_micros(more, price)
     total_slot_ms = funding.held_slot_ms + more
     facts = charge_facts(session, model, total_slot_ms)
     until = at + timedelta(milliseconds=ahead_ms)
@@ -217,6 +219,11 @@ def charge_facts(session: Session, model: str, slot_ms: int) -> ChargeFacts:
     vendor = session.scalars(select(DeviceRow.vendor).where(DeviceRow.model == model).limit(1)).one_or_none()
     hardware = "domestic" if vendor in _DOMESTIC else "other"
     return ChargeFacts(model=model, hardware=hardware, card_ms=slot_ms // 1000)
+
+
+def _ahead(at: datetime, ahead_ms: int) -> Span:
+    """The time that is set aside for, at whose dearest moment it is priced; a little longer, for a late start."""
+    return Span(unix_ms(at), unix_ms(at) + ahead_ms + _STEP_MS)
 
 
 def _stretch_ms(job: JobRow, elapsed_ms: int, horizon_ms: int) -> int:

@@ -15,12 +15,16 @@ from kernel.database import Table
 
 
 class UsageRecordRow(Table):
-    """What one rank used between two cuts of its meter. `slot_ms` is the sum of slots times milliseconds."""
+    """What one rank used between two cuts of its meter. `slot_ms` is the sum of slots times milliseconds.
+
+    `started_at` is the wall clock at the run's start and `offset_ms` how long after it the stretch begins, by a clock
+    that never steps: the stretch's instants follow from the two.
+    """
 
     __tablename__ = "usage_records"
     __table_args__ = (
         UniqueConstraint("job_id", "attempt", "rank", "k"),
-        CheckConstraint("k >= 0 AND duration_ms >= 0 AND slot_ms >= 0", name="not_negative"),
+        CheckConstraint("k >= 0 AND offset_ms >= 0 AND duration_ms >= 0 AND slot_ms >= 0", name="not_negative"),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
@@ -33,6 +37,7 @@ class UsageRecordRow(Table):
     boot_id: Mapped[str] = mapped_column(Text)
     model: Mapped[str] = mapped_column(Text)
     started_at: Mapped[datetime]
+    offset_ms: Mapped[int]
     duration_ms: Mapped[int]
     slot_ms: Mapped[int]
     busy_ms: Mapped[int]

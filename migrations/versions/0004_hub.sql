@@ -34,6 +34,7 @@ CREATE TABLE job_funding (
     held_micros BIGINT NOT NULL,
     held_slot_ms BIGINT NOT NULL,
     funded_at TIMESTAMP WITH TIME ZONE,
+    rated_units NUMERIC(40, 0) NOT NULL,
     CONSTRAINT pk_job_funding PRIMARY KEY (job_id),
     CONSTRAINT ck_job_funding_not_negative CHECK (held_micros >= 0 AND held_slot_ms >= 0),
     CONSTRAINT ck_job_funding_state CHECK (state IN ('pending', 'held', 'ended', 'released'))
@@ -43,14 +44,23 @@ CREATE INDEX ix_job_funding_state ON job_funding (state);
 
 CREATE TABLE rates (
     id UUID NOT NULL,
+    tenant_id UUID,
+    agreement TEXT,
     model TEXT NOT NULL,
     micros_per_card_hour BIGINT NOT NULL,
+    terms JSONB NOT NULL,
     effective_from TIMESTAMP WITH TIME ZONE NOT NULL,
+    effective_until TIMESTAMP WITH TIME ZONE,
+    changes_running BOOLEAN NOT NULL,
+    reason TEXT NOT NULL,
     set_by UUID NOT NULL,
     set_at TIMESTAMP WITH TIME ZONE NOT NULL,
     CONSTRAINT pk_rates PRIMARY KEY (id),
-    CONSTRAINT uq_rates_model_effective_from UNIQUE (model, effective_from),
-    CONSTRAINT ck_rates_price CHECK (micros_per_card_hour > 0)
+    CONSTRAINT uq_rates_tenant_id_model_effective_from UNIQUE NULLS NOT DISTINCT (tenant_id, model, effective_from),
+    CONSTRAINT ck_rates_price CHECK (micros_per_card_hour > 0),
+    CONSTRAINT ck_rates_not_past CHECK (effective_from >= set_at),
+    CONSTRAINT ck_rates_period CHECK (effective_until > effective_from),
+    CONSTRAINT ck_rates_agreement CHECK ((tenant_id IS NULL) = (agreement IS NULL))
 );
 
 CREATE TABLE usage_mismatches (
@@ -73,6 +83,7 @@ CREATE TABLE usage_records (
     boot_id TEXT NOT NULL,
     model TEXT NOT NULL,
     started_at TIMESTAMP WITH TIME ZONE NOT NULL,
+    offset_ms BIGINT NOT NULL,
     duration_ms BIGINT NOT NULL,
     slot_ms BIGINT NOT NULL,
     busy_ms BIGINT NOT NULL,
@@ -81,7 +92,7 @@ CREATE TABLE usage_records (
     received_at TIMESTAMP WITH TIME ZONE NOT NULL,
     CONSTRAINT pk_usage_records PRIMARY KEY (id),
     CONSTRAINT uq_usage_records_job_id_attempt_rank_k UNIQUE (job_id, attempt, rank, k),
-    CONSTRAINT ck_usage_records_not_negative CHECK (k >= 0 AND duration_ms >= 0 AND slot_ms >= 0)
+    CONSTRAINT ck_usage_records_not_negative CHECK (k >= 0 AND offset_ms >= 0 AND duration_ms >= 0 AND slot_ms >= 0)
 );
 
 CREATE TABLE usage_totals (
@@ -107,7 +118,8 @@ CREATE TABLE charges (
     job_id UUID NOT NULL,
     tenant_id UUID NOT NULL,
     n BIGINT NOT NULL,
-    rate_id UUID NOT NULL,
+    model TEXT NOT NULL,
+    month TEXT NOT NULL,
     slot_ms BIGINT NOT NULL,
     amount_micros BIGINT NOT NULL,
     voucher_micros BIGINT NOT NULL,
@@ -118,8 +130,48 @@ CREATE TABLE charges (
     CONSTRAINT pk_charges PRIMARY KEY (id),
     CONSTRAINT uq_charges_job_id_n UNIQUE (job_id, n),
     CONSTRAINT ck_charges_amount CHECK (amount_micros >= 0 AND forgone_micros >= 0 AND slot_ms > 0),
-    CONSTRAINT ck_charges_parts CHECK (amount_micros = voucher_micros + tenant_micros + rounding_micros),
-    CONSTRAINT fk_charges_rate_id FOREIGN KEY(rate_id) REFERENCES rates (id)
+    CONSTRAINT ck_charges_parts CHECK (amount_micros = voucher_micros + tenant_micros + rounding_micros)
+);
+
+CREATE INDEX ix_charges_tenant_id_month ON charges (tenant_id, month);
+
+CREATE TABLE charge_lines (
+    charge_id UUID NOT NULL,
+    line BIGINT NOT NULL,
+    rate_id UUID NOT NULL,
+    time_window TEXT NOT NULL,
+    from_slot_ms BIGINT NOT NULL,
+    price_micros BIGINT NOT NULL,
+    slot_ms BIGINT NOT NULL,
+    cost_micros BIGINT NOT NULL,
+    CONSTRAINT pk_charge_lines PRIMARY KEY (charge_id, line),
+    CONSTRAINT ck_charge_lines_positive CHECK (slot_ms > 0 AND cost_micros >= 0 AND price_micros > 0),
+    CONSTRAINT fk_charge_lines_charge_id FOREIGN KEY(charge_id) REFERENCES charges (id),
+    CONSTRAINT fk_charge_lines_rate_id FOREIGN KEY(rate_id) REFERENCES rates (id)
+);
+
+CREATE TABLE tenant_volumes (
+    tenant_id UUID NOT NULL,
+    model TEXT NOT NULL,
+    month TEXT NOT NULL,
+    slot_ms BIGINT NOT NULL,
+    CONSTRAINT pk_tenant_volumes PRIMARY KEY (tenant_id, model, month),
+    CONSTRAINT ck_tenant_volumes_not_negative CHECK (slot_ms >= 0)
+);
+
+CREATE TABLE charge_corrections (
+    charge_id UUID NOT NULL,
+    replacement_id UUID NOT NULL,
+    rate_id UUID NOT NULL,
+    reason TEXT NOT NULL,
+    corrected_by UUID NOT NULL,
+    corrected_at TIMESTAMP WITH TIME ZONE NOT NULL,
+    CONSTRAINT pk_charge_corrections PRIMARY KEY (charge_id),
+    CONSTRAINT ck_charge_corrections_reason CHECK (length(reason) > 0),
+    CONSTRAINT uq_charge_corrections_replacement_id UNIQUE (replacement_id),
+    CONSTRAINT fk_charge_corrections_charge_id FOREIGN KEY(charge_id) REFERENCES charges (id),
+    CONSTRAINT fk_charge_corrections_replacement_id FOREIGN KEY(replacement_id) REFERENCES charges (id),
+    CONSTRAINT fk_charge_corrections_rate_id FOREIGN KEY(rate_id) REFERENCES rates (id)
 );
 
 CREATE TABLE uncharged_usage (
@@ -141,6 +193,6 @@ CREATE TABLE charged_usage (
 
 GRANT SELECT, INSERT ON api_keys, idempotency_keys, usage_records, usage_mismatches TO hub_app;
 GRANT UPDATE (revoked_at) ON api_keys TO hub_app;
-GRANT SELECT, INSERT ON rates, charges, charged_usage TO hub_app;
+GRANT SELECT, INSERT ON rates, charges, charge_lines, charge_corrections, charged_usage TO hub_app;
 GRANT SELECT, INSERT, DELETE ON uncharged_usage TO hub_app;
-GRANT SELECT, INSERT, UPDATE ON job_funding, job_funded_time, usage_totals TO hub_app;
+GRANT SELECT, INSERT, UPDATE ON job_funding, job_funded_time, usage_totals, tenant_volumes TO hub_app;
