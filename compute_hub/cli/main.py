@@ -7,7 +7,17 @@ import sys
 
 import typer
 
-from compute_hub.cli import applications, claims, cluster, enterprises, jobs, programmes, vouchers, wallets
+from compute_hub.cli import (
+    applications,
+    claims,
+    cluster,
+    enterprises,
+    jobs,
+    programmes,
+    rates,
+    vouchers,
+    wallets,
+)
 from compute_hub.cli.processes import api, biller, controller, node, up
 from compute_hub.cli.simulate import simulate
 from kernel.errors import HubError
@@ -29,7 +39,7 @@ for name, group in (
     ("key", enterprises.key_app),
     ("claim", claims.app),
     ("cluster", cluster.app),
-    ("rate", cluster.rate_app),
+    ("rate", rates.app),
     ("ledger", cluster.ledger_app),
 ):
     app.add_typer(group, name=name)

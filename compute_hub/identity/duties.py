@@ -109,6 +109,8 @@ DUTIES: Final[Mapping[str, tuple[Role, ...]]] = {
     # the centre and its books
     "show_cluster": _EVERYBODY,
     "set_rate": _OPERATOR,
+    "publish_rates": _OPERATOR,
+    "correct_charge": _OPERATOR,
     "list_rates": _EVERYBODY,
     "audit_ledger": _BOOKS,
     "list_ledger_accounts": _BOOKS,
