@@ -211,7 +211,13 @@ def logs(
 def _submit(session: Session, body: JobSubmission, call: Call, at: datetime) -> tuple[JobRow, Coverage]:
     if body.upload_sha256 is not None:
         find_upload(call.settings.uploads, str(call.tenant_id), body.upload_sha256)
-    job = submit_job(
+    job = queue_job(session, body, call, at)
+    return job, pledge_funding(session, job, body.voucher_ids, horizon_ms=call.settings.hold_horizon_ms, at=at)
+
+
+def queue_job(session: Session, body: JobSubmission, call: Call, at: datetime) -> JobRow:
+    """Queue the job of a submission; nobody has looked at money yet."""
+    return submit_job(
         session,
         new_id(),
         body.request(),
@@ -220,7 +226,6 @@ def _submit(session: Session, body: JobSubmission, call: Call, at: datetime) -> 
         environments=list(call.settings.environments),
         at=at,
     )
-    return job, pledge_funding(session, job, body.voucher_ids, horizon_ms=call.settings.hold_horizon_ms, at=at)
 
 
 def job_directory(call: Call, found: JobRow) -> Path:

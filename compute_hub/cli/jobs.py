@@ -1,4 +1,4 @@
-"""`hub job …`: submit, list, show, logs, cancel."""
+"""`hub job …`: estimate, submit, list, show, logs, cancel."""
 
 import sys
 from pathlib import Path
@@ -61,19 +61,19 @@ def submit(
 ) -> None:
     """Submit a job, such as: hub job submit --accelerator MLU370-X8 --workdir . -- python train.py."""
     with client() as hub:
-        body: dict[str, Any] = {
-            "name": name or " ".join(command)[:120],
-            "argv": command,
-            "accelerator": accelerator,
-            "environment": environment,
-            "nodes": nodes,
-            "devices_per_node": devices,
-            "cpu_milli": round(cpu * 1000),
-            "memory_mib": memory,
-            "time_limit_s": time_limit,
-            "env": dict(_variable(text) for text in env or ()),
-            "voucher_ids": voucher,
-        }
+        body = submission(
+            command,
+            accelerator,
+            name=name,
+            environment=environment,
+            nodes=nodes,
+            devices_per_node=devices,
+            cpu=cpu,
+            memory_mib=memory,
+            time_limit_s=time_limit,
+            voucher_ids=voucher,
+            env=env,
+        )
         if quote:
             _print_quote(hub.post("/v1/jobs:quote", body), as_json=as_json)
             return
@@ -86,6 +86,54 @@ def submit(
     _print([job], as_json=as_json)
     if wait and job["state"] != "succeeded":
         raise typer.Exit(1)
+
+
+@app.command()
+def estimate(
+    accelerator: Annotated[list[str], typer.Option(help="Model; repeat it to accept several.")],
+    command: Annotated[list[str] | None, typer.Argument(help="What would run, after --.")] = None,
+    *,
+    name: Annotated[str | None, typer.Option(help="A name that earlier jobs had, to learn from them.")] = None,
+    environment: Annotated[str, typer.Option(help="Software environment of the centre.")] = "digits",
+    nodes: Annotated[int, typer.Option(help="Machines, started together.")] = 1,
+    devices: Annotated[int, typer.Option(help="Cards on each machine.")] = 1,
+    cpu: Annotated[float, typer.Option(help="Processor cores on each machine.")] = 1,
+    memory: Annotated[int, typer.Option(help="Memory on each machine in MiB.")] = 1024,
+    time_limit: Annotated[int, typer.Option(help="Seconds after which it would be stopped.")] = 3600,
+    voucher: Annotated[
+        list[str] | None, typer.Option(help="Voucher to use; all of yours, if left out.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what a job would cost, who would pay it and when it would start; submit nothing."""
+    body = submission(
+        command or ["true"],
+        accelerator,
+        name=name,
+        environment=environment,
+        nodes=nodes,
+        devices_per_node=devices,
+        cpu=cpu,
+        memory_mib=memory,
+        time_limit_s=time_limit,
+        voucher_ids=voucher,
+    )
+    with client() as hub:
+        found = hub.post("/v1/jobs:estimate", body)
+    if as_json:
+        show([found], {}, as_json=True)
+        return
+    console = Console()
+    for words, cost in (("the whole limit", found["limit"]), ("what it will probably run", found["predicted"])):
+        text = (
+            f"{words}, {cost['duration_s']} s on {cost['model']}: {yuan(cost['cost_cny'])}; {cost['sentence']}"
+        )
+        console.print(text, markup=False, soft_wrap=True)
+    console.print(
+        f"start: {found['starts_at'] or 'unknown'}; {found['start_sentence']}", markup=False, soft_wrap=True
+    )
+    for warning in found["warnings"]:
+        console.print(f"warning: {warning}", markup=False, soft_wrap=True)
 
 
 @app.command("list")
@@ -152,6 +200,26 @@ def charges(job: Annotated[str, typer.Argument(help="The job's id.")], *, as_jso
     columns = {"n": "n", "card_ms": "card time", "cost_cny": "cost", "voucher_cny": "vouchers"}
     columns |= {"tenant_cny": "you", "sentence": "why", "id": "charge"}
     show(found, columns, as_json=as_json)
+
+
+def submission(
+    command: list[str],
+    accelerator: list[str],
+    *,
+    name: str | None,
+    cpu: float,
+    env: list[str] | None = None,
+    **asked: object,
+) -> dict[str, Any]:
+    """The body of a submission, a quote or an estimate."""
+    return {
+        **asked,
+        "name": name or " ".join(command)[:120],
+        "argv": command,
+        "accelerator": accelerator,
+        "cpu_milli": round(cpu * 1000),
+        "env": dict(_variable(text) for text in env or ()),
+    }
 
 
 def _print(jobs: list[dict[str, Any]], *, as_json: bool) -> None:

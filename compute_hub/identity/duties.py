@@ -84,6 +84,7 @@ DUTIES: Final[Mapping[str, tuple[Role, ...]]] = {
     "store_upload": _TENANT,
     "submit_job": _TENANT,
     "quote_job": _TENANT,
+    "estimate_job": _TENANT,
     "list_jobs": _USERS,
     "show_job": _USERS,
     "cancel_job": (Role.TENANT, Role.OPERATOR),

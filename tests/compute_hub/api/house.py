@@ -258,6 +258,7 @@ def usage(job_id: UUID, card_ms: int) -> UsageRecordRow:
         boot_id="boot",
         model=MODEL,
         started_at=now,
+        offset_ms=0,
         duration_ms=card_ms,
         slot_ms=card_ms * 1000,
         busy_ms=0,
