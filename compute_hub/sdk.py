@@ -79,6 +79,10 @@ class HubClient:
         path = f"/v1/jobs/{job_id}/logs"
         return self._checked(self._send("GET", path, params={"rank": str(rank), "offset": str(offset)})).content
 
+    def file(self, path: str, **parameters: str) -> bytes:
+        """The bytes of a document."""
+        return self._checked(self._send("GET", path, params=parameters)).content
+
     def pages(self, path: str, **parameters: object) -> Iterator[dict[str, Any]]:
         """All items of a paged listing."""
         after = None

@@ -26,6 +26,7 @@ from compute_hub.billing.tables import (
     JobFundingRow,
     TenantVolumeRow,
 )
+from compute_hub.metering.gaps import open_gap_cases
 from compute_hub.metering.tables import UnchargedUsageRow, UsageRecordRow
 from kernel.clock import from_unix_ms, unix_ms
 from kernel.ids import derived_id
@@ -99,6 +100,7 @@ def charge_job(session: Session, job_id: UUID, at: datetime) -> Sequence[ChargeR
     stretches = [_Stretch(*key, some, payable=True) for key, some in _by_model_and_month(due)]
     job = session.get_one(JobRow, job_id)
     if behind and _is_late(job, at):
+        open_gap_cases(session, job_id, at)
         stretches += [_Stretch(*key, some, payable=False) for key, some in _by_model_and_month(behind)]
     charges = [_charge(session, funding, job, stretch, at) for stretch in stretches]
     done = [record.id for stretch in stretches for record in stretch.records]
@@ -111,6 +113,7 @@ def release_job(session: Session, job_id: UUID, at: datetime) -> None:
     funding = _funding(session, job_id)
     if funding is None or funding.state != "ended":
         return
+    open_gap_cases(session, job_id, at)
     release_hold(session, job_id, at)
     funding.state = "released"
 

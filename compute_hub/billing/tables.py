@@ -1,11 +1,11 @@
-"""Rates, charges and the funding of jobs. Rates and charges are only ever added."""
+"""Rates, charges, invoices and the funding of jobs. Rates, charges and invoices are only ever added."""
 
 from datetime import datetime
 from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import CheckConstraint, ForeignKey, Index, Numeric, Text, UniqueConstraint, Uuid
+from sqlalchemy import CheckConstraint, ForeignKey, Index, Numeric, Text, UniqueConstraint, Uuid, text
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -164,3 +164,106 @@ class ChargedUsageRow(Table):
 
     record_id: Mapped[UUID] = mapped_column(ForeignKey("usage_records.id"), primary_key=True)
     charge_id: Mapped[UUID] = mapped_column(ForeignKey("charges.id"))
+
+
+class InvoiceSeriesRow(Table):
+    """The last number given out in a series; its row is locked while a number is taken, so none is left out."""
+
+    __tablename__ = "invoice_series"
+
+    series: Mapped[str] = mapped_column(Text, primary_key=True)
+    last: Mapped[int]
+
+
+class InvoiceRow(Table):
+    """A final invoice, or a credit note that takes back a part of one; amounts of a credit note are what it gives back.
+
+    `gross` is divided into what vouchers pay, what the tenant pays and what the centre bears of rounding. What the
+    tenant pays is rounded to the fen by an entry in the ledger; VAT is contained in it.
+    """
+
+    __tablename__ = "invoices"
+    __table_args__ = (
+        UniqueConstraint("series", "sequence"),
+        UniqueConstraint("number"),
+        Index(
+            "uq_invoices_tenant_id_month",
+            "tenant_id",
+            "month",
+            unique=True,
+            postgresql_where=text("kind = 'invoice'"),
+        ),
+        CheckConstraint("kind IN ('invoice', 'credit_note')", name="kind"),
+        CheckConstraint("(kind = 'credit_note') = (refers_to IS NOT NULL)", name="refers"),
+        CheckConstraint("gross_micros = voucher_micros + tenant_micros + rounding_micros", name="parts"),
+        CheckConstraint("tenant_micros = prepaid_micros + credit_micros", name="sources"),
+        CheckConstraint(
+            "payable_micros = tenant_micros + fen_micros AND mod(payable_micros, 10000) = 0 AND abs(fen_micros) <= 5000",
+            name="fen",
+        ),
+        CheckConstraint("mod(vat_micros, 10000) = 0 AND vat_micros BETWEEN 0 AND payable_micros", name="vat"),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    tenant_id: Mapped[UUID]
+    kind: Mapped[str] = mapped_column(Text)
+    series: Mapped[str] = mapped_column(Text)
+    sequence: Mapped[int]
+    number: Mapped[str] = mapped_column(Text)
+    month: Mapped[str] = mapped_column(Text)
+    refers_to: Mapped[UUID | None] = mapped_column(ForeignKey("invoices.id"))
+    buyer: Mapped[dict[str, Any]]
+    gross_micros: Mapped[int]
+    voucher_micros: Mapped[int]
+    tenant_micros: Mapped[int]
+    rounding_micros: Mapped[int]
+    prepaid_micros: Mapped[int]
+    credit_micros: Mapped[int]
+    fen_micros: Mapped[int]
+    payable_micros: Mapped[int]
+    vat_ppm: Mapped[int]
+    vat_micros: Mapped[int]
+    reason: Mapped[str] = mapped_column(Text)
+    issued_by: Mapped[UUID]
+    issued_at: Mapped[datetime]
+    due_at: Mapped[datetime]
+
+
+class InvoiceLineRow(Table):
+    """Card time of one model and month at one price, of all charges of an invoice together."""
+
+    __tablename__ = "invoice_lines"
+    __table_args__ = (
+        CheckConstraint("slot_ms > 0 AND amount_micros >= 0 AND forgone_micros >= 0", name="amounts"),
+    )
+
+    invoice_id: Mapped[UUID] = mapped_column(ForeignKey("invoices.id"), primary_key=True)
+    line: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    model: Mapped[str] = mapped_column(Text)
+    month: Mapped[str] = mapped_column(Text)
+    rate_id: Mapped[UUID] = mapped_column(ForeignKey("rates.id"))
+    window: Mapped[str] = mapped_column("time_window", Text)
+    price_micros: Mapped[int]
+    slot_ms: Mapped[int]
+    amount_micros: Mapped[int]
+    forgone_micros: Mapped[int]
+
+
+class InvoicedChargeRow(Table):
+    """On which invoice a charge stands; a charge stands on one."""
+
+    __tablename__ = "invoiced_charges"
+    __table_args__ = (Index("ix_invoiced_charges_invoice_id", "invoice_id"),)
+
+    charge_id: Mapped[UUID] = mapped_column(ForeignKey("charges.id"), primary_key=True)
+    invoice_id: Mapped[UUID] = mapped_column(ForeignKey("invoices.id"))
+
+
+class CreditedChargeRow(Table):
+    """Which credit note takes an invoiced charge back; a charge is taken back once."""
+
+    __tablename__ = "credited_charges"
+    __table_args__ = (Index("ix_credited_charges_invoice_id", "invoice_id"),)
+
+    charge_id: Mapped[UUID] = mapped_column(ForeignKey("invoiced_charges.charge_id"), primary_key=True)
+    invoice_id: Mapped[UUID] = mapped_column(ForeignKey("invoices.id"))

@@ -9,10 +9,12 @@ import typer
 
 from compute_hub.cli import (
     applications,
+    billing,
     claims,
     cluster,
     enterprises,
     jobs,
+    meter,
     programmes,
     rates,
     vouchers,
@@ -40,6 +42,9 @@ for name, group in (
     ("claim", claims.app),
     ("cluster", cluster.app),
     ("rate", rates.app),
+    ("meter", meter.app),
+    ("invoice", billing.app),
+    ("statement", billing.statement_app),
     ("ledger", cluster.ledger_app),
 ):
     app.add_typer(group, name=name)

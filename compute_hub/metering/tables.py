@@ -68,6 +68,23 @@ class UsageMismatchRow(Table):
     received_at: Mapped[datetime]
 
 
+class GapCaseRow(Table):
+    """A run whose records do not reach its end: from `first_missing_k` on nothing is billed before it is explained.
+
+    A case is filled when that record arrives after all; the row stays, as does what was decided in the meantime.
+    """
+
+    __tablename__ = "gap_cases"
+    __table_args__ = (CheckConstraint("kind IN ('missing_record', 'no_final_record')", name="kind"),)
+
+    job_id: Mapped[UUID] = mapped_column(primary_key=True)
+    attempt: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    rank: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    first_missing_k: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    kind: Mapped[str] = mapped_column(Text)
+    opened_at: Mapped[datetime]
+
+
 class UsageTotalRow(Table):
     """The sum of an attempt's records, kept beside them so that nobody adds up a month every second."""
 

@@ -95,6 +95,17 @@ CREATE TABLE usage_records (
     CONSTRAINT ck_usage_records_not_negative CHECK (k >= 0 AND offset_ms >= 0 AND duration_ms >= 0 AND slot_ms >= 0)
 );
 
+CREATE TABLE gap_cases (
+    job_id UUID NOT NULL,
+    attempt BIGINT NOT NULL,
+    rank BIGINT NOT NULL,
+    first_missing_k BIGINT NOT NULL,
+    kind TEXT NOT NULL,
+    opened_at TIMESTAMP WITH TIME ZONE NOT NULL,
+    CONSTRAINT pk_gap_cases PRIMARY KEY (job_id, attempt, rank, first_missing_k),
+    CONSTRAINT ck_gap_cases_kind CHECK (kind IN ('missing_record', 'no_final_record'))
+);
+
 CREATE TABLE usage_totals (
     job_id UUID NOT NULL,
     attempt BIGINT NOT NULL,
@@ -191,8 +202,90 @@ CREATE TABLE charged_usage (
     CONSTRAINT fk_charged_usage_charge_id FOREIGN KEY(charge_id) REFERENCES charges (id)
 );
 
-GRANT SELECT, INSERT ON api_keys, idempotency_keys, usage_records, usage_mismatches TO hub_app;
+CREATE TABLE invoice_series (
+    series TEXT NOT NULL,
+    last BIGINT NOT NULL,
+    CONSTRAINT pk_invoice_series PRIMARY KEY (series)
+);
+
+CREATE TABLE invoices (
+    id UUID NOT NULL,
+    tenant_id UUID NOT NULL,
+    kind TEXT NOT NULL,
+    series TEXT NOT NULL,
+    sequence BIGINT NOT NULL,
+    number TEXT NOT NULL,
+    month TEXT NOT NULL,
+    refers_to UUID,
+    buyer JSONB NOT NULL,
+    gross_micros BIGINT NOT NULL,
+    voucher_micros BIGINT NOT NULL,
+    tenant_micros BIGINT NOT NULL,
+    rounding_micros BIGINT NOT NULL,
+    prepaid_micros BIGINT NOT NULL,
+    credit_micros BIGINT NOT NULL,
+    fen_micros BIGINT NOT NULL,
+    payable_micros BIGINT NOT NULL,
+    vat_ppm BIGINT NOT NULL,
+    vat_micros BIGINT NOT NULL,
+    reason TEXT NOT NULL,
+    issued_by UUID NOT NULL,
+    issued_at TIMESTAMP WITH TIME ZONE NOT NULL,
+    due_at TIMESTAMP WITH TIME ZONE NOT NULL,
+    CONSTRAINT pk_invoices PRIMARY KEY (id),
+    CONSTRAINT uq_invoices_series_sequence UNIQUE (series, sequence),
+    CONSTRAINT uq_invoices_number UNIQUE (number),
+    CONSTRAINT ck_invoices_kind CHECK (kind IN ('invoice', 'credit_note')),
+    CONSTRAINT ck_invoices_refers CHECK ((kind = 'credit_note') = (refers_to IS NOT NULL)),
+    CONSTRAINT ck_invoices_parts CHECK (gross_micros = voucher_micros + tenant_micros + rounding_micros),
+    CONSTRAINT ck_invoices_sources CHECK (tenant_micros = prepaid_micros + credit_micros),
+    CONSTRAINT ck_invoices_fen CHECK (payable_micros = tenant_micros + fen_micros AND mod(payable_micros, 10000) = 0 AND abs(fen_micros) <= 5000),
+    CONSTRAINT ck_invoices_vat CHECK (mod(vat_micros, 10000) = 0 AND vat_micros BETWEEN 0 AND payable_micros),
+    CONSTRAINT fk_invoices_refers_to FOREIGN KEY(refers_to) REFERENCES invoices (id)
+);
+
+CREATE UNIQUE INDEX uq_invoices_tenant_id_month ON invoices (tenant_id, month) WHERE kind = 'invoice';
+
+CREATE TABLE invoice_lines (
+    invoice_id UUID NOT NULL,
+    line BIGINT NOT NULL,
+    model TEXT NOT NULL,
+    month TEXT NOT NULL,
+    rate_id UUID NOT NULL,
+    time_window TEXT NOT NULL,
+    price_micros BIGINT NOT NULL,
+    slot_ms BIGINT NOT NULL,
+    amount_micros BIGINT NOT NULL,
+    forgone_micros BIGINT NOT NULL,
+    CONSTRAINT pk_invoice_lines PRIMARY KEY (invoice_id, line),
+    CONSTRAINT ck_invoice_lines_amounts CHECK (slot_ms > 0 AND amount_micros >= 0 AND forgone_micros >= 0),
+    CONSTRAINT fk_invoice_lines_invoice_id FOREIGN KEY(invoice_id) REFERENCES invoices (id),
+    CONSTRAINT fk_invoice_lines_rate_id FOREIGN KEY(rate_id) REFERENCES rates (id)
+);
+
+CREATE TABLE invoiced_charges (
+    charge_id UUID NOT NULL,
+    invoice_id UUID NOT NULL,
+    CONSTRAINT pk_invoiced_charges PRIMARY KEY (charge_id),
+    CONSTRAINT fk_invoiced_charges_charge_id FOREIGN KEY(charge_id) REFERENCES charges (id),
+    CONSTRAINT fk_invoiced_charges_invoice_id FOREIGN KEY(invoice_id) REFERENCES invoices (id)
+);
+
+CREATE INDEX ix_invoiced_charges_invoice_id ON invoiced_charges (invoice_id);
+
+CREATE TABLE credited_charges (
+    charge_id UUID NOT NULL,
+    invoice_id UUID NOT NULL,
+    CONSTRAINT pk_credited_charges PRIMARY KEY (charge_id),
+    CONSTRAINT fk_credited_charges_charge_id FOREIGN KEY(charge_id) REFERENCES invoiced_charges (charge_id),
+    CONSTRAINT fk_credited_charges_invoice_id FOREIGN KEY(invoice_id) REFERENCES invoices (id)
+);
+
+CREATE INDEX ix_credited_charges_invoice_id ON credited_charges (invoice_id);
+
+GRANT SELECT, INSERT ON api_keys, idempotency_keys, usage_records, usage_mismatches, gap_cases TO hub_app;
 GRANT UPDATE (revoked_at) ON api_keys TO hub_app;
 GRANT SELECT, INSERT ON rates, charges, charge_lines, charge_corrections, charged_usage TO hub_app;
+GRANT SELECT, INSERT ON invoices, invoice_lines, invoiced_charges, credited_charges TO hub_app;
 GRANT SELECT, INSERT, DELETE ON uncharged_usage TO hub_app;
-GRANT SELECT, INSERT, UPDATE ON job_funding, job_funded_time, usage_totals, tenant_volumes TO hub_app;
+GRANT SELECT, INSERT, UPDATE ON job_funding, job_funded_time, usage_totals, tenant_volumes, invoice_series TO hub_app;
