@@ -139,7 +139,7 @@ def _conclude(
     own = _culprit(runs)
     culprit = own or failed
     wanted = job.stop_reason not in {None, "rank_failed", PREEMPTED}
-    centres = own is None or own.end_reason in _INFRASTRUCTURE
+    centres = own is None or own.end_reason in INFRASTRUCTURE
     if job.stop_reason == PREEMPTED and failed is not None and centres:
         job.evictions += 1
         _requeue(job, f"attempt {job.attempt} was stopped for another job; it waits to be tried again", at, 0)
