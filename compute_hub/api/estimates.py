@@ -7,13 +7,14 @@ from sqlalchemy.orm import Session
 
 from compute_hub.api.call import Caller
 from compute_hub.api.charges import CoverageView, coverage_fields
-from compute_hub.api.jobs import JobSubmission, queue_job
+from compute_hub.api.job_submission import JobSubmission
+from compute_hub.api.jobs import queue_job
 from compute_hub.api.shapes import View
 from compute_hub.billing.domain.rating import Priced
 from compute_hub.billing.estimates import Cost, estimate_job
 from kernel.clock import from_unix_ms
 from kernel.money import format_yuan
-from scheduler.controller.loop import LIVE_POLICY
+from scheduler.policy.settings import policy_named
 
 router = APIRouter(prefix="/v1", tags=["jobs"])
 
@@ -64,7 +65,10 @@ def estimate(body: JobSubmission, call: Caller) -> EstimateView:
 
     def action(session: Session, at: datetime) -> EstimateView:
         job = queue_job(session, body, call, at)
-        found = estimate_job(session, job, body.voucher_ids, LIVE_POLICY, at)
+        centre = call.settings.centre_facts
+        found = estimate_job(
+            session, job, body.voucher_ids, centre=centre, settings=policy_named("default"), at=at
+        )
         starts_ms = found.forecast.starts_ms
         return EstimateView(
             limit=_cost(found.limit),

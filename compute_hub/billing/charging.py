@@ -6,7 +6,7 @@ beyond that is forgone by the centre, and the charge says so.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Final
 from uuid import UUID
@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 
 from compute_hub.billing.domain.days import Span, month_of
 from compute_hub.billing.domain.rating import Priced, Usage, next_charge_micros, rate, share_out
-from compute_hub.billing.funding import charge_facts
+from compute_hub.billing.losses import is_lost, restore_losses
 from compute_hub.billing.rates import NoRate, tariff_of, traits_of
 from compute_hub.billing.tables import (
     ChargedUsageRow,
@@ -35,8 +35,8 @@ from vouchers.capturing import capture_charge
 from vouchers.domain.explanation import ROUNDING, Coverage
 from vouchers.domain.facts import ChargeFacts
 from vouchers.enterprises import lock_tenants
-from vouchers.errors import ChargeBeyondHold, ChargeFactsDiffer, HoldNotFound, HoldReleased
-from vouchers.redemption import release_hold
+from vouchers.errors import ChargeBeyondHold, HoldReleased
+from vouchers.redemption import held_facts, release_hold
 from vouchers.wallets import payer_of
 
 LATE: Final = timedelta(minutes=10)
@@ -82,10 +82,11 @@ def jobs_to_release(session: Session, limit: int, at: datetime, *, after: UUID |
 
 
 def charge_job(session: Session, job_id: UUID, at: datetime) -> Sequence[ChargeRow]:
-    """Charge all usage of a job that is not charged yet, one charge per model and month.
+    """Charge all usage of a job that is not charged yet, one charge per attempt, model and month.
 
     A record is charged when all records of its run before it are; behind a gap it waits, and is forgone when the job
-    has been over for `LATE`. Does nothing while another biller is at the job.
+    has been over for `LATE`. Usage of an attempt that the centre lost is forgone. Does nothing while another biller
+    is at the job.
     """
     funding = _funding(session, job_id)
     if funding is None:
@@ -97,11 +98,13 @@ def charge_job(session: Session, job_id: UUID, at: datetime) -> Sequence[ChargeR
         .order_by(UsageRecordRow.attempt, UsageRecordRow.rank, UsageRecordRow.k)
     ).all()
     due, behind = _split_at_gaps(session, records)
-    stretches = [_Stretch(*key, some, payable=True) for key, some in _by_model_and_month(due)]
-    job = session.get_one(JobRow, job_id)
+    job = session.get_one(JobRow, job_id, populate_existing=True)
+    stretches = [
+        _Stretch(*key, some, payable=not is_lost(session, job_id, key[0])) for key, some in _grouped(due)
+    ]
     if behind and _is_late(job, at):
         open_gap_cases(session, job_id, at)
-        stretches += [_Stretch(*key, some, payable=False) for key, some in _by_model_and_month(behind)]
+        stretches += [_Stretch(*key, some, payable=False) for key, some in _grouped(behind)]
     charges = [_charge(session, funding, job, stretch, at) for stretch in stretches]
     done = [record.id for stretch in stretches for record in stretch.records]
     session.execute(delete(UnchargedUsageRow).where(UnchargedUsageRow.record_id.in_(done)))
@@ -109,19 +112,27 @@ def charge_job(session: Session, job_id: UUID, at: datetime) -> Sequence[ChargeR
 
 
 def release_job(session: Session, job_id: UUID, at: datetime) -> None:
-    """Give back what a finished job did not use. Does nothing while another biller is at the job."""
+    """Give back what a finished job did not use, and what it lost. Does nothing while another biller is at it."""
     funding = _funding(session, job_id)
     if funding is None or funding.state != "ended":
         return
     open_gap_cases(session, job_id, at)
+    restore_losses(session, job_id, at)
     release_hold(session, job_id, at)
     funding.state = "released"
 
 
+def restore_lost_time(session: Session, job_id: UUID, at: datetime) -> None:
+    """Give back what attempts that the centre lost were charged. Does nothing while another biller is at the job."""
+    if _funding(session, job_id) is not None:
+        restore_losses(session, job_id, at)
+
+
 @dataclass(frozen=True)
 class _Stretch:
-    """Records of one model and month that become one charge, and whether anybody pays for them."""
+    """Records of one attempt, model and month that become one charge, and whether anybody pays for them."""
 
+    attempt: int
     model: str
     month: str
     records: Sequence[UsageRecordRow]
@@ -159,15 +170,15 @@ def span_of(record: UsageRecordRow) -> Span:
     return Span(start, start + record.duration_ms)
 
 
-def _by_model_and_month(
+def _grouped(
     records: Sequence[UsageRecordRow],
-) -> list[tuple[tuple[str, str], list[UsageRecordRow]]]:
-    """A record belongs to the month its last millisecond lies in."""
-    found: dict[tuple[str, str], list[UsageRecordRow]] = {}
+) -> list[tuple[tuple[int, str, str], list[UsageRecordRow]]]:
+    """By attempt, model and month; a record belongs to the month its last millisecond lies in."""
+    found: dict[tuple[int, str, str], list[UsageRecordRow]] = {}
     for record in records:
         span = span_of(record)
         month = month_of(max(span.start_ms, span.end_ms - 1))
-        found.setdefault((record.model, month), []).append(record)
+        found.setdefault((record.attempt, record.model, month), []).append(record)
     return sorted(found.items())
 
 
@@ -213,6 +224,7 @@ def _charge(
         funding,
         n,
         coverage,
+        attempt=stretch.attempt,
         model=stretch.model,
         month=stretch.month,
         slot_ms=slot_ms,
@@ -263,6 +275,7 @@ def charge_row(
     n: int,
     coverage: Coverage,
     *,
+    attempt: int,
     model: str,
     month: str,
     slot_ms: int,
@@ -275,6 +288,7 @@ def charge_row(
         job_id=funding.job_id,
         tenant_id=funding.tenant_id,
         n=n,
+        attempt=attempt,
         model=model,
         month=month,
         slot_ms=slot_ms,
@@ -308,17 +322,20 @@ def _capture(
     session: Session, job_id: UUID, charge_id: UUID, cost: int, stretch: _Stretch, slot_ms: int, at: datetime
 ) -> Coverage:
     """Capture a cost, or as much of it as is held for usage at that time."""
-    facts = charge_facts(session, stretch.model, slot_ms)
+    held = held_facts(session, job_id, stretch.model)
+    if held is None:
+        return Coverage(0, ())
+    facts = replace(held, card_ms=slot_ms // 1000)
     used_until = from_unix_ms(max(span_of(record).end_ms for record in stretch.records))
     try:
         return _capture_whole(session, job_id, charge_id, cost, facts, at, used_until)
     except ChargeBeyondHold as beyond:
         available = int(str(beyond.facts["available"]))
-    except (HoldNotFound, HoldReleased, ChargeFactsDiffer):
+    except HoldReleased:
         available = 0
     if available == 0:
         return Coverage(0, ())
-    part = ChargeFacts(**(facts.kind() | {"card_ms": facts.card_ms * available // cost}))
+    part = replace(facts, card_ms=facts.card_ms * available // cost)
     return _capture_whole(session, job_id, charge_id, available, part, at, used_until)
 
 

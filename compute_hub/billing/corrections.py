@@ -15,18 +15,17 @@ from sqlalchemy.orm import Session
 from compute_hub.billing.charging import charge_row, line_rows, span_of
 from compute_hub.billing.domain.rating import Priced, Usage, cost_micros, rate
 from compute_hub.billing.domain.timelines import Tariff
-from compute_hub.billing.funding import charge_facts
 from compute_hub.billing.rates import dated, traits_of
 from compute_hub.billing.tables import ChargeCorrectionRow, ChargedUsageRow, ChargeRow, JobFundingRow, RateRow
 from compute_hub.metering.tables import UsageRecordRow
 from kernel.errors import Conflict, Invalid, NotFound
 from kernel.ids import derived_id
 from scheduler.tables import JobRow
-from vouchers.afterlife import restore_charge
 from vouchers.capturing import capture_charge, coverage_of
 from vouchers.domain.explanation import Coverage
-from vouchers.redemption import place_hold, release_hold
-from vouchers.tables import CoverageLine, Restoration, Voucher
+from vouchers.redemption import held_facts, place_hold, release_hold
+from vouchers.restoration import restore_charge
+from vouchers.tables import CoveredCharge, Voucher
 
 
 class ChargeUnknown(NotFound):
@@ -69,7 +68,7 @@ def correct_charge(
 
     Raises:
         ChargeUnknown, RateUnknown, RateNotForCharge, ChargeCorrected, CorrectionRaises, and what
-        `vouchers.afterlife.restore_charge` refuses.
+        `vouchers.restoration.restore_charge` refuses.
     """
     charge = session.get(ChargeRow, charge_id)
     if charge is None:
@@ -93,6 +92,7 @@ def correct_charge(
         funding,
         n,
         coverage,
+        attempt=charge.attempt,
         model=charge.model,
         month=charge.month,
         slot_ms=charge.slot_ms,
@@ -141,13 +141,8 @@ def _check_standing(session: Session, charge: ChargeRow) -> None:
     known = session.get(ChargeCorrectionRow, charge.id)
     if known is not None:
         raise ChargeCorrected(charge=charge.id, replacement=known.replacement_id)
-    restored = session.scalar(
-        select(Restoration.line_id)
-        .join(CoverageLine, CoverageLine.id == Restoration.line_id)
-        .where(CoverageLine.charge_id == charge.id)
-        .limit(1)
-    )
-    if restored is not None:
+    covered = session.get(CoveredCharge, charge.id, populate_existing=True)
+    if covered is not None and covered.restored_micros:
         raise ChargeCorrected(charge=charge.id, replacement="nothing")
 
 
@@ -187,7 +182,9 @@ def _capture_anew(
             select(Voucher.id).where(Voucher.id.in_(paying), Voucher.state == "active", Voucher.expires_at > at)
         )
     )
-    facts = charge_facts(session, charge.model, charge.slot_ms)
+    held = held_facts(session, charge.job_id, charge.model)
+    assert held is not None  # noqa: S101 - a charge with an amount was captured from a hold
+    facts = replace(held, card_ms=charge.slot_ms // 1000)
     correction_id = derived_id("correction", charge.id)
     place_hold(session, correction_id, charge.tenant_id, cost, facts, alive, at)
     coverage = capture_charge(session, correction_id, new_id, cost, facts, at)

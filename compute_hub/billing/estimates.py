@@ -24,6 +24,7 @@ from scheduler.controller.forecasting import Forecast, forecast_job
 from scheduler.policy.settings import PolicySettings
 from scheduler.tables import JobRow
 from vouchers.domain.explanation import Coverage
+from vouchers.domain.facts import CentreFacts
 from vouchers.redemption import quote
 from vouchers.tables import Voucher
 
@@ -55,7 +56,13 @@ class Estimate:
 
 
 def estimate_job(
-    session: Session, job: JobRow, voucher_ids: Sequence[UUID] | None, settings: PolicySettings, at: datetime
+    session: Session,
+    job: JobRow,
+    voucher_ids: Sequence[UUID] | None,
+    *,
+    centre: CentreFacts,
+    settings: PolicySettings,
+    at: datetime,
 ) -> Estimate:
     """Estimate a job that was just queued in this transaction.
 
@@ -73,8 +80,8 @@ def estimate_job(
     ending = _ending(session, job, voucher_ids, from_unix_ms(starts_ms + job.time_limit_ms))
     likely = from_unix_ms(starts_ms + forecast.predicted_ms)
     return Estimate(
-        limit=_cover(session, job, dearest, voucher_ids, ending, starts_ms, at),
-        predicted=_cover(session, job, shorter, voucher_ids, ending, starts_ms, at),
+        limit=_cover(session, job, dearest, voucher_ids, ending, starts_ms, centre, at),
+        predicted=_cover(session, job, shorter, voucher_ids, ending, starts_ms, centre, at),
         others=tuple(others),
         forecast=forecast,
         warnings=tuple(_warning(voucher, likely) for voucher in ending),
@@ -105,6 +112,7 @@ def _cover(
     voucher_ids: Sequence[UUID] | None,
     ending: Sequence[Voucher],
     starts_ms: int,
+    centre: CentreFacts,
     at: datetime,
 ) -> Cost:
     """Add who would pay, from what is available now and lasts until then."""
@@ -114,7 +122,7 @@ def _cover(
     gone = {voucher.id for voucher in ending if voucher.expires_at < until}
     lasting = None if voucher_ids is None else [voucher for voucher in voucher_ids if voucher not in gone]
     slots = job.node_count * job.devices_per_node * job.slots_milli
-    facts = charge_facts(session, cost.model, slots * cost.duration_ms)
+    facts = charge_facts(session, centre, cost.model, slots * cost.duration_ms)
     try:
         coverage = quote(session, job.tenant_id, cost.cost_micros, facts, lasting, at, usage_until=until)
     except Unfunded as unfunded:

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import TextClause, select, text
+from sqlalchemy import select, text
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -74,21 +74,23 @@ class Draft:
     totals: Totals
 
 
-# The charges that are due: used in the month or before, on no invoice yet, and not given back in the meantime.
-_GIVEN_BACK: Final = """(
-    EXISTS (SELECT FROM charge_corrections WHERE charge_corrections.charge_id = charges.id)
-    OR EXISTS (SELECT FROM restorations JOIN coverage_lines ON coverage_lines.id = line_id
-               WHERE coverage_lines.charge_id = charges.id AND restorations.kind = 'restored'))"""
-_DUE: Final = f"""
-    SELECT charges.* FROM charges
-    WHERE tenant_id = :tenant AND month <= :month AND NOT {_GIVEN_BACK}
+# The charges that are due: used in the month or before, on no invoice yet and not replaced by another. `paid_before` is
+# what earlier papers say was paid of them, `paid_now` what stands after all that was given back.
+_DUE: Final = """
+    SELECT charges.*, 0 AS paid_before, amount_micros - coalesce(covered_charges.restored_micros, 0) AS paid_now
+    FROM charges LEFT JOIN covered_charges ON covered_charges.charge_id = charges.id
+    WHERE charges.tenant_id = :tenant AND month <= :month
+      AND NOT EXISTS (SELECT FROM charge_corrections WHERE charge_corrections.charge_id = charges.id)
       AND NOT EXISTS (SELECT FROM invoiced_charges WHERE invoiced_charges.charge_id = charges.id)
-"""  # noqa: S608 - built of constants
-_CREDITABLE: Final = f"""
-    SELECT charges.* FROM charges JOIN invoiced_charges ON invoiced_charges.charge_id = charges.id
-    WHERE invoice_id = :invoice AND {_GIVEN_BACK}
-      AND NOT EXISTS (SELECT FROM credited_charges WHERE credited_charges.charge_id = charges.id)
-"""  # noqa: S608 - built of constants
+"""
+_CREDITABLE: Final = """
+    SELECT charges.*, amount_micros - covered_charges.restored_micros AS paid_now,
+           amount_micros - invoiced_charges.restored_micros
+           - coalesce((SELECT sum(credited_charges.restored_micros) FROM credited_charges
+                       WHERE credited_charges.charge_id = charges.id), 0) AS paid_before
+    FROM charges JOIN invoiced_charges ON invoiced_charges.charge_id = charges.id
+    JOIN covered_charges ON covered_charges.charge_id = charges.id WHERE invoiced_charges.invoice_id = :invoice
+"""
 
 
 def draft_invoice(session: Session, tenant_id: UUID, month: str, *, vat_ppm: int = VAT_PPM) -> Draft:
@@ -113,7 +115,9 @@ def close_month(
             what=f"month: nothing was charged until the end of {month} that is not invoiced."
         )
     row = _write(session, draft, "invoice", None, "", by, at)
-    session.execute(_into("invoiced_charges", _DUE), {"tenant": tenant_id, "month": month, "made": row.id})
+    asked = {"tenant": tenant_id, "month": month, "made": row.id}
+    session.execute(text(_SETTLED.format(charges=_DUE)), asked)
+    session.execute(text(_INVOICED.format(charges=_DUE)), asked)
     return row
 
 
@@ -127,23 +131,26 @@ def credit_invoice(session: Session, invoice_id: UUID, *, reason: str, by: UUID,
     if invoice is None or invoice.kind != "invoice":
         raise InvoiceNotFound(invoice=invoice_id)
     lock_tenants(session, [invoice.tenant_id])
-    asked = {"invoice": invoice_id}
+    asked: dict[str, Any] = {"invoice": invoice_id}
     draft = _draft(session, _CREDITABLE, asked, invoice.tenant_id, invoice.month, invoice.vat_ppm)
     if not draft.lines:
         raise NothingToInvoice(
             what=f"Nothing of invoice {invoice.number} was given back that is not credited yet."
         )
     row = _write(session, draft, "credit_note", invoice_id, reason, by, at)
-    session.execute(_into("credited_charges", _CREDITABLE), {"invoice": invoice_id, "made": row.id})
+    asked["made"] = row.id
+    session.execute(text(_SETTLED.format(charges=_CREDITABLE)), asked)
+    session.execute(text(_CREDITED.format(charges=_CREDITABLE)), asked)
     return row
 
 
 def tenants_to_close(session: Session, month: str) -> list[UUID]:
     """Tenants with something to invoice for a month or before, in order of their ids."""
-    query = text(f"""
-        SELECT DISTINCT tenant_id FROM charges WHERE month <= :month AND NOT {_GIVEN_BACK}
+    query = text("""
+        SELECT DISTINCT tenant_id FROM charges WHERE month <= :month
+        AND NOT EXISTS (SELECT FROM charge_corrections WHERE charge_corrections.charge_id = charges.id)
         AND NOT EXISTS (SELECT FROM invoiced_charges WHERE invoiced_charges.charge_id = charges.id)
-        ORDER BY tenant_id""")  # noqa: S608 - built of constants
+        ORDER BY tenant_id""")
     return list(session.scalars(query, {"month": month}))
 
 
@@ -166,50 +173,79 @@ def _check_closable(session: Session, tenant_id: UUID, month: str, at: datetime)
 def _draft(
     session: Session, charges: str, asked: dict[str, Any], tenant_id: UUID, month: str, vat_ppm: int
 ) -> Draft:
-    lines = tuple(Line(*row) for row in session.execute(_lines(charges), asked))
-    gross, voucher, tenant, rounding, credit = session.execute(_sums(charges), asked).one()
+    """What charges come to; of an invoice what is paid now, of a credit note what is no longer paid."""
+    sign = 1 if charges is _DUE else -1
+    rows = session.execute(text(_LINES.format(charges=charges)), asked).all()
+    gross, voucher, prepaid, credit = session.execute(text(_SUMS.format(charges=charges)), asked).one()
+    lines = [
+        Line(model, used_in, rate_id, window, price, int(slot_ms), sign * int(paid), int(forgone))
+        for model, used_in, rate_id, window, price, slot_ms, paid, forgone in rows
+        if sign > 0 or paid
+    ]
     return Draft(
         tenant_id=tenant_id,
         month=month,
-        lines=lines,
+        lines=tuple(lines),
         totals=add_up(
-            gross_micros=int(gross),
-            voucher_micros=int(voucher),
-            rounding_micros=int(rounding),
-            prepaid_micros=int(tenant) - int(credit),
-            credit_micros=int(credit),
+            gross_micros=sign * int(gross),
+            voucher_micros=sign * int(voucher),
+            rounding_micros=sign * int(gross - voucher - prepaid - credit),
+            prepaid_micros=sign * int(prepaid),
+            credit_micros=sign * int(credit),
             vat_ppm=vat_ppm,
         ),
     )
 
 
-def _lines(charges: str) -> TextClause:
-    """One line per model, month and price; what was forgone of a charge is what its last lines cost."""
-    return text(f"""
-        WITH due AS ({charges}), parts AS (
-            SELECT due.model, due.month, rate_id, time_window, price_micros, charge_lines.slot_ms, cost_micros,
-                   greatest(0, least(cost_micros, amount_micros + cost_micros
-                       - sum(cost_micros) OVER (PARTITION BY charge_id ORDER BY line))) AS paid
-            FROM charge_lines JOIN due ON due.id = charge_id)
-        SELECT model, month, rate_id, time_window, price_micros, CAST(sum(slot_ms) AS bigint),
-               CAST(sum(paid) AS bigint), CAST(sum(cost_micros - paid) AS bigint)
-        FROM parts GROUP BY 1, 2, 3, 4, 5 ORDER BY month, model, price_micros DESC, time_window, rate_id
-    """)  # noqa: S608 - built of constants
+# One line per model, month and price. What of a charge is not paid is what its last lines cost: a charge is unwound
+# from its newest end.
+_LINES: Final = """
+    WITH due AS ({charges}), priced AS (
+        SELECT due.model, due.month, rate_id, time_window, price_micros, charge_lines.slot_ms, cost_micros,
+               paid_before, paid_now,
+               sum(cost_micros) OVER (PARTITION BY charge_id ORDER BY line) - cost_micros AS earlier
+        FROM charge_lines JOIN due ON due.id = charge_id
+    ), parts AS (
+        SELECT *, greatest(0, least(cost_micros, paid_now - earlier)) AS now_part,
+               greatest(0, least(cost_micros, paid_before - earlier)) AS before_part
+        FROM priced)
+    SELECT model, month, rate_id, time_window, price_micros, sum(slot_ms), sum(now_part - before_part),
+           CASE WHEN sum(before_part) = 0 THEN sum(cost_micros - now_part) ELSE 0 END
+    FROM parts GROUP BY 1, 2, 3, 4, 5 ORDER BY month, model, price_micros DESC, time_window, rate_id
+"""
 
+# What sources paid, less what was given back to them and no earlier paper has told of; rounding is what is left over.
+_SUMS: Final = """
+    WITH due AS ({charges}), paid AS (
+        SELECT source, direction, sum(CASE WHEN paid_before = 0 AND NOT EXISTS (
+                   SELECT FROM invoiced_charges WHERE invoiced_charges.charge_id = due.id)
+               THEN coverage_lines.amount_micros ELSE 0 END - coalesce(back.amount_micros, 0)) AS micros
+        FROM due JOIN coverage_lines ON coverage_lines.charge_id = due.id LEFT JOIN LATERAL (
+            SELECT sum(restorations.amount_micros) AS amount_micros FROM restorations
+            WHERE line_id = coverage_lines.id AND kind = 'restored' AND NOT EXISTS (
+                SELECT FROM settled_restorations WHERE restoration_id = restorations.id)) AS back ON true
+        GROUP BY source, direction)
+    SELECT (SELECT coalesce(sum(paid_now - paid_before), 0) FROM due),
+           coalesce(sum(micros) FILTER (WHERE source = 'voucher' AND direction <> 'buyer_reimbursed'), 0),
+           coalesce(sum(micros) FILTER (WHERE source = 'prepaid'), 0),
+           coalesce(sum(micros) FILTER (WHERE source = 'credit'), 0)
+    FROM paid
+"""
 
-def _sums(charges: str) -> TextClause:
-    return text(f"""
-        WITH due AS ({charges})
-        SELECT coalesce(sum(amount_micros), 0), coalesce(sum(voucher_micros), 0), coalesce(sum(tenant_micros), 0),
-               coalesce(sum(rounding_micros), 0),
-               (SELECT coalesce(sum(coverage_lines.amount_micros), 0) FROM coverage_lines
-                JOIN due ON due.id = coverage_lines.charge_id WHERE source = 'credit')
-        FROM due
-    """)  # noqa: S608 - built of constants
-
-
-def _into(table: str, charges: str) -> TextClause:
-    return text(f"INSERT INTO {table} (charge_id, invoice_id) SELECT id, :made FROM ({charges}) AS due")  # noqa: S608
+_SETTLED: Final = """
+    INSERT INTO settled_restorations (restoration_id, invoice_id)
+    SELECT restorations.id, :made FROM ({charges}) AS due JOIN coverage_lines ON coverage_lines.charge_id = due.id
+    JOIN restorations ON line_id = coverage_lines.id WHERE restorations.kind = 'restored' AND NOT EXISTS (
+        SELECT FROM settled_restorations WHERE restoration_id = restorations.id)
+"""
+_INVOICED: Final = """
+    INSERT INTO invoiced_charges (charge_id, invoice_id, restored_micros)
+    SELECT id, :made, amount_micros - paid_now FROM ({charges}) AS due
+"""
+_CREDITED: Final = """
+    INSERT INTO credited_charges (charge_id, invoice_id, restored_micros)
+    SELECT id, :made, paid_before - paid_now FROM ({charges}) AS due WHERE paid_before > paid_now
+"""
 
 
 def _write(

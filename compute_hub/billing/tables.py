@@ -79,12 +79,12 @@ class FundedTimeRow(Table):
 
 
 class ChargeRow(Table):
-    """The rated cost of one stretch of a job's usage, the n-th of the job, and who paid it.
+    """The rated cost of one stretch of one attempt's usage, the n-th charge of its job, and who paid it.
 
     `rounding_micros` is what the centre bears (or takes back) when several vouchers' shares are each rounded down.
     `forgone_micros` is what the usage would have cost beyond `amount_micros`, which the centre bears as well: usage
-    beyond what was held, after a gap in the records, or reported after what was held was given back.
-    `month` is the centre's month the usage ended in, whenever it was reported.
+    beyond what was held, after a gap in the records, reported after what was held was given back, or of an attempt
+    that the centre lost. `month` is the centre's month the usage ended in, whenever it was reported.
     """
 
     __tablename__ = "charges"
@@ -93,12 +93,14 @@ class ChargeRow(Table):
         CheckConstraint("amount_micros >= 0 AND forgone_micros >= 0 AND slot_ms > 0", name="amount"),
         CheckConstraint("amount_micros = voucher_micros + tenant_micros + rounding_micros", name="parts"),
         Index("ix_charges_tenant_id_month", "tenant_id", "month"),
+        Index("ix_charges_charged_at", "charged_at", postgresql_using="brin"),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
     job_id: Mapped[UUID]
     tenant_id: Mapped[UUID]
     n: Mapped[int]
+    attempt: Mapped[int]
     model: Mapped[str] = mapped_column(Text)
     month: Mapped[str] = mapped_column(Text)
     slot_ms: Mapped[int]
@@ -157,6 +159,20 @@ class ChargeCorrectionRow(Table):
     corrected_at: Mapped[datetime]
 
 
+class LostAttemptRow(Table):
+    """An attempt that the centre lost and what was given back for it; `refused` says what stood in the way."""
+
+    __tablename__ = "lost_attempts"
+    __table_args__ = (CheckConstraint("restored_micros >= 0", name="restored"),)
+
+    job_id: Mapped[UUID] = mapped_column(primary_key=True)
+    attempt: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    reason: Mapped[str] = mapped_column(Text)
+    restored_micros: Mapped[int]
+    refused: Mapped[str] = mapped_column(Text)
+    restored_at: Mapped[datetime]
+
+
 class ChargedUsageRow(Table):
     """Which charge a usage record went into; a record goes into exactly one."""
 
@@ -198,7 +214,8 @@ class InvoiceRow(Table):
         CheckConstraint("gross_micros = voucher_micros + tenant_micros + rounding_micros", name="parts"),
         CheckConstraint("tenant_micros = prepaid_micros + credit_micros", name="sources"),
         CheckConstraint(
-            "payable_micros = tenant_micros + fen_micros AND mod(payable_micros, 10000) = 0 AND abs(fen_micros) <= 5000",
+            "payable_micros = tenant_micros + fen_micros AND mod(payable_micros, 10000) = 0"
+            " AND abs(fen_micros) <= 5000",
             name="fen",
         ),
         CheckConstraint("mod(vat_micros, 10000) = 0 AND vat_micros BETWEEN 0 AND payable_micros", name="vat"),
@@ -250,20 +267,37 @@ class InvoiceLineRow(Table):
 
 
 class InvoicedChargeRow(Table):
-    """On which invoice a charge stands; a charge stands on one."""
+    """On which invoice a charge stands; a charge stands on one, less what had been given back of it by then."""
 
     __tablename__ = "invoiced_charges"
-    __table_args__ = (Index("ix_invoiced_charges_invoice_id", "invoice_id"),)
+    __table_args__ = (
+        Index("ix_invoiced_charges_invoice_id", "invoice_id"),
+        CheckConstraint("restored_micros >= 0", name="restored"),
+    )
 
     charge_id: Mapped[UUID] = mapped_column(ForeignKey("charges.id"), primary_key=True)
     invoice_id: Mapped[UUID] = mapped_column(ForeignKey("invoices.id"))
+    restored_micros: Mapped[int]
 
 
 class CreditedChargeRow(Table):
-    """Which credit note takes an invoiced charge back; a charge is taken back once."""
+    """What a credit note takes back of an invoiced charge."""
 
     __tablename__ = "credited_charges"
-    __table_args__ = (Index("ix_credited_charges_invoice_id", "invoice_id"),)
+    __table_args__ = (
+        Index("ix_credited_charges_invoice_id", "invoice_id"),
+        CheckConstraint("restored_micros > 0", name="restored"),
+    )
 
     charge_id: Mapped[UUID] = mapped_column(ForeignKey("invoiced_charges.charge_id"), primary_key=True)
+    invoice_id: Mapped[UUID] = mapped_column(ForeignKey("invoices.id"), primary_key=True)
+    restored_micros: Mapped[int]
+
+
+class SettledRestorationRow(Table):
+    """Which invoice or credit note took what was given back into account."""
+
+    __tablename__ = "settled_restorations"
+
+    restoration_id: Mapped[UUID] = mapped_column(ForeignKey("restorations.id"), primary_key=True)
     invoice_id: Mapped[UUID] = mapped_column(ForeignKey("invoices.id"))

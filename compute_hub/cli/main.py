@@ -20,6 +20,8 @@ from compute_hub.cli import (
     vouchers,
     wallets,
 )
+from compute_hub.cli.job_estimate import estimate
+from compute_hub.cli.job_submission import submit
 from compute_hub.cli.processes import api, biller, controller, node, up
 from compute_hub.cli.simulate import simulate
 from kernel.errors import HubError
@@ -31,6 +33,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+jobs.app.command()(submit)
+jobs.app.command()(estimate)
 for name, group in (
     ("job", jobs.app),
     ("programme", programmes.app),

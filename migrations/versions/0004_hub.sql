@@ -106,6 +106,8 @@ CREATE TABLE gap_cases (
     CONSTRAINT ck_gap_cases_kind CHECK (kind IN ('missing_record', 'no_final_record'))
 );
 
+CREATE INDEX ix_usage_records_received_at ON usage_records USING brin (received_at);
+
 CREATE TABLE usage_totals (
     job_id UUID NOT NULL,
     attempt BIGINT NOT NULL,
@@ -129,6 +131,7 @@ CREATE TABLE charges (
     job_id UUID NOT NULL,
     tenant_id UUID NOT NULL,
     n BIGINT NOT NULL,
+    attempt BIGINT NOT NULL,
     model TEXT NOT NULL,
     month TEXT NOT NULL,
     slot_ms BIGINT NOT NULL,
@@ -184,6 +187,18 @@ CREATE TABLE charge_corrections (
     CONSTRAINT fk_charge_corrections_replacement_id FOREIGN KEY(replacement_id) REFERENCES charges (id),
     CONSTRAINT fk_charge_corrections_rate_id FOREIGN KEY(rate_id) REFERENCES rates (id)
 );
+
+CREATE TABLE lost_attempts (
+    job_id UUID NOT NULL,
+    attempt BIGINT NOT NULL,
+    reason TEXT NOT NULL,
+    restored_micros BIGINT NOT NULL,
+    refused TEXT NOT NULL,
+    restored_at TIMESTAMP WITH TIME ZONE NOT NULL,
+    CONSTRAINT pk_lost_attempts PRIMARY KEY (job_id, attempt),
+    CONSTRAINT ck_lost_attempts_restored CHECK (restored_micros >= 0)
+);
+CREATE INDEX ix_charges_charged_at ON charges USING brin (charged_at);
 
 CREATE TABLE uncharged_usage (
     record_id UUID NOT NULL,
@@ -266,7 +281,9 @@ CREATE TABLE invoice_lines (
 CREATE TABLE invoiced_charges (
     charge_id UUID NOT NULL,
     invoice_id UUID NOT NULL,
+    restored_micros BIGINT NOT NULL,
     CONSTRAINT pk_invoiced_charges PRIMARY KEY (charge_id),
+    CONSTRAINT ck_invoiced_charges_restored CHECK (restored_micros >= 0),
     CONSTRAINT fk_invoiced_charges_charge_id FOREIGN KEY(charge_id) REFERENCES charges (id),
     CONSTRAINT fk_invoiced_charges_invoice_id FOREIGN KEY(invoice_id) REFERENCES invoices (id)
 );
@@ -276,16 +293,41 @@ CREATE INDEX ix_invoiced_charges_invoice_id ON invoiced_charges (invoice_id);
 CREATE TABLE credited_charges (
     charge_id UUID NOT NULL,
     invoice_id UUID NOT NULL,
-    CONSTRAINT pk_credited_charges PRIMARY KEY (charge_id),
+    restored_micros BIGINT NOT NULL,
+    CONSTRAINT pk_credited_charges PRIMARY KEY (charge_id, invoice_id),
+    CONSTRAINT ck_credited_charges_restored CHECK (restored_micros > 0),
     CONSTRAINT fk_credited_charges_charge_id FOREIGN KEY(charge_id) REFERENCES invoiced_charges (charge_id),
     CONSTRAINT fk_credited_charges_invoice_id FOREIGN KEY(invoice_id) REFERENCES invoices (id)
 );
 
 CREATE INDEX ix_credited_charges_invoice_id ON credited_charges (invoice_id);
 
+CREATE TABLE settled_restorations (
+    restoration_id UUID NOT NULL,
+    invoice_id UUID NOT NULL,
+    CONSTRAINT pk_settled_restorations PRIMARY KEY (restoration_id),
+    CONSTRAINT fk_settled_restorations_restoration_id FOREIGN KEY(restoration_id) REFERENCES restorations (id),
+    CONSTRAINT fk_settled_restorations_invoice_id FOREIGN KEY(invoice_id) REFERENCES invoices (id)
+);
+
+CREATE TABLE ledger_audits (
+    id UUID NOT NULL,
+    audited_at TIMESTAMP WITH TIME ZONE NOT NULL,
+    duration_ms BIGINT NOT NULL,
+    accounts BIGINT NOT NULL,
+    transfers BIGINT NOT NULL,
+    differences BIGINT NOT NULL,
+    explanations TEXT[] NOT NULL,
+    CONSTRAINT pk_ledger_audits PRIMARY KEY (id),
+    CONSTRAINT ck_ledger_audits_not_negative CHECK (differences >= 0 AND duration_ms >= 0)
+);
+
+CREATE INDEX ix_ledger_audits_audited_at ON ledger_audits (audited_at);
+
+GRANT SELECT, INSERT ON ledger_audits TO hub_app;
 GRANT SELECT, INSERT ON api_keys, idempotency_keys, usage_records, usage_mismatches, gap_cases TO hub_app;
 GRANT UPDATE (revoked_at) ON api_keys TO hub_app;
-GRANT SELECT, INSERT ON rates, charges, charge_lines, charge_corrections, charged_usage TO hub_app;
-GRANT SELECT, INSERT ON invoices, invoice_lines, invoiced_charges, credited_charges TO hub_app;
+GRANT SELECT, INSERT ON rates, charges, charge_lines, charge_corrections, charged_usage, lost_attempts TO hub_app;
+GRANT SELECT, INSERT ON invoices, invoice_lines, invoiced_charges, credited_charges, settled_restorations TO hub_app;
 GRANT SELECT, INSERT, DELETE ON uncharged_usage TO hub_app;
 GRANT SELECT, INSERT, UPDATE ON job_funding, job_funded_time, usage_totals, tenant_volumes, invoice_series TO hub_app;
