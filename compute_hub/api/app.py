@@ -23,6 +23,8 @@ from compute_hub.api import (
     openapi,
     problems,
     programmes,
+    secrets,
+    templates,
     usage,
     vouchers,
     wallets,
@@ -32,6 +34,7 @@ from compute_hub.identity.duties import DUTIES
 from compute_hub.settings import Settings
 from compute_hub.stack.database import application_url
 from compute_hub.telemetry.metrics import centre_registry
+from compute_hub.vault import open_vault
 from compute_hub.workers.logs import configure_logs
 from kernel.database import open_engine
 
@@ -47,6 +50,8 @@ _ROUTERS = (
     vouchers.router,
     jobs.router,
     job_output.router,
+    secrets.router,
+    templates.router,
     usage.router,
     charges.router,
     claims.router,
@@ -77,6 +82,7 @@ def create_app(settings: Settings, engine: Engine) -> FastAPI:
     )
     app.state.settings = settings
     app.state.engine = engine
+    app.state.vault = open_vault(settings.secrets_key)
     app.state.metrics = centre_registry(engine)
     problems.install(app)
     app.add_middleware(BodyLimit)
