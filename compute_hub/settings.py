@@ -86,8 +86,9 @@ class Price(_Part):
 
 
 class Model(_Part):
-    """What an accelerator model can do: its peak at the precision by which the centre is certified."""
+    """What a card of a model can do at most, at the precision by which the centre is certified."""
 
+    precision: Name = "fp16"
     tflops: Annotated[int, Field(ge=1, le=1_000_000)]
 
 
@@ -111,6 +112,10 @@ class Settings(BaseSettings):
     migration_url: str | None = None
     api_host: str = "127.0.0.1"
     api_port: Annotated[int, Field(ge=0, le=65535)] = 8700
+    api_workers: Annotated[int, Field(ge=1, le=64)] = 1
+    metrics_host: str = "127.0.0.1"
+    metrics_port: Annotated[int, Field(ge=0, le=65000)] = 0
+    """Where a process serves its own metrics (several workers: from there on); 0 for any free port."""
     node_address: str = "127.0.0.2"
     """This machine's address for other nodes. Ray replaces 127.0.0.1 by a routed address, 127.0.0.2 it keeps."""
     ray_head_host: str = "127.0.0.2"
@@ -124,6 +129,11 @@ class Settings(BaseSettings):
     """How long jobs go on without a controller; longer than a new one needs to take over, or its death ends them."""
     meter_interval_ms: Annotated[int, Field(ge=100)] = 60_000
     hold_horizon_ms: Annotated[int, Field(ge=1000)] = 3_600_000
+    audit_interval_ms: Annotated[int, Field(ge=100)] = 3_600_000
+    scrape_interval_ms: Annotated[int, Field(ge=1000)] = 15_000
+    prometheus_port: Annotated[int, Field(ge=1, le=65535)] = 9090
+    alertmanager_port: Annotated[int, Field(ge=1, le=65535)] = 9093
+    grafana_port: Annotated[int, Field(ge=1, le=65535)] = 3000
     upload_bytes_max: Annotated[int, Field(ge=1)] = 64 * 2**20
     log_bytes_max: Annotated[int, Field(ge=4096)] = 16 * 2**20
     centre: Centre = Centre()

@@ -100,6 +100,7 @@ class JobRow(Table):
         UniqueConstraint("array_id", "array_index"),
         Index("ix_jobs_live", "state", postgresql_where=text("ended_at IS NULL")),
         Index("ix_jobs_tenant_id_queued_at_id", "tenant_id", "queued_at", "id"),
+        Index("ix_jobs_ended_at", "ended_at", postgresql_using="brin"),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
@@ -160,6 +161,7 @@ class RunRow(Table):
         UniqueConstraint("job_id", "attempt", "rank"),
         CheckConstraint("state IN ('placed', 'starting', 'running', 'stopping', 'ended')", name="state"),
         Index("ix_runs_live", "node", postgresql_where=text("state <> 'ended'")),
+        Index("ix_runs_ended_at", "ended_at", postgresql_using="brin"),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True)

@@ -66,6 +66,8 @@ CREATE INDEX ix_jobs_live ON jobs (state) WHERE ended_at IS NULL;
 
 CREATE INDEX ix_jobs_tenant_id_queued_at_id ON jobs (tenant_id, queued_at, id);
 
+CREATE INDEX ix_jobs_ended_at ON jobs USING brin (ended_at);
+
 CREATE TABLE nodes (
     name TEXT NOT NULL,
     host_id TEXT NOT NULL,
@@ -125,6 +127,8 @@ CREATE TABLE runs (
 );
 
 CREATE INDEX ix_runs_live ON runs (node) WHERE state <> 'ended';
+
+CREATE INDEX ix_runs_ended_at ON runs USING brin (ended_at);
 
 CREATE TABLE allocations (
     id UUID NOT NULL,

@@ -27,6 +27,7 @@ from scheduler.controller.ports import Accounting, Machines
 from scheduler.controller.settling import end_waiting, settle, unsettled
 from scheduler.controller.stopwatch import Stopwatch
 from scheduler.controller.wakeups import Wakeups
+from scheduler.controller.watching import Nobody, Watcher
 from scheduler.jobs import WAKE_CHANNEL
 from scheduler.leadership import Leadership, acquire, fence, renew, resign
 from scheduler.node.protocol import Report, SyncRequest
@@ -79,6 +80,7 @@ class Controller:
         wakeups: Wakeups,
         policy: PolicySettings | None = None,
         queues: Sequence[Queue] = (),
+        watcher: Watcher | None = None,
     ) -> None:
         self._engine = engine
         self._machines = machines
@@ -89,6 +91,7 @@ class Controller:
         self._wakeups = wakeups
         self._policy = policy or policy_named("default")
         self._queues = tuple(queues)
+        self._watcher = watcher or Nobody()
         self._term: _Term | None = None
         self._stopping = False
 
@@ -112,17 +115,22 @@ class Controller:
         """Lead and step; whatever goes wrong is logged, and the next tick begins again from the database."""
         try:
             if self.lead():
-                self.step(words, ticking=ticking)
+                with self._watcher.timing("tick"):
+                    self.step(words, ticking=ticking)
         except LeadershipLost as lost:
             _log.warning("leadership_lost", reason=str(lost))
             self._term = None
         except DBAPIError as error:
             # The database is away or refused. Whether the lease survives that is for the lease to say.
             _log.error("database_failed", reason=str(error.orig))
+            self._watcher.failed()
         except Exception:  # noqa: BLE001 - the loop outlives every step
             _log.exception("step_failed")
+            self._watcher.failed()
             if self._term is not None:
                 self._term.live = LiveState(self._policy, self._queues)
+        finally:
+            self._watcher.led(leading=self._term is not None)
 
     def lead(self) -> bool:
         """Renew the lease or try to get it; whether this controller leads. Raises LeadershipLost."""
@@ -172,7 +180,7 @@ class Controller:
         nodes: set[str] = set()
         term = self._led
         for _ in range(_ROUNDS_MAX):
-            with transaction(self._engine) as session:
+            with self._watcher.timing("admit"), transaction(self._engine) as session:
                 admitted = admit(
                     session,
                     term.leadership,

@@ -19,7 +19,7 @@ from scheduler.leadership import Leadership, fence
 from scheduler.node.protocol import EndReason
 from scheduler.tables import JobRow, RunRow
 
-_INFRASTRUCTURE: Final = frozenset({"lease_lost", "supervisor_lost", "node_lost", "node_stopped"})
+INFRASTRUCTURE: Final = frozenset({"lease_lost", "supervisor_lost", "node_lost", "node_stopped"})
 """Ends that are the centre's fault: the job is tried again if it has retries left."""
 
 _RETRIED: Final = frozenset({"exited", "oom", "disk_full", "start_failed"})
@@ -139,7 +139,7 @@ def _conclude(
     own = _culprit(runs)
     culprit = own or failed
     wanted = job.stop_reason not in {None, "rank_failed", PREEMPTED}
-    centres = own is None or own.end_reason in _INFRASTRUCTURE
+    centres = own is None or own.end_reason in INFRASTRUCTURE
     if job.stop_reason == PREEMPTED and failed is not None and centres:
         job.evictions += 1
         _requeue(job, f"attempt {job.attempt} was stopped for another job; it waits to be tried again", at, 0)
@@ -177,7 +177,7 @@ def _fail_or_requeue(
 ) -> None:
     rank = f"rank {culprit.rank}: " if job.node_count > 1 else ""
     detail = culprit.end_detail or f"its program ended with exit status {culprit.exit_code}"
-    lost = culprit.end_reason in _INFRASTRUCTURE
+    lost = culprit.end_reason in INFRASTRUCTURE
     failed = job.retry_on == "failure" and culprit.end_reason in _RETRIED
     counted = job.attempt - job.evictions
     if lost:

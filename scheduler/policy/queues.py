@@ -1,7 +1,8 @@
 """The queue tree: who may use how much of which pool, and who is next.
 
-Quotas hold at every level: a queue never exceeds guarantee + borrow limit, and what siblings may use of an idle
-guarantee is its lend limit. Invariant: the use of an inner queue is the sum of its children's.
+Quotas hold at every level: a queue exceeds guarantee + borrow limit only by preemptible jobs that use what would
+stand idle, and what others may use of an idle guarantee is its lend limit, for them too. Invariant: the use of an
+inner queue is the sum of its children's.
 """
 
 from collections.abc import Iterable, Iterator
@@ -113,6 +114,13 @@ class QueueState:
         if quota.borrow_milli is None or after <= quota.guarantee_milli + quota.borrow_milli:
             return Tier.BORROWING
         return Tier.OPPORTUNISTIC
+
+    def bound(self, pool: str) -> int | None:
+        """Guarantee and borrow limit together; None is no bound."""
+        quota = self.quotas.get(pool)
+        if quota is None or quota.borrow_milli is None:
+            return None
+        return quota.guarantee_milli + quota.borrow_milli
 
     def recent_milli(self, pool: str, now_ms: int) -> int:
         """The half-life average of its use of a pool."""
@@ -269,30 +277,29 @@ class QueueTree:
                         capacity_milli=there,
                     )
 
-    def refusal(self, leaf: QueueState, pool: str, milli: int, capacity_milli: int) -> QueueState | None:
-        """The lowest queue whose bound a claim of `milli` would exceed, or None when it may be made."""
+    def refusal(
+        self, leaf: QueueState, pool: str, milli: int, capacity_milli: int, *, opportunistic: bool
+    ) -> QueueState | None:
+        """The lowest queue whose bound a claim of `milli` would exceed, or None when it may be made.
+
+        An opportunistic claim may exceed borrow limits; what a sibling does not lend is kept from it as well.
+        """
         delta = milli
         for state in leaf.path():
-            used = state.used.get(pool, 0)
             before = state.effective.get(pool, 0)
             if state.parent is None:
                 return state if before + delta > capacity_milli else None
-            quota = state.quota(pool)
-            bound = quota.borrow_milli
-            if bound is not None and used + milli > quota.guarantee_milli + bound:
+            inner = state.inner.get(pool, 0) if state.children else state.used.get(pool, 0)
+            bound = None if opportunistic else state.bound(pool)
+            if bound is not None and inner + delta > bound:
                 return state
-            inner = state.inner.get(pool, 0) if state.children else used
             delta = max(inner + delta, state.floor.get(pool, 0)) - before
         return None
 
     def ever_allows(self, leaf: QueueState, pool: str, milli: int) -> bool:
         """Whether the bounds of all levels would allow the claim if nobody else used anything."""
-        if self.plain:
-            return True
-        return all(
-            quota.borrow_milli is None or milli <= quota.guarantee_milli + quota.borrow_milli
-            for quota in (state.quota(pool) for state in leaf.ancestry)
-        )
+        bounds = (state.bound(pool) for state in leaf.ancestry)
+        return self.plain or all(bound is None or milli <= bound for bound in bounds)
 
     def charge(self, leaf: QueueState, pool: str, milli: int, now_ms: int) -> None:
         """Record that the leaf uses `milli` more (or less, when negative) of a pool from now on."""

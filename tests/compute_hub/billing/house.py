@@ -13,6 +13,7 @@ from compute_hub.billing.rates import set_rate
 from compute_hub.workers.biller import bill_once
 from kernel.database import transaction
 from kernel.ids import derived_id, new_id
+from scheduler.controller.settling import INFRASTRUCTURE
 from scheduler.jobs import JobRequest, submit_job
 from scheduler.node.protocol import DeviceShare, UsageRecord
 from scheduler.tables import JobRow
@@ -147,11 +148,30 @@ class House:
         with transaction(self.engine) as session:
             self.funding.record_usage(session, "n", records, at)
 
-    def end(self, job_id: UUID, at: datetime = NOW) -> None:
+    def lose(self, job_id: UUID) -> None:
+        """The node is lost and the job waits to be tried again, as the controller settles it."""
         with transaction(self.engine) as session:
             job = session.get_one(JobRow, job_id)
-            job.state, job.ended_at = "succeeded", at
-            session.execute(text("UPDATE runs SET state = 'ended', end_reason = 'exited'"))
+            job.state, job.placed_at, job.lost_attempts = "queued", None, [*job.lost_attempts, job.attempt]
+            self._end_runs(session, job_id, "node_lost")
+
+    def _end_runs(self, session: Session, job_id: UUID, reason: str) -> None:
+        session.execute(
+            text(
+                "UPDATE runs SET state = 'ended', end_reason = :reason WHERE job_id = :job AND state <> 'ended'"
+            ),
+            {"reason": reason, "job": job_id},
+        )
+
+    def end(
+        self, job_id: UUID, at: datetime = NOW, *, state: str = "succeeded", reason: str = "exited"
+    ) -> None:
+        with transaction(self.engine) as session:
+            job = session.get_one(JobRow, job_id)
+            job.state, job.ended_at, job.end_reason = state, at, reason
+            if reason in INFRASTRUCTURE:
+                job.lost_attempts = [*job.lost_attempts, job.attempt]
+            self._end_runs(session, job_id, reason)
             session.flush()
             self.funding.ended(session, job, at)
 
