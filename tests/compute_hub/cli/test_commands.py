@@ -4,10 +4,12 @@ import io
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from uuid import UUID
 
 import pytest
+from structlog.testing import capture_logs
 
 from compute_hub.cli.main import app, main
 from kernel.clock import utc_now
@@ -46,8 +48,11 @@ class Terminal:
 
 
 @pytest.fixture
-def terminal(house: House, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Terminal:
-    return Terminal(house, monkeypatch, capsys)
+def terminal(
+    house: House, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Terminal]:
+    with capture_logs():  # the hub in this process would write between the lines of its client
+        yield Terminal(house, monkeypatch, capsys)
 
 
 def test_the_story_from_programme_to_reconciliation_by_commands(terminal: Terminal, tmp_path: Path) -> None:
