@@ -58,6 +58,7 @@ class VoucherView:
     asset: str
     state: str
     issued_at: datetime
+    use_by_at: datetime
     expires_at: datetime
     face: int
     held: int
@@ -234,6 +235,7 @@ def _views(session: Session, rows: Sequence[Voucher]) -> list[VoucherView]:
                 asset=row.asset,
                 state=row.state,
                 issued_at=row.issued_at,
+                use_by_at=row.use_by_at,
                 expires_at=row.expires_at,
                 face=row.face,
                 held=sum(balance.debits_pending for balance in mine),

@@ -282,7 +282,7 @@ def _place(
 ) -> Coverage:
     funding = find_funding(session, payers, facts, voucher_ids, at, usage_until or at, insist=number == 0)
     prepared = _prepare(funding, cost_micros, facts, number)
-    ends = [voucher.expires_at for voucher in prepared.vouchers]
+    ends = [voucher.use_by_at for voucher in prepared.vouchers]
     session.add(
         HoldSegment(
             job_id=job.job_id,

@@ -146,7 +146,7 @@ class CeilingTier:
 
 @dataclass(frozen=True)
 class Validity:
-    """How long a voucher lasts: exactly one of days, months and a last day."""
+    """How long a voucher lasts, or until when usage counts: exactly one of days, months and a last day."""
 
     clause: str
     days: int
@@ -214,6 +214,7 @@ class Terms:
     exclusions: tuple[Exclusion, ...]
     ceilings: tuple[CeilingTier, ...]
     validity: Validity
+    use_by: Validity | None
     tranches: tuple[Tranche, ...]
     review: Review
     settlement: Settlement
@@ -311,7 +312,8 @@ def read_terms(document: dict[str, Any]) -> Terms:
             )
             for entry in document.get("ceilings", ())
         ),
-        validity=_validity(document["validity"]),
+        validity=_validity(document, "validity"),
+        use_by=_validity(document, "use_by") if "use_by" in document else None,
         tranches=tranches or (Tranche(document["validity"]["clause"], 1, "award"),),
         review=Review(**({"rounds": False} | document["review"])),
         settlement=_settlement(document["settlement"]),
@@ -363,13 +365,10 @@ def _eligible(entry: dict[str, Any]) -> Eligible:
     )
 
 
-def _validity(entry: dict[str, Any]) -> Validity:
-    return Validity(
-        entry["clause"],
-        entry.get("days", 0),
-        entry.get("months", 0),
-        _optional_date(entry, "until", "validity.until"),
-    )
+def _validity(document: dict[str, Any], field: str) -> Validity:
+    entry = document[field]
+    until = _optional_date(entry, "until", f"{field}.until")
+    return Validity(entry["clause"], entry.get("days", 0), entry.get("months", 0), until)
 
 
 def _settlement(entry: dict[str, Any]) -> Settlement:

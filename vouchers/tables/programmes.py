@@ -181,6 +181,7 @@ class Voucher(Table):
     issued_on: Mapped[str]
     issued_by: Mapped[str]
     issued_at: Mapped[datetime]
+    use_by_at: Mapped[datetime]
     expires_at: Mapped[datetime]
     state: Mapped[str]
     ended_at: Mapped[datetime | None]
@@ -192,7 +193,7 @@ class Voucher(Table):
         Index("ix_vouchers_slug_cycle", "slug", "cycle"),
         Index("ix_vouchers_due", "expires_at", "id", postgresql_where=text("state = 'active'")),
         CheckConstraint("face > 0", name="face"),
-        CheckConstraint("expires_at > issued_at", name="validity"),
+        CheckConstraint("issued_at < use_by_at AND use_by_at <= expires_at", name="validity"),
         CheckConstraint("state IN ('active','expired','recalled')", name="state"),
         CheckConstraint("(state = 'active') = (ended_at IS NULL)", name="ended"),
     )
