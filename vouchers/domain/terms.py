@@ -17,6 +17,8 @@ from vouchers.domain.facts import ChargeFacts, EnterpriseFacts
 
 CNY: Final = "CNY"
 MS_PER_HOUR: Final = 3_600_000
+RETURNED: Final = "returned"
+CARRIED_OVER: Final = "carried_over"
 
 YEAR_MIN: Final = 1949
 YEAR_MAX: Final = 2199
@@ -68,12 +70,13 @@ class Split:
 
 @dataclass(frozen=True)
 class Budget:
-    """What the programme may issue in a cycle, in its asset's smallest unit."""
+    """What the programme may issue in a cycle, in its asset's smallest unit, and what becomes of the rest of it."""
 
     clause: str
     cycle: str
     amount: int
     split: tuple[Split, ...]
+    unspent: str = RETURNED
 
 
 @dataclass(frozen=True)
@@ -325,7 +328,8 @@ def _budget(entry: dict[str, Any], asset: str) -> Budget:
     split = tuple(Split(**part) for part in entry.get("split", ()))
     if len({part.authority for part in split}) < len(split):
         raise ProgrammeInvalid(field="budget.split", reason="an authority is named twice")
-    return Budget(entry["clause"], entry["cycle"], parse_amount(entry["amount"], asset, "budget.amount"), split)
+    amount = parse_amount(entry["amount"], asset, "budget.amount")
+    return Budget(entry["clause"], entry["cycle"], amount, split, entry.get("unspent", RETURNED))
 
 
 def _cap(entry: dict[str, Any], asset: str) -> Cap:

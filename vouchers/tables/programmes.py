@@ -62,6 +62,26 @@ class Appropriation(Table):
     )
 
 
+class CycleClosing(Table):
+    """What was left in the pool of a cycle that was over, and where it went: on to a cycle, or back."""
+
+    __tablename__ = "cycle_closings"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    slug: Mapped[str] = mapped_column(ForeignKey("programmes.slug"))
+    cycle: Mapped[str]
+    number: Mapped[int]
+    amount: Mapped[int]
+    carried_to: Mapped[str | None]
+    closed_at: Mapped[datetime]
+
+    __table_args__ = (
+        UniqueConstraint("slug", "cycle", "number"),
+        CheckConstraint("amount > 0", name="amount"),
+        CheckConstraint("carried_to <> cycle", name="carried"),
+    )
+
+
 class Round(Table):
     """A call for applications with its cut-off."""
 
