@@ -205,7 +205,15 @@ def segment_coverage(
     """The coverage of the first so many micro-yuan of a segment; `own` names source and payer in order."""
     parts = division.parts(cost_micros, card_ms)
     lines = [
-        voucher_line(division.plan, share, share.amount_micros, share.quantity, cost_micros, segment)
+        voucher_line(
+            division.plan,
+            share,
+            share.exact,
+            cost_micros,
+            amount=share.amount_micros,
+            quantity=share.quantity,
+            segment=segment,
+        )
         for share in parts.shares
         if share.amount_micros or share.quantity
     ]
