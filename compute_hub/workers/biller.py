@@ -35,6 +35,7 @@ from kernel.database import open_engine, transaction
 from kernel.errors import HubError
 from scheduler.controller.wakeups import Wakeups, notifications
 from vouchers.afterlife import expire_vouchers
+from vouchers.cycles import begin_cycles, close_cycles
 from vouchers.redemption import lapse_holds
 
 _BATCH: Final = 200
@@ -69,9 +70,9 @@ def run_biller(settings: Settings) -> None:
 
 
 def end_what_is_due(engine: Engine, at: datetime) -> int:
-    """End the vouchers whose instant has come and holds at their far end; returns how many there were."""
+    """End vouchers whose instant has come, holds at their far end and budget cycles; returns how many there were."""
     count = 0
-    for end in (expire_vouchers, lapse_holds):
+    for end in (expire_vouchers, lapse_holds, begin_cycles, close_cycles):
         while True:
             with transaction(engine) as session:
                 ended = end(session, at)
