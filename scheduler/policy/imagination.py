@@ -132,12 +132,13 @@ class Imagination:
     def _leaf_may_give(self, claim: QueuedJob, leaf: QueueState, pool: Pool) -> bool:
         if leaf is claim.leaf:
             return self._state.preemptible_running > 0
-        return self._is_borrowing(apart(leaf, claim.leaf), pool.model) or self._beyond_bound(leaf, pool.model)
+        return self._is_borrowing((leaf,), pool.model) or self._beyond_bound(leaf, pool.model)
 
     def _is_borrowing(self, levels: tuple[QueueState, ...], model: str) -> bool:
         """Whether each of these queues has more of the pool than its guarantee, what it does not lend included."""
+        coming = self._coming
         return all(
-            level.effective.get(model, level.used.get(model, 0)) - self._coming[level.name, model]
+            level.effective.get(model, level.used.get(model, 0)) - coming.get((level.name, model), 0)
             > level.quota(model).guarantee_milli
             for level in levels
         )
@@ -313,7 +314,7 @@ class Imagination:
 
     def _beyond_bound(self, leaf: QueueState, model: str) -> bool:
         """Whether what runs in the leaf's queues exceeds a borrow limit of one of them."""
-        return any(
+        return self._state.queues.bounded and any(
             bound is not None and self._runs_milli(level, model) > bound
             for level, bound in ((level, level.bound(model)) for level in leaf.ancestry)
         )

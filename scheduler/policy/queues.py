@@ -167,6 +167,10 @@ class QueueTree:
             for queue in known.values()
         )
         """No quota and no limit anywhere: every claim is allowed."""
+        self.bounded = any(
+            quota.borrow_milli is not None for queue in known.values() for quota in queue.quotas.values()
+        )
+        """Whether any queue may be beyond a borrow limit at all."""
         for name in known:
             self._settle(name, known, ())
         for state in self.states.values():
