@@ -22,6 +22,7 @@ from pydantic_settings import (
 )
 
 from kernel.errors import Invalid
+from vouchers.domain.facts import CentreFacts
 
 _DEFAULT_CONFIG: Final = Path(__file__).resolve().parent.parent / "deploy" / "hub.toml"
 
@@ -84,6 +85,23 @@ class Price(_Part):
     price_cny_per_card_hour: Annotated[str, StringConstraints(pattern=r"^\d+(\.\d{1,6})?$")]
 
 
+class Model(_Part):
+    """What a card of a model can do at most, at the precision by which the centre is certified."""
+
+    precision: Name = "fp16"
+    tflops: Annotated[int, Field(ge=1, le=1_000_000)]
+
+
+class Centre(_Part):
+    """What the rules of programmes look at in this centre.
+
+    `pflops` is its installed peak as certified; left out, it is what the `nodes` named here add up to.
+    """
+
+    region: Annotated[str, StringConstraints(pattern=r"^([0-9]{2,12}|GB)$")] = "331003"
+    pflops: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
+
+
 class Settings(BaseSettings):
     """Everything an operator can choose. Durations are milliseconds."""
 
@@ -94,6 +112,10 @@ class Settings(BaseSettings):
     migration_url: str | None = None
     api_host: str = "127.0.0.1"
     api_port: Annotated[int, Field(ge=0, le=65535)] = 8700
+    api_workers: Annotated[int, Field(ge=1, le=64)] = 1
+    metrics_host: str = "127.0.0.1"
+    metrics_port: Annotated[int, Field(ge=0, le=65000)] = 0
+    """Where a process serves its own metrics (several workers: from there on); 0 for any free port."""
     node_address: str = "127.0.0.2"
     """This machine's address for other nodes. Ray replaces 127.0.0.1 by a routed address, 127.0.0.2 it keeps."""
     ray_head_host: str = "127.0.0.2"
@@ -107,8 +129,15 @@ class Settings(BaseSettings):
     """How long jobs go on without a controller; longer than a new one needs to take over, or its death ends them."""
     meter_interval_ms: Annotated[int, Field(ge=100)] = 60_000
     hold_horizon_ms: Annotated[int, Field(ge=1000)] = 3_600_000
+    audit_interval_ms: Annotated[int, Field(ge=100)] = 3_600_000
+    scrape_interval_ms: Annotated[int, Field(ge=1000)] = 15_000
+    prometheus_port: Annotated[int, Field(ge=1, le=65535)] = 9090
+    alertmanager_port: Annotated[int, Field(ge=1, le=65535)] = 9093
+    grafana_port: Annotated[int, Field(ge=1, le=65535)] = 3000
     upload_bytes_max: Annotated[int, Field(ge=1)] = 64 * 2**20
     log_bytes_max: Annotated[int, Field(ge=4096)] = 16 * 2**20
+    centre: Centre = Centre()
+    models: dict[str, Model] = {}
     nodes: tuple[Node, ...] = ()
     environments: dict[str, Environment] = {}
     prices: tuple[Price, ...] = ()
@@ -136,6 +165,15 @@ class Settings(BaseSettings):
             )
             raise ValueError(message)
         return self
+
+    @property
+    def centre_facts(self) -> CentreFacts:
+        """What programmes look at in the centre."""
+        pflops = self.centre.pflops
+        if pflops is None:
+            parts = [part for node in self.nodes for part in node.devices if part.model in self.models]
+            pflops = sum(part.count * self.models[part.model].tflops for part in parts) // 1000
+        return CentreFacts(self.centre.region, pflops)
 
     @property
     def uploads(self) -> Path:

@@ -21,6 +21,7 @@ class UsageRecordRow(Table):
     __table_args__ = (
         UniqueConstraint("job_id", "attempt", "rank", "k"),
         CheckConstraint("k >= 0 AND duration_ms >= 0 AND slot_ms >= 0", name="not_negative"),
+        Index("ix_usage_records_received_at", "received_at", postgresql_using="brin"),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True)

@@ -1,4 +1,7 @@
-"""`hub biller`: charges usage, captures what it costs and releases what is left. Several may run."""
+"""`hub biller`: charges usage, captures what it costs, gives back what was lost or not used, has the ledger audited.
+
+Several may run.
+"""
 
 import os
 import signal
@@ -13,13 +16,23 @@ from sqlalchemy import Engine, select
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm import Session
 
-from compute_hub.billing.charging import charge_job, jobs_to_charge, jobs_to_release, release_job
+from compute_hub.billing.charging import (
+    charge_job,
+    jobs_to_charge,
+    jobs_to_release,
+    release_job,
+    restore_lost_time,
+)
 from compute_hub.billing.funding import WAKE_CHANNEL
+from compute_hub.billing.losses import jobs_with_losses
 from compute_hub.billing.tables import JobFundingRow
 from compute_hub.settings import Settings
 from compute_hub.stack.database import application_url
+from compute_hub.telemetry.auditing import keep_auditing
+from compute_hub.telemetry.instruments import BILL_LAST, BILL_REFUSALS, BILL_SECONDS, BILLED
+from compute_hub.telemetry.serving import serve_metrics
 from compute_hub.workers.logs import configure_logs
-from kernel.clock import boottime_ms, utc_now
+from kernel.clock import boottime_ms, unix_ms, utc_now
 from kernel.database import open_engine, transaction
 from kernel.errors import HubError
 from scheduler.controller.wakeups import Wakeups, notifications
@@ -37,32 +50,38 @@ _GATHER_S: Final = 0.25
 _NICENESS: Final = 5
 """What is held is safe, so charging it waits for those who start jobs."""
 
+_AUDIT_GRACE_S: Final = 5
 _log = structlog.get_logger(__name__)
 
 
 def run_biller(settings: Settings) -> None:
     """Bill until SIGTERM or SIGINT."""
     configure_logs("biller")
+    serve_metrics(settings, "biller")
     url = application_url(settings)
     os.nice(_NICENESS)
-    engine = open_engine(url, pool_size=2, ping=False)
+    engine = open_engine(url, pool_size=3, ping=False)
     wakeups = Wakeups()
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
     wakeups.watch("database", notifications(url, WAKE_CHANNEL))
     next_look = 0
+    auditing = keep_auditing(engine, settings.audit_interval_ms, stopping)
     while not stopping.is_set():
         wakeups.wait(settings.tick_ms / 1000)
         wakeups.gather(_GATHER_S)
         try:
-            bill_once(engine, utc_now())
-            if boottime_ms() >= next_look:
-                next_look = boottime_ms() + settings.tick_ms
-                end_what_is_due(engine, utc_now())
+            with BILL_SECONDS.time():
+                bill_once(engine, utc_now())
+                if boottime_ms() >= next_look:
+                    next_look = boottime_ms() + settings.tick_ms
+                    end_what_is_due(engine, utc_now())
+            BILL_LAST.set(unix_ms(utc_now()) / 1000)
         except DBAPIError as error:
             _log.error("database_failed", reason=str(error.orig))
     wakeups.stop()
+    auditing.join(timeout=_AUDIT_GRACE_S)
     engine.dispose()
 
 
@@ -80,14 +99,14 @@ def end_what_is_due(engine: Engine, at: datetime) -> int:
 
 
 def bill_once(engine: Engine, at: datetime) -> int:
-    """Charge and release what is due now, each job in its own transaction; returns how many jobs were touched.
+    """Charge, give back and release what is due now, each job in a transaction; returns how many were touched.
 
     A job that cannot be billed is logged and left for the next round; the others go on.
     """
     charged = _sweep(engine, lambda s, after: jobs_to_charge(s, _BATCH, after=after), charge_job, at)
-    return charged + _sweep(
-        engine, lambda s, after: jobs_to_release(s, _BATCH, at, after=after), release_job, at
-    )
+    lost = _sweep(engine, lambda s, after: jobs_with_losses(s, _BATCH, after=after), restore_lost_time, at)
+    over = _sweep(engine, lambda s, after: jobs_to_release(s, _BATCH, at, after=after), release_job, at)
+    return charged + lost + over
 
 
 def _sweep(
@@ -104,6 +123,7 @@ def _sweep(
         for some in _of_one_tenant(engine, jobs):
             _bill(engine, some, bill, at)
         count += len(jobs)
+        BILLED.inc(len(jobs))
         if len(jobs) < _BATCH:
             return count
         after = jobs[-1]
@@ -120,6 +140,7 @@ def _bill(
     except (HubError, IntegrityError) as refusal:
         if len(jobs) == 1:
             kind = type(refusal).__name__
+            BILL_REFUSALS.labels(kind).inc()
             _log.error("billing_refused", job=str(jobs[0]), kind=kind, reason=str(refusal))
             return
         for job_id in jobs:

@@ -8,6 +8,8 @@ from compute_hub.billing.funding import Funding
 from compute_hub.settings import Settings
 from compute_hub.stack.database import application_url
 from compute_hub.stack.ray_node import export_ray_environment, ray_address
+from compute_hub.telemetry.instruments import ControllerGauge, MeasuredAccounting, MeasuredMachines
+from compute_hub.telemetry.serving import serve_metrics
 from compute_hub.workers.logs import configure_logs
 from kernel.database import open_engine
 from scheduler.controller.desired import Store
@@ -19,6 +21,7 @@ from scheduler.jobs import WAKE_CHANNEL
 def run_controller(settings: Settings) -> None:
     """Lead (or stand by) until SIGTERM or SIGINT."""
     configure_logs("controller")
+    serve_metrics(settings, "controller")
     export_ray_environment(settings)
     from scheduler.ray.cluster import RayMachines  # noqa: PLC0415 - Ray reads its environment when it is imported
 
@@ -28,12 +31,13 @@ def run_controller(settings: Settings) -> None:
     machines = RayMachines(ray_address(settings), wakeups)
     controller = Controller(
         engine,
-        machines,
-        Funding(settings.hold_horizon_ms),
+        MeasuredMachines(machines),
+        MeasuredAccounting(Funding(settings.hold_horizon_ms, settings.centre_facts)),
         Store(settings.uploads, settings.workspaces),
         holder=f"{socket.gethostname()}:{os.getpid()}",
         pace=Pace(settings.tick_ms, settings.leader_lease_ms, settings.node_lease_ms),
         wakeups=wakeups,
+        watcher=ControllerGauge(),
     )
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: controller.stop())

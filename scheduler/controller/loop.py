@@ -5,8 +5,8 @@ nothing: the next leader reads the same tables, syncs nodes to the same intents 
 Nothing that goes wrong in a step ends the process: the next tick begins again from the database.
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
 
@@ -27,10 +27,12 @@ from scheduler.controller.ports import Accounting, Machines
 from scheduler.controller.settling import end_waiting, settle, unsettled
 from scheduler.controller.stopwatch import Stopwatch
 from scheduler.controller.wakeups import Wakeups
+from scheduler.controller.watching import Nobody, Watcher
 from scheduler.jobs import WAKE_CHANNEL
 from scheduler.leadership import Leadership, acquire, fence, renew, resign
 from scheduler.node.protocol import Report, SyncRequest
-from scheduler.policy.settings import policy_named
+from scheduler.policy.model import Queue
+from scheduler.policy.settings import PolicySettings, policy_named
 from scheduler.refusals import LeadershipLost
 from scheduler.tables import JobRow, NodeRow
 
@@ -39,9 +41,6 @@ _ROUNDS_MAX: Final = 20
 
 _BREATH_MS: Final = 40
 """Between two steps, so that under load a step serves many words; the first word after a pause is served at once."""
-
-LIVE_POLICY: Final = replace(policy_named("default"), evicts=False)
-"""The default policy without preemption, which the live cluster does not carry out yet."""
 
 _log = structlog.get_logger(__name__)
 
@@ -67,7 +66,11 @@ class _Term:
 
 
 class Controller:
-    """One process of the controller; `run` returns when `stop` was called."""
+    """One process of the controller; `run` returns when `stop` was called.
+
+    `queues` are those the operator configured; a queue named by a tenant's id is that tenant's, everybody else gets one
+    without guarantee and bound.
+    """
 
     def __init__(
         self,
@@ -79,6 +82,9 @@ class Controller:
         holder: str,
         pace: Pace,
         wakeups: Wakeups,
+        policy: PolicySettings | None = None,
+        queues: Sequence[Queue] = (),
+        watcher: Watcher | None = None,
     ) -> None:
         self._engine = engine
         self._machines = machines
@@ -87,6 +93,9 @@ class Controller:
         self._holder = holder
         self._pace = pace
         self._wakeups = wakeups
+        self._policy = policy or policy_named("default")
+        self._queues = tuple(queues)
+        self._watcher = watcher or Nobody()
         self._term: _Term | None = None
         self._stopping = False
 
@@ -112,17 +121,22 @@ class Controller:
         """Lead and step; whatever goes wrong is logged, and the next tick begins again from the database."""
         try:
             if self.lead():
-                self.step(words, ticking=ticking)
+                with self._watcher.timing("tick"):
+                    self.step(words, ticking=ticking)
         except LeadershipLost as lost:
             _log.warning("leadership_lost", reason=str(lost))
             self._term = None
         except DBAPIError as error:
             # The database is away or refused. Whether the lease survives that is for the lease to say.
             _log.error("database_failed", reason=str(error.orig))
+            self._watcher.failed()
         except Exception:  # noqa: BLE001 - the loop outlives every step
             _log.exception("step_failed")
+            self._watcher.failed()
             if self._term is not None:
-                self._term.live = LiveState(LIVE_POLICY)
+                self._term.live = LiveState(self._policy, self._queues)
+        finally:
+            self._watcher.led(leading=self._term is not None)
 
     def lead(self) -> bool:
         """Renew the lease or try to get it; whether this controller leads. Raises LeadershipLost."""
@@ -139,7 +153,7 @@ class Controller:
             return False
         _log.info("leading", epoch=leadership.epoch, holder=self._holder)
         nodes = Nodes(self._pace.node_lease_ms, boottime_ms())
-        self._term = _Term(leadership, nodes, LiveState(LIVE_POLICY), Stopwatch(), now_ms)
+        self._term = _Term(leadership, nodes, LiveState(self._policy, self._queues), Stopwatch(), now_ms)
         return True
 
     def resign(self) -> None:
@@ -177,7 +191,7 @@ class Controller:
         nodes: set[str] = set()
         term = self._led
         for _ in range(_ROUNDS_MAX):
-            with transaction(self._engine) as session:
+            with self._watcher.timing("admit"), transaction(self._engine) as session:
                 admitted = admit(
                     session,
                     term.leadership,
