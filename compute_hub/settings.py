@@ -22,6 +22,7 @@ from pydantic_settings import (
 )
 
 from kernel.errors import Invalid
+from vouchers.domain.facts import CentreFacts
 
 _DEFAULT_CONFIG: Final = Path(__file__).resolve().parent.parent / "deploy" / "hub.toml"
 
@@ -84,12 +85,21 @@ class Price(_Part):
     price_cny_per_card_hour: Annotated[str, StringConstraints(pattern=r"^\d+(\.\d{1,6})?$")]
 
 
-class Accelerator(_Part):
-    """What a card of a model can do at most, from its maker's data sheet."""
+class Model(_Part):
+    """What a card of a model can do at most, at the precision by which the centre is certified."""
 
-    model: Name
-    precision: Name
-    peak_tflops: Annotated[str, StringConstraints(pattern=r"^\d+(\.\d{1,6})?$")]
+    precision: Name = "fp16"
+    tflops: Annotated[int, Field(ge=1, le=1_000_000)]
+
+
+class Centre(_Part):
+    """What the rules of programmes look at in this centre.
+
+    `pflops` is its installed peak as certified; left out, it is what the `nodes` named here add up to.
+    """
+
+    region: Annotated[str, StringConstraints(pattern=r"^([0-9]{2,12}|GB)$")] = "331003"
+    pflops: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
 
 
 class Settings(BaseSettings):
@@ -126,10 +136,11 @@ class Settings(BaseSettings):
     grafana_port: Annotated[int, Field(ge=1, le=65535)] = 3000
     upload_bytes_max: Annotated[int, Field(ge=1)] = 64 * 2**20
     log_bytes_max: Annotated[int, Field(ge=4096)] = 16 * 2**20
+    centre: Centre = Centre()
+    models: dict[str, Model] = {}
     nodes: tuple[Node, ...] = ()
     environments: dict[str, Environment] = {}
     prices: tuple[Price, ...] = ()
-    accelerators: tuple[Accelerator, ...] = ()
 
     @classmethod
     def settings_customise_sources(
@@ -154,6 +165,15 @@ class Settings(BaseSettings):
             )
             raise ValueError(message)
         return self
+
+    @property
+    def centre_facts(self) -> CentreFacts:
+        """What programmes look at in the centre."""
+        pflops = self.centre.pflops
+        if pflops is None:
+            parts = [part for node in self.nodes for part in node.devices if part.model in self.models]
+            pflops = sum(part.count * self.models[part.model].tflops for part in parts) // 1000
+        return CentreFacts(self.centre.region, pflops)
 
     @property
     def uploads(self) -> Path:

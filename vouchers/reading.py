@@ -15,7 +15,7 @@ from ledger.domain.accounts import CNY, Account
 from ledger.reading import balances
 from ledger.tables import AccountRow
 from vouchers import accounts
-from vouchers.claims import claim_of, lines_of
+from vouchers.claims import claim_of, given_back, lines_of
 from vouchers.tables import (
     Appropriation,
     Claim,
@@ -23,7 +23,6 @@ from vouchers.tables import (
     CoverageLine,
     CoveredCharge,
     Programme,
-    Restoration,
     Voucher,
     VoucherPart,
 )
@@ -266,11 +265,10 @@ def _on_vouchers(session: Session, slug: str, asset: str) -> tuple[int, int]:
 
 
 def _captured_by_voucher(session: Session, condition: ColumnElement[bool]) -> dict[UUID, int]:
-    """What was captured from vouchers and not taken back."""
-    taken_back = select(Restoration.line_id)
+    """What was captured from vouchers and neither restored nor clawed back."""
     rows = session.execute(
-        select(CoverageLine.voucher_id, func.sum(CoverageLine.quantity))
-        .where(condition, CoverageLine.voucher_id.is_not(None), CoverageLine.id.not_in(taken_back))
+        select(CoverageLine.voucher_id, func.sum(CoverageLine.quantity - given_back()))
+        .where(condition, CoverageLine.voucher_id.is_not(None))
         .group_by(CoverageLine.voucher_id)
     )
     return {voucher_id: int(total) for voucher_id, total in rows if voucher_id is not None}

@@ -176,6 +176,17 @@ def release_hold(session: Session, job_id: UUID, at: datetime) -> None:
     post_all(session, transfers, at=at)
 
 
+def held_facts(session: Session, job_id: UUID, model: str) -> ChargeFacts | None:
+    """What a job's first hold for a model was placed for, without a quantity; None if there is none."""
+    facts = session.scalars(
+        select(HoldSegment.facts)
+        .where(HoldSegment.job_id == job_id, HoldSegment.facts["model"].astext == model)
+        .order_by(HoldSegment.segment)
+        .limit(1)
+    ).one_or_none()
+    return None if facts is None else ChargeFacts(**facts)
+
+
 def held_coverage(session: Session, job_id: UUID, *, segment: int) -> Coverage:
     """Who pays the cost of one segment of a job, as it was set aside. Raises HoldNotFound."""
     row = session.get(HoldSegment, (job_id, segment))

@@ -16,6 +16,7 @@ from compute_hub.api import (
     cluster,
     enterprises,
     health,
+    job_output,
     jobs,
     keys,
     ledger,
@@ -37,6 +38,8 @@ from compute_hub.telemetry.serving import serve_metrics
 from compute_hub.workers.logs import configure_logs
 from kernel.database import open_engine
 
+_FAREWELL_S = 3
+"""What requests still have when the process is told to stop; who follows a log would otherwise keep it for ever."""
 _WORKER_START_S = 60
 """A worker that is still importing is not a dead one, however busy the machine."""
 
@@ -48,6 +51,7 @@ _ROUTERS = (
     applications.router,
     vouchers.router,
     jobs.router,
+    job_output.router,
     usage.router,
     charges.router,
     claims.router,
@@ -124,4 +128,5 @@ def run_api(settings: Settings) -> None:
         log_level="warning",
         access_log=False,
         server_header=False,
+        timeout_graceful_shutdown=_FAREWELL_S,
     )

@@ -6,7 +6,7 @@ beyond that is forgone by the centre, and the charge says so.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Final
 from uuid import UUID
@@ -14,7 +14,7 @@ from uuid import UUID
 from sqlalchemy import delete, func, or_, select
 from sqlalchemy.orm import Session
 
-from compute_hub.billing.funding import charge_facts
+from compute_hub.billing.losses import is_lost, restore_losses
 from compute_hub.billing.rates import rate_at
 from compute_hub.billing.rating import next_charge_micros
 from compute_hub.billing.tables import ChargedUsageRow, ChargeRow, JobFundingRow, RateRow
@@ -25,8 +25,8 @@ from vouchers.capturing import capture_charge
 from vouchers.domain.explanation import ROUNDING, Coverage
 from vouchers.domain.facts import ChargeFacts
 from vouchers.enterprises import lock_tenants
-from vouchers.errors import ChargeBeyondHold, ChargeFactsDiffer, HoldNotFound, HoldReleased
-from vouchers.redemption import release_hold
+from vouchers.errors import ChargeBeyondHold, HoldReleased
+from vouchers.redemption import held_facts, release_hold
 from vouchers.wallets import payer_of
 
 LATE: Final = timedelta(minutes=10)
@@ -72,10 +72,11 @@ def jobs_to_release(session: Session, limit: int, at: datetime, *, after: UUID |
 
 
 def charge_job(session: Session, job_id: UUID, at: datetime) -> Sequence[ChargeRow]:
-    """Charge all usage of a job that is not charged yet, one charge per model.
+    """Charge all usage of a job that is not charged yet, one charge per attempt and model.
 
     A record is charged when all records of its run before it are; behind a gap it waits, and is forgone when the job
-    has been over for `LATE`. Does nothing while another biller is at the job.
+    has been over for `LATE`. Usage of an attempt that the centre lost is forgone. Does nothing while another biller
+    is at the job.
     """
     funding = _funding(session, job_id)
     if funding is None:
@@ -87,9 +88,15 @@ def charge_job(session: Session, job_id: UUID, at: datetime) -> Sequence[ChargeR
         .order_by(UsageRecordRow.attempt, UsageRecordRow.rank, UsageRecordRow.k)
     ).all()
     due, behind = _split_at_gaps(session, records)
-    stretches = [_Stretch(model, some, payable=True) for model, some in _by_model(due)]
+    stretches = [
+        _Stretch(attempt, model, some, payable=not is_lost(session, job_id, attempt))
+        for (attempt, model), some in _by_attempt_and_model(due)
+    ]
     if behind and _is_late(session, job_id, at):
-        stretches += [_Stretch(model, some, payable=False) for model, some in _by_model(behind)]
+        stretches += [
+            _Stretch(attempt, model, some, payable=False)
+            for (attempt, model), some in _by_attempt_and_model(behind)
+        ]
     charges = [_charge(session, funding, stretch, at) for stretch in stretches]
     done = [record.id for stretch in stretches for record in stretch.records]
     session.execute(delete(UnchargedUsageRow).where(UnchargedUsageRow.record_id.in_(done)))
@@ -97,18 +104,26 @@ def charge_job(session: Session, job_id: UUID, at: datetime) -> Sequence[ChargeR
 
 
 def release_job(session: Session, job_id: UUID, at: datetime) -> None:
-    """Give back what a finished job did not use. Does nothing while another biller is at the job."""
+    """Give back what a finished job did not use, and what it lost. Does nothing while another biller is at it."""
     funding = _funding(session, job_id)
     if funding is None or funding.state != "ended":
         return
+    restore_losses(session, job_id, at)
     release_hold(session, job_id, at)
     funding.state = "released"
 
 
+def restore_lost_time(session: Session, job_id: UUID, at: datetime) -> None:
+    """Give back what attempts that the centre lost were charged. Does nothing while another biller is at the job."""
+    if _funding(session, job_id) is not None:
+        restore_losses(session, job_id, at)
+
+
 @dataclass(frozen=True)
 class _Stretch:
-    """Records of one model that become one charge, and whether anybody pays for them."""
+    """Records of one attempt on one model that become one charge, and whether anybody pays for them."""
 
+    attempt: int
     model: str
     records: Sequence[UsageRecordRow]
     payable: bool
@@ -140,11 +155,13 @@ def _is_late(session: Session, job_id: UUID, at: datetime) -> bool:
     return ended_at is not None and ended_at < at - LATE
 
 
-def _by_model(records: Sequence[UsageRecordRow]) -> list[tuple[str, list[UsageRecordRow]]]:
-    by_model: dict[str, list[UsageRecordRow]] = {}
+def _by_attempt_and_model(
+    records: Sequence[UsageRecordRow],
+) -> list[tuple[tuple[int, str], list[UsageRecordRow]]]:
+    found: dict[tuple[int, str], list[UsageRecordRow]] = {}
     for record in records:
-        by_model.setdefault(record.model, []).append(record)
-    return sorted(by_model.items())
+        found.setdefault((record.attempt, record.model), []).append(record)
+    return sorted(found.items())
 
 
 def _split_at_gaps(
@@ -187,6 +204,7 @@ def _charge(session: Session, funding: JobFundingRow, stretch: _Stretch, at: dat
         job_id=funding.job_id,
         tenant_id=funding.tenant_id,
         n=n,
+        attempt=stretch.attempt,
         rate_id=rate.id,
         slot_ms=slot_ms,
         amount_micros=coverage.cost_micros,
@@ -207,7 +225,10 @@ def _capture(
     session: Session, job_id: UUID, charge_id: UUID, cost: int, stretch: _Stretch, slot_ms: int, at: datetime
 ) -> Coverage:
     """Capture a cost, or as much of it as is held for usage at that time."""
-    facts = charge_facts(session, stretch.model, slot_ms)
+    held = held_facts(session, job_id, stretch.model)
+    if held is None:
+        return Coverage(0, ())
+    facts = replace(held, card_ms=slot_ms // 1000)
     used_until = max(
         record.started_at + timedelta(milliseconds=record.duration_ms) for record in stretch.records
     )
@@ -215,11 +236,11 @@ def _capture(
         return _capture_whole(session, job_id, charge_id, cost, facts, at, used_until)
     except ChargeBeyondHold as beyond:
         available = int(str(beyond.facts["available"]))
-    except (HoldNotFound, HoldReleased, ChargeFactsDiffer):
+    except HoldReleased:
         available = 0
     if available == 0:
         return Coverage(0, ())
-    part = ChargeFacts(**(facts.kind() | {"card_ms": facts.card_ms * available // cost}))
+    part = replace(facts, card_ms=facts.card_ms * available // cost)
     return _capture_whole(session, job_id, charge_id, available, part, at, used_until)
 
 

@@ -59,11 +59,12 @@ class FundedTimeRow(Table):
 
 
 class ChargeRow(Table):
-    """The rated cost of one stretch of a job's usage, the n-th of the job, and who paid it.
+    """The rated cost of one stretch of one attempt's usage, the n-th charge of its job, and who paid it.
 
     `rounding_micros` is what the centre bears (or takes back) when several vouchers' shares are each rounded down.
     `forgone_micros` is what the usage would have cost beyond `amount_micros`, which the centre bears as well: usage
-    beyond what was held, after a gap in the records, or reported after what was held was given back.
+    beyond what was held, after a gap in the records, reported after what was held was given back, or of an attempt
+    that the centre lost.
     """
 
     __tablename__ = "charges"
@@ -78,6 +79,7 @@ class ChargeRow(Table):
     job_id: Mapped[UUID]
     tenant_id: Mapped[UUID]
     n: Mapped[int]
+    attempt: Mapped[int]
     rate_id: Mapped[UUID] = mapped_column(ForeignKey("rates.id"))
     slot_ms: Mapped[int]
     amount_micros: Mapped[int]
@@ -86,6 +88,20 @@ class ChargeRow(Table):
     rounding_micros: Mapped[int]
     forgone_micros: Mapped[int]
     charged_at: Mapped[datetime]
+
+
+class LostAttemptRow(Table):
+    """An attempt that the centre lost and what was given back for it; `refused` says what stood in the way."""
+
+    __tablename__ = "lost_attempts"
+    __table_args__ = (CheckConstraint("restored_micros >= 0", name="restored"),)
+
+    job_id: Mapped[UUID] = mapped_column(primary_key=True)
+    attempt: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    reason: Mapped[str] = mapped_column(Text)
+    restored_micros: Mapped[int]
+    refused: Mapped[str] = mapped_column(Text)
+    restored_at: Mapped[datetime]
 
 
 class ChargedUsageRow(Table):

@@ -8,6 +8,7 @@ import sys
 import typer
 
 from compute_hub.cli import applications, claims, cluster, enterprises, jobs, programmes, vouchers, wallets
+from compute_hub.cli.job_submission import submit
 from compute_hub.cli.processes import api, biller, controller, node, up
 from compute_hub.cli.simulate import simulate
 from kernel.errors import HubError
@@ -19,6 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+jobs.app.command()(submit)
 for name, group in (
     ("job", jobs.app),
     ("programme", programmes.app),

@@ -127,9 +127,13 @@ def restore(
     charge: Annotated[str, typer.Argument(help="The charge's id; `hub job charges` shows it.")],
     reason: Annotated[str, typer.Option(help="What was lost.")],
     *,
+    lost_ms: Annotated[
+        int | None, typer.Option(help="Card milliseconds of it that were lost in all; all of them if left out.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Give a charge for lost usage back to what had paid it."""
+    """Give a charge for lost usage back, or a part of it, to what had paid it."""
+    body = {"reason": reason} if lost_ms is None else {"reason": reason, "lost_card_ms": lost_ms}
     with client() as hub:
-        answer = hub.post(f"/v1/charges/{charge}:restore", {"reason": reason})
+        answer = hub.post(f"/v1/charges/{charge}:restore", body)
     show([answer], {"charge_id": "charge", "amount_cny": "given back"}, as_json=as_json)

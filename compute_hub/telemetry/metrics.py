@@ -45,9 +45,7 @@ def centre_metrics(settings: Settings, engine: Engine) -> Centre:
 
 def peaks(settings: Settings) -> dict[str, tuple[str, Fraction]]:
     """Precision and peak PFLOPS of one card, by model."""
-    return {
-        known.model: (known.precision, Fraction(known.peak_tflops) / 1000) for known in settings.accelerators
-    }
+    return {name: (model.precision, Fraction(model.tflops, 1000)) for name, model in settings.models.items()}
 
 
 def centre_families() -> list[tuple[str, tuple[Family, ...]]]:

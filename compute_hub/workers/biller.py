@@ -1,4 +1,4 @@
-"""`hub biller`: charges usage, captures what it costs, releases what is left, and has the ledger audited.
+"""`hub biller`: charges usage, captures what it costs, gives back what was lost or not used, has the ledger audited.
 
 Several may run.
 """
@@ -15,8 +15,15 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm import Session
 
-from compute_hub.billing.charging import charge_job, jobs_to_charge, jobs_to_release, release_job
+from compute_hub.billing.charging import (
+    charge_job,
+    jobs_to_charge,
+    jobs_to_release,
+    release_job,
+    restore_lost_time,
+)
 from compute_hub.billing.funding import WAKE_CHANNEL
+from compute_hub.billing.losses import jobs_with_losses
 from compute_hub.settings import Settings
 from compute_hub.stack.database import application_url
 from compute_hub.telemetry.auditing import keep_auditing
@@ -75,14 +82,14 @@ def end_what_is_due(engine: Engine, at: datetime) -> int:
 
 
 def bill_once(engine: Engine, at: datetime) -> int:
-    """Charge and release what is due now, each job in its own transaction; returns how many jobs were touched.
+    """Charge, give back and release what is due now, each job in a transaction; returns how many were touched.
 
     A job that cannot be billed is logged and left for the next round; the others go on.
     """
     charged = _sweep(engine, lambda s, after: jobs_to_charge(s, _BATCH, after=after), charge_job, at)
-    return charged + _sweep(
-        engine, lambda s, after: jobs_to_release(s, _BATCH, at, after=after), release_job, at
-    )
+    lost = _sweep(engine, lambda s, after: jobs_with_losses(s, _BATCH, after=after), restore_lost_time, at)
+    over = _sweep(engine, lambda s, after: jobs_to_release(s, _BATCH, at, after=after), release_job, at)
+    return charged + lost + over
 
 
 def _sweep(

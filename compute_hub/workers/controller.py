@@ -32,7 +32,7 @@ def run_controller(settings: Settings) -> None:
     controller = Controller(
         engine,
         MeasuredMachines(machines),
-        MeasuredAccounting(Funding(settings.hold_horizon_ms)),
+        MeasuredAccounting(Funding(settings.hold_horizon_ms, settings.centre_facts)),
         Store(settings.uploads, settings.workspaces),
         holder=f"{socket.gethostname()}:{os.getpid()}",
         pace=Pace(settings.tick_ms, settings.leader_lease_ms, settings.node_lease_ms),

@@ -24,6 +24,23 @@ CREATE TABLE jobs (
     priority BIGINT NOT NULL,
     max_retries BIGINT NOT NULL,
     network TEXT NOT NULL,
+    preemptible BOOLEAN NOT NULL,
+    topology TEXT NOT NULL,
+    min_pflops_milli BIGINT NOT NULL,
+    not_before TIMESTAMP WITH TIME ZONE,
+    depends_on UUID[] NOT NULL,
+    array_id UUID,
+    array_index BIGINT,
+    array_size BIGINT NOT NULL,
+    array_running_max BIGINT NOT NULL,
+    held BOOLEAN NOT NULL,
+    retry_on TEXT NOT NULL,
+    retry_at TIMESTAMP WITH TIME ZONE,
+    evictions BIGINT NOT NULL,
+    evicted_for UUID,
+    attained_ms BIGINT NOT NULL,
+    lost_attempts BIGINT[] NOT NULL,
+    revision BIGINT NOT NULL,
     queued_at TIMESTAMP WITH TIME ZONE NOT NULL,
     attempt BIGINT NOT NULL,
     placed_at TIMESTAMP WITH TIME ZONE,
@@ -36,12 +53,17 @@ CREATE TABLE jobs (
     CONSTRAINT ck_jobs_state CHECK (state IN ('queued', 'starting', 'running', 'stopping', 'succeeded', 'failed', 'cancelled')),
     CONSTRAINT ck_jobs_ended CHECK ((ended_at IS NOT NULL) = (state IN ('succeeded', 'failed', 'cancelled'))),
     CONSTRAINT ck_jobs_shape CHECK (node_count > 0 AND devices_per_node > 0),
-    CONSTRAINT ck_jobs_slots CHECK (slots_milli BETWEEN 1 AND 1000)
+    CONSTRAINT ck_jobs_slots CHECK (slots_milli BETWEEN 1 AND 1000),
+    CONSTRAINT ck_jobs_topology CHECK (topology IN ('pack', 'same-switch', 'spread')),
+    CONSTRAINT ck_jobs_retry_on CHECK (retry_on IN ('lost', 'failure')),
+    CONSTRAINT ck_jobs_array CHECK ((array_id IS NULL) = (array_index IS NULL)),
+    CONSTRAINT ck_jobs_own_dependency CHECK (NOT id = ANY (depends_on)),
+    CONSTRAINT uq_jobs_array_id_array_index UNIQUE (array_id, array_index)
 );
 
 CREATE INDEX ix_jobs_live ON jobs (state) WHERE ended_at IS NULL;
 
-CREATE INDEX ix_jobs_tenant_id_id ON jobs (tenant_id, id);
+CREATE INDEX ix_jobs_tenant_id_queued_at_id ON jobs (tenant_id, queued_at, id);
 
 CREATE INDEX ix_jobs_ended_at ON jobs USING brin (ended_at);
 

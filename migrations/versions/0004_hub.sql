@@ -109,6 +109,7 @@ CREATE TABLE charges (
     job_id UUID NOT NULL,
     tenant_id UUID NOT NULL,
     n BIGINT NOT NULL,
+    attempt BIGINT NOT NULL,
     rate_id UUID NOT NULL,
     slot_ms BIGINT NOT NULL,
     amount_micros BIGINT NOT NULL,
@@ -124,6 +125,16 @@ CREATE TABLE charges (
     CONSTRAINT fk_charges_rate_id FOREIGN KEY(rate_id) REFERENCES rates (id)
 );
 
+CREATE TABLE lost_attempts (
+    job_id UUID NOT NULL,
+    attempt BIGINT NOT NULL,
+    reason TEXT NOT NULL,
+    restored_micros BIGINT NOT NULL,
+    refused TEXT NOT NULL,
+    restored_at TIMESTAMP WITH TIME ZONE NOT NULL,
+    CONSTRAINT pk_lost_attempts PRIMARY KEY (job_id, attempt),
+    CONSTRAINT ck_lost_attempts_restored CHECK (restored_micros >= 0)
+);
 CREATE INDEX ix_charges_charged_at ON charges USING brin (charged_at);
 
 CREATE TABLE uncharged_usage (
@@ -160,6 +171,6 @@ CREATE INDEX ix_ledger_audits_audited_at ON ledger_audits (audited_at);
 GRANT SELECT, INSERT ON ledger_audits TO hub_app;
 GRANT SELECT, INSERT ON api_keys, idempotency_keys, usage_records, usage_mismatches TO hub_app;
 GRANT UPDATE (revoked_at) ON api_keys TO hub_app;
-GRANT SELECT, INSERT ON rates, charges, charged_usage TO hub_app;
+GRANT SELECT, INSERT ON rates, charges, charged_usage, lost_attempts TO hub_app;
 GRANT SELECT, INSERT, DELETE ON uncharged_usage TO hub_app;
 GRANT SELECT, INSERT, UPDATE ON job_funding, job_funded_time, usage_totals TO hub_app;

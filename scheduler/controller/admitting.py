@@ -1,4 +1,7 @@
-"""From plan to intent: attempt, runs, allocations and the hold on the funds are one commit, before anything acts."""
+"""From plan to intent: attempt, runs, allocations and the hold on the funds are one commit, before anything acts.
+
+So is who is to stop for whom.
+"""
 
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
@@ -15,6 +18,7 @@ from sqlalchemy.orm import Session
 
 from kernel.clock import unix_ms
 from kernel.ids import derived_id
+from scheduler.controller.evicting import order_evictions
 from scheduler.controller.explaining import explain_waiting
 from scheduler.controller.live_state import LiveState, machines_of
 from scheduler.controller.ports import Accounting
@@ -48,7 +52,7 @@ def admit(
     *,
     answering: AbstractSet[str],
 ) -> Admitted:
-    """Plan one cycle and commit its starts; a job whose funds are missing waits and says so.
+    """Plan one cycle and commit its starts and evictions; a job whose funds are missing waits and says so.
 
     Args:
         session: of one transaction.
@@ -72,6 +76,7 @@ def admit(
         if not begun:
             live.shelve(UUID(start.job_id), unix_ms(at), UNFUNDED_RETRY_MS)
             stood_back = True
+    nodes |= order_evictions(session, plan.evictions, live, accounting, at, unfunded_ms=UNFUNDED_RETRY_MS)
     explain_waiting(session, live, unix_ms(at))
     return Admitted(frozenset(nodes), stood_back)
 

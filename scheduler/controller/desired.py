@@ -81,7 +81,7 @@ def _spec(run: RunRow, job: JobRow, store: Store, hosts: frozenset[str]) -> RunS
         rank=run.rank,
         node_rank=run.rank,
         world_size=job.node_count,
-        env=dict(job.env),
+        env={**job.env, **_array_variables(job)},
         environment=job.environment,
         bundle=bundle,
         devices=tuple(DeviceShare(*piece) for piece in run.devices),
@@ -92,6 +92,16 @@ def _spec(run: RunRow, job: JobRow, store: Store, hosts: frozenset[str]) -> RunS
         network=Network(job.network),
         gang=_gang(run, job, hosts) if job.network == Network.JOB else None,
     )
+
+
+def _array_variables(job: JobRow) -> dict[str, str]:
+    if job.array_id is None:
+        return {}
+    return {
+        "HUB_ARRAY_ID": str(job.array_id),
+        "HUB_ARRAY_INDEX": str(job.array_index),
+        "HUB_ARRAY_SIZE": str(job.array_size),
+    }
 
 
 def _gang(run: RunRow, job: JobRow, hosts: frozenset[str]) -> Gang:

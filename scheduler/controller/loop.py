@@ -5,8 +5,8 @@ nothing: the next leader reads the same tables, syncs nodes to the same intents 
 Nothing that goes wrong in a step ends the process: the next tick begins again from the database.
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
 
@@ -31,15 +31,13 @@ from scheduler.controller.watching import Nobody, Watcher
 from scheduler.jobs import WAKE_CHANNEL
 from scheduler.leadership import Leadership, acquire, fence, renew, resign
 from scheduler.node.protocol import Report, SyncRequest
-from scheduler.policy.settings import policy_named
+from scheduler.policy.model import Queue
+from scheduler.policy.settings import PolicySettings, policy_named
 from scheduler.refusals import LeadershipLost
 from scheduler.tables import JobRow, NodeRow
 
 _ROUNDS_MAX: Final = 20
 """Cycles in one step; what is still moving after so many is taken up at the next tick."""
-
-LIVE_POLICY: Final = replace(policy_named("default"), evicts=False)
-"""The default policy without preemption, which the live cluster does not carry out yet."""
 
 _log = structlog.get_logger(__name__)
 
@@ -64,7 +62,11 @@ class _Term:
 
 
 class Controller:
-    """One process of the controller; `run` returns when `stop` was called."""
+    """One process of the controller; `run` returns when `stop` was called.
+
+    `queues` are those the operator configured; a queue named by a tenant's id is that tenant's, everybody else gets one
+    without guarantee and bound.
+    """
 
     def __init__(
         self,
@@ -76,6 +78,8 @@ class Controller:
         holder: str,
         pace: Pace,
         wakeups: Wakeups,
+        policy: PolicySettings | None = None,
+        queues: Sequence[Queue] = (),
         watcher: Watcher | None = None,
     ) -> None:
         self._engine = engine
@@ -85,6 +89,8 @@ class Controller:
         self._holder = holder
         self._pace = pace
         self._wakeups = wakeups
+        self._policy = policy or policy_named("default")
+        self._queues = tuple(queues)
         self._watcher = watcher or Nobody()
         self._term: _Term | None = None
         self._stopping = False
@@ -122,7 +128,7 @@ class Controller:
             _log.exception("step_failed")
             self._watcher.failed()
             if self._term is not None:
-                self._term.live = LiveState(LIVE_POLICY)
+                self._term.live = LiveState(self._policy, self._queues)
         finally:
             self._watcher.led(leading=self._term is not None)
 
@@ -138,7 +144,7 @@ class Controller:
             return False
         _log.info("leading", epoch=leadership.epoch, holder=self._holder)
         nodes = Nodes(self._pace.node_lease_ms, boottime_ms())
-        self._term = _Term(leadership, nodes, LiveState(LIVE_POLICY), Stopwatch())
+        self._term = _Term(leadership, nodes, LiveState(self._policy, self._queues), Stopwatch())
         return True
 
     def resign(self) -> None:

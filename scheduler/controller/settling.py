@@ -5,7 +5,7 @@ The first rank that failed of itself says why.
 """
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final
 from uuid import UUID
 
@@ -14,14 +14,26 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from scheduler.controller.ports import Accounting
+from scheduler.dependencies import waiting_in_vain
 from scheduler.leadership import Leadership, fence
 from scheduler.node.protocol import EndReason
 from scheduler.tables import JobRow, RunRow
 
-_INFRASTRUCTURE: Final = frozenset({"lease_lost", "supervisor_lost", "node_lost", "node_stopped"})
+INFRASTRUCTURE: Final = frozenset({"lease_lost", "supervisor_lost", "node_lost", "node_stopped"})
 """Ends that are the centre's fault: the job is tried again if it has retries left."""
 
-_STOPPED: Final = frozenset({EndReason.STOPPED.value, "never_started"})
+_RETRIED: Final = frozenset({"exited", "oom", "disk_full", "start_failed"})
+"""Ends that are the program's own fault: tried again only where the job says so."""
+
+RETRY_MS: Final = 1000
+"""The pause before the first retry; doubled for each further one."""
+
+RETRY_MS_MAX: Final = 300_000
+
+PREEMPTED: Final = "preempted"
+"""Why a job is stopped for another one, and how its runs end then."""
+
+_STOPPED: Final = frozenset({EndReason.STOPPED.value, "never_started", PREEMPTED})
 
 _log = structlog.get_logger(__name__)
 
@@ -55,7 +67,14 @@ def unsettled(session: Session) -> set[UUID]:
 
 
 def end_waiting(session: Session, leadership: Leadership, accounting: Accounting, at: datetime) -> bool:
-    """End jobs that were cancelled before they were placed; true when there were any. Raises LeadershipLost."""
+    """End jobs that were cancelled before they were placed, or wait for one that will not succeed.
+
+    Returns:
+        Whether there were any.
+
+    Raises:
+        LeadershipLost: nothing was written.
+    """
     fence(session, leadership)
     jobs = session.scalars(
         select(JobRow)
@@ -65,7 +84,21 @@ def end_waiting(session: Session, leadership: Leadership, accounting: Accounting
     ).all()
     for job in jobs:
         _end(session, job, "cancelled", "cancelled while it waited", accounting, at)
-    return bool(jobs)
+    vain = _end_in_vain(session, accounting, at)
+    return bool(jobs) or vain
+
+
+def _end_in_vain(session: Session, accounting: Accounting, at: datetime) -> bool:
+    """End what waits for a job that will not succeed, and what waits for that in turn."""
+    any_ended = False
+    while vain := waiting_in_vain(session):
+        for job, needed, state in vain:
+            job.stop_reason = "dependency_failed"
+            why = f"never started, because job {needed}, which it depends on, ended without success ({state})"
+            _end(session, job, "failed", why, accounting, at)
+        session.flush()
+        any_ended = True
+    return any_ended
 
 
 def _settle(session: Session, job: JobRow, accounting: Accounting, at: datetime) -> bool:
@@ -103,9 +136,15 @@ def _conclude(
     at: datetime,
 ) -> None:
     job.started_at = job.started_at or _started_at(runs)
-    culprit = _culprit(runs) or failed
-    wanted = job.stop_reason not in {None, "rank_failed"}
-    if culprit is None and not wanted:
+    own = _culprit(runs)
+    culprit = own or failed
+    wanted = job.stop_reason not in {None, "rank_failed", PREEMPTED}
+    centres = own is None or own.end_reason in INFRASTRUCTURE
+    if job.stop_reason == PREEMPTED and failed is not None and centres:
+        job.evictions += 1
+        _requeue(job, f"attempt {job.attempt} was stopped for another job; it waits to be tried again", at, 0)
+        job.lost_attempts = [*job.lost_attempts, job.attempt]
+    elif culprit is None and not wanted:
         job.exit_code = 0
         _end(session, job, "succeeded", "finished", accounting, at)
     elif wanted:
@@ -138,12 +177,28 @@ def _fail_or_requeue(
 ) -> None:
     rank = f"rank {culprit.rank}: " if job.node_count > 1 else ""
     detail = culprit.end_detail or f"its program ended with exit status {culprit.exit_code}"
-    if culprit.end_reason in _INFRASTRUCTURE and job.attempt <= job.max_retries:
-        job.state, job.stop_reason, job.placed_at, job.started_at = "queued", None, None, None
-        job.reason = f"attempt {job.attempt} was lost ({culprit.end_reason}); it waits to be tried again"
+    lost = culprit.end_reason in INFRASTRUCTURE
+    failed = job.retry_on == "failure" and culprit.end_reason in _RETRIED
+    counted = job.attempt - job.evictions
+    if lost:
+        job.lost_attempts = [*job.lost_attempts, job.attempt]
+    if (lost or failed) and counted <= job.max_retries:
+        what = f"was lost ({culprit.end_reason})" if lost else f"failed ({detail})"
+        pause_ms = min(RETRY_MS << (counted - 1), RETRY_MS_MAX)
+        why = f"attempt {job.attempt} {what}; it is tried again ({counted} of {job.max_retries} retries)"
+        _requeue(job, why, at, pause_ms)
         return
     job.exit_code, job.end_reason = culprit.exit_code, culprit.end_reason
     _end(session, job, "failed", f"{rank}{detail}", accounting, at)
+
+
+def _requeue(job: JobRow, why: str, at: datetime, pause_ms: int) -> None:
+    """Let the job wait for its next attempt, which may start after a pause."""
+    if job.started_at is not None:
+        job.attained_ms += max(0, (at - job.started_at) // timedelta(milliseconds=1))
+    job.state, job.stop_reason, job.reason = "queued", None, why
+    job.placed_at, job.started_at, job.evicted_for = None, None, None
+    job.retry_at = at + timedelta(milliseconds=pause_ms) if pause_ms else None
 
 
 def _end(session: Session, job: JobRow, state: str, reason: str, accounting: Accounting, at: datetime) -> None:

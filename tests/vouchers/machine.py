@@ -22,7 +22,7 @@ from kernel.ids import derived_id
 from ledger.reading import balances
 from tests.vouchers.world import FACTS, NOW, World
 from vouchers import accounts
-from vouchers.afterlife import expire_vouchers, recall_voucher, restore_charge
+from vouchers.afterlife import expire_vouchers, recall_voucher
 from vouchers.capturing import capture_charge
 from vouchers.claims import make_claim
 from vouchers.clawback import claw_back_line
@@ -30,6 +30,7 @@ from vouchers.domain.explanation import Coverage
 from vouchers.errors import ChargeBeyondHold, NoFunding, NothingToClaim, PeriodClosed, PoolExhausted
 from vouchers.reading import ClaimLineView, claim_view
 from vouchers.redemption import extend_hold, place_hold, release_hold
+from vouchers.restoration import restore_charge
 from vouchers.settlement import approve_claim, check_claim, disburse_claim, dispute_line, review_claim
 from vouchers.tables import Voucher
 from vouchers.wallets import deposit

@@ -11,21 +11,18 @@ from vouchers.afterlife import (
     expiry_forecast,
     lapsing_by_month,
     recall_voucher,
-    restore_charge,
 )
 from vouchers.capturing import capture_charge
-from vouchers.claims import make_claim
 from vouchers.domain.forecast import Forecast, forecast
 from vouchers.errors import (
     ChargeBeyondHold,
-    ChargeClaimed,
     NotApplicationsVoucher,
     VoucherEnded,
     VoucherExpired,
 )
 from vouchers.issuing import issue_voucher, release_tranche, voucher_of
 from vouchers.redemption import extend_hold, lapse_holds, place_hold, quote, release_hold
-from vouchers.wallets import allot_part, set_budget
+from vouchers.wallets import allot_part
 
 # Issued on 10 March 2026 for twelve months: ends when 10 March 2027 begins in Shanghai.
 END = datetime(2027, 3, 9, 16, 0, tzinfo=UTC)
@@ -112,56 +109,6 @@ def test_a_recalled_voucher_keeps_only_what_is_set_aside(world: World) -> None:
             quote(session, place.tenant, YUAN, FACTS, [voucher], NOW)
         release_hold(session, place.job(), NOW)
         assert place.pool(session) == before + 1_000
-
-
-def test_lost_usage_goes_back_to_the_very_lots_it_came_from(world: World) -> None:
-    with transaction(world.engine) as session:
-        place = world.place(session)
-        first = place.voucher(session, 20, NOW - timedelta(days=1))
-        second = place.voucher(session, 500)
-        project = {
-            "starts_at": NOW - timedelta(days=1),
-            "ends_at": NOW + timedelta(days=1),
-            "reference": "1",
-            "by": "boss",
-        }
-        set_budget(session, place.tenant, "moulds", amount_micros=100 * YUAN, at=NOW, **project)  # type: ignore[arg-type]
-        facts = type(FACTS)(model="MLU370", project="moulds")
-        place_hold(session, place.job(), place.tenant, 100 * YUAN, facts, None, NOW)
-        capture_charge(session, place.job(), place.charge(), 100 * YUAN, facts, NOW)
-        release_hold(session, place.job(), NOW)
-        lots = {place.left(session, voucher)[2] for voucher in (first, second)}
-        assert lots == {20, 10}
-        assert place.prepaid(session) == 930
-        for _ in range(2):
-            restore_charge(session, place.charge(), reason="node failed", by="hub", at=NOW)
-            assert place.left(session, first) == ("active", 0, 0, 20)
-            assert place.left(session, second) == ("active", 0, 0, 500)
-            assert place.prepaid(session) == 1_000
-        whole_budget = place_hold(session, place.job(2), place.tenant, 100 * YUAN, facts, [], NOW)
-        assert whole_budget.tenant_micros == 100 * YUAN
-
-
-def test_a_restored_share_of_an_ended_voucher_goes_on_to_the_pool(world: World) -> None:
-    with transaction(world.engine) as session:
-        place = world.place(session)
-        voucher = place.voucher(session, 1_000)
-        place.run(session, 100)
-        recall_voucher(session, voucher, by="officer", reason="closed", at=NOW)
-        before = place.pool(session)
-        restore_charge(session, place.charge(), reason="node failed", by="hub", at=NOW)
-        assert place.pool(session) == before + 30
-        assert place.left(session, voucher) == ("recalled", 0, 0, 0)
-
-
-def test_a_claimed_charge_is_not_restored(world: World) -> None:
-    with transaction(world.engine) as session:
-        place = world.place(session)
-        place.voucher(session, 1_000)
-        place.run(session, 100)
-        make_claim(session, place.programme, "2026-03", by="centre", at=NOW)
-        with pytest.raises(ChargeClaimed):
-            restore_charge(session, place.charge(), reason="node failed", by="hub", at=NOW)
 
 
 def test_the_second_tranche_waits_for_a_report_and_lapses_with_the_first(world: World) -> None:

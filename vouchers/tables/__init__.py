@@ -18,7 +18,15 @@ from vouchers.tables.programmes import (
     Voucher,
     VoucherPart,
 )
-from vouchers.tables.redemption import CoverageLine, CoveredCharge, HoldLine, HoldSegment, JobHold, Restoration
+from vouchers.tables.redemption import (
+    ChargeStretch,
+    CoverageLine,
+    CoveredCharge,
+    HoldLine,
+    HoldSegment,
+    JobHold,
+    Restoration,
+)
 from vouchers.tables.settlement import Claim, ClaimLine, ClaimStep, ReserveAdvance
 
 __all__ = [
@@ -26,6 +34,7 @@ __all__ = [
     "ApplicationCheck",
     "ApplicationStep",
     "Appropriation",
+    "ChargeStretch",
     "Claim",
     "ClaimLine",
     "ClaimStep",

@@ -193,7 +193,7 @@ class House:
         """Let a queued job be admitted, use card time and be charged, as controller and biller would."""
         with transaction(self.engine) as session:
             job = session.get_one(JobRow, UUID(job_id))
-            funding = Funding(self.settings.hold_horizon_ms)
+            funding = Funding(self.settings.hold_horizon_ms, self.settings.centre_facts)
             assert funding.admit(session, job, {MODEL: 1000}, utc_now()) is None
         with transaction(self.engine) as session:
             session.add(usage(UUID(job_id), card_ms))

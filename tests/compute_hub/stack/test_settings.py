@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from compute_hub.settings import MalformedSettings, NoSettingsFile, Settings, settings
+from vouchers.domain.facts import CentreFacts
 
 
 @pytest.fixture(autouse=True)
@@ -59,3 +60,14 @@ def test_the_default_file_describes_two_nodes_of_four_cards() -> None:
         ("node-1", 4),
         ("node-2", 4),
     ]
+
+
+def test_a_centres_peak_is_what_its_models_add_up_to_unless_it_is_stated() -> None:
+    models = {"MLU370-X8": {"tflops": 96}}
+    devices = [{"model": "MLU370-X8", "vendor": "cambricon", "count": 64}]
+    nodes = [{"name": f"n{number}", "devices": devices} for number in range(17)]
+    centre = {"region": "410100"}
+    assert Settings(centre=centre, models=models, nodes=nodes).centre_facts == CentreFacts("410100", 104)
+    stated = centre | {"pflops": 400}
+    assert Settings(centre=stated, models=models, nodes=nodes).centre_facts == CentreFacts("410100", 400)
+    assert Settings().centre_facts.region == "331003"

@@ -1,4 +1,4 @@
-# ruff: noqa: ARG002, TC003 - a test accounting ignores what the port hands it; types are few
+# ruff: noqa: ARG002, TC001, TC003 - a test accounting ignores what the port hands it; types are few
 """A controller on real supervisors over their sockets and the real database; only Ray is left out."""
 
 import os
@@ -23,6 +23,8 @@ from scheduler.controller.wakeups import Wakeups
 from scheduler.jobs import WAKE_CHANNEL, JobRequest, cancel_job, submit_job
 from scheduler.node.client import SupervisorClient
 from scheduler.node.protocol import Report, SyncRequest, UsageRecord
+from scheduler.policy.model import Queue
+from scheduler.policy.settings import policy_named
 from scheduler.tables import JobRow, RunRow
 from tests.scheduler.node.harness import Machine, Node
 
@@ -97,6 +99,8 @@ class Cluster:
         self.sockets = Sockets(machine)
         self.tenant = new_id()
         self.store = Store(machine.folder / "store" / "uploads", machine.folder / "store")
+        self.policy = policy_named("default")
+        self.queues: Sequence[Queue] = ()
         self.controller = self.new_controller("first")
 
     def new_controller(self, holder: str, **pace: int) -> Controller:
@@ -109,6 +113,8 @@ class Cluster:
             holder=holder,
             pace=Pace(**paces),
             wakeups=Wakeups(),
+            policy=self.policy,
+            queues=self.queues,
         )
 
     def node(self, name: str = "n", **changes: Any) -> Node:  # noqa: ANN401 - any field of the configuration

@@ -12,8 +12,8 @@ from scheduler.simulator.engine import Simulation
 from scheduler.simulator.generator import WorkloadShape, generate
 from scheduler.simulator.workload import Cluster, Failure, TraceJob, uniform_cluster
 from tests.scheduler.policy.builders import node
-from tests.scheduler.simulator.logs import log_of
-from tests.scheduler.validity import faults
+from tests.scheduler.simulator.logs import judged
+from tests.scheduler.validity import differences, faults
 
 QUEUES = (
     Queue("firms", quotas={"A100": Quota(8000), "910B": Quota(4000)}),
@@ -79,10 +79,9 @@ def test_every_log_is_valid_and_repeatable(
 ) -> None:
     place = cluster(failures)
     rules = replace(POLICIES[policy], min_run_ms=60_000, grace_ms=5000)
-    outcome = Simulation(place, work, QUEUES, rules).run()
-    assert faults(log_of(place, QUEUES, work, outcome, 60_000)) == []
-    again = Simulation(place, work, QUEUES, rules).run()
-    assert again == outcome
+    log, _ = judged(place, work, QUEUES, rules)
+    assert faults(log) == []
+    assert differences(log, judged(place, work, QUEUES, rules)[0]) == []
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -104,17 +103,16 @@ def test_a_generated_month_is_valid_under_every_policy(policy: str) -> None:
     shape = WorkloadShape(jobs=250, nodes=4, load_percent=95, preemptible_percent=30)
     work = generate(shape, 3)
     place = uniform_cluster(4, 8)
-    outcome = Simulation(place, work, (Queue("main"),), POLICIES[policy]).run()
-    assert faults(log_of(place, (Queue("main"),), work, outcome, 600_000)) == []
-    assert {run.job.id for run in outcome.runs} == {job.id for job, _ in work}
-    assert outcome.impossible == {}
+    log, _ = judged(place, work, (Queue("main"),), POLICIES[policy])
+    assert faults(log) == []
+    assert {one.job for one in log.attempts} == {job.id for job, _ in work}
+    assert not log.impossible
 
 
 def test_the_judge_sees_a_slot_sold_twice_and_a_gang_that_is_not_whole() -> None:
     work = generate(WorkloadShape(jobs=60, nodes=2, load_percent=95), 1)
     place = uniform_cluster(2, 8)
-    outcome = Simulation(place, work, (Queue("main"),), POLICIES["default"]).run()
-    log = log_of(place, (Queue("main"),), work, outcome)
+    log, _ = judged(place, work, (Queue("main"),), POLICIES["default"])
     first, *rest = log.attempts
     twin = replace(first, job=rest[-1].job)
     assert any("share slots" in fault for fault in faults(replace(log, attempts=(*log.attempts, twin))))
