@@ -133,6 +133,7 @@ class Settings(BaseSettings):
     """The seller's name on invoices."""
     audit_interval_ms: Annotated[int, Field(ge=100)] = 3_600_000
     scrape_interval_ms: Annotated[int, Field(ge=1000)] = 15_000
+    rules_directory: Path = _DEFAULT_CONFIG.parent / "prometheus"
     prometheus_port: Annotated[int, Field(ge=1, le=65535)] = 9090
     alertmanager_port: Annotated[int, Field(ge=1, le=65535)] = 9093
     grafana_port: Annotated[int, Field(ge=1, le=65535)] = 3000
@@ -140,6 +141,8 @@ class Settings(BaseSettings):
     log_bytes_max: Annotated[int, Field(ge=4096)] = 16 * 2**20
     centre: Centre = Centre()
     models: dict[str, Model] = {}
+    secrets_key_file: Path | None = None
+    """Seals tenants' secrets: one Fernet key a line, the first seals, all open. Made where it is missing."""
     nodes: tuple[Node, ...] = ()
     environments: dict[str, Environment] = {}
     prices: tuple[Price, ...] = ()
@@ -186,6 +189,11 @@ class Settings(BaseSettings):
     def workspaces(self) -> Path:
         """Where jobs' working directories and logs lie, by tenant, job and attempt."""
         return self.state_directory.resolve() / "workspaces"
+
+    @property
+    def secrets_key(self) -> Path:
+        """The file of the keys that seal tenants' secrets; API and controllers need the same."""
+        return self.secrets_key_file or self.state_directory.resolve() / "secrets.key"
 
     def node_directory(self, name: str) -> Path:
         """The state of one node's supervisor."""

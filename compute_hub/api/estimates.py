@@ -12,9 +12,7 @@ from compute_hub.api.jobs import queue_job
 from compute_hub.api.shapes import View
 from compute_hub.billing.domain.rating import Priced
 from compute_hub.billing.estimates import Cost, estimate_job
-from kernel.clock import from_unix_ms
 from kernel.money import format_yuan
-from scheduler.policy.settings import policy_named
 
 router = APIRouter(prefix="/v1", tags=["jobs"])
 
@@ -66,18 +64,15 @@ def estimate(body: JobSubmission, call: Caller) -> EstimateView:
     def action(session: Session, at: datetime) -> EstimateView:
         job = queue_job(session, body, call, at)
         centre = call.settings.centre_facts
-        found = estimate_job(
-            session, job, body.voucher_ids, centre=centre, settings=policy_named("default"), at=at
-        )
-        starts_ms = found.forecast.starts_ms
+        found = estimate_job(session, job, body.voucher_ids, centre=centre, at=at)
         return EstimateView(
             limit=_cost(found.limit),
             predicted=_cost(found.predicted),
             other_models=[
                 ModelCostView(model=cost.model, cost_cny=format_yuan(cost.cost_micros)) for cost in found.others
             ],
-            starts_at=None if starts_ms is None else from_unix_ms(starts_ms),
-            start_sentence=found.forecast.sentence,
+            starts_at=found.starts_at,
+            start_sentence=found.start_sentence,
             warnings=list(found.warnings),
         )
 

@@ -20,8 +20,8 @@ from compute_hub.billing.rates import NoRate, tariff_of, traits_of
 from compute_hub.billing.tables import TenantVolumeRow
 from kernel.clock import from_unix_ms, unix_ms
 from kernel.errors import Unfunded
-from scheduler.controller.forecasting import Forecast, forecast_job
-from scheduler.policy.settings import PolicySettings
+from scheduler.controller.forecasting import explain_job
+from scheduler.controller.predicting import predicted_ms
 from scheduler.tables import JobRow
 from vouchers.domain.explanation import Coverage
 from vouchers.domain.facts import CentreFacts
@@ -51,7 +51,8 @@ class Estimate:
     limit: Cost
     predicted: Cost
     others: tuple[Cost, ...]
-    forecast: Forecast
+    starts_at: datetime | None
+    start_sentence: str
     warnings: tuple[str, ...]
 
 
@@ -61,7 +62,6 @@ def estimate_job(
     voucher_ids: Sequence[UUID] | None,
     *,
     centre: CentreFacts,
-    settings: PolicySettings,
     at: datetime,
 ) -> Estimate:
     """Estimate a job that was just queued in this transaction.
@@ -70,22 +70,32 @@ def estimate_job(
         NoRate: a model it accepts has no price.
         VoucherNotFound, VoucherEnded, VoucherSpent, VoucherNotApplicable: about a named voucher.
     """
-    forecast = forecast_job(session, job, settings, unix_ms(at))
-    starts_ms = forecast.starts_ms if forecast.starts_ms is not None else unix_ms(at)
+    expected_ms = predicted_ms(session, job)
+    found = explain_job(session, job, at)
+    starts_ms = unix_ms(at if found.start_estimate is None else found.start_estimate)
     rated = [
         _rate(session, job, model, Span(starts_ms, starts_ms + job.time_limit_ms), at) for model in job.models
     ]
     dearest, *others = sorted(rated, key=lambda cost: (-cost.cost_micros, cost.model))
-    shorter = _rate(session, job, dearest.model, Span(starts_ms, starts_ms + forecast.predicted_ms), at)
+    shorter = _rate(session, job, dearest.model, Span(starts_ms, starts_ms + expected_ms), at)
     ending = _ending(session, job, voucher_ids, from_unix_ms(starts_ms + job.time_limit_ms))
-    likely = from_unix_ms(starts_ms + forecast.predicted_ms)
+    likely = from_unix_ms(starts_ms + expected_ms)
     return Estimate(
         limit=_cover(session, job, dearest, voucher_ids, ending, starts_ms, centre, at),
         predicted=_cover(session, job, shorter, voucher_ids, ending, starts_ms, centre, at),
         others=tuple(others),
-        forecast=forecast,
+        starts_at=found.start_estimate,
+        start_sentence=_start_words(found.start_estimate, found.sentence, at),
         warnings=tuple(_warning(voucher, likely) for voucher in ending),
     )
+
+
+def _start_words(starts_at: datetime | None, why: str, at: datetime) -> str:
+    if starts_at is None:
+        return f"no start comes into sight: {why}"
+    if unix_ms(starts_at) <= unix_ms(at):
+        return "it would start at once"
+    return f"it would wait: {why}"
 
 
 def _rate(session: Session, job: JobRow, model: str, span: Span, at: datetime) -> Cost:

@@ -17,6 +17,8 @@ from compute_hub.cli import (
     meter,
     programmes,
     rates,
+    secrets,
+    templates,
     vouchers,
     wallets,
 )
@@ -37,6 +39,8 @@ jobs.app.command()(submit)
 jobs.app.command()(estimate)
 for name, group in (
     ("job", jobs.app),
+    ("template", templates.app),
+    ("secret", secrets.app),
     ("programme", programmes.app),
     ("application", applications.app),
     ("voucher", vouchers.app),
