@@ -53,8 +53,9 @@ REQUEST: Final = JobRequest(name="job", argv=("x",), models=(MODEL,), environmen
 def set_up(engine: Engine, jobs: int) -> tuple[UUID, list[UUID]]:
     """One tenant with money, one priced node with a card for each job, and the jobs running on them."""
     with transaction(engine) as session:
-        facts = {"credit_code": "91331003BENCH0001X", "name": "Bench", "region": "331003"}
-        tenant_id = register_enterprise(session, **facts, at=AT)
+        tenant_id = register_enterprise(
+            session, credit_code="91331003BENCH0001X", name="Bench", region="331003", at=AT
+        )
         deposit(session, tenant_id, 10**14, "benchmark", AT)
         set_rate(session, MODEL, 36_000_000, effective_from=AT, by=BY, at=AT)
         session.execute(
