@@ -32,21 +32,28 @@ INSERT INTO applications (id, version_id, enterprise_id, requested, contract, st
   FROM generate_series(1, :tenants) n JOIN programmes p ON p.slug = 'programme-' || n % 10;
 
 INSERT INTO vouchers (id, number, version_id, slug, enterprise_id, application_id, tranche, asset, face, cycle, cap_year,
-  controller, holder, issued_on, issued_by, issued_at, expires_at, state)
+  controller, holder, issued_on, issued_by, issued_at, use_by_at, expires_at, state)
   SELECT pg_temp.numbered(n), 'V' || n, pg_temp.numbered(p.number), p.slug, pg_temp.numbered(n), pg_temp.numbered(n), 1, 'CNY',
-  10000000000, '2026', 2026, 'c', '{}', '', 'x', now(), now() + interval '40 days', 'active'
+  10000000000, '2026', 2026, 'c', '{}', '', 'x', now(), now() + interval '40 days',
+  now() + interval '40 days', 'active'
   FROM generate_series(1, :tenants) n JOIN programmes p ON p.slug = 'programme-' || n % 10;
 
 INSERT INTO accounts (id, name, asset, bound, credits_posted, opened_at)
   SELECT gen_random_uuid(), 'voucher/' || pg_temp.numbered(n), 'CNY', 'credit', 10000000000, now()
   FROM generate_series(1, :tenants) n;
 
-INSERT INTO jobs SELECT pg_temp.numbered(n), pg_temp.numbered(1 + n % :tenants), pg_temp.numbered(1), 'j',
+INSERT INTO jobs (id, tenant_id, submitted_by, name, state, reason, kind, argv, env, environment, models, node_count,
+  devices_per_node, slots_milli, cpu_milli, memory_mib, time_limit_ms, grace_ms, priority, max_retries, network, preemptible,
+  topology, min_pflops_milli, depends_on, array_size, array_running_max, held, secrets, retry_on, evictions, attained_ms,
+  lost_attempts, revision, queued_at, attempt, placed_at, started_at, ended_at, exit_code, end_reason)
+  SELECT pg_temp.numbered(n), pg_temp.numbered(1 + n % :tenants), pg_temp.numbered(1), 'j',
   CASE WHEN n < :waiting THEN 'queued' WHEN n < :waiting + :running THEN 'running' ELSE 'succeeded' END, '',
-  'batch', '{x}', '{}', 'e', NULL, ARRAY[(CAST(:models AS text[]))[1 + n % 4]], 1, 1, 1000, 1000, 1024,
-  3600000, 5000, 0, 0, 'none', now() - interval '1 hour', CASE WHEN n < :waiting THEN 0 ELSE 1 END, now(), now(),
+  'batch', '{x}', '{}', 'e', ARRAY[(CAST(:models AS text[]))[1 + n % 4]], 1,
+  1, 1000, 1000, 1024, 3600000, 5000, 0, 0, 'none', false,
+  'pack', 0, '{}', 1, 0, false, '{}', 'lost', 0, 0,
+  '{}', 0, now() - interval '1 hour', CASE WHEN n < :waiting THEN 0 ELSE 1 END, now(), now(),
   CASE WHEN n >= :waiting + :running THEN now() - n % 1000 * interval '1 minute' END, 0,
-  CASE WHEN n >= :waiting + :running THEN 'exited' END, NULL
+  CASE WHEN n >= :waiting + :running THEN 'exited' END
   FROM generate_series(0, :jobs - 1) n;
 
 INSERT INTO runs (id, job_id, attempt, rank, node, epoch, state, devices, started_at, ended_at, end_reason, acknowledged)
