@@ -141,6 +141,10 @@ class HubClient:
             partial.unlink(missing_ok=True)
         return size
 
+    def file(self, path: str, **parameters: str) -> bytes:
+        """The bytes of a document."""
+        return self._checked(self._send("GET", path, params=parameters)).content
+
     def pages(self, path: str, **parameters: object) -> Iterator[dict[str, Any]]:
         """All items of a paged listing."""
         after = None

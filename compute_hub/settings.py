@@ -129,6 +129,8 @@ class Settings(BaseSettings):
     """How long jobs go on without a controller; longer than a new one needs to take over, or its death ends them."""
     meter_interval_ms: Annotated[int, Field(ge=100)] = 60_000
     hold_horizon_ms: Annotated[int, Field(ge=1000)] = 3_600_000
+    centre_name: Annotated[str, StringConstraints(min_length=1, max_length=100)] = "智能计算中心"
+    """The seller's name on invoices."""
     audit_interval_ms: Annotated[int, Field(ge=100)] = 3_600_000
     scrape_interval_ms: Annotated[int, Field(ge=1000)] = 15_000
     rules_directory: Path = _DEFAULT_CONFIG.parent / "prometheus"

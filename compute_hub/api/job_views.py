@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from compute_hub.api.job_submission import PRIORITIES
 from compute_hub.api.shapes import View
-from compute_hub.billing.tables import ChargeRow
+from compute_hub.billing.tables import ChargeCorrectionRow, ChargeRow
 from compute_hub.metering.tables import UsageRecordRow
 from kernel.money import format_yuan
 from scheduler.jobs import runs_of
@@ -78,6 +78,7 @@ def job_views(session: Session, rows: Sequence[JobRow]) -> list[JobView]:
             .group_by(UsageRecordRow.job_id)
         )
     }
+    corrected = select(ChargeCorrectionRow.charge_id).where(ChargeCorrectionRow.charge_id == ChargeRow.id)
     money = {
         job_id: (int(charged), int(vouchers), int(tenant))
         for job_id, charged, vouchers, tenant in session.execute(
@@ -87,7 +88,7 @@ def job_views(session: Session, rows: Sequence[JobRow]) -> list[JobView]:
                 func.sum(ChargeRow.voucher_micros),
                 func.sum(ChargeRow.tenant_micros),
             )
-            .where(ChargeRow.job_id.in_(ids))
+            .where(ChargeRow.job_id.in_(ids), ~corrected.exists())
             .group_by(ChargeRow.job_id)
         )
     }

@@ -252,7 +252,14 @@ def cancel_many(array_id: ArrayId, call: Caller) -> ArrayView:
 
 def _submit(session: Session, body: JobSubmission, call: Call, at: datetime) -> tuple[JobRow, Coverage]:
     _find_upload(body, call)
-    job = submit_job(
+    job = queue_job(session, body, call, at)
+    centre, horizon_ms = call.settings.centre_facts, call.settings.hold_horizon_ms
+    return job, pledge_funding(session, job, body.voucher_ids, centre=centre, horizon_ms=horizon_ms, at=at)
+
+
+def queue_job(session: Session, body: JobSubmission, call: Call, at: datetime) -> JobRow:
+    """Queue the job of a submission; nobody has looked at money yet."""
+    return submit_job(
         session,
         new_id(),
         body.request(),
@@ -261,8 +268,6 @@ def _submit(session: Session, body: JobSubmission, call: Call, at: datetime) -> 
         environments=list(call.settings.environments),
         at=at,
     )
-    centre, horizon_ms = call.settings.centre_facts, call.settings.hold_horizon_ms
-    return job, pledge_funding(session, job, body.voucher_ids, centre=centre, horizon_ms=horizon_ms, at=at)
 
 
 def _find_upload(body: JobSubmission, call: Call) -> None:
