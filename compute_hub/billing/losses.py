@@ -38,11 +38,8 @@ def jobs_with_losses(session: Session, limit: int, *, after: UUID | None = None)
 def is_lost(session: Session, job_id: UUID, attempt: int) -> bool:
     """Whether the centre lost an attempt, as far as is known now."""
     job = session.get_one(JobRow, job_id, populate_existing=True)
-    return (
-        attempt < job.attempt
-        or job.state == "queued"
-        or (job.ended_at is not None and job.end_reason in INFRASTRUCTURE)
-    )
+    given_up = job.state == "queued" or (job.ended_at is not None and job.end_reason in INFRASTRUCTURE)
+    return attempt < job.attempt or (attempt == job.attempt and given_up)
 
 
 def restore_losses(session: Session, job_id: UUID, at: datetime) -> None:
@@ -95,11 +92,9 @@ def _why(session: Session, job_id: UUID, attempt: int) -> str:
 
 def _lost() -> ColumnElement[bool]:
     """In a query of charges with their jobs: those of attempts that the centre lost."""
-    return or_(
-        ChargeRow.attempt < JobRow.attempt,
-        JobRow.state == "queued",
-        and_(JobRow.ended_at.is_not(None), JobRow.end_reason.in_(sorted(INFRASTRUCTURE))),
-    )
+    ended = and_(JobRow.ended_at.is_not(None), JobRow.end_reason.in_(sorted(INFRASTRUCTURE)))
+    given_up = or_(JobRow.state == "queued", ended)
+    return or_(ChargeRow.attempt < JobRow.attempt, and_(ChargeRow.attempt == JobRow.attempt, given_up))
 
 
 def _settled() -> Select[int]:
