@@ -51,7 +51,12 @@ FILES: Final = (
 )
 TESTS: Final = {
     "kernel": ("tests/kernel/test_money.py",),
-    "migrations": ("tests/ledger/test_posting.py", "tests/ledger/test_model.py", "tests/ledger/test_guards.py"),
+    "migrations": (
+        "tests/ledger/test_posting.py",
+        "tests/ledger/test_turns.py",
+        "tests/ledger/test_model.py",
+        "tests/ledger/test_guards.py",
+    ),
     "ledger": (
         "tests/ledger/test_guards.py",
         "tests/ledger/test_posting.py",
