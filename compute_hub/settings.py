@@ -131,6 +131,7 @@ class Settings(BaseSettings):
     hold_horizon_ms: Annotated[int, Field(ge=1000)] = 3_600_000
     audit_interval_ms: Annotated[int, Field(ge=100)] = 3_600_000
     scrape_interval_ms: Annotated[int, Field(ge=1000)] = 15_000
+    rules_directory: Path = _DEFAULT_CONFIG.parent / "prometheus"
     prometheus_port: Annotated[int, Field(ge=1, le=65535)] = 9090
     alertmanager_port: Annotated[int, Field(ge=1, le=65535)] = 9093
     grafana_port: Annotated[int, Field(ge=1, le=65535)] = 3000

@@ -27,7 +27,7 @@ def run_controller(settings: Settings) -> None:
     from scheduler.ray.cluster import RayMachines  # noqa: PLC0415 - Ray reads its environment when it is imported
 
     url = application_url(settings)
-    engine = open_engine(url, pool_size=2, idle_ms=settings.leader_lease_ms)
+    engine = open_engine(url, pool_size=2, idle_ms=settings.leader_lease_ms, ping=False)
     wakeups = Wakeups()
     machines = RayMachines(ray_address(settings), wakeups)
     controller = Controller(

@@ -170,3 +170,16 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON job_secrets, job_templates TO hub_app;
 GRANT SELECT, INSERT, UPDATE ON scheduler_leader, nodes, devices, jobs, runs TO hub_app;
 GRANT SELECT, INSERT ON allocations TO hub_app;
 GRANT UPDATE (span) ON allocations TO hub_app;
+
+-- The epoch in force, held for the rest of the transaction. An advisory lock, because a row lock would make every
+-- transaction that only looks a writing one. Volatile: what is read after the lock was waited for is what is then true.
+CREATE FUNCTION scheduler_fence(alone BOOLEAN) RETURNS BIGINT LANGUAGE plpgsql VOLATILE AS $$
+BEGIN
+    IF alone THEN
+        PERFORM pg_advisory_xact_lock(hashtext('scheduler_leader'));
+    ELSE
+        PERFORM pg_advisory_xact_lock_shared(hashtext('scheduler_leader'));
+    END IF;
+    RETURN (SELECT epoch FROM scheduler_leader);
+END
+$$;

@@ -13,6 +13,7 @@ from compute_hub.billing.rates import set_rate
 from compute_hub.workers.biller import bill_once
 from kernel.database import transaction
 from kernel.ids import derived_id, new_id
+from scheduler.controller.ports import Admission
 from scheduler.controller.settling import INFRASTRUCTURE
 from scheduler.jobs import JobRequest, submit_job
 from scheduler.node.protocol import DeviceShare, UsageRecord
@@ -89,7 +90,7 @@ class House:
         with transaction(self.engine) as session:
             job = session.get_one(JobRow, job_id)
             job.attempt += 1
-            refused = self.funding.admit(session, job, {model: 1000}, at)
+            refused = self.funding.admit(session, [Admission(job, {model: 1000})], at).get(job_id)
             if refused is not None:
                 session.rollback()
                 return refused

@@ -18,7 +18,7 @@ from kernel.errors import HubError
 from kernel.ids import new_id
 from scheduler.controller.desired import Store
 from scheduler.controller.loop import Controller, Pace
-from scheduler.controller.ports import Accounting
+from scheduler.controller.ports import Accounting, Admission
 from scheduler.controller.wakeups import Wakeups
 from scheduler.jobs import WAKE_CHANNEL, JobRequest, cancel_job, submit_job
 from scheduler.node.client import SupervisorClient
@@ -72,10 +72,8 @@ class Free:  # its arguments are the port's
     ended_jobs: list[UUID] = field(default_factory=list)
     refusing: set[UUID] = field(default_factory=set)
 
-    def admit(
-        self, session: Session, job: JobRow, slot_ms_by_model: Mapping[str, int], at: datetime
-    ) -> str | None:
-        return "waiting for funds: none" if job.id in self.refusing else None
+    def admit(self, session: Session, admissions: Sequence[Admission], at: datetime) -> Mapping[UUID, str]:
+        return {one.job.id: "waiting for funds: none" for one in admissions if one.job.id in self.refusing}
 
     def keep_funded(
         self, session: Session, jobs: Sequence[JobRow], elapsed_ms: Mapping[UUID, int], at: datetime
