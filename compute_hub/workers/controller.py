@@ -5,6 +5,7 @@ import signal
 import socket
 
 from compute_hub.billing.funding import Funding
+from compute_hub.queues import live_queues
 from compute_hub.settings import Settings
 from compute_hub.stack.database import application_url
 from compute_hub.stack.ray_node import export_ray_environment, ray_address
@@ -38,6 +39,7 @@ def run_controller(settings: Settings) -> None:
         holder=f"{socket.gethostname()}:{os.getpid()}",
         pace=Pace(settings.tick_ms, settings.leader_lease_ms, settings.node_lease_ms),
         wakeups=wakeups,
+        queues=live_queues(settings),
         watcher=ControllerGauge(),
     )
     for number in (signal.SIGTERM, signal.SIGINT):
