@@ -145,6 +145,8 @@ class LocalStack:
                 == len(self.settings.nodes)
             ),
         )
+        for number in range(1, self.settings.controllers):
+            self._child(f"controller-{number + 1}", "controller", **ray_environment(self.settings))
 
     def _own_state_directory(self) -> None:
         folder = self.settings.state_directory.resolve()
