@@ -143,8 +143,10 @@ class Settings(BaseSettings):
     ray_directory: Path | None = None
     sandbox: Literal["bubblewrap", "process"] = "bubblewrap"
     tick_ms: Annotated[int, Field(ge=50, le=60_000)] = 1000
-    leader_lease_ms: Annotated[int, Field(ge=1000)] = 3000
-    node_lease_ms: Annotated[int, Field(ge=1000)] = 8000
+    controllers: Annotated[int, Field(ge=1, le=4)] = 2
+    """How many `hub up` runs; one leads, the others stand by and take over within its lease and a second."""
+    leader_lease_ms: Annotated[int, Field(ge=1000)] = 2000
+    node_lease_ms: Annotated[int, Field(ge=1000)] = 6000
     """How long jobs go on without a controller; longer than a new one needs to take over, or its death ends them."""
     meter_interval_ms: Annotated[int, Field(ge=100)] = 60_000
     hold_horizon_ms: Annotated[int, Field(ge=1000)] = 3_600_000
@@ -192,9 +194,11 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _takeover_fits(self) -> Self:
-        if self.node_lease_ms < self.leader_lease_ms + 1000:
+        least = self.leader_lease_ms + 2 * self.tick_ms + 1000
+        if self.node_lease_ms < least:
             message = (
-                "node_lease_ms must be at least leader_lease_ms + 1000, or a controller's death ends every job"
+                f"node_lease_ms must be at least leader_lease_ms + 2 × tick_ms + 1000 = {least}, "
+                "or a controller's death ends every job"
             )
             raise ValueError(message)
         return self
