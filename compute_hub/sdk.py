@@ -70,6 +70,14 @@ class HubClient:
         headers = {"Idempotency-Key": str(new_id())}
         return self._json(self._send("POST", path, json=body, headers=headers))
 
+    def put(self, path: str, body: object) -> Any:  # noqa: ANN401 - JSON
+        """Store something under a name, in place of what was there. Raises Refused, Unreachable."""
+        return self._json(self._send("PUT", path, json=body))
+
+    def delete(self, path: str) -> Any:  # noqa: ANN401 - JSON
+        """Forget something; returns what it was. Raises Refused, Unreachable."""
+        return self._json(self._send("DELETE", path))
+
     def upload(self, folder: Path) -> str:
         """Store a directory as a job's working directory; returns its SHA-256."""
         answer = self._send("POST", "/v1/uploads", content=pack(folder))

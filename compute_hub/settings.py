@@ -139,6 +139,8 @@ class Settings(BaseSettings):
     log_bytes_max: Annotated[int, Field(ge=4096)] = 16 * 2**20
     centre: Centre = Centre()
     models: dict[str, Model] = {}
+    secrets_key_file: Path | None = None
+    """Seals tenants' secrets: one Fernet key a line, the first seals, all open. Made where it is missing."""
     nodes: tuple[Node, ...] = ()
     environments: dict[str, Environment] = {}
     prices: tuple[Price, ...] = ()
@@ -185,6 +187,11 @@ class Settings(BaseSettings):
     def workspaces(self) -> Path:
         """Where jobs' working directories and logs lie, by tenant, job and attempt."""
         return self.state_directory.resolve() / "workspaces"
+
+    @property
+    def secrets_key(self) -> Path:
+        """The file of the keys that seal tenants' secrets; API and controllers need the same."""
+        return self.secrets_key_file or self.state_directory.resolve() / "secrets.key"
 
     def node_directory(self, name: str) -> Path:
         """The state of one node's supervisor."""

@@ -23,6 +23,8 @@ from compute_hub.api import (
     openapi,
     problems,
     programmes,
+    secrets,
+    templates,
     usage,
     vouchers,
     wallets,
@@ -35,6 +37,7 @@ from compute_hub.stack.database import application_url
 from compute_hub.telemetry.http import Measured
 from compute_hub.telemetry.metrics import centre_metrics
 from compute_hub.telemetry.serving import serve_metrics
+from compute_hub.vault import open_vault
 from compute_hub.workers.logs import configure_logs
 from kernel.database import open_engine
 
@@ -52,6 +55,8 @@ _ROUTERS = (
     vouchers.router,
     jobs.router,
     job_output.router,
+    secrets.router,
+    templates.router,
     usage.router,
     charges.router,
     claims.router,
@@ -84,6 +89,7 @@ def create_app(settings: Settings, engine: Engine, closing: Callable[[], None] =
     )
     app.state.settings = settings
     app.state.engine = engine
+    app.state.vault = open_vault(settings.secrets_key)
     app.state.metrics = centre_metrics(settings, engine)
     problems.install(app)
     app.add_middleware(BodyLimit)

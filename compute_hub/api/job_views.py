@@ -46,6 +46,7 @@ class JobView(View):
     not_before: datetime | None
     depends_on: list[UUID]
     held: bool
+    secrets: list[str]
     array_id: UUID | None
     array_index: int | None
     attempt: int
@@ -111,6 +112,7 @@ def _view(row: JobRow, runs: list[RunRow], slot_ms: int, money: tuple[int, int, 
         not_before=row.not_before,
         depends_on=row.depends_on,
         held=row.held,
+        secrets=row.secrets,
         array_id=row.array_id,
         array_index=row.array_index,
         attempt=row.attempt,
@@ -162,6 +164,16 @@ def array_view(jobs: Sequence[JobRow]) -> ArrayView:
         queued_at=first.queued_at,
         ended_at=max(ends) if len(ends) == len(jobs) else None,
     )
+
+
+class ExplanationView(View):
+    """Why a job waits: a stable `code` where a rule of the scheduler decides, and a sentence."""
+
+    id: UUID
+    state: str
+    code: str | None
+    sentence: str
+    start_estimate_at: datetime | None
 
 
 class AttemptView(View):

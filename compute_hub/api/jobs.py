@@ -17,6 +17,7 @@ from compute_hub.api.job_submission import ArraySubmission, DependencyChange, Jo
 from compute_hub.api.job_views import (
     ArrayView,
     AttemptView,
+    ExplanationView,
     JobView,
     array_view,
     attempt_view,
@@ -25,7 +26,9 @@ from compute_hub.api.job_views import (
 from compute_hub.api.shapes import After, Limit, Page, View, page_of
 from compute_hub.billing.funding import pledge_alike, pledge_funding
 from compute_hub.uploads import find_upload, keep_upload
+from kernel.clock import utc_now
 from kernel.ids import new_id
+from scheduler.controller.forecasting import explain_job
 from scheduler.jobs import (
     cancel_array,
     cancel_job,
@@ -122,6 +125,24 @@ def jobs(
 def job(job_id: JobId, call: Caller) -> JobView:
     """One job."""
     return call.read(lambda session: job_views(session, [find_job(session, job_id, tenant_id=call.scope)])[0])
+
+
+@router.get("/jobs/{job_id}/explanation", name="explain_job")
+def explanation(job_id: JobId, call: Caller) -> ExplanationView:
+    """Why a job is where it is, and when it will probably start: an estimate, never a promise."""
+
+    def action(session: Session) -> ExplanationView:
+        found = find_job(session, job_id, tenant_id=call.scope)
+        why = explain_job(session, found, utc_now())
+        return ExplanationView(
+            id=found.id,
+            state=found.state,
+            code=why.code,
+            sentence=why.sentence,
+            start_estimate_at=why.start_estimate,
+        )
+
+    return call.read(action)
 
 
 @router.get("/jobs/{job_id}/attempts", name="list_job_attempts")

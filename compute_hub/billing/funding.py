@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from typing import Final
 from uuid import UUID
 
-from sqlalchemy import select, text
+from sqlalchemy import case, func, select, text, update
 from sqlalchemy.orm import Session
 
 from compute_hub.billing.rates import dearest_rate, rate_at
@@ -20,6 +20,7 @@ from compute_hub.billing.tables import FundedTimeRow, JobFundingRow
 from compute_hub.metering.recording import record_usage
 from compute_hub.metering.tables import UsageTotalRow
 from kernel.errors import HubError
+from scheduler.controller.ports import Admission
 from scheduler.node.protocol import UsageRecord
 from scheduler.tables import DeviceRow, JobRow
 from vouchers.domain.explanation import Coverage
@@ -95,23 +96,36 @@ class Funding:
     horizon_ms: int
     centre: CentreFacts
 
-    def admit(
-        self, session: Session, job: JobRow, slot_ms_by_model: Mapping[str, int], at: datetime
-    ) -> str | None:
-        """Hold the first stretch of an attempt; a sentence when it cannot be paid."""
-        funding = session.get_one(JobFundingRow, job.id, with_for_update=True, populate_existing=True)
-        ((model, slots),) = slot_ms_by_model.items()
-        used = _used_slot_ms(session, [job]).get((job.id, model), Used(0, 0))
-        ahead_ms = _stretch_ms(job, 0, self.horizon_ms)
+    def admit(self, session: Session, admissions: Sequence[Admission], at: datetime) -> Mapping[UUID, str]:
+        """Hold the first stretch of attempts; a sentence for each that cannot be paid."""
         try:
             with session.begin_nested():
-                funding.funded_at = funding.funded_at or at
-                need = used.earlier_slot_ms + used.current_slot_ms + slots * ahead_ms
-                self._hold(session, job, funding, model, need, ahead_ms, at)
+                self._admit(session, admissions, at)
         except HubError as refusal:
-            return f"waiting for funds: {refusal}"
-        funding.state = "held"
-        return None
+            if len(admissions) == 1:
+                return {admissions[0].job.id: f"waiting for funds: {refusal}"}
+        else:
+            return {}
+        alone = [self.admit(session, [admission], at) for admission in admissions]
+        return {job_id: why for refused in alone for job_id, why in refused.items()}
+
+    def _admit(self, session: Session, admissions: Sequence[Admission], at: datetime) -> None:
+        jobs = [admission.job for admission in admissions]
+        query = select(JobFundingRow).where(JobFundingRow.job_id.in_([job.id for job in jobs]))
+        locked = (
+            query.order_by(JobFundingRow.job_id).with_for_update().execution_options(populate_existing=True)
+        )
+        fundings = {row.job_id: row for row in session.scalars(locked)}
+        used = _used_slot_ms(session, jobs)
+        for admission in admissions:
+            job, funding = admission.job, fundings[admission.job.id]
+            ((model, slots),) = admission.slot_ms_by_model.items()
+            before = used.get((job.id, model), Used(0, 0))
+            ahead_ms = _stretch_ms(job, 0, self.horizon_ms)
+            funding.funded_at = funding.funded_at or at
+            need = before.earlier_slot_ms + before.current_slot_ms + slots * ahead_ms
+            self._hold(session, job, funding, model, need, ahead_ms, at)
+            funding.state = "held"
 
     def keep_funded(
         self, session: Session, jobs: Sequence[JobRow], elapsed_ms: Mapping[UUID, int], at: datetime
@@ -206,10 +220,13 @@ class Funding:
 
     def ended(self, session: Session, job: JobRow, at: datetime) -> None:  # noqa: ARG002 - the port's signature
         """Let the biller release what is left once the last record is charged."""
-        funding = session.get(JobFundingRow, job.id, with_for_update=True, populate_existing=True)
-        if funding is not None:
-            funding.state = "released" if funding.held_micros == 0 else "ended"
-        session.execute(text(f"NOTIFY {WAKE_CHANNEL}"))
+        session.execute(
+            update(JobFundingRow)
+            .where(JobFundingRow.job_id == job.id)
+            .values(state=case((JobFundingRow.held_micros == 0, "released"), else_="ended"))
+            .returning(func.pg_notify(WAKE_CHANNEL, ""))
+            .execution_options(synchronize_session=False)
+        )
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,18 @@ import sys
 
 import typer
 
-from compute_hub.cli import applications, claims, cluster, enterprises, jobs, programmes, vouchers, wallets
+from compute_hub.cli import (
+    applications,
+    claims,
+    cluster,
+    enterprises,
+    jobs,
+    programmes,
+    secrets,
+    templates,
+    vouchers,
+    wallets,
+)
 from compute_hub.cli.job_submission import submit
 from compute_hub.cli.processes import api, biller, controller, node, up
 from compute_hub.cli.simulate import simulate
@@ -23,6 +34,8 @@ app = typer.Typer(
 jobs.app.command()(submit)
 for name, group in (
     ("job", jobs.app),
+    ("template", templates.app),
+    ("secret", secrets.app),
     ("programme", programmes.app),
     ("application", applications.app),
     ("voucher", vouchers.app),

@@ -16,12 +16,14 @@ _COLUMNS = {
     "held": "held",
     "captured": "captured",
     "remaining": "remaining",
+    "use_by_at": "use by",
     "expires_at": "expires",
     "id": "id",
 }
 _FORECAST = {
     "number": "voucher",
     "programme": "programme",
+    "use_by_at": "use by",
     "expires_at": "expires",
     "remaining": "remaining",
     "used_by_then": "will be used",

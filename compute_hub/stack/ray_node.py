@@ -25,6 +25,10 @@ def ray_environment(settings: Settings) -> dict[str, str]:
         "RAY_AUTH_TOKEN_PATH": str(token_file(settings)),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_DEDUP_LOGS": "0",
+        # The agent carries every start and every renewal; Ray would run it at the lowest priority.
+        "RAY_worker_niceness": "0",
+        # Nobody reads Ray's history of calls, of which there are two for every job.
+        "RAY_task_events_report_interval_ms": "0",
         # No job runs inside Ray, so there is nothing to drain when a raylet is told to end.
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
     }

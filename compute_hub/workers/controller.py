@@ -10,6 +10,7 @@ from compute_hub.stack.database import application_url
 from compute_hub.stack.ray_node import export_ray_environment, ray_address
 from compute_hub.telemetry.instruments import ControllerGauge, MeasuredAccounting, MeasuredMachines
 from compute_hub.telemetry.serving import serve_metrics
+from compute_hub.vault import open_vault
 from compute_hub.workers.logs import configure_logs
 from kernel.database import open_engine
 from scheduler.controller.desired import Store
@@ -26,14 +27,14 @@ def run_controller(settings: Settings) -> None:
     from scheduler.ray.cluster import RayMachines  # noqa: PLC0415 - Ray reads its environment when it is imported
 
     url = application_url(settings)
-    engine = open_engine(url, pool_size=2, idle_ms=settings.leader_lease_ms)
+    engine = open_engine(url, pool_size=2, idle_ms=settings.leader_lease_ms, ping=False)
     wakeups = Wakeups()
     machines = RayMachines(ray_address(settings), wakeups)
     controller = Controller(
         engine,
         MeasuredMachines(machines),
         MeasuredAccounting(Funding(settings.hold_horizon_ms, settings.centre_facts)),
-        Store(settings.uploads, settings.workspaces),
+        Store(settings.uploads, settings.workspaces, open_vault(settings.secrets_key)),
         holder=f"{socket.gethostname()}:{os.getpid()}",
         pace=Pace(settings.tick_ms, settings.leader_lease_ms, settings.node_lease_ms),
         wakeups=wakeups,

@@ -39,6 +39,9 @@ from scheduler.tables import JobRow, NodeRow
 _ROUNDS_MAX: Final = 20
 """Cycles in one step; what is still moving after so many is taken up at the next tick."""
 
+_BREATH_MS: Final = 40
+"""Between two steps, so that under load a step serves many words; the first word after a pause is served at once."""
+
 _log = structlog.get_logger(__name__)
 
 
@@ -59,6 +62,7 @@ class _Term:
     nodes: Nodes
     live: LiveState
     stopwatch: Stopwatch
+    renewed_boot_ms: int
 
 
 class Controller:
@@ -102,13 +106,15 @@ class Controller:
 
     def run(self) -> None:
         """Lead while the lease can be had, stand by while it cannot."""
-        next_tick = 0
+        next_tick = rested = 0
         while not self._stopping:
             words = self._wakeups.wait(max(0, next_tick - boottime_ms()) / 1000)
+            words |= self._wakeups.gather((rested - boottime_ms()) / 1000)
             ticking = boottime_ms() >= next_tick
             if ticking:
                 next_tick = boottime_ms() + self._pace.tick_ms
             self.attempt(words, ticking=ticking)
+            rested = boottime_ms() + _BREATH_MS
         self.resign()
 
     def attempt(self, words: Iterable[str], *, ticking: bool) -> None:
@@ -134,17 +140,20 @@ class Controller:
 
     def lead(self) -> bool:
         """Renew the lease or try to get it; whether this controller leads. Raises LeadershipLost."""
-        lease, at = timedelta(milliseconds=self._pace.leader_lease_ms), utc_now()
+        now_ms, lease, at = boottime_ms(), timedelta(milliseconds=self._pace.leader_lease_ms), utc_now()
+        if self._term is not None and now_ms < self._term.renewed_boot_ms + self._pace.leader_lease_ms // 4:
+            return True
         with transaction(self._engine) as session:
             if self._term is not None:
                 renew(session, self._term.leadership, lease, at)
+                self._term.renewed_boot_ms = now_ms
                 return True
             leadership = acquire(session, self._holder, lease, at)
         if leadership is None:
             return False
         _log.info("leading", epoch=leadership.epoch, holder=self._holder)
         nodes = Nodes(self._pace.node_lease_ms, boottime_ms())
-        self._term = _Term(leadership, nodes, LiveState(self._policy, self._queues), Stopwatch())
+        self._term = _Term(leadership, nodes, LiveState(self._policy, self._queues), Stopwatch(), now_ms)
         return True
 
     def resign(self) -> None:
@@ -169,14 +178,16 @@ class Controller:
             due |= self._withdraw() & reachable
         unheard = reachable - self._led.nodes.answering()
         if unheard & due:
-            due = self._sync(unheard & due, reachable) | (due - unheard)
+            due = self._sync(unheard & due, reachable)[1] | (due - unheard)
+        freed = True
         for _ in range(_ROUNDS_MAX):
-            due |= self._admit() & reachable
+            if freed:
+                due |= self._admit(explaining=ticking) & reachable
             if not due:
                 return
-            due = self._sync(due, reachable)
+            freed, due = self._sync(due, reachable)
 
-    def _admit(self) -> set[str]:
+    def _admit(self, *, explaining: bool) -> set[str]:
         nodes: set[str] = set()
         term = self._led
         for _ in range(_ROUNDS_MAX):
@@ -188,6 +199,7 @@ class Controller:
                     self._accounting,
                     utc_now(),
                     answering=term.nodes.answering(),
+                    explaining=explaining,
                 )
             nodes |= admitted.nodes
             if not admitted.stood_back:
@@ -203,12 +215,11 @@ class Controller:
             settle(session, loose, self._accounting, at)
         return set(self._machines.reachable()) if loose else set()
 
-    def _sync(self, names: set[str], reachable: set[str]) -> set[str]:
-        """One round trip to these nodes; returns those worth another one."""
+    def _sync(self, names: set[str], reachable: set[str]) -> tuple[bool, set[str]]:
+        """One round trip to these nodes; whether devices were given back, and the nodes worth another one."""
         term = self._led
         self.lead()  # a step may be longer than the lease
         with transaction(self._engine) as session:
-            fence(session, term.leadership)
             desired = desired_runs(session, self._store, names)
         requests: dict[str, SyncRequest] = {}
         certain: dict[str, bool] = {}
@@ -230,11 +241,11 @@ class Controller:
         with transaction(self._engine) as session:
             fence(session, term.leadership)
             self._describe(session, reports)
-            moved, kept = observe(session, term.leadership, observed, self._accounting, at)
+            settled, kept = observe(session, term.leadership, observed, self._accounting, at)
         for name in kept:
             term.nodes.answered(name, reports[name])
         more = {name for name in kept if reports[name].usage_pending}
-        return set(reachable) if moved else more
+        return settled.freed, set(reachable) if settled.stopping else more
 
     def _describe(self, session: Session, reports: Mapping[str, Report]) -> None:
         at = utc_now()

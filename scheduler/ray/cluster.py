@@ -23,6 +23,9 @@ NAMESPACE: Final = "compute-hub"
 _LOOK_S: Final = 1.0
 _SYNC_S: Final = 3.0
 _CHANGE_WAIT_MS: Final = 10_000
+_BREATH_S: Final = 0.04
+"""Between two answers of a node that changes all the time, so that one answer tells of many changes."""
+
 _log = structlog.get_logger(__name__)
 
 
@@ -38,6 +41,7 @@ class RayMachines:
         self._wakeups = wakeups
         self._agents: dict[str, Any] = {}
         self._watched: dict[str, int] = {}
+        self._said: dict[str, bool] = {}
         self._closing = threading.Event()
         self._look()
         threading.Thread(target=self._keep_looking, name="ray-membership", daemon=True).start()
@@ -81,7 +85,8 @@ class RayMachines:
         reports: dict[str, Report] = {}
         for reference in done:
             try:
-                reports[asked[reference]] = ray.get(reference)
+                report = reports[asked[reference]] = ray.get(reference)
+                self._watched[asked[reference]] = report.seq  # nobody need be woken for what is known
             except RayError as error:
                 _log.warning("sync_failed", node=asked[reference], error=str(error))
         return reports
@@ -94,13 +99,15 @@ class RayMachines:
     def _watch(self, name: str) -> None:
         if name in self._watched:
             return
-        self._watched[name] = 0
+        self._watched[name], self._said[name] = 0, False
 
         def wait_once() -> str | None:
             agent = self._agents.get(name)
             if agent is None:
                 message = f"node {name} is not in the cluster"
                 raise LookupError(message)
+            if self._said[name]:
+                self._closing.wait(_BREATH_S)
             seq = self._watched[name]
             try:
                 change = ray.get(
@@ -109,7 +116,8 @@ class RayMachines:
             except GetTimeoutError:
                 return None
             self._watched[name] = change.seq
-            return name if change.seq != seq else None
+            self._said[name] = change.seq != seq
+            return name if self._said[name] else None
 
         self._wakeups.watch(f"node-{name}", wait_once)
 

@@ -25,6 +25,7 @@ from compute_hub.settings import Settings
 from kernel.clock import utc_now
 from kernel.database import Table, transaction
 from kernel.ids import derived_id, new_id
+from scheduler.controller.ports import Admission
 from scheduler.tables import DeviceRow, JobRow, NodeRow
 
 Json = Any
@@ -194,7 +195,7 @@ class House:
         with transaction(self.engine) as session:
             job = session.get_one(JobRow, UUID(job_id))
             funding = Funding(self.settings.hold_horizon_ms, self.settings.centre_facts)
-            assert funding.admit(session, job, {MODEL: 1000}, utc_now()) is None
+            assert funding.admit(session, [Admission(job, {MODEL: 1000})], utc_now()) == {}
         with transaction(self.engine) as session:
             session.add(usage(UUID(job_id), card_ms))
             session.flush()

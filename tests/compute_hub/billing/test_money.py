@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 from compute_hub.billing.charging import charge_job
 from compute_hub.billing.funding import MARGIN_MS, Funding
 from kernel.database import transaction
+from scheduler.tables import JobRow
 from tests.compute_hub.billing.house import HOUR_MS, NOW, YUAN, House
 from tests.vouchers.world import World
 from vouchers.claims import make_claim
@@ -54,6 +55,7 @@ def test_a_retry_on_a_dearer_model_is_charged_at_its_own_price_and_the_lost_atte
     job_id = house.submit()
     house.admit(job_id)
     house.meter(house.record(job_id, 0, HOUR_MS // 2, final=True))
+    house.lose(job_id)
     assert house.admit(job_id, "sim-b") is None
     house.meter(house.record(job_id, 0, HOUR_MS, attempt=2, final=True))
     house.end(job_id)
@@ -255,6 +257,21 @@ def test_a_job_that_was_stopped_or_failed_by_itself_pays_for_what_it_used(house:
         house.meter(house.record(job_id, 0, HOUR_MS // 36, final=True))
         house.end(job_id, state=state, reason=reason)
         house.bill()
+    assert house.balance() == (998 * YUAN, 0)
+    assert house.sql("SELECT * FROM lost_attempts") == []
+
+
+def test_an_attempt_that_failed_by_itself_is_paid_although_the_job_is_tried_again(house: House) -> None:
+    job_id = house.submit()
+    house.admit(job_id)
+    house.meter(house.record(job_id, 0, HOUR_MS // 36, final=True))
+    house.bill()
+    with transaction(house.engine) as session:
+        session.get_one(JobRow, job_id).state = "queued"
+    house.admit(job_id, at=NOW + timedelta(seconds=1))
+    house.meter(house.record(job_id, 0, HOUR_MS // 36, attempt=2, final=True))
+    house.end(job_id)
+    house.bill()
     assert house.balance() == (998 * YUAN, 0)
     assert house.sql("SELECT * FROM lost_attempts") == []
 
