@@ -189,22 +189,9 @@ class Harness:
         return False
 
     def finish(self) -> list[int]:
-        """Kill every client, send what is left of its round, and tell how many intentions each has.
-
-        The next intention is always sent, even where a round is complete: the victim may have sent it, and its
-        backend may still commit it.
-        """
+        """Kill every client and tell which intention comes next for each."""
         for worker in self._workers:
             worker.kill()
-        engine = open_engine(self._url, pool_size=1)
-        for number, worker in enumerate(self._workers):
-            end = (worker.next_intention // STEPS_PER_ROUND + 1) * STEPS_PER_ROUND
-            while worker.next_intention < end:
-                with suppress(DBAPIError):
-                    with transaction(engine) as session:
-                        post_all(session, batch(number, worker.next_intention), at=AT)
-                    worker.next_intention += 1
-        engine.dispose()
         return [worker.next_intention for worker in self._workers]
 
     def _start(self, number: int, intention: int) -> Worker:
@@ -221,6 +208,26 @@ class Harness:
             wait([worker.pipe for worker in self._workers], timeout=left)
             for worker in self._workers:
                 worker.listen()
+
+
+def complete(url: str, upcoming: list[int]) -> list[int]:
+    """Send what is left of each client's round, and tell how many intentions each has then.
+
+    The next one is always sent, even where a round is complete: the victim may have sent it and died before it
+    could say so, or its backend may still commit it. No victim is further than that, and all that its backend
+    can do from now on is to find its transfers posted.
+    """
+    engine = open_engine(url, pool_size=1)
+    ends = [(intention // STEPS_PER_ROUND + 1) * STEPS_PER_ROUND for intention in upcoming]
+    for number, (start, end) in enumerate(zip(upcoming, ends, strict=True)):
+        intention = start
+        while intention < end:
+            with suppress(DBAPIError):
+                with transaction(engine) as session:
+                    post_all(session, batch(number, intention), at=AT)
+                intention += 1
+    engine.dispose()
+    return ends
 
 
 def verdict(url: str, intentions: list[int]) -> dict[str, int]:
@@ -264,7 +271,7 @@ def kill_points(points: int, seed: int) -> dict[str, int]:
             engine.dispose()
             harness = Harness(url, random.Random(seed))  # noqa: S311 - moments of killing are no secret
             harness.run(points)
-            return {"points": points} | verdict(url, harness.finish())
+            return {"points": points} | verdict(url, complete(url, harness.finish()))
         finally:
             server.stop()
 

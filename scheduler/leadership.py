@@ -6,17 +6,13 @@ epoch older than one they have seen, so it can start or stop nothing either.
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Final
 
-from sqlalchemy import BigInteger, func, select, text, update
+from sqlalchemy import BigInteger, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from scheduler.refusals import LeadershipLost
 from scheduler.tables import LeaderRow
-
-FREE_CHANNEL: Final = "hub_leadership"
-"""PostgreSQL notification channel that tells standbys of a resignation."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +52,6 @@ def renew(session: Session, leadership: Leadership, lease: timedelta, at: dateti
 def resign(session: Session, leadership: Leadership, at: datetime) -> None:
     """Let the lease lapse now, so that a standby need not wait for it. Does nothing when it is already lost."""
     session.execute(update(LeaderRow).where(LeaderRow.epoch == leadership.epoch).values(expires_at=at))
-    session.execute(text(f"NOTIFY {FREE_CHANNEL}"))
 
 
 def fence(session: Session, leadership: Leadership) -> None:

@@ -25,6 +25,7 @@ from compute_hub.api.job_views import (
 )
 from compute_hub.api.shapes import After, Limit, Page, View, page_of
 from compute_hub.billing.funding import pledge_alike, pledge_funding
+from compute_hub.queues import live_queues
 from compute_hub.uploads import find_upload, keep_upload
 from kernel.clock import utc_now
 from kernel.ids import new_id
@@ -133,7 +134,7 @@ def explanation(job_id: JobId, call: Caller) -> ExplanationView:
 
     def action(session: Session) -> ExplanationView:
         found = find_job(session, job_id, tenant_id=call.scope)
-        why = explain_job(session, found, utc_now())
+        why = explain_job(session, found, utc_now(), queues=live_queues(call.settings))
         return ExplanationView(
             id=found.id,
             state=found.state,

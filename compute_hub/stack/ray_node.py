@@ -18,6 +18,12 @@ NODE_RESOURCE: Final = "hub_node:"
 """Ray resource by which the controller recognises a hub node: `hub_node:<name>`."""
 
 
+_RAYLET: Final = {
+    # A raylet whose head has gone ends, and is started anew with the head's successor.
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "10",
+}
+
+
 def ray_environment(settings: Settings) -> dict[str, str]:
     """What Ray must find in the environment of every process of ours that talks to it."""
     return {
@@ -81,7 +87,7 @@ def start_ray(settings: Settings, name: str, *, head: bool, environment: Mapping
         f"ray of {name}",
         argv,
         log=log,
-        environment=inherited_environment(**ray_environment(settings), **environment),
+        environment=inherited_environment(**ray_environment(settings), **_RAYLET, **environment),
     )
 
 

@@ -156,6 +156,8 @@ class LocalStack:
                 == len(self.settings.nodes)
             ),
         )
+        for number in range(1, self.settings.controllers):
+            self._child(f"controller-{number + 1}", "controller", **ray_environment(self.settings))
         if self._monitored:
             self._start_monitoring()
 

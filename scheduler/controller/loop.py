@@ -15,7 +15,7 @@ from sqlalchemy import Engine, select, update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from kernel.clock import boottime_ms, utc_now
+from kernel.clock import boottime_ms, unix_ms, utc_now
 from kernel.database import transaction
 from scheduler.controller.admitting import admit
 from scheduler.controller.desired import Store, desired_runs
@@ -38,6 +38,9 @@ from scheduler.tables import JobRow, NodeRow
 
 _ROUNDS_MAX: Final = 20
 """Cycles in one step; what is still moving after so many is taken up at the next tick."""
+
+_STANDBY_LOOK_MS: Final = 250
+"""How often a standby looks whether the leader's lease has lapsed."""
 
 _BREATH_MS: Final = 40
 """Between two steps, so that under load a step serves many words; the first word after a pause is served at once."""
@@ -97,6 +100,7 @@ class Controller:
         self._queues = tuple(queues)
         self._watcher = watcher or Nobody()
         self._term: _Term | None = None
+        self._prepared = LiveState(self._policy, self._queues)
         self._stopping = False
 
     def stop(self) -> None:
@@ -115,7 +119,15 @@ class Controller:
                 next_tick = boottime_ms() + self._pace.tick_ms
             self.attempt(words, ticking=ticking)
             rested = boottime_ms() + _BREATH_MS
+            next_tick = min(next_tick, self._next_look())
         self.resign()
+
+    def _next_look(self) -> int:
+        """When to look though nobody says a word and no tick is due."""
+        if self._term is None:
+            return boottime_ms() + _STANDBY_LOOK_MS
+        lost_next = self._term.nodes.lost_next()
+        return boottime_ms() + self._pace.tick_ms if lost_next is None else max(lost_next, boottime_ms() + 1)
 
     def attempt(self, words: Iterable[str], *, ticking: bool) -> None:
         """Lead and step; whatever goes wrong is logged, and the next tick begins again from the database."""
@@ -123,6 +135,8 @@ class Controller:
             if self.lead():
                 with self._watcher.timing("tick"):
                     self.step(words, ticking=ticking)
+            elif ticking:
+                self._prepare()
         except LeadershipLost as lost:
             _log.warning("leadership_lost", reason=str(lost))
             self._term = None
@@ -153,8 +167,14 @@ class Controller:
             return False
         _log.info("leading", epoch=leadership.epoch, holder=self._holder)
         nodes = Nodes(self._pace.node_lease_ms, boottime_ms())
-        self._term = _Term(leadership, nodes, LiveState(self._policy, self._queues), Stopwatch(), now_ms)
+        self._term = _Term(leadership, nodes, self._prepared, Stopwatch(), now_ms)
+        self._prepared = LiveState(self._policy, self._queues)
         return True
+
+    def _prepare(self) -> None:
+        """While another leads: keep the picture up to date, so that taking over takes no time."""
+        with transaction(self._engine) as session:
+            self._prepared.refresh(session, unix_ms(utc_now()), frozenset())
 
     def resign(self) -> None:
         """Let a standby take over at once; if the database is away, the lease lapses by itself."""
@@ -225,15 +245,14 @@ class Controller:
         certain: dict[str, bool] = {}
         for name in sorted(names):
             now_ms = boottime_ms()
-            request = term.nodes.request(name, term.leadership.epoch, desired.get(name, ()), now_ms)
-            if request is not None:
-                requests[name], certain[name] = request, term.nodes.certain(name, now_ms)
+            requests[name] = term.nodes.request(name, term.leadership.epoch, desired.get(name, ()), now_ms)
+            certain[name] = term.nodes.certain(name, now_ms)
         reports = {
             name: report
             for name, report in self._machines.sync(requests).items()
             if _is_from(name, report) and name in requests
         }
-        at = utc_now()
+        heard_ms, at = boottime_ms(), utc_now()
         observed = {
             name: Observed(report, frozenset(spec.run_id for spec in requests[name].desired), certain[name])
             for name, report in reports.items()
@@ -243,8 +262,8 @@ class Controller:
             self._describe(session, reports)
             settled, kept = observe(session, term.leadership, observed, self._accounting, at)
         for name in kept:
-            term.nodes.answered(name, reports[name])
-        more = {name for name in kept if reports[name].usage_pending}
+            term.nodes.answered(name, reports[name], heard_ms)
+        more = {name for name in kept if reports[name].usage_pending or not requests[name].as_of_boot_ms}
         return settled.freed, set(reachable) if settled.stopping else more
 
     def _describe(self, session: Session, reports: Mapping[str, Report]) -> None:

@@ -51,14 +51,13 @@ class RunningHub:
             check=False,
         )
 
-    def child(self, word: str) -> psutil.Process:
-        """The hub's own process that runs `hub WORD`."""
-        (found,) = [
+    def children(self, word: str) -> list[psutil.Process]:
+        """The hub's own processes that run `hub WORD`."""
+        return [
             child
             for child in psutil.Process(self.process.pid).children()
-            if child.cmdline()[-1] == word and str(HUB) in child.cmdline()
+            if child.cmdline()[-1:] == [word] and str(HUB) in child.cmdline()
         ]
-        return found
 
 
 def free_port() -> int:

@@ -123,7 +123,15 @@ SCHEDULER = Board(
             "stack",
             COUNT,
             {"{{reason}}": "sum by (reason) (increase(hub_runs_ended_total[$__rate_interval]))"},
-            "preempted: reclaimed by the scheduler; lease_lost, node_lost: the centre's fault.",
+            "lease_lost, node_lost, supervisor_lost: the centre's fault.",
+        ),
+        Panel(
+            "抢占",
+            "Preemptions",
+            "lines",
+            COUNT,
+            {"": "sum(increase(hub_preemptions_total[$__rate_interval]))"},
+            "Attempts ended to give a queue back what it is guaranteed.",
         ),
         Panel("步骤耗时 p99", "Steps, 99th percentile", "lines", SECONDS, {"{{step}}": _P99}, "", 0.5, 2),
         Panel(

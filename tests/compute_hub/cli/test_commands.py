@@ -183,6 +183,49 @@ def test_what_a_job_left_can_be_followed_listed_and_fetched(terminal: Terminal, 
     assert (target.read_bytes(), said) == (b"weights", f"{target}: 7 bytes\n")
 
 
+def test_a_programme_that_counts_card_hours_is_run_by_commands_too(terminal: Terminal) -> None:
+    house = terminal.house
+    programme = house.programme(
+        "uk-airr",
+        asset=f"card_ms:{MODEL}",
+        reserve={"clause": "AIRR §9", "amount": "1"},
+        review={"clause": "AIRR §6", "first_review": "panel", "final_approval": "board", "notice_days": 0},
+        settlement={"clause": "AIRR §7", "direction": "centre_claims", "cycle": "month"},
+        eligible={
+            "clause": "AIRR §1",
+            "enterprise_regions": ["any"],
+            "centre_regions": ["any"],
+            "cost_kinds": ["compute"],
+        },
+    )
+    firm = house.enterprise("100.00")
+    (application,) = terminal.gets(firm, "application", "apply", programme, "--amount", "20h")
+    assert application["requested_card_ms"] == 72_000_000
+    terminal.types(house.reviewer, "application", "review", application["id"])
+    terminal.types(house.approver, "application", "approve", application["id"], "--amount", "12.5h")
+    (voucher,) = terminal.gets(house.authority, "application", "issue", application["id"])
+    part = [voucher["id"], "moulds"]
+    assert "12.50 card-h" in terminal.types(firm, "voucher", "allot", *part, "2.5h", "--reference", "1")[0]
+    terminal.types(firm, "voucher", "return-part", *part, "0.5h", "--reference", "2")
+    assert "2.00 card-h" in terminal.types(firm, "voucher", "show", voucher["id"])[0]
+    _, err = terminal.types(firm, "voucher", "allot", *part, "1.00", "--reference", "3", status=1)
+    assert "amount_card_ms" in err
+    _, err = terminal.types(firm, "voucher", "allot", *part, "0.0000001h", "--reference", "4", status=1)
+    assert err == "hub: '0.0000001h' is no whole number of card-milliseconds.\n"
+    reserve = ["programme", "advance-reserve", programme, "0.05h", "--reference", "1"]
+    terminal.types(house.authority, *reserve)
+    submit = ["job", "submit", "--accelerator", MODEL, "--time-limit", "600", "--json", "--", "x"]
+    (job,) = json.loads(terminal.types(firm, *submit)[0])
+    house.use(job["id"], 360_000)
+    (claim,) = terminal.gets(house.operator, "claim", "make", programme, f"{utc_now():%Y-%m}")
+    terminal.types(house.reviewer, "claim", "check", claim["id"], "--centre", "91331003CENTRE0001")
+    terminal.types(house.reviewer, "claim", "review", claim["id"])
+    terminal.types(house.approver, "claim", "approve", claim["id"])
+    terminal.types(house.authority, "claim", "disburse", claim["id"], "--bank-reference", f"B {programme}")
+    reconcile = ["claim", "reconcile", claim["id"], "--received", "0.05h", "--statement", "S"]
+    assert "reconciled" in terminal.types(house.operator, *reconcile)[0]
+
+
 def test_a_refusal_is_one_sentence_on_standard_error_and_exit_status_one(terminal: Terminal) -> None:
     house = terminal.house
     out, err = terminal.types(house.operator, "programme", "publish", __file__, status=1)

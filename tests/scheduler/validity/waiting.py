@@ -168,9 +168,9 @@ def _fits(
     for promise in promised:
         if promise.job != job.job and promise.from_ms < end_ms:
             barred |= promise.nodes
-    for kept in log.kept:
-        if job.job not in kept.for_jobs and kept.from_ms < end_ms and at_ms < kept.to_ms:
-            barred |= set(kept.nodes)
+    for span in log.kept:
+        if job.job not in span.for_jobs and span.from_ms < end_ms and at_ms < span.to_ms:
+            barred |= set(span.nodes)
     rooms: dict[str, int] = defaultdict(int)
     empty: dict[str, int] = defaultdict(int)
     for machine in log.machines:
