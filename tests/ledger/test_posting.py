@@ -204,6 +204,23 @@ def test_a_refusal_for_lack_of_money_says_what_there_is(
     assert posting(funded, replace(refused, amount=available))[0].accepted
 
 
+NOBODY = Account(ident("nobody"), "nobody", CNY, Bound.NONE)
+
+
+@pytest.mark.parametrize(
+    ("refused", "account"),
+    [
+        (move("x", POOL, NOBODY, 1), NOBODY),
+        (move("x", NOBODY, POOL, 1), NOBODY),
+        (held("x", 1, POOL, CARDS), CARDS),
+        (undo("x", "fund"), POOL),
+    ],
+)
+def test_a_refusal_names_the_account_it_rests_on(funded: Engine, refused: Transfer, account: Account) -> None:
+    posting(funded, held("h", 60))
+    assert posting(funded, refused)[0].account_id == account.id
+
+
 def test_opening_again_with_other_content_is_refused(funded: Engine) -> None:
     with transaction(funded) as session:
         open_accounts(session, [POOL], at=LATER)
