@@ -14,7 +14,7 @@ from prometheus_client.process_collector import ProcessCollector
 from sqlalchemy.orm import Session
 
 from compute_hub.telemetry.parts.sizes import size_class
-from scheduler.controller.ports import Accounting, Machines
+from scheduler.controller.ports import Accounting, Admission, Machines
 from scheduler.node.protocol import Report, SyncRequest, UsageRecord
 from scheduler.tables import JobRow
 
@@ -98,16 +98,15 @@ class MeasuredAccounting:
     def __init__(self, inner: Accounting) -> None:
         self._inner = inner
 
-    def admit(
-        self, session: Session, job: JobRow, slot_ms_by_model: Mapping[str, int], at: datetime
-    ) -> str | None:
+    def admit(self, session: Session, admissions: Sequence[Admission], at: datetime) -> Mapping[UUID, str]:
         """As the inner one; an admission that is rolled back afterwards is counted all the same."""
-        refused = self._inner.admit(session, job, slot_ms_by_model, at)
-        ADMISSIONS.labels("unfunded" if refused else "admitted").inc()
-        if refused is None:
-            cards_milli = job.node_count * job.devices_per_node * job.slots_milli
-            waited = max(0.0, (at - job.queued_at).total_seconds())
-            WAIT_SECONDS.labels(size_class(cards_milli)).observe(waited, {"trace_id": job.id.hex})
+        refused = self._inner.admit(session, admissions, at)
+        for job in (admission.job for admission in admissions):
+            ADMISSIONS.labels("unfunded" if job.id in refused else "admitted").inc()
+            if job.id not in refused:
+                cards_milli = job.node_count * job.devices_per_node * job.slots_milli
+                waited = max(0.0, (at - job.queued_at).total_seconds())
+                WAIT_SECONDS.labels(size_class(cards_milli)).observe(waited, {"trace_id": job.id.hex})
         return refused
 
     def keep_funded(

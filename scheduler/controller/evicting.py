@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from kernel.clock import unix_ms
 from scheduler.controller.live_state import LiveState
-from scheduler.controller.ports import Accounting
+from scheduler.controller.ports import Accounting, Admission
 from scheduler.controller.settling import PREEMPTED
 from scheduler.policy.model import Eviction
 from scheduler.tables import JobRow, RunRow
@@ -80,7 +80,7 @@ def _could_pay(session: Session, job_id: UUID, model: str, accounting: Accountin
     trial = session.begin_nested()
     job.attempt += 1
     slots = job.node_count * job.devices_per_node * job.slots_milli
-    refused = accounting.admit(session, job, {model: slots}, at)
+    refused = accounting.admit(session, [Admission(job, {model: slots})], at).get(job_id)
     trial.rollback()
     session.refresh(job)
     if refused is not None:

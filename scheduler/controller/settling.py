@@ -5,6 +5,8 @@ The first rank that failed of itself says why.
 """
 
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
 from uuid import UUID
@@ -38,21 +40,47 @@ _STOPPED: Final = frozenset({EndReason.STOPPED.value, "never_started", PREEMPTED
 _log = structlog.get_logger(__name__)
 
 
-def settle(session: Session, job_ids: set[UUID], accounting: Accounting, at: datetime) -> bool:
-    """Bring the state of jobs in line with their runs; true when one of them moved.
+@dataclass(frozen=True)
+class Settled:
+    """What moved: whether a job gave its devices back, and whether one is to be stopped everywhere."""
+
+    freed: bool = False
+    stopping: bool = False
+
+
+def settle(session: Session, job_ids: AbstractSet[UUID], accounting: Accounting, at: datetime) -> Settled:
+    """Bring the state of jobs in line with their runs.
 
     A job that cannot be settled is left as it is, loudly; its runs are settled with again at the next tick.
     """
-    moved = False
-    for job_id in sorted(job_ids):
-        try:
-            with session.begin_nested():
-                job = session.scalars(select(JobRow).where(JobRow.id == job_id).with_for_update()).one()
-                moved |= _settle(session, job, accounting, at)
-                session.flush()
-        except Exception:  # noqa: BLE001 - one row must not stop all others
-            _log.exception("job_not_settled", job=str(job_id))
-    return moved
+    if not job_ids:
+        return Settled()
+    try:
+        with session.begin_nested():
+            return _settle_all(session, job_ids, accounting, at)
+    except Exception:  # noqa: BLE001 - one row must not stop all others
+        if len(job_ids) == 1:
+            _log.exception("job_not_settled", job=str(*job_ids))
+            return Settled()
+    alone = [settle(session, {job_id}, accounting, at) for job_id in sorted(job_ids)]
+    return Settled(any(one.freed for one in alone), any(one.stopping for one in alone))
+
+
+def _settle_all(session: Session, job_ids: AbstractSet[UUID], accounting: Accounting, at: datetime) -> Settled:
+    jobs = session.scalars(
+        select(JobRow).where(JobRow.id.in_(job_ids)).order_by(JobRow.id).with_for_update()
+    ).all()
+    runs: dict[UUID, list[RunRow]] = {job.id: [] for job in jobs}
+    latest = (RunRow.job_id == JobRow.id) & (RunRow.attempt == JobRow.attempt)
+    query = select(RunRow).join(JobRow, latest).where(JobRow.id.in_(job_ids)).order_by(RunRow.rank)
+    for run in session.scalars(query):
+        runs[run.job_id].append(run)
+    moved = [job for job in jobs if _settle(session, job, runs[job.id], accounting, at)]
+    session.flush()
+    return Settled(
+        freed=any(job.state == "queued" or job.ended_at is not None for job in moved),
+        stopping=any(job.stop_reason is not None for job in moved),
+    )
 
 
 def unsettled(session: Session) -> set[UUID]:
@@ -101,12 +129,11 @@ def _end_in_vain(session: Session, accounting: Accounting, at: datetime) -> bool
     return any_ended
 
 
-def _settle(session: Session, job: JobRow, accounting: Accounting, at: datetime) -> bool:
+def _settle(
+    session: Session, job: JobRow, runs: Sequence[RunRow], accounting: Accounting, at: datetime
+) -> bool:
     if job.ended_at is not None or job.state == "queued":
         return False
-    runs = session.scalars(
-        select(RunRow).where(RunRow.job_id == job.id, RunRow.attempt == job.attempt).order_by(RunRow.rank)
-    ).all()
     failed = next((run for run in runs if run.state == "ended" and not _succeeded(run)), None)
     if all(run.state == "ended" for run in runs):
         _conclude(session, job, runs, failed, accounting, at)
@@ -139,7 +166,7 @@ def _conclude(
     own = _culprit(runs)
     culprit = own or failed
     wanted = job.stop_reason not in {None, "rank_failed", PREEMPTED}
-    centres = own is None or own.end_reason in _INFRASTRUCTURE
+    centres = own is None or own.end_reason in INFRASTRUCTURE
     if job.stop_reason == PREEMPTED and failed is not None and centres:
         job.evictions += 1
         _requeue(job, f"attempt {job.attempt} was stopped for another job; it waits to be tried again", at, 0)

@@ -139,12 +139,12 @@ class Congestion:
 
     def arrived(self, queued: QueuedJob, now_ms: int) -> None:
         """A job may start from now on; it counts in the pool it likes best."""
-        if not queued.shape.pools or not queued.job.devices_milli:
+        if not queued.shape.pools:
             return
-        model = queued.shape.pools[0].model
-        self.pools.setdefault(model, FirstCome()).arrived(
-            queued.job.id, queued.job.devices_milli, queued.predicted_ms, now_ms
-        )
+        model, milli = queued.shape.pools[0].model, queued.job.devices_milli
+        first_come = self.pools.setdefault(model, FirstCome())
+        if milli:
+            first_come.arrived(queued.job.id, milli, queued.predicted_ms, now_ms)
         if queued.leaf.queue.max_wait_ms is None:
             patient = self._patient.setdefault(model, [])
             self._counted += 1
