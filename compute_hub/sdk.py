@@ -70,6 +70,14 @@ class HubClient:
         headers = {"Idempotency-Key": str(new_id())}
         return self._json(self._send("POST", path, json=body, headers=headers))
 
+    def put(self, path: str, body: object) -> Any:  # noqa: ANN401 - JSON
+        """Store something under a name, in place of what was there. Raises Refused, Unreachable."""
+        return self._json(self._send("PUT", path, json=body))
+
+    def delete(self, path: str) -> Any:  # noqa: ANN401 - JSON
+        """Forget something; returns what it was. Raises Refused, Unreachable."""
+        return self._json(self._send("DELETE", path))
+
     def upload(self, folder: Path) -> str:
         """Store a directory as a job's working directory; returns its SHA-256."""
         answer = self._send("POST", "/v1/uploads", content=pack(folder))
@@ -132,6 +140,10 @@ class HubClient:
         finally:
             partial.unlink(missing_ok=True)
         return size
+
+    def file(self, path: str, **parameters: str) -> bytes:
+        """The bytes of a document."""
+        return self._checked(self._send("GET", path, params=parameters)).content
 
     def pages(self, path: str, **parameters: object) -> Iterator[dict[str, Any]]:
         """All items of a paged listing."""

@@ -4,6 +4,7 @@ import os
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self
+from uuid import UUID
 
 from pydantic import (
     BaseModel,
@@ -102,6 +103,24 @@ class Centre(_Part):
     pflops: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
 
 
+class Quota(_Part):
+    """What a tenant may use of one accelerator model, in devices; without a bound it borrows and lends everything."""
+
+    guaranteed: Annotated[int, Field(ge=0)] = 0
+    borrowed_max: Annotated[int, Field(ge=0)] | None = None
+    lent_max: Annotated[int, Field(ge=0)] | None = None
+    weight: Annotated[int, Field(ge=1, le=1000)] = 1
+
+
+class TenantQueue(_Part):
+    """The queue of one tenant. Tenants without one share fairly what nobody is guaranteed or everybody lends."""
+
+    tenant: UUID
+    quotas: dict[Name, Quota] = {}
+    running_max: Annotated[int, Field(ge=1)] | None = None
+    max_wait_s: Annotated[int, Field(ge=0)] | None = None
+
+
 class Settings(BaseSettings):
     """Everything an operator can choose. Durations are milliseconds."""
 
@@ -131,8 +150,11 @@ class Settings(BaseSettings):
     """How long jobs go on without a controller; longer than a new one needs to take over, or its death ends them."""
     meter_interval_ms: Annotated[int, Field(ge=100)] = 60_000
     hold_horizon_ms: Annotated[int, Field(ge=1000)] = 3_600_000
+    centre_name: Annotated[str, StringConstraints(min_length=1, max_length=100)] = "智能计算中心"
+    """The seller's name on invoices."""
     audit_interval_ms: Annotated[int, Field(ge=100)] = 3_600_000
     scrape_interval_ms: Annotated[int, Field(ge=1000)] = 15_000
+    rules_directory: Path = _DEFAULT_CONFIG.parent / "prometheus"
     prometheus_port: Annotated[int, Field(ge=1, le=65535)] = 9090
     alertmanager_port: Annotated[int, Field(ge=1, le=65535)] = 9093
     grafana_port: Annotated[int, Field(ge=1, le=65535)] = 3000
@@ -140,8 +162,11 @@ class Settings(BaseSettings):
     log_bytes_max: Annotated[int, Field(ge=4096)] = 16 * 2**20
     centre: Centre = Centre()
     models: dict[str, Model] = {}
+    secrets_key_file: Path | None = None
+    """Seals tenants' secrets: one Fernet key a line, the first seals, all open. Made where it is missing."""
     nodes: tuple[Node, ...] = ()
     environments: dict[str, Environment] = {}
+    queues: tuple[TenantQueue, ...] = ()
     prices: tuple[Price, ...] = ()
 
     @classmethod
@@ -158,6 +183,14 @@ class Settings(BaseSettings):
         if not file.is_file():
             raise NoSettingsFile(path=file)
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, toml_file=file)
+
+    @field_validator("queues")
+    @classmethod
+    def _one_for_each(cls, queues: tuple[TenantQueue, ...]) -> tuple[TenantQueue, ...]:
+        if len({queue.tenant for queue in queues}) < len(queues):
+            message = "a tenant has one queue; merge the entries of the same tenant"
+            raise ValueError(message)
+        return queues
 
     @model_validator(mode="after")
     def _takeover_fits(self) -> Self:
@@ -188,6 +221,11 @@ class Settings(BaseSettings):
     def workspaces(self) -> Path:
         """Where jobs' working directories and logs lie, by tenant, job and attempt."""
         return self.state_directory.resolve() / "workspaces"
+
+    @property
+    def secrets_key(self) -> Path:
+        """The file of the keys that seal tenants' secrets; API and controllers need the same."""
+        return self.secrets_key_file or self.state_directory.resolve() / "secrets.key"
 
     def node_directory(self, name: str) -> Path:
         """The state of one node's supervisor."""

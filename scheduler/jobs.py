@@ -24,6 +24,7 @@ from scheduler.refusals import (
     JobNotWaiting,
     UnknownEnvironment,
 )
+from scheduler.secrets import checked_secrets
 from scheduler.tables import JobRow, RunRow
 
 WAKE_CHANNEL: Final = "hub_scheduler"
@@ -48,6 +49,7 @@ class JobRequest:
         preemptible: may be stopped for another job and tried again.
         topology: "pack", "same-switch" or "spread".
         depends_on: jobs or arrays that must succeed first.
+        secrets: names of the tenant's secrets, which become files.
         held: does not start before it is released.
         max_retries, retry_on: attempts after the first; "lost": only where the centre lost one, "failure": also
             where the program failed.
@@ -76,6 +78,7 @@ class JobRequest:
     network: str = "none"
     upload_sha256: str | None = None
     env: dict[str, str] = field(default_factory=dict)
+    secrets: Sequence[str] = ()
 
 
 def submit_job(
@@ -122,7 +125,7 @@ def submit_array(
         raise ArrayTooLarge(
             field="depends_on", size=size, count=len(first.depends_on), most=ARRAY_DEPENDENCIES_MAX
         )
-    request = replace(request, models=first.models, depends_on=first.depends_on)
+    request = replace(request, models=first.models, depends_on=first.depends_on, secrets=first.secrets)
     ids = [array_job_id(array_id, index) for index in range(size)]
     jobs = [first, *(_row(job_id, request, tenant_id, submitted_by, at) for job_id in ids[1:])]
     for index, job in enumerate(jobs):
@@ -294,7 +297,8 @@ def _checked(
     )
     models = acceptable_models(session, demand)
     depends_on = checked_dependencies(session, None, request.depends_on, tenant_id=tenant_id)
-    request = replace(request, models=models, depends_on=depends_on)
+    secrets = checked_secrets(session, tenant_id, request.secrets)
+    request = replace(request, models=models, depends_on=depends_on, secrets=secrets)
     return _row(job_id, request, tenant_id, submitted_by, at)
 
 
@@ -328,6 +332,7 @@ def _row(job_id: UUID, request: JobRequest, tenant_id: UUID, submitted_by: UUID,
         held=request.held,
         max_retries=request.max_retries,
         retry_on=request.retry_on,
+        secrets=list(request.secrets),
         network=request.network,
         queued_at=at,
         attempt=0,

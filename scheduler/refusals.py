@@ -95,6 +95,44 @@ class TooManyDependencies(Invalid):
     sentence = "{field}: {count} jobs to wait for are more than {most}. Wait for fewer."
 
 
+class TemplateNotFound(NotFound):
+    """There is no template of that name for the caller."""
+
+    sentence = "There is no job template {name!r}. `hub template list` shows those you can use."
+
+
+class TooManyTemplates(Conflict):
+    """An owner keeps as many templates as it may."""
+
+    sentence = "{most} templates are kept already. Delete one you no longer need."
+
+
+class UnknownSecret(Invalid):
+    """A job names a secret its tenant has not stored."""
+
+    sentence = "{field}: there is no secret {name!r} of yours. Store it with `hub secret put`, or leave it out."
+
+
+class SecretsTooLarge(Invalid):
+    """The secrets of one job are larger than a node takes."""
+
+    sentence = "{field}: the secrets of a job have {total} bytes; at most {most} are allowed. Name fewer."
+
+
+class SecretNotFound(NotFound):
+    """There is no such secret of the tenant."""
+
+    sentence = "There is no secret {name!r} of yours. `hub secret list` shows them."
+
+
+class SecretInUse(Conflict):
+    """A job that has not ended still needs the secret."""
+
+    sentence = (
+        "Secret {name!r} is named by job {job_id}, which has not ended. Cancel the job or wait for its end."
+    )
+
+
 class JobNotWaiting(Conflict):
     """Only jobs that wait can be held, released or told what to wait for."""
 

@@ -15,6 +15,7 @@ from sqlalchemy import (
     ForeignKey,
     Identity,
     Index,
+    LargeBinary,
     Text,
     UniqueConstraint,
     Uuid,
@@ -98,6 +99,7 @@ class JobRow(Table):
         CheckConstraint("NOT id = ANY (depends_on)", name="own_dependency"),
         UniqueConstraint("array_id", "array_index"),
         Index("ix_jobs_live", "state", postgresql_where=text("ended_at IS NULL")),
+        Index("ix_jobs_succeeded", "ended_at", postgresql_where=text("state = 'succeeded'")),
         Index("ix_jobs_tenant_id_queued_at_id", "tenant_id", "queued_at", "id"),
         Index("ix_jobs_ended_at", "ended_at", postgresql_using="brin"),
     )
@@ -134,6 +136,7 @@ class JobRow(Table):
     array_size: Mapped[int] = mapped_column(default=0)
     array_running_max: Mapped[int] = mapped_column(default=0)
     held: Mapped[bool] = mapped_column(default=False)
+    secrets: Mapped[list[str]] = mapped_column(ARRAY(Text), default=list)
     retry_on: Mapped[str] = mapped_column(Text, default="lost")
     retry_at: Mapped[datetime | None]
     evictions: Mapped[int] = mapped_column(default=0)
@@ -195,3 +198,29 @@ class AllocationRow(Table):
     model: Mapped[str] = mapped_column(Text)
     slots: Mapped[Range[int]] = mapped_column(INT8RANGE)
     span: Mapped[Range[datetime]] = mapped_column(TSTZRANGE)
+
+
+class SecretRow(Table):
+    """A value a tenant entrusts to its jobs, sealed; its name is the name of the file a job gets."""
+
+    __tablename__ = "job_secrets"
+
+    tenant_id: Mapped[UUID] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(Text, primary_key=True)
+    sealed: Mapped[bytes] = mapped_column(LargeBinary)
+    size_bytes: Mapped[int]
+    created_at: Mapped[datetime]
+    updated_at: Mapped[datetime]
+
+
+class TemplateRow(Table):
+    """A named beginning of a submission: an enterprise's own, or the operator's for everybody (`owner_id` nil)."""
+
+    __tablename__ = "job_templates"
+
+    owner_id: Mapped[UUID] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(Text, primary_key=True)
+    description: Mapped[str] = mapped_column(Text)
+    fields: Mapped[dict[str, Any]]
+    saved_by: Mapped[UUID]
+    saved_at: Mapped[datetime]

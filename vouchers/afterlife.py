@@ -74,7 +74,7 @@ def recall_voucher(session: Session, voucher_id: UUID, *, by: str, reason: str, 
 def expiry_forecast(
     session: Session, at: datetime, *, slug: str | None = None, enterprise_id: UUID | None = None
 ) -> list[VoucherForecast]:
-    """What will probably lapse, per active voucher of a programme or enterprise, soonest end first."""
+    """What will probably lapse, per active voucher of a programme or enterprise, soonest last usage first."""
     views = list_vouchers(session, slug=slug, enterprise_id=enterprise_id, state="active", limit=500)
     found = [
         VoucherForecast(
@@ -84,13 +84,13 @@ def expiry_forecast(
                 captured=view.captured,
                 remaining=view.remaining,
                 issued_at=view.issued_at,
-                expires_at=view.expires_at,
+                use_by_at=view.use_by_at,
                 at=at,
             ),
         )
         for view in views
     ]
-    return sorted(found, key=lambda entry: (entry.voucher.expires_at, entry.voucher.id))
+    return sorted(found, key=lambda entry: (entry.voucher.use_by_at, entry.voucher.id))
 
 
 def lapsing_by_month(forecasts: Sequence[VoucherForecast]) -> dict[str, int]:

@@ -205,7 +205,15 @@ def _take(session: Session, row: HoldSegment, stretch: ChargeStretch, job: JobHo
     taken = []
     for number, (old, new) in enumerate(zip(before.shares, after.shares, strict=True)):
         amount, quantity = new.amount_micros - old.amount_micros, new.quantity - old.quantity
-        line = voucher_line(division.plan, new, amount, quantity, part, row.segment)
+        line = voucher_line(
+            division.plan,
+            new,
+            new.exact - old.exact,
+            part,
+            amount=amount,
+            quantity=quantity,
+            segment=row.segment,
+        )
         taken.append(_capture(charge_id, line, by_number.get(number), quantity))
     for old_own, new_own, hold in zip(before.own, after.own, own, strict=True):
         words = own_line(hold.source, str(hold.payer_id), new_own - old_own, row.segment)

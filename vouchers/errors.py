@@ -129,6 +129,12 @@ class VoucherExpired(Unfunded):
     sentence = "Voucher {voucher} ended at {expired_at}."
 
 
+class VoucherPastUse(Unfunded):
+    """The voucher lasts, but pays only for usage up to its use-by deadline."""
+
+    sentence = "Voucher {voucher} pays for usage up to {use_by_at} only."
+
+
 class VoucherEnded(Unfunded):
     """The voucher was recalled or has expired."""
 

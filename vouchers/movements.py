@@ -34,6 +34,17 @@ def appropriate(appropriation_id: UUID, authority: str, pool: Account, amount: i
     return _move("appropriate", appropriation_id, authority, debit=funds, credit=pool, amount=amount)
 
 
+def return_budget(closing_id: UUID, authority: str, pool: Account, amount: int) -> Transfer:
+    """An authority gets its part of what is left of a cycle that is over."""
+    funds = accounts.authority_funds(authority, pool.asset)
+    return _move("return_budget", closing_id, authority, debit=pool, credit=funds, amount=amount)
+
+
+def carry_over(closing_id: UUID, old: Account, new: Account, amount: int) -> Transfer:
+    """What is left of a cycle that is over may be issued in the next one."""
+    return _move("carry_over", closing_id, debit=old, credit=new, amount=amount)
+
+
 def issue_voucher(voucher_id: UUID, pool: Account, face: int) -> Transfer:
     """The pool gives a voucher its face value; the pool's bound keeps all vouchers within the budget."""
     return _move(

@@ -22,6 +22,7 @@ from vouchers.tables import (
     ClaimLine,
     CoverageLine,
     CoveredCharge,
+    CycleClosing,
     Programme,
     Voucher,
     VoucherPart,
@@ -32,7 +33,10 @@ PAGE_MAX = 500
 
 @dataclass(frozen=True)
 class ProgrammeTotals:
-    """Where a programme's money is, over all cycles: `budget` = `pool` + `issued` − `returned`."""
+    """Where a programme's money is, over all cycles: `budget` = `pool` + `issued` − `returned`.
+
+    `budget` is what its authorities put in, less what they got back of cycles that are over.
+    """
 
     slug: str
     asset: str
@@ -58,6 +62,7 @@ class VoucherView:
     asset: str
     state: str
     issued_at: datetime
+    use_by_at: datetime
     expires_at: datetime
     face: int
     held: int
@@ -110,6 +115,12 @@ def programme_totals(session: Session, slug: str) -> ProgrammeTotals:
     """Where a programme's money is; zeros for a programme that has none."""
     asset = session.scalar(select(Programme.asset).where(Programme.slug == slug)) or "CNY"
     budget = _sum(session, select(func.sum(Appropriation.amount)).where(Appropriation.slug == slug))
+    budget -= _sum(
+        session,
+        select(func.sum(CycleClosing.amount)).where(
+            CycleClosing.slug == slug, CycleClosing.carried_to.is_(None)
+        ),
+    )
     cycles = session.scalars(select(Appropriation.cycle).where(Appropriation.slug == slug).distinct())
     pools = _net(session, [accounts.pool(slug, cycle, asset) for cycle in cycles])
     issued = _sum(session, select(func.sum(Voucher.face)).where(Voucher.slug == slug))
@@ -234,6 +245,7 @@ def _views(session: Session, rows: Sequence[Voucher]) -> list[VoucherView]:
                 asset=row.asset,
                 state=row.state,
                 issued_at=row.issued_at,
+                use_by_at=row.use_by_at,
                 expires_at=row.expires_at,
                 face=row.face,
                 held=sum(balance.debits_pending for balance in mine),

@@ -205,7 +205,15 @@ def segment_coverage(
     """The coverage of the first so many micro-yuan of a segment; `own` names source and payer in order."""
     parts = division.parts(cost_micros, card_ms)
     lines = [
-        voucher_line(division.plan, share, share.amount_micros, share.quantity, cost_micros, segment)
+        voucher_line(
+            division.plan,
+            share,
+            share.exact,
+            cost_micros,
+            amount=share.amount_micros,
+            quantity=share.quantity,
+            segment=segment,
+        )
         for share in parts.shares
         if share.amount_micros or share.quantity
     ]
@@ -282,7 +290,7 @@ def _place(
 ) -> Coverage:
     funding = find_funding(session, payers, facts, voucher_ids, at, usage_until or at, insist=number == 0)
     prepared = _prepare(funding, cost_micros, facts, number)
-    ends = [voucher.expires_at for voucher in prepared.vouchers]
+    ends = [voucher.use_by_at for voucher in prepared.vouchers]
     session.add(
         HoldSegment(
             job_id=job.job_id,

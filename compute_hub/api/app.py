@@ -9,20 +9,27 @@ from fastapi.routing import APIRoute
 from sqlalchemy import Engine
 
 from compute_hub.api import (
+    alerts,
     applications,
     charges,
     claim_review,
     claims,
     cluster,
     enterprises,
+    estimates,
     health,
+    invoices,
     job_output,
     jobs,
     keys,
     ledger,
+    meter,
     openapi,
     problems,
     programmes,
+    rates,
+    secrets,
+    templates,
     usage,
     vouchers,
     wallets,
@@ -35,6 +42,7 @@ from compute_hub.stack.database import application_url
 from compute_hub.telemetry.http import Measured
 from compute_hub.telemetry.metrics import centre_metrics
 from compute_hub.telemetry.serving import serve_metrics
+from compute_hub.vault import open_vault
 from compute_hub.workers.logs import configure_logs
 from kernel.database import open_engine
 
@@ -51,9 +59,16 @@ _ROUTERS = (
     applications.router,
     vouchers.router,
     jobs.router,
+    estimates.router,
     job_output.router,
+    secrets.router,
+    templates.router,
     usage.router,
+    meter.router,
     charges.router,
+    rates.router,
+    invoices.router,
+    alerts.router,
     claims.router,
     claim_review.router,
     cluster.router,
@@ -84,6 +99,7 @@ def create_app(settings: Settings, engine: Engine, closing: Callable[[], None] =
     )
     app.state.settings = settings
     app.state.engine = engine
+    app.state.vault = open_vault(settings.secrets_key)
     app.state.metrics = centre_metrics(settings, engine)
     problems.install(app)
     app.add_middleware(BodyLimit)

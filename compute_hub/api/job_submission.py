@@ -12,6 +12,7 @@ from scheduler.jobs import JobRequest
 ModelName = Annotated[str, StringConstraints(min_length=1, max_length=63)]
 VariableName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,127}$")]
 VariableValue = Annotated[str, StringConstraints(max_length=8192)]
+SecretName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,62}$")]
 Dependencies = Annotated[list[Id], Field(max_length=1000)]
 
 ENV_BYTES_MAX: Final = 64 * 1024
@@ -60,6 +61,7 @@ class JobSubmission(Body):
     network: Literal["none", "job"] | None = None
     upload_sha256: str | None = None
     env: dict[VariableName, VariableValue] = Field(default_factory=dict, max_length=128)
+    secrets: Annotated[list[SecretName], Field(max_length=64)] = Field(default_factory=list)
     voucher_ids: Annotated[list[Id], Field(max_length=32)] | None = None
 
     @model_validator(mode="after")
@@ -104,6 +106,7 @@ class JobSubmission(Body):
             network=self.network or ("job" if self.nodes > 1 else "none"),
             upload_sha256=self.upload_sha256,
             env=self.env,
+            secrets=self.secrets,
         )
 
 

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from compute_hub.api.job_submission import PRIORITIES
 from compute_hub.api.shapes import View
-from compute_hub.billing.tables import ChargeRow
+from compute_hub.billing.tables import ChargeCorrectionRow, ChargeRow
 from compute_hub.metering.tables import UsageRecordRow
 from kernel.money import format_yuan
 from scheduler.jobs import runs_of
@@ -46,6 +46,7 @@ class JobView(View):
     not_before: datetime | None
     depends_on: list[UUID]
     held: bool
+    secrets: list[str]
     array_id: UUID | None
     array_index: int | None
     attempt: int
@@ -77,6 +78,7 @@ def job_views(session: Session, rows: Sequence[JobRow]) -> list[JobView]:
             .group_by(UsageRecordRow.job_id)
         )
     }
+    corrected = select(ChargeCorrectionRow.charge_id).where(ChargeCorrectionRow.charge_id == ChargeRow.id)
     money = {
         job_id: (int(charged), int(vouchers), int(tenant))
         for job_id, charged, vouchers, tenant in session.execute(
@@ -86,7 +88,7 @@ def job_views(session: Session, rows: Sequence[JobRow]) -> list[JobView]:
                 func.sum(ChargeRow.voucher_micros),
                 func.sum(ChargeRow.tenant_micros),
             )
-            .where(ChargeRow.job_id.in_(ids))
+            .where(ChargeRow.job_id.in_(ids), ~corrected.exists())
             .group_by(ChargeRow.job_id)
         )
     }
@@ -111,6 +113,7 @@ def _view(row: JobRow, runs: list[RunRow], slot_ms: int, money: tuple[int, int, 
         not_before=row.not_before,
         depends_on=row.depends_on,
         held=row.held,
+        secrets=row.secrets,
         array_id=row.array_id,
         array_index=row.array_index,
         attempt=row.attempt,
@@ -162,6 +165,16 @@ def array_view(jobs: Sequence[JobRow]) -> ArrayView:
         queued_at=first.queued_at,
         ended_at=max(ends) if len(ends) == len(jobs) else None,
     )
+
+
+class ExplanationView(View):
+    """Why a job waits: a stable `code` where a rule of the scheduler decides, and a sentence."""
+
+    id: UUID
+    state: str
+    code: str | None
+    sentence: str
+    start_estimate_at: datetime | None
 
 
 class AttemptView(View):

@@ -17,6 +17,7 @@ from compute_hub.api.job_submission import ArraySubmission, DependencyChange, Jo
 from compute_hub.api.job_views import (
     ArrayView,
     AttemptView,
+    ExplanationView,
     JobView,
     array_view,
     attempt_view,
@@ -24,8 +25,11 @@ from compute_hub.api.job_views import (
 )
 from compute_hub.api.shapes import After, Limit, Page, View, page_of
 from compute_hub.billing.funding import pledge_alike, pledge_funding
+from compute_hub.queues import live_queues
 from compute_hub.uploads import find_upload, keep_upload
+from kernel.clock import utc_now
 from kernel.ids import new_id
+from scheduler.controller.forecasting import explain_job
 from scheduler.jobs import (
     cancel_array,
     cancel_job,
@@ -122,6 +126,24 @@ def jobs(
 def job(job_id: JobId, call: Caller) -> JobView:
     """One job."""
     return call.read(lambda session: job_views(session, [find_job(session, job_id, tenant_id=call.scope)])[0])
+
+
+@router.get("/jobs/{job_id}/explanation", name="explain_job")
+def explanation(job_id: JobId, call: Caller) -> ExplanationView:
+    """Why a job is where it is, and when it will probably start: an estimate, never a promise."""
+
+    def action(session: Session) -> ExplanationView:
+        found = find_job(session, job_id, tenant_id=call.scope)
+        why = explain_job(session, found, utc_now(), queues=live_queues(call.settings))
+        return ExplanationView(
+            id=found.id,
+            state=found.state,
+            code=why.code,
+            sentence=why.sentence,
+            start_estimate_at=why.start_estimate,
+        )
+
+    return call.read(action)
 
 
 @router.get("/jobs/{job_id}/attempts", name="list_job_attempts")
@@ -231,7 +253,14 @@ def cancel_many(array_id: ArrayId, call: Caller) -> ArrayView:
 
 def _submit(session: Session, body: JobSubmission, call: Call, at: datetime) -> tuple[JobRow, Coverage]:
     _find_upload(body, call)
-    job = submit_job(
+    job = queue_job(session, body, call, at)
+    centre, horizon_ms = call.settings.centre_facts, call.settings.hold_horizon_ms
+    return job, pledge_funding(session, job, body.voucher_ids, centre=centre, horizon_ms=horizon_ms, at=at)
+
+
+def queue_job(session: Session, body: JobSubmission, call: Call, at: datetime) -> JobRow:
+    """Queue the job of a submission; nobody has looked at money yet."""
+    return submit_job(
         session,
         new_id(),
         body.request(),
@@ -240,8 +269,6 @@ def _submit(session: Session, body: JobSubmission, call: Call, at: datetime) -> 
         environments=list(call.settings.environments),
         at=at,
     )
-    centre, horizon_ms = call.settings.centre_facts, call.settings.hold_horizon_ms
-    return job, pledge_funding(session, job, body.voucher_ids, centre=centre, horizon_ms=horizon_ms, at=at)
 
 
 def _find_upload(body: JobSubmission, call: Call) -> None:

@@ -14,11 +14,13 @@ from uuid import UUID
 from sqlalchemy import case, func, select, text, update
 from sqlalchemy.orm import Session
 
-from compute_hub.billing.rates import dearest_rate, rate_at
-from compute_hub.billing.rating import hold_micros
+from compute_hub.billing.domain.days import Span
+from compute_hub.billing.domain.rating import hold_micros
+from compute_hub.billing.rates import dearest_model, dearest_price
 from compute_hub.billing.tables import FundedTimeRow, JobFundingRow
 from compute_hub.metering.recording import record_usage
 from compute_hub.metering.tables import UsageTotalRow
+from kernel.clock import unix_ms
 from kernel.errors import HubError
 from scheduler.controller.ports import Admission
 from scheduler.node.protocol import UsageRecord
@@ -63,12 +65,11 @@ def pledge_funding(
         HubError: whatever `vouchers.redemption.quote` refuses.
     """
     slots = job.node_count * job.devices_per_node * job.slots_milli
-    rate = dearest_rate(session, job.models, at)
-    slot_ms = slots * _stretch_ms(job, 0, horizon_ms)
-    facts = charge_facts(session, centre, rate.model, slot_ms)
-    coverage = quote(
-        session, job.tenant_id, hold_micros(slot_ms, rate.micros_per_card_hour), facts, voucher_ids, at
-    )
+    stretch_ms = _stretch_ms(job, 0, horizon_ms)
+    price, model = dearest_model(session, job, at, _ahead(at, stretch_ms))
+    slot_ms = slots * stretch_ms
+    facts = charge_facts(session, centre, model, slot_ms)
+    coverage = quote(session, job.tenant_id, hold_micros(slot_ms, price), facts, voucher_ids, at)
     pledge_alike(session, [job], voucher_ids)
     return coverage
 
@@ -83,6 +84,7 @@ def pledge_alike(session: Session, jobs: Sequence[JobRow], voucher_ids: Sequence
             state="pending",
             held_slot_ms=0,
             held_micros=0,
+            rated_units=0,
         )
         for job in jobs
     )
@@ -195,8 +197,8 @@ class Funding:
         if more <= 0:
             funding.model = model
             return
-        rate = rate_at(session, model, funding.funded_at or at)
-        micros = funding.held_micros + hold_micros(more, rate.micros_per_card_hour)
+        price = dearest_price(session, job, model, funding.funded_at or at, _ahead(at, ahead_ms))
+        micros = funding.held_micros + hold_micros(more, price)
         total_slot_ms = funding.held_slot_ms + more
         facts = job_facts(session, self.centre, job.id, model, total_slot_ms)
         until = at + timedelta(milliseconds=ahead_ms)
@@ -264,6 +266,11 @@ def charge_facts(session: Session, centre: CentreFacts, model: str, slot_ms: int
         centre_pflops=centre.pflops,
         card_ms=slot_ms // 1000,
     )
+
+
+def _ahead(at: datetime, ahead_ms: int) -> Span:
+    """The time that is set aside for, at whose dearest moment it is priced; a little longer, for a late start."""
+    return Span(unix_ms(at), unix_ms(at) + ahead_ms + _STEP_MS)
 
 
 def _stretch_ms(job: JobRow, elapsed_ms: int, horizon_ms: int) -> int:

@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 from rich.console import Console
@@ -28,7 +28,10 @@ class NothingToWaitFor(Invalid):
 
 
 def submit(
-    command: Annotated[list[str], typer.Argument(help="What to run, after --.")],
+    context: typer.Context,
+    command: Annotated[
+        list[str] | None, typer.Argument(help="What to run, after --; the template's, if left out.")
+    ] = None,
     accelerator: Annotated[
         list[str] | None, typer.Option(help="Model; repeat it to accept several, the best first.")
     ] = None,
@@ -73,6 +76,12 @@ def submit(
         int | None, typer.Option(help="Of the array, run at most so many at once.")
     ] = None,
     env: Annotated[list[str] | None, typer.Option(help="NAME=VALUE; may be repeated.")] = None,
+    secret: Annotated[
+        list[str] | None, typer.Option(help="Secret to find as /run/secrets/NAME; may be repeated.")
+    ] = None,
+    template: Annotated[
+        str | None, typer.Option(help="Begin with this template; options you give replace its fields.")
+    ] = None,
     voucher: Annotated[
         list[str] | None, typer.Option(help="Voucher to use; all of yours, if left out.")
     ] = None,
@@ -86,8 +95,8 @@ def submit(
     if wait and array is not None:
         raise NothingToWaitFor
     body: dict[str, Any] = {
-        "name": name or " ".join(command)[:120],
-        "argv": command,
+        "name": name or " ".join(command or ())[:120],
+        "argv": command or [],
         "accelerator": accelerator or None,
         "min_pflops": min_pflops,
         "environment": environment,
@@ -107,9 +116,12 @@ def submit(
         "max_retries": retries,
         "retry_on": retry_on,
         "env": dict(_variable(text) for text in env or ()),
+        "secrets": secret or [],
         "voucher_ids": voucher,
     }
     with client() as hub:
+        if template is not None:
+            body = _begun_with(hub.get(f"/v1/job-templates/{template}")["fields"], body, context)
         if quote:
             _print_quote(hub.post("/v1/jobs:quote", body), as_json=as_json)
             return
@@ -126,6 +138,45 @@ def submit(
     print_jobs([job], as_json=as_json)
     if wait and job["state"] != "succeeded":
         raise typer.Exit(1)
+
+
+_OPTIONS: Final = {
+    "name": "name",
+    "argv": "command",
+    "environment": "environment",
+    "nodes": "nodes",
+    "devices_per_node": "devices",
+    "slots_milli": "slots",
+    "topology": "topology",
+    "cpu_milli": "cpu",
+    "memory_mib": "memory",
+    "time_limit_s": "time_limit",
+    "grace_s": "grace",
+    "priority": "priority",
+    "preemptible": "preemptible",
+    "held": "hold",
+    "max_retries": "retries",
+    "retry_on": "retry_on",
+}
+"""By field of a submission, the option that sets it; those whose default is empty are not needed here."""
+
+
+def _begun_with(fields: dict[str, Any], body: dict[str, Any], context: typer.Context) -> dict[str, Any]:
+    """A template's fields under what was said on the command line; defaults give way to the template."""
+    said = {
+        field: value
+        for field, value in body.items()
+        if value not in (None, [], {}, "")
+        and (field not in fields or field not in _OPTIONS or not _is_default(context, _OPTIONS[field]))
+    }
+    if "env" in said and "env" in fields:
+        said["env"] = {**fields["env"], **said["env"]}
+    return {**fields, **said}
+
+
+def _is_default(context: typer.Context, option: str) -> bool:
+    source = context.get_parameter_source(option)
+    return source is not None and source.name == "DEFAULT"
 
 
 def _print_quote(quote: dict[str, Any], *, as_json: bool) -> None:

@@ -164,6 +164,15 @@ def attempts(job: Annotated[str, typer.Argument(help=_JOB)], *, as_json: AsJson 
     show(found, columns, as_json=as_json)
 
 
+@app.command()
+def explain(job: Annotated[str, typer.Argument(help=_JOB)], *, as_json: AsJson = False) -> None:
+    """Say why a job waits, and when it will probably start."""
+    with client() as hub:
+        found = hub.get(f"/v1/jobs/{job}/explanation")
+    columns = {"state": "state", "sentence": "why", "start_estimate_at": "starts about", "code": "rule"}
+    show([found], columns, as_json=as_json)
+
+
 @app.command("array")
 def array_(array: Annotated[str, typer.Argument(help="The array's id.")], *, as_json: AsJson = False) -> None:
     """Show an array: how many of its jobs are in which state."""

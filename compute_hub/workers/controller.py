@@ -6,11 +6,13 @@ import socket
 import threading
 
 from compute_hub.billing.funding import Funding
+from compute_hub.queues import live_queues
 from compute_hub.settings import Settings
 from compute_hub.stack.database import application_url
 from compute_hub.stack.ray_node import export_ray_environment, ray_address, token_file
 from compute_hub.telemetry.instruments import ControllerGauge, MeasuredAccounting, MeasuredMachines
 from compute_hub.telemetry.serving import serve_metrics
+from compute_hub.vault import open_vault
 from compute_hub.workers.logs import configure_logs
 from kernel.database import open_engine
 from scheduler.controller.desired import Store
@@ -40,10 +42,11 @@ def run_controller(settings: Settings) -> None:
         engine,
         MeasuredMachines(machines),
         MeasuredAccounting(Funding(settings.hold_horizon_ms, settings.centre_facts)),
-        Store(settings.uploads, settings.workspaces),
+        Store(settings.uploads, settings.workspaces, open_vault(settings.secrets_key)),
         holder=f"{socket.gethostname()}:{os.getpid()}",
         pace=Pace(settings.tick_ms, settings.leader_lease_ms, settings.node_lease_ms),
         wakeups=wakeups,
+        queues=live_queues(settings),
         watcher=ControllerGauge(),
     )
     threading.Thread(target=_stop_when_told, args=(controller, stopping), daemon=True).start()

@@ -25,7 +25,7 @@ def downgrade() -> None:
         "DROP TABLE "
         "restorations, charge_stretches, claim_lines, voucher_parts, hold_lines, coverage_lines, "
         "vouchers, objections, application_steps, application_checks, hold_segments, "
-        "covered_charges, claim_steps, appropriations, applications, rounds, "
+        "covered_charges, cycle_closings, claim_steps, appropriations, applications, rounds, "
         "reserve_advances, project_budgets, programme_versions, job_holds, group_members, "
         "claims, related_parties, programmes, enterprises, controllers"
     )

@@ -223,6 +223,21 @@ CREATE TABLE appropriations (
 
 CREATE INDEX ix_appropriations_slug ON appropriations (slug);
 
+CREATE TABLE cycle_closings (
+    id UUID NOT NULL,
+    slug TEXT NOT NULL,
+    cycle TEXT NOT NULL,
+    number BIGINT NOT NULL,
+    amount BIGINT NOT NULL,
+    carried_to TEXT,
+    closed_at TIMESTAMPTZ NOT NULL,
+    CONSTRAINT pk_cycle_closings PRIMARY KEY (id),
+    CONSTRAINT uq_cycle_closings_slug_cycle_number UNIQUE (slug, cycle, number),
+    CONSTRAINT ck_cycle_closings_amount CHECK (amount > 0),
+    CONSTRAINT ck_cycle_closings_carried CHECK (carried_to <> cycle),
+    CONSTRAINT fk_cycle_closings_slug FOREIGN KEY(slug) REFERENCES programmes (slug)
+);
+
 CREATE TABLE claim_steps (
     claim_id UUID NOT NULL,
     number BIGINT NOT NULL,
@@ -342,6 +357,7 @@ CREATE TABLE vouchers (
     issued_on TEXT NOT NULL,
     issued_by TEXT NOT NULL,
     issued_at TIMESTAMPTZ NOT NULL,
+    use_by_at TIMESTAMPTZ NOT NULL,
     expires_at TIMESTAMPTZ NOT NULL,
     state TEXT NOT NULL,
     ended_at TIMESTAMPTZ,
@@ -350,7 +366,7 @@ CREATE TABLE vouchers (
     CONSTRAINT pk_vouchers PRIMARY KEY (id),
     CONSTRAINT uq_vouchers_application_id_tranche UNIQUE (application_id, tranche),
     CONSTRAINT ck_vouchers_face CHECK (face > 0),
-    CONSTRAINT ck_vouchers_validity CHECK (expires_at > issued_at),
+    CONSTRAINT ck_vouchers_validity CHECK (issued_at < use_by_at AND use_by_at <= expires_at),
     CONSTRAINT ck_vouchers_state CHECK (state IN ('active','expired','recalled')),
     CONSTRAINT ck_vouchers_ended CHECK ((state = 'active') = (ended_at IS NULL)),
     CONSTRAINT uq_vouchers_number UNIQUE (number),
@@ -472,7 +488,7 @@ CREATE TABLE restorations (
 
 GRANT SELECT, INSERT ON
     application_checks, application_steps, applications, appropriations, charge_stretches, claim_lines,
-    claim_steps, claims, controllers, coverage_lines, covered_charges, enterprises, group_members,
+    claim_steps, claims, controllers, coverage_lines, covered_charges, cycle_closings, enterprises, group_members,
     hold_lines, hold_segments, job_holds, objections, programme_versions, programmes,
     project_budgets, related_parties, reserve_advances, restorations, rounds, voucher_parts,
     vouchers

@@ -34,6 +34,7 @@ CREATE TABLE jobs (
     array_size BIGINT NOT NULL,
     array_running_max BIGINT NOT NULL,
     held BOOLEAN NOT NULL,
+    secrets TEXT[] NOT NULL,
     retry_on TEXT NOT NULL,
     retry_at TIMESTAMP WITH TIME ZONE,
     evictions BIGINT NOT NULL,
@@ -62,6 +63,8 @@ CREATE TABLE jobs (
 );
 
 CREATE INDEX ix_jobs_live ON jobs (state) WHERE ended_at IS NULL;
+
+CREATE INDEX ix_jobs_succeeded ON jobs (ended_at) WHERE state = 'succeeded';
 
 CREATE INDEX ix_jobs_tenant_id_queued_at_id ON jobs (tenant_id, queued_at, id);
 
@@ -145,6 +148,27 @@ CREATE TABLE allocations (
 
 CREATE INDEX ix_allocations_run_id ON allocations (run_id);
 
+CREATE TABLE job_secrets (
+    tenant_id UUID NOT NULL,
+    name TEXT NOT NULL,
+    sealed BYTEA NOT NULL,
+    size_bytes BIGINT NOT NULL,
+    created_at TIMESTAMP WITH TIME ZONE NOT NULL,
+    updated_at TIMESTAMP WITH TIME ZONE NOT NULL,
+    CONSTRAINT pk_job_secrets PRIMARY KEY (tenant_id, name)
+);
+
+CREATE TABLE job_templates (
+    owner_id UUID NOT NULL,
+    name TEXT NOT NULL,
+    description TEXT NOT NULL,
+    fields JSONB NOT NULL,
+    saved_by UUID NOT NULL,
+    saved_at TIMESTAMP WITH TIME ZONE NOT NULL,
+    CONSTRAINT pk_job_templates PRIMARY KEY (owner_id, name)
+);
+
+GRANT SELECT, INSERT, UPDATE, DELETE ON job_secrets, job_templates TO hub_app;
 GRANT SELECT, INSERT, UPDATE ON scheduler_leader, nodes, devices, jobs, runs TO hub_app;
 GRANT SELECT, INSERT ON allocations TO hub_app;
 GRANT UPDATE (span) ON allocations TO hub_app;

@@ -116,7 +116,7 @@ def _begin(
     placed = {UUID(start.job_id): machines_of(start.placements) for start in starts}
     # Locked in the order of tenants, as money is.
     query = select(JobRow).where(JobRow.id.in_(placed)).order_by(JobRow.tenant_id, JobRow.id).with_for_update()
-    jobs = [job for job in session.scalars(query) if job.state == "queued" and job.stop_reason is None]
+    jobs = [job for job in session.scalars(query) if _may_start(job)]
     for job in jobs:
         job.attempt += 1
     asked = [Admission(job, _slots_by_model(placed[job.id], live)) for job in jobs]
@@ -148,6 +148,11 @@ def _begin(
         session.add_all(_allocations(_run_id(job, rank), placement, live, at))
     session.flush()
     return {job.id: frozenset(placement.node for placement in placed[job.id]) for job in begun}
+
+
+def _may_start(job: JobRow) -> bool:
+    """Whether nobody has cancelled or held it since the picture was taken."""
+    return job.state == "queued" and job.stop_reason is None and not job.held
 
 
 def _run_id(job: JobRow, rank: int) -> UUID:

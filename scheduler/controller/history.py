@@ -31,7 +31,7 @@ def learn_durations(session: Session, policy: SchedulerState) -> None:
     """Let the policy learn from the latest jobs that succeeded, in the order of their ends."""
     rows = session.scalars(
         select(JobRow)
-        .where(JobRow.state == "succeeded", JobRow.started_at.is_not(None))
+        .where(JobRow.state == "succeeded")
         .order_by(JobRow.ended_at.desc(), JobRow.id)
         .limit(DURATIONS_MAX)
     ).all()

@@ -223,8 +223,7 @@ class LiveState:
         for running in self.policy.running.values():
             if running.evicted_for:
                 state.eviction_ordered(Eviction(running.job.id, running.evicted_for, ""))
-                state.evictions_of[running.job.id] -= 1  # it was counted when it was ordered
-        state.queues.inherit(self.policy.queues)
+        state.recall(self.policy)
         return state
 
     @staticmethod

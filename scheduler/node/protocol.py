@@ -119,7 +119,7 @@ class RunSpec:
     grace_ms: int = 5000
     network: Network = Network.NONE
     gang: Gang | None = None
-    secrets: dict[str, str] = field(default_factory=dict)
+    secrets: dict[str, str] = field(default_factory=dict, repr=False)
     notice_signal: int = 0
 
 

@@ -114,8 +114,10 @@ class Contest:
         shortest, first = job_class.shortest(), job_class.head()
         if shortest is None or first is None:
             return True
-        holds = any(promise.job_id == first[3].job.id for promise in self._promises.values())
-        return not holds and shortest[3].job.time_limit_ms > longest_ms
+        if shortest[3].job.time_limit_ms <= longest_ms:
+            return False
+        job_id = first[3].job.id
+        return all(promise.job_id != job_id for promise in self._promises.values())
 
     def _row(self, queue: QueueState) -> tuple[Tier, int, str, QueueState]:
         if queue.lonely:

@@ -395,15 +395,16 @@ class Cycle:
         queued.ready = False
         del state.queued[job.id]
         promises = state.promises
-        held = promises.by_pool.get(pool.model)
+        redeemed = [model for model, promise in promises.by_pool.items() if promise.job_id == job.id]
         if promises.by_pool or promises.nominations:
             promises.forget(job.id)
         state.begin(queued, placements, self.now_ms)
         self.starts.append(Start(job.id, placements))
         self._begun.append(queued)
-        if held is not None and held.job_id == job.id:
+        if redeemed:
             self._redeemed = self._redeemed or any(self._hindered.values())
             self._hindered.clear()
-            following = self._first_unfit(pool)
+        for model in redeemed:
+            following = self._first_unfit(state.capacity.pools[model])
             if following is not None:
-                self._promise(following, (pool,))
+                self._promise(following, (state.capacity.pools[model],))

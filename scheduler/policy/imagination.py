@@ -132,10 +132,16 @@ class Imagination:
     def _leaf_may_give(self, claim: QueuedJob, leaf: QueueState, pool: Pool) -> bool:
         if leaf is claim.leaf:
             return self._state.preemptible_running > 0
-        _, theirs = below_common(claim.leaf, leaf)
-        return self._runs_milli(theirs, pool.model) > theirs.quota(
-            pool.model
-        ).guarantee_milli or self._beyond_bound(leaf, pool.model)
+        return self._is_borrowing((leaf,), pool.model) or self._beyond_bound(leaf, pool.model)
+
+    def _is_borrowing(self, levels: tuple[QueueState, ...], model: str) -> bool:
+        """Whether each of these queues has more of the pool than its guarantee, what it does not lend included."""
+        coming = self._coming
+        return all(
+            level.effective.get(model, level.used.get(model, 0)) - coming.get((level.name, model), 0)
+            > level.quota(model).guarantee_milli
+            for level in levels
+        )
 
     def _by_preference(self, rows: list[RunningJob], pool: Pool) -> list[RunningJob]:
         """Users of what stood idle first, then preemptible ones, low priorities, the latest started."""
@@ -157,12 +163,10 @@ class Imagination:
         if victim.leaf is claim.leaf:
             if gives and not capped and victim.job.priority < job.priority:
                 return PRIORITY
-        else:
-            mine, theirs = below_common(claim.leaf, victim.leaf)
-            over = self._runs_milli(theirs, model) - theirs.quota(model).guarantee_milli
-            if over > 0 and mine.tier(model, job.devices_milli) is Tier.GUARANTEED:
+        elif self._is_borrowing(apart(victim.leaf, claim.leaf), model):
+            if self._state.queues.guarantees(claim.leaf, victim.leaf, model, job.devices_milli):
                 return GUARANTEE
-            if gives and not capped and over > 0 and self._is_fairer(claim, victim, model):
+            if gives and not capped and self._is_fairer(claim, victim, model):
                 return FAIRNESS
         firm = victim.leaf is not claim.leaf or not job.preemptible
         beyond = self._beyond_bound(victim.leaf, model)
@@ -197,8 +201,8 @@ class Imagination:
         if holder is None or promise.job_id in promises.nominations.by_job:
             return barred  # what has been nominated to it takes the promise's place
         if guaranteed and holder.leaf is not claim.leaf:
-            _, theirs = below_common(claim.leaf, holder.leaf)
-            if theirs.tier(pool.model, holder.job.devices_milli) is not Tier.GUARANTEED:
+            milli = holder.job.devices_milli
+            if not self._state.queues.guarantees(holder.leaf, claim.leaf, pool.model, milli):
                 return barred
         return barred | promise.nodes
 
@@ -310,25 +314,23 @@ class Imagination:
 
     def _beyond_bound(self, leaf: QueueState, model: str) -> bool:
         """Whether what runs in the leaf's queues exceeds a borrow limit of one of them."""
-        return any(
+        return self._state.queues.bounded and any(
             bound is not None and self._runs_milli(level, model) > bound
             for level, bound in ((level, level.bound(model)) for level in leaf.ancestry)
         )
 
     def _is_fairer(self, claim: QueuedJob, victim: RunningJob, model: str) -> bool:
         """Whether the claimant's weighted use with the claim is strictly below the victim's without the victim."""
-        mine, theirs = below_common(claim.leaf, victim.leaf)
+        mine, theirs = apart(claim.leaf, victim.leaf)[0], apart(victim.leaf, claim.leaf)[0]
         after = (mine.used.get(model, 0) + claim.job.devices_milli) * theirs.quota(model).weight
         before = (self._runs_milli(theirs, model) - victim.job.devices_milli) * mine.quota(model).weight
         return after < before
 
 
-def below_common(left: QueueState, right: QueueState) -> tuple[QueueState, QueueState]:
-    """The two siblings under the lowest common ancestor on the ways to these leaves."""
-    for mine, theirs in zip(left.ancestry, right.ancestry, strict=False):
-        if mine is not theirs:
-            return mine, theirs
-    return left, right
+def apart(leaf: QueueState, other: QueueState) -> tuple[QueueState, ...]:
+    """The queues on the way to a leaf that are not on the way to the other one, the highest first."""
+    shared = sum(1 for mine, theirs in zip(leaf.ancestry, other.ancestry, strict=False) if mine is theirs)
+    return leaf.ancestry[shared:]
 
 
 def in_guarantee(claim: QueuedJob, only: Pool | None = None) -> bool:

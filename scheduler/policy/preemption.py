@@ -2,7 +2,8 @@
 
 A waiting job has a claim against a running one when
 
-1. it is inside its queue's guarantee and the other's queue is beyond its own (`reclaims its guarantee`),
+1. it is inside its queue's guarantee and the other's queue is beyond its own, at every level that is not common to
+   both (guarantees of children are part of their parent's, so the claim need only be inside one),
 2. the other is preemptible and its queue, or one above it, is beyond its borrow limit, while the claim is not,
 3. both are of one queue, the other is preemptible and has a lower priority,
 4. the other is preemptible and after the exchange the claimant's weighted use is still strictly the smaller.

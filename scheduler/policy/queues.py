@@ -168,6 +168,10 @@ class QueueTree:
             for queue in known.values()
         )
         """No quota and no limit anywhere: every claim is allowed."""
+        self.bounded = any(
+            quota.borrow_milli is not None for queue in known.values() for quota in queue.quotas.values()
+        )
+        """Whether any queue may be beyond a borrow limit at all."""
         for name in known:
             self._settle(name, known, ())
         for state in self.states.values():
@@ -295,6 +299,22 @@ class QueueTree:
                 return state
             delta = max(inner + delta, state.floor.get(pool, 0)) - before
         return None
+
+    def guarantees(self, leaf: QueueState, beside: QueueState, pool: str, milli: int) -> bool:
+        """Whether some queue on the way to the leaf stays inside its guarantee with `milli` more.
+
+        Guarantees of children are part of their parent's, so one level is enough. What children do not lend
+        counts as used, and levels common to both leaves say nothing between them.
+        """
+        delta = milli
+        for state in leaf.path():
+            if state in beside.ancestry:
+                return False
+            inner = state.inner.get(pool, 0) if state.children else state.used.get(pool, 0)
+            if pool in state.quotas and inner + delta <= state.quotas[pool].guarantee_milli:
+                return True
+            delta = max(inner + delta, state.floor.get(pool, 0)) - state.effective.get(pool, 0)
+        return False
 
     def ever_allows(self, leaf: QueueState, pool: str, milli: int) -> bool:
         """Whether the bounds of all levels would allow the claim if nobody else used anything."""

@@ -84,12 +84,17 @@ class SchedulerState:
         self.queues.add(queue)
 
     def inherit(self, before: "SchedulerState") -> None:
-        """Take over what an earlier state had learned, which no node, queue or live job says; `queues` apart."""
+        """Begin with what an earlier state had learned, which no node, queue or live job says."""
         self.predictor = before.predictor
         self.sizes = copy(before.sizes)
         self.succeeded = set(before.succeeded)
         self.failed = set(before.failed)
+
+    def recall(self, before: "SchedulerState") -> None:
+        """After live jobs and evictions were replayed: counts and past use are those of the earlier state."""
         self.evictions_of = Counter(before.evictions_of)
+        self.claims_of = Counter(before.claims_of)
+        self.queues.inherit(before.queues)
 
     # -- nodes ---------------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ import subprocess
 import threading
 from decimal import Decimal
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -49,6 +50,24 @@ def test_a_running_job_can_be_cancelled_and_its_cards_are_free_again(hub: Runnin
         nodes = client.get("/v1/cluster")["nodes"]
     assert ended["end_reason"] == "cancelled"
     assert sum(device["allocated_milli"] for node in nodes for device in node["devices"]) == 0
+
+
+def test_a_job_gets_its_secret_is_followed_and_leaves_a_file_that_can_be_fetched(
+    hub: RunningHub, tmp_path: Path
+) -> None:
+    value = tmp_path / "token"
+    value.write_text("open sesame\n", encoding="utf-8")
+    assert hub.command("secret", "put", "token", "--file", str(value)).returncode == 0
+    script = "wc -c < $HUB_SECRETS/token; echo done > result; sleep 1; echo over"
+    job = submit(hub, "--secret", "token", "--", "sh", "-c", script)
+    followed = hub.command("job", "logs", "-f", job["id"])
+    assert (followed.returncode, followed.stdout) == (0, "11\nover\n")
+    assert "result" in hub.command("job", "artifacts", job["id"]).stdout
+    target = tmp_path / "result"
+    assert hub.command("job", "download", job["id"], "result", "--to", str(target)).returncode == 0
+    assert target.read_text(encoding="utf-8") == "done\n"
+    stored = b"".join(file.read_bytes() for file in (hub.state / "logs").iterdir())
+    assert b"open sesame" not in stored
 
 
 def test_listings_show_vouchers_and_cluster_and_the_audit_is_clean(hub: RunningHub) -> None:

@@ -309,4 +309,4 @@ def test_the_ledger_agrees_with_a_model_of_raw_transfers(engine: Engine) -> None
 
 @pytest.mark.slow
 def test_the_ledger_agrees_with_the_model_over_thousands_of_stories(engine: Engine) -> None:
-    run_machine(engine, 2500)
+    run_machine(engine, 2000)

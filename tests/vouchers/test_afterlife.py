@@ -17,8 +17,10 @@ from vouchers.domain.forecast import Forecast, forecast
 from vouchers.errors import (
     ChargeBeyondHold,
     NotApplicationsVoucher,
+    ValidityOver,
     VoucherEnded,
     VoucherExpired,
+    VoucherPastUse,
 )
 from vouchers.issuing import issue_voucher, release_tranche, voucher_of
 from vouchers.redemption import extend_hold, lapse_holds, place_hold, quote, release_hold
@@ -92,6 +94,55 @@ def test_usage_that_outlasts_a_voucher_is_not_covered_by_it(world: World) -> Non
         assert offered.public_micros == 0
         with pytest.raises(VoucherExpired):
             quote(session, place.tenant, YUAN, FACTS, [voucher], BEFORE, usage_until=until)
+
+
+def test_after_its_use_by_deadline_a_voucher_pays_only_for_usage_before_it_until_it_expires(
+    world: World,
+) -> None:
+    with transaction(world.engine) as session:
+        place = world.place(session, use_by={"clause": "§5(2)", "days": 30})
+        voucher = place.voucher(session, 1_000)
+        row = voucher_of(session, voucher)
+        deadline = datetime(2026, 4, 8, 16, 0, tzinfo=UTC)  # when 9 April begins in Shanghai
+        assert (row.use_by_at, row.expires_at) == (deadline, END)
+        just_before, later = deadline - timedelta(microseconds=1), deadline + timedelta(days=1)
+        place_hold(session, place.job(), place.tenant, 100 * YUAN, FACTS, None, just_before)
+        for at, until in ((deadline, deadline), (just_before, later)):
+            offered = quote(session, place.tenant, YUAN, FACTS, None, at, usage_until=until)
+            assert offered.public_micros == 0
+            with pytest.raises(VoucherPastUse) as refused:
+                quote(session, place.tenant, YUAN, FACTS, [voucher], at, usage_until=until)
+            assert refused.value.facts["use_by_at"] == deadline.isoformat()
+        last = quote(session, place.tenant, YUAN, FACTS, None, just_before, usage_until=deadline)
+        assert last.public_micros == 300_000
+        with pytest.raises(ChargeBeyondHold):
+            capture_charge(session, place.job(), place.charge(2), YUAN, FACTS, later)
+        paid = capture_charge(
+            session, place.job(), place.charge(), 50 * YUAN, FACTS, later, used_until=just_before
+        )
+        assert paid.public_micros == 15 * YUAN
+    assert voucher not in expire_all(world, later)
+    with transaction(world.engine) as session:
+        assert place.left(session, voucher) == ("active", 15, 15, 970)
+        (entry,) = expiry_forecast(session, NOW + timedelta(days=15), slug=place.programme)
+        # ¥15 in 15 days: at that pace another ¥14.90 until the deadline, not until it expires.
+        assert 14 * YUAN < entry.forecast.used_by_then < 15 * YUAN
+        early = world.voucher(session, place.tenant, place.programme, YUAN, NOW)
+        with pytest.raises(ValidityOver) as over:
+            world.voucher(
+                session,
+                place.tenant,
+                world.programme(session, use_by={"clause": "§5(2)", "until": "2026-03-09"}),
+                YUAN,
+            )
+        assert over.value.facts["clause"] == "§5(2)"
+    with transaction(world.engine) as session:
+        sooner = world.place(
+            session, validity={"clause": "§5", "days": 10}, use_by={"clause": "§6", "days": 30}
+        )
+        ends = voucher_of(session, sooner.voucher(session, 1))
+        assert ends.use_by_at == ends.expires_at
+    assert early in expire_all(world, END)
 
 
 def test_a_recalled_voucher_keeps_only_what_is_set_aside(world: World) -> None:
@@ -176,7 +227,7 @@ def test_forecasts_at_the_edges(captured: int, remaining: int, days_gone: int, e
         captured=captured,
         remaining=remaining,
         issued_at=NOW,
-        expires_at=NOW + timedelta(days=30),
+        use_by_at=NOW + timedelta(days=30),
         at=NOW + timedelta(days=days_gone),
     )
     assert made == expected

@@ -103,7 +103,8 @@ _SOLD = text("""
       FROM vouchers WHERE state = 'active' GROUP BY 1""")
 _PRICE = text("""
     SELECT sum(r.micros_per_card_hour * d.devices) / sum(d.devices)
-      FROM (SELECT DISTINCT ON (model) model, micros_per_card_hour FROM rates WHERE effective_from <= :at
+      FROM (SELECT DISTINCT ON (model) model, micros_per_card_hour FROM rates
+             WHERE tenant_id IS NULL AND effective_from <= :at
              ORDER BY model, effective_from DESC) r
       JOIN (SELECT model, count(*) AS devices FROM devices GROUP BY model) d ON d.model = r.model""")
 _FIRMS = text("""

@@ -24,7 +24,8 @@ DEPTH = Family(
 DEMAND = Family("hub_queue_devices", "Accelerators that waiting jobs ask for.", ("model",))
 OLDEST = Family(
     "hub_queue_oldest_wait_seconds",
-    "How long the job that waits longest has waited; 0 when none does.",
+    "How long the job that waits longest has waited, of those that could start (not held, not before its time, "
+    "nothing to wait for); 0 when none does.",
     ("model",),
 )
 ENDED = Family(
@@ -33,10 +34,13 @@ ENDED = Family(
     ("state", "kind", "reason"),
     "counter",
 )
+PREEMPTIONS = Family(
+    "hub_preemptions_total", "Attempts that were ended to make room for another job.", (), "counter"
+)
 RUNS_ENDED = Family(
     "hub_runs_ended_total",
     "Processes of jobs on nodes (runs) that have ended, by reason. start_failed counts sandbox failures; "
-    "preempted, node_lost, lease_lost and supervisor_lost are the centre's doing.",
+    "node_lost, lease_lost and supervisor_lost are the centre's doing.",
     ("reason",),
     "counter",
 )
@@ -50,12 +54,15 @@ LIVE_STATES: Final = ("queued", "starting", "running", "stopping")
 
 _LIVE = text(f"""
     SELECT state, kind, CASE WHEN cardinality(models) = 1 THEN models[1] ELSE :several END, {SIZE_CLASS_SQL},
-           count(*), sum(node_count * devices_per_node * slots_milli), min(queued_at)
+           count(*), sum(node_count * devices_per_node * slots_milli), min(queued_at) FILTER (
+               WHERE NOT held AND greatest(not_before, retry_at, queued_at) <= :at AND NOT EXISTS (
+                   SELECT FROM jobs before WHERE before.id = ANY (jobs.depends_on) AND before.ended_at IS NULL))
       FROM jobs WHERE ended_at IS NULL GROUP BY 1, 2, 3, 4""")  # noqa: S608 - a constant of this package
+_EVICTIONS = text("SELECT sum(evictions) FROM jobs WHERE ended_at IS NULL")
 _MODELS = text("SELECT DISTINCT model FROM devices")
 _LEADER = text("SELECT epoch, expires_at FROM scheduler_leader")
 _JOBS_ENDED = """
-    SELECT state, kind, coalesce(end_reason, ''), count(*) FROM jobs
+    SELECT state, kind, coalesce(end_reason, ''), count(*), sum(evictions) FROM jobs
      WHERE ended_at > :since AND ended_at <= :until GROUP BY 1, 2, 3"""
 _RUNS_ENDED = """
     SELECT coalesce(end_reason, ''), count(*) FROM runs WHERE ended_at > :since AND ended_at <= :until GROUP BY 1"""
@@ -65,7 +72,7 @@ def queue() -> Part:
     """Jobs that have not ended, and who leads."""
 
     def read(session: Session, at: datetime) -> Iterator[Sample]:
-        rows = session.execute(_LIVE, {"several": ANY_MODEL}).all()
+        rows = session.execute(_LIVE, {"several": ANY_MODEL, "at": at}).all()
         known = {str(model) for model in session.scalars(_MODELS)}
         models = Bounded(known | {row[2] for row in rows}, MODELS_MAX)
         for state in LIVE_STATES:
@@ -78,7 +85,8 @@ def queue() -> Part:
                 name = models(model)
                 yield DEPTH(count, name, size)
                 yield DEMAND(float(milli) / 1000, name)
-                waits[name] = max(waits.get(name, 0), (at - oldest).total_seconds())
+                if oldest is not None:
+                    waits[name] = max(waits.get(name, 0), (at - oldest).total_seconds())
         yield from (OLDEST(wait, model) for model, wait in waits.items())
         for epoch, expires_at in session.execute(_LEADER):
             yield EPOCH(epoch)
@@ -92,9 +100,11 @@ def ended() -> Part:
     jobs, runs = History(_JOBS_ENDED, keys=3), History(_RUNS_ENDED, keys=1)
 
     def read(session: Session, at: datetime) -> Iterator[Sample]:
-        for (state, kind, reason), (count,) in jobs.sums(session, at).items():
+        yield PREEMPTIONS(session.scalar(_EVICTIONS) or 0)
+        for (state, kind, reason), (count, evictions) in jobs.sums(session, at).items():
             yield ENDED(count, state, kind, reason)
+            yield PREEMPTIONS(evictions)
         for (reason,), (count,) in runs.sums(session, at).items():
             yield RUNS_ENDED(count, reason)
 
-    return Part("ended", 2000, (ENDED, RUNS_ENDED), read)
+    return Part("ended", 2000, (ENDED, PREEMPTIONS, RUNS_ENDED), read)

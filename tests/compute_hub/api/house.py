@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -46,6 +47,8 @@ class Asker:
 
     def ask(self, method: str, path: str, body: object = None, **more: Json) -> Response:
         headers = {"Authorization": f"Bearer {self.key}"} | more.pop("headers", {})
+        if method == "POST":
+            headers = {"Idempotency-Key": str(new_id())} | headers
         if body is not None:
             more["content"] = json.dumps(body)
             headers["Content-Type"] = "application/json"
@@ -190,14 +193,15 @@ class House:
         issued: dict[str, Any] = self.authority.post(f"/v1/applications/{application}:issue")
         return issued
 
-    def use(self, job_id: str, card_ms: int) -> None:
+    def use(self, job_id: str, card_ms: int, used_at: datetime | None = None) -> None:
         """Let a queued job be admitted, use card time and be charged, as controller and biller would."""
         with transaction(self.engine) as session:
             job = session.get_one(JobRow, UUID(job_id))
             funding = Funding(self.settings.hold_horizon_ms, self.settings.centre_facts)
             assert funding.admit(session, [Admission(job, {MODEL: 1000})], utc_now()) == {}
+            job.state, job.attempt, job.placed_at = "running", 1, utc_now()
         with transaction(self.engine) as session:
-            session.add(usage(UUID(job_id), card_ms))
+            session.add(usage(UUID(job_id), card_ms, used_at or utc_now()))
             session.flush()
             record_id = derived_id("record", job_id, card_ms)
             session.add(UnchargedUsageRow(record_id=record_id, job_id=UUID(job_id)))
@@ -246,8 +250,7 @@ def node(name: str) -> NodeRow:
     )
 
 
-def usage(job_id: UUID, card_ms: int) -> UsageRecordRow:
-    now = utc_now()
+def usage(job_id: UUID, card_ms: int, used_at: datetime) -> UsageRecordRow:
     return UsageRecordRow(
         id=derived_id("record", job_id, card_ms),
         job_id=job_id,
@@ -258,11 +261,12 @@ def usage(job_id: UUID, card_ms: int) -> UsageRecordRow:
         node="a",
         boot_id="boot",
         model=MODEL,
-        started_at=now,
+        started_at=used_at,
+        offset_ms=0,
         duration_ms=card_ms,
         slot_ms=card_ms * 1000,
         busy_ms=0,
         final=True,
         content_sha256="0" * 64,
-        received_at=now,
+        received_at=utc_now(),
     )

@@ -194,7 +194,11 @@ def test_what_is_no_json_object_is_refused(house: House, content: bytes) -> None
 
 
 RATES = [
-    ({"price_cny_per_card_hour": "0"}, "price_refused"),
+    ({"price_cny_per_card_hour": "0"}, "rate_card_refused"),
+    ({"price_cny_per_card_hour": "-1"}, "malformed_amount"),
+    ({"kinds": {"batch": "-1"}}, "rate_card_refused"),
+    ({"time_of_day": [{"from": "00:00", "until": "08:00", "factor": "1"}]}, "rate_card_refused"),
+    ({"agreement": "KH-7"}, "rate_card_refused"),
     ({"effective_from": "2027-01-01T00:00:00"}, "malformed_request"),
     ({"effective_from": "0001-01-01T00:00:00+14:00"}, "malformed_request"),
     ({"effective_from": "2400-01-01T00:00:00Z"}, "malformed_request"),

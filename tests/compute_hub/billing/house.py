@@ -14,6 +14,7 @@ from compute_hub.workers.biller import bill_once
 from kernel.database import transaction
 from kernel.ids import derived_id, new_id
 from scheduler.controller.ports import Admission
+from scheduler.controller.settling import INFRASTRUCTURE
 from scheduler.jobs import JobRequest, submit_job
 from scheduler.node.protocol import DeviceShare, UsageRecord
 from scheduler.tables import JobRow
@@ -152,7 +153,7 @@ class House:
         """The node is lost and the job waits to be tried again, as the controller settles it."""
         with transaction(self.engine) as session:
             job = session.get_one(JobRow, job_id)
-            job.state, job.placed_at = "queued", None
+            job.state, job.placed_at, job.lost_attempts = "queued", None, [*job.lost_attempts, job.attempt]
             self._end_runs(session, job_id, "node_lost")
 
     def _end_runs(self, session: Session, job_id: UUID, reason: str) -> None:
@@ -169,6 +170,8 @@ class House:
         with transaction(self.engine) as session:
             job = session.get_one(JobRow, job_id)
             job.state, job.ended_at, job.end_reason = state, at, reason
+            if reason in INFRASTRUCTURE:
+                job.lost_attempts = [*job.lost_attempts, job.attempt]
             self._end_runs(session, job_id, reason)
             session.flush()
             self.funding.ended(session, job, at)

@@ -25,6 +25,7 @@ from scheduler.node.client import SupervisorClient
 from scheduler.node.protocol import Report, SyncRequest, UsageRecord
 from scheduler.policy.model import Queue
 from scheduler.policy.settings import policy_named
+from scheduler.secrets import Vault, new_vault_key
 from scheduler.tables import JobRow, RunRow
 from tests.scheduler.node.harness import Machine, Node
 
@@ -96,7 +97,8 @@ class Cluster:
         self.accounting: Accounting = accounting or self.free
         self.sockets = Sockets(machine)
         self.tenant = new_id()
-        self.store = Store(machine.folder / "store" / "uploads", machine.folder / "store")
+        self.vault = Vault([new_vault_key()])
+        self.store = Store(machine.folder / "store" / "uploads", machine.folder / "store", self.vault)
         self.policy = policy_named("default")
         self.queues: Sequence[Queue] = ()
         self.controller = self.new_controller("first")

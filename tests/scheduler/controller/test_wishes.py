@@ -1,5 +1,6 @@
 """What jobs may ask for beyond devices: order, time, number, nearness and further attempts."""
 
+import hashlib
 from datetime import timedelta
 from uuid import UUID
 
@@ -13,6 +14,7 @@ from scheduler.controller.live_state import LiveState
 from scheduler.jobs import JobRequest, array_job_id, change_dependencies, hold_job, release_job, submit_array
 from scheduler.policy.settings import policy_named
 from scheduler.refusals import DependencyCycle
+from scheduler.secrets import put_secret
 from tests.scheduler.controller.cluster import FOREVER, Cluster, log_of
 
 pytestmark = pytest.mark.slow
@@ -144,6 +146,29 @@ def test_a_gang_that_no_switch_holds_says_so(cluster: Cluster) -> None:
     assert cluster.job(job_id).reason.endswith("more than this cluster has even when it is empty")
     cluster.sql('UPDATE nodes SET labels = \'{"switch": "s1"}\'')
     assert cluster.ended(job_id).state == "succeeded"
+
+
+def test_a_jobs_secrets_are_files_that_only_it_can_read_and_stand_nowhere_else(cluster: Cluster) -> None:
+    node = cluster.node()
+    with transaction(cluster.engine) as session:
+        for name, value in (("token", "swordfish 4711\n"), ("other", "of no concern")):
+            put_secret(session, cluster.vault, cluster.tenant, name, value, utc_now())
+    script = (
+        "ls $HUB_SECRETS; stat -c '%a %u' $HUB_SECRETS/token; id -u; sha256sum < $HUB_SECRETS/token; "
+        "env | grep -c 'swordfis[h] 4711'; tr '\\0' '\\n' < /proc/1/environ | grep -c 'swordfis[h] 4711'; "
+        "tr '\\0' '\\n' < /proc/1/cmdline | grep -c 'swordfis[h] 4711'; "
+        "(echo x > $HUB_SECRETS/token) 2>/dev/null || echo kept"
+    )
+    job_id = cluster.submit("/bin/sh", "-c", script, secrets=["token"])
+    assert cluster.ended(job_id).state == "succeeded"
+    digest = hashlib.sha256(b"swordfish 4711\n").hexdigest()
+    assert log_of(cluster, job_id) == f"token\n400 1000\n1000\n{digest}  -\n0\n0\n0\nkept\n"
+    sent = [request for _, request in cluster.sockets.requests if request.desired]
+    assert next(spec.secrets for request in sent for spec in request.desired) == {"token": "swordfish 4711\n"}
+    assert "swordfish 4711" not in repr(sent)
+    files = [file for file in cluster.machine.folder.rglob("*") if file.is_file() and not file.is_symlink()]
+    assert [file for file in files if b"swordfish 4711" in file.read_bytes()] == []
+    assert node.process is not None
 
 
 def test_a_new_leader_and_a_new_tenant_leave_everybodys_recent_use_as_it_was(cluster: Cluster) -> None:

@@ -1,6 +1,9 @@
 """Rules of evictions: only the entitled, past the minimum, in no circle; and a guarantee is had back in time."""
 
+from collections import defaultdict
+
 from tests.scheduler.validity.facts import Asked, Attempt, Log, Stop, Tree
+from tests.scheduler.validity.quotas import kept
 
 
 def victims(log: Log) -> list[str]:
@@ -24,6 +27,7 @@ def entitled(log: Log, asked: dict[str, Asked]) -> list[str]:
     """What may not be preempted only gives way to another queue's claim, and only from beyond a guarantee."""
     tree, model_of = Tree(log), {machine.name: machine.model for machine in log.machines}
     runs = {(one.job, one.attempt): one for one in log.attempts}
+    stopped = {(stop.victim, stop.attempt, stop.at_ms) for stop in log.stops}
     found = []
     for stop in log.stops:
         run, loser = runs[stop.victim, stop.attempt], asked[stop.victim]
@@ -34,17 +38,18 @@ def entitled(log: Log, asked: dict[str, Asked]) -> list[str]:
         apart = [queue for queue in theirs if queue not in ours]
         if not apart:
             found.append(f"{stop.victim} may not be preempted, yet stops for {stop.claimant} of its own queue")
-            continue
-        guaranteed = tree.bounds[apart[-1]].guaranteed_milli.get(model, 0)
-        used = sum(
-            one.milli
-            for one in log.attempts
-            if one.start_ms <= stop.at_ms < one.end_ms
-            and model_of[one.nodes[0]] == model
-            and apart[-1] in tree.path(asked[one.job].queue)
-        )
-        if used <= guaranteed:
-            found.append(f"{stop.victim} is stopped though {apart[-1]} is within its guarantee")
+        use: dict[str, int] = defaultdict(int)
+        for one in log.attempts:
+            live = one.start_ms <= stop.at_ms and (
+                stop.at_ms < one.end_ms or (one.job, one.attempt, stop.at_ms) in stopped
+            )
+            if live and model_of[one.nodes[0]] == model:
+                use[asked[one.job].queue] += one.milli
+        found += [
+            f"{stop.victim} is stopped though {queue} is within its guarantee"
+            for queue in apart
+            if kept(tree, queue, model, use) <= tree.bounds[queue].guaranteed_milli.get(model, 0)
+        ]
     return found
 
 

@@ -86,12 +86,12 @@ def lending(log: Log, asked: dict[str, Asked]) -> list[str]:
                 if one.start_ms <= at_ms < one.end_ms:
                     use[asked[one.job].queue] += one.milli
             there = sum(m.devices for m in log.machines if m.model == model and m.there(at_ms)) * 1000
-            if sum(_kept(tree, queue, model, use) for queue in tree.children[None]) > there:
+            if sum(kept(tree, queue, model, use) for queue in tree.children[None]) > there:
                 found.append(f"at {at_ms} a start takes {model} that a queue does not lend")
     return found
 
 
-def _kept(tree: Tree, queue: str, model: str, use: dict[str, int]) -> int:
+def kept(tree: Tree, queue: str, model: str, use: dict[str, int]) -> int:
     """What the queue and all below use or do not lend."""
-    below = sum(_kept(tree, child, model, use) for child in tree.children.get(queue, ()))
+    below = sum(kept(tree, child, model, use) for child in tree.children.get(queue, ()))
     return max(use[queue] + below, tree.bounds[queue].unlent_milli.get(model, 0))

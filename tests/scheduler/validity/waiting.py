@@ -4,6 +4,7 @@ from collections import defaultdict
 from itertools import pairwise
 
 from tests.scheduler.validity.facts import WHOLE, Asked, Attempt, Log, Machine, Promised, Tree
+from tests.scheduler.validity.quotas import kept
 
 
 def promises(log: Log, asked: dict[str, Asked]) -> list[str]:
@@ -24,27 +25,50 @@ def promises(log: Log, asked: dict[str, Asked]) -> list[str]:
     for (job, _), made in rows.items():
         for before, after in pairwise(made):
             same_wait = not any(before.at_ms < start <= after.at_ms for start in starts[job])
-            if same_wait and after.from_ms > before.from_ms and not _excused(log, before, after.at_ms):
+            if same_wait and after.from_ms > before.from_ms and not _excused(log, asked, before, after.at_ms):
                 found.append(f"the promise to {job} moves from {before.from_ms} back to {after.from_ms}")
         last = made[-1]
         held = log.cycles_ms and last.at_ms < last.from_ms
         began = min((start for start in starts[job] if start >= last.at_ms), default=None)
         late = began is None or began > last.from_ms
-        if held and late and not _bounded(tree, asked[job]) and not _excused(log, last, last.from_ms):
+        if held and late and not _bounded(tree, asked[job]) and not _excused(log, asked, last, last.from_ms):
             found.append(f"{job} was promised a start by {last.from_ms} and starts at {began}")
     return found
 
 
-def _excused(log: Log, promise: Promised, until_ms: int) -> bool:
+def _excused(log: Log, asked: dict[str, Asked], promise: Promised, until_ms: int) -> bool:
     lost = any(
         promise.at_ms <= gone <= until_ms
         for machine in log.machines
         if machine.name in promise.nodes
         for gone, _ in machine.lost
     )
-    return lost or any(
-        promise.at_ms <= one.at_ms <= until_ms and one.nodes & promise.nodes and one.job != promise.job
-        for one in log.nominations
+    return (
+        lost
+        or any(
+            promise.at_ms <= one.at_ms <= until_ms and one.nodes & promise.nodes and one.job != promise.job
+            for one in log.nominations
+        )
+        or any(
+            promise.at_ms < one.start_ms <= until_ms
+            and promise.nodes & set(one.nodes)
+            and _guaranteed(log, asked, one)
+            for one in log.attempts
+        )
+    )
+
+
+def _guaranteed(log: Log, asked: dict[str, Asked], attempt: Attempt) -> bool:
+    """Whether the start was inside a guarantee of its queue or one above."""
+    tree, model_of = Tree(log), {machine.name: machine.model for machine in log.machines}
+    model = model_of[attempt.nodes[0]]
+    use: dict[str, int] = defaultdict(int)
+    for one in log.attempts:
+        if one.start_ms <= attempt.start_ms < one.end_ms and model_of[one.nodes[0]] == model:
+            use[asked[one.job].queue] += one.milli
+    return any(
+        kept(tree, queue, model, use) <= tree.bounds[queue].guaranteed_milli.get(model, 0)
+        for queue in tree.path(asked[attempt.job].queue)
     )
 
 
@@ -144,9 +168,9 @@ def _fits(
     for promise in promised:
         if promise.job != job.job and promise.from_ms < end_ms:
             barred |= promise.nodes
-    for kept in log.kept:
-        if job.job not in kept.for_jobs and kept.from_ms < end_ms and at_ms < kept.to_ms:
-            barred |= set(kept.nodes)
+    for span in log.kept:
+        if job.job not in span.for_jobs and span.from_ms < end_ms and at_ms < span.to_ms:
+            barred |= set(span.nodes)
     rooms: dict[str, int] = defaultdict(int)
     empty: dict[str, int] = defaultdict(int)
     for machine in log.machines:
