@@ -10,6 +10,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from compute_hub.api.call import Caller
+from compute_hub.api.job_reference import JobId
 from compute_hub.api.shapes import After, Body, Limit, NeededReason, Page, View, page_of
 from compute_hub.billing.tables import ChargeRow
 from kernel.money import format_yuan
@@ -94,7 +95,7 @@ class RestoredView(View):
 
 @router.get("/jobs/{job_id}/charges", name="list_job_charges")
 def charges(
-    job_id: UUID,
+    job_id: JobId,
     call: Caller,
     limit: Limit = 50,
     after: Annotated[int, Query(ge=-1, le=2**53)] = -1,

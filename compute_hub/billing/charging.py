@@ -12,13 +12,23 @@ from typing import Final
 from uuid import UUID
 
 from sqlalchemy import delete, func, or_, select
+from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
+from compute_hub.billing.domain.days import Span, month_of
+from compute_hub.billing.domain.rating import Priced, Usage, next_charge_micros, rate, share_out
 from compute_hub.billing.losses import is_lost, restore_losses
-from compute_hub.billing.rates import rate_at
-from compute_hub.billing.rating import next_charge_micros
-from compute_hub.billing.tables import ChargedUsageRow, ChargeRow, JobFundingRow, RateRow
+from compute_hub.billing.rates import NoRate, tariff_of, traits_of
+from compute_hub.billing.tables import (
+    ChargedUsageRow,
+    ChargeLineRow,
+    ChargeRow,
+    JobFundingRow,
+    TenantVolumeRow,
+)
+from compute_hub.metering.gaps import open_gap_cases
 from compute_hub.metering.tables import UnchargedUsageRow, UsageRecordRow
+from kernel.clock import from_unix_ms, unix_ms
 from kernel.ids import derived_id
 from scheduler.tables import JobRow, RunRow
 from vouchers.capturing import capture_charge
@@ -72,7 +82,7 @@ def jobs_to_release(session: Session, limit: int, at: datetime, *, after: UUID |
 
 
 def charge_job(session: Session, job_id: UUID, at: datetime) -> Sequence[ChargeRow]:
-    """Charge all usage of a job that is not charged yet, one charge per attempt and model.
+    """Charge all usage of a job that is not charged yet, one charge per attempt, model and month.
 
     A record is charged when all records of its run before it are; behind a gap it waits, and is forgone when the job
     has been over for `LATE`. Usage of an attempt that the centre lost is forgone. Does nothing while another biller
@@ -88,16 +98,14 @@ def charge_job(session: Session, job_id: UUID, at: datetime) -> Sequence[ChargeR
         .order_by(UsageRecordRow.attempt, UsageRecordRow.rank, UsageRecordRow.k)
     ).all()
     due, behind = _split_at_gaps(session, records)
+    job = session.get_one(JobRow, job_id, populate_existing=True)
     stretches = [
-        _Stretch(attempt, model, some, payable=not is_lost(session, job_id, attempt))
-        for (attempt, model), some in _by_attempt_and_model(due)
+        _Stretch(*key, some, payable=not is_lost(session, job_id, key[0])) for key, some in _grouped(due)
     ]
-    if behind and _is_late(session, job_id, at):
-        stretches += [
-            _Stretch(attempt, model, some, payable=False)
-            for (attempt, model), some in _by_attempt_and_model(behind)
-        ]
-    charges = [_charge(session, funding, stretch, at) for stretch in stretches]
+    if behind and _is_late(job, at):
+        open_gap_cases(session, job_id, at)
+        stretches += [_Stretch(*key, some, payable=False) for key, some in _grouped(behind)]
+    charges = [_charge(session, funding, job, stretch, at) for stretch in stretches]
     done = [record.id for stretch in stretches for record in stretch.records]
     session.execute(delete(UnchargedUsageRow).where(UnchargedUsageRow.record_id.in_(done)))
     return [charge for charge in charges if charge is not None]
@@ -108,6 +116,7 @@ def release_job(session: Session, job_id: UUID, at: datetime) -> None:
     funding = _funding(session, job_id)
     if funding is None or funding.state != "ended":
         return
+    open_gap_cases(session, job_id, at)
     restore_losses(session, job_id, at)
     release_hold(session, job_id, at)
     funding.state = "released"
@@ -121,10 +130,11 @@ def restore_lost_time(session: Session, job_id: UUID, at: datetime) -> None:
 
 @dataclass(frozen=True)
 class _Stretch:
-    """Records of one attempt on one model that become one charge, and whether anybody pays for them."""
+    """Records of one attempt, model and month that become one charge, and whether anybody pays for them."""
 
     attempt: int
     model: str
+    month: str
     records: Sequence[UsageRecordRow]
     payable: bool
 
@@ -150,17 +160,25 @@ def _funding(session: Session, job_id: UUID) -> JobFundingRow | None:
     ).one_or_none()
 
 
-def _is_late(session: Session, job_id: UUID, at: datetime) -> bool:
-    ended_at = session.scalars(select(JobRow.ended_at).where(JobRow.id == job_id)).one_or_none()
-    return ended_at is not None and ended_at < at - LATE
+def _is_late(job: JobRow, at: datetime) -> bool:
+    return job.ended_at is not None and job.ended_at < at - LATE
 
 
-def _by_attempt_and_model(
+def span_of(record: UsageRecordRow) -> Span:
+    """The instants a record is about."""
+    start = unix_ms(record.started_at) + record.offset_ms
+    return Span(start, start + record.duration_ms)
+
+
+def _grouped(
     records: Sequence[UsageRecordRow],
-) -> list[tuple[tuple[int, str], list[UsageRecordRow]]]:
-    found: dict[tuple[int, str], list[UsageRecordRow]] = {}
+) -> list[tuple[tuple[int, str, str], list[UsageRecordRow]]]:
+    """By attempt, model and month; a record belongs to the month its last millisecond lies in."""
+    found: dict[tuple[int, str, str], list[UsageRecordRow]] = {}
     for record in records:
-        found.setdefault((record.attempt, record.model), []).append(record)
+        span = span_of(record)
+        month = month_of(max(span.start_ms, span.end_ms - 1))
+        found.setdefault((record.attempt, record.model, month), []).append(record)
     return sorted(found.items())
 
 
@@ -187,25 +205,92 @@ def _predecessor(record: UsageRecordRow) -> UUID:
     return derived_id("usage", record.job_id, record.attempt, record.rank, record.k - 1)
 
 
-def _charge(session: Session, funding: JobFundingRow, stretch: _Stretch, at: datetime) -> ChargeRow | None:
+def _charge(
+    session: Session, funding: JobFundingRow, job: JobRow, stretch: _Stretch, at: datetime
+) -> ChargeRow | None:
     slot_ms = sum(record.slot_ms for record in stretch.records)
     if slot_ms == 0:
         return None
-    rate = rate_at(session, stretch.model, funding.funded_at or at)
-    before = _charged_slot_ms(session, funding.job_id, rate)
-    cost = next_charge_micros(before, slot_ms, rate.micros_per_card_hour)
+    pieces = _rate(session, funding, job, stretch, slot_ms, at)
+    units = int(funding.rated_units)
+    cost = next_charge_micros(units, sum(piece.units for piece in pieces))
     n = session.scalars(select(func.count()).where(ChargeRow.job_id == funding.job_id)).one()
     charge_id = derived_id("charge", funding.job_id, n)
     coverage = Coverage(0, ())
     if cost and stretch.payable:
         coverage = _capture(session, funding.job_id, charge_id, cost, stretch, slot_ms, at)
-    charge = ChargeRow(
+    charge = charge_row(
+        charge_id,
+        funding,
+        n,
+        coverage,
+        attempt=stretch.attempt,
+        model=stretch.model,
+        month=stretch.month,
+        slot_ms=slot_ms,
+        cost=cost,
+        at=at,
+    )
+    session.add(charge)
+    session.flush()
+    session.add_all(line_rows(charge_id, units, pieces))
+    session.add_all(ChargedUsageRow(record_id=record.id, charge_id=charge_id) for record in stretch.records)
+    funding.rated_units += sum(piece.units for piece in pieces)
+    session.flush()
+    return charge
+
+
+def _rate(
+    session: Session, funding: JobFundingRow, job: JobRow, stretch: _Stretch, slot_ms: int, at: datetime
+) -> list[Priced]:
+    """Price a stretch and count it to the tenant's month. Raises NoRate."""
+    admitted_at = funding.funded_at or at
+    pieces = rate(
+        [Usage(span_of(record), record.slot_ms) for record in stretch.records],
+        tariff_of(session, funding.tenant_id, stretch.model),
+        traits_of(job),
+        unix_ms(admitted_at),
+        _add_volume(session, funding.tenant_id, stretch, slot_ms),
+    )
+    if pieces is None:
+        raise NoRate(model=stretch.model, at=admitted_at.isoformat())
+    return pieces
+
+
+def _add_volume(session: Session, tenant_id: UUID, stretch: _Stretch, slot_ms: int) -> int:
+    """Add to what the tenant has used of the model in the month; returns what it was before."""
+    statement = insert(TenantVolumeRow).values(
+        tenant_id=tenant_id, model=stretch.model, month=stretch.month, slot_ms=slot_ms
+    )
+    added = statement.on_conflict_do_update(
+        index_elements=[TenantVolumeRow.tenant_id, TenantVolumeRow.model, TenantVolumeRow.month],
+        set_={"slot_ms": TenantVolumeRow.slot_ms + slot_ms},
+    ).returning(TenantVolumeRow.slot_ms)
+    return int(session.scalars(added).one()) - slot_ms
+
+
+def charge_row(
+    charge_id: UUID,
+    funding: JobFundingRow,
+    n: int,
+    coverage: Coverage,
+    *,
+    attempt: int,
+    model: str,
+    month: str,
+    slot_ms: int,
+    cost: int,
+    at: datetime,
+) -> ChargeRow:
+    """A charge as it is kept: what it cost, who paid which part, and what of it is forgone."""
+    return ChargeRow(
         id=charge_id,
         job_id=funding.job_id,
         tenant_id=funding.tenant_id,
         n=n,
-        attempt=stretch.attempt,
-        rate_id=rate.id,
+        attempt=attempt,
+        model=model,
+        month=month,
         slot_ms=slot_ms,
         amount_micros=coverage.cost_micros,
         voucher_micros=coverage.public_micros - coverage.reimbursed_micros,
@@ -214,11 +299,23 @@ def _charge(session: Session, funding: JobFundingRow, stretch: _Stretch, at: dat
         forgone_micros=cost - coverage.cost_micros,
         charged_at=at,
     )
-    session.add(charge)
-    session.flush()
-    session.add_all(ChargedUsageRow(record_id=record.id, charge_id=charge_id) for record in stretch.records)
-    session.flush()
-    return charge
+
+
+def line_rows(charge_id: UUID, units_before: int, pieces: Sequence[Priced]) -> list[ChargeLineRow]:
+    """A charge's lines, one per price; their costs telescope to the charge's."""
+    return [
+        ChargeLineRow(
+            charge_id=charge_id,
+            line=number,
+            rate_id=piece.rate_id,
+            window=piece.window,
+            from_slot_ms=piece.from_slot_ms,
+            price_micros=piece.price_micros,
+            slot_ms=piece.slot_ms,
+            cost_micros=cost,
+        )
+        for number, (piece, cost) in enumerate(zip(pieces, share_out(units_before, pieces), strict=True))
+    ]
 
 
 def _capture(
@@ -229,9 +326,7 @@ def _capture(
     if held is None:
         return Coverage(0, ())
     facts = replace(held, card_ms=slot_ms // 1000)
-    used_until = max(
-        record.started_at + timedelta(milliseconds=record.duration_ms) for record in stretch.records
-    )
+    used_until = from_unix_ms(max(span_of(record).end_ms for record in stretch.records))
     try:
         return _capture_whole(session, job_id, charge_id, cost, facts, at, used_until)
     except ChargeBeyondHold as beyond:
@@ -255,8 +350,3 @@ def _capture_whole(
 ) -> Coverage:
     with session.begin_nested():
         return capture_charge(session, job_id, charge_id, cost, facts, at, used_until=used_until)
-
-
-def _charged_slot_ms(session: Session, job_id: UUID, rate: RateRow) -> int:
-    query = select(func.coalesce(func.sum(ChargeRow.slot_ms), 0))
-    return int(session.scalars(query.where(ChargeRow.job_id == job_id, ChargeRow.rate_id == rate.id)).one())

@@ -1,7 +1,8 @@
 """What the centre lost is not paid for: an attempt that ended through its fault is given back, whole and once.
 
-An attempt is lost when its job was queued again after it, or ended for a reason that is the centre's. What was
-charged of it goes back to the lots it came from; what is reported of it later is charged to nobody.
+Which attempts those are the scheduler writes into the job (`lost_attempts`): lost with a node, or stopped for another
+job. One that failed through its own program is paid, also where it is tried again. What was charged of a lost one goes
+back to the lots it came from; what is reported of it later is charged to nobody.
 """
 
 from collections.abc import Sequence
@@ -9,12 +10,12 @@ from datetime import datetime
 from typing import Final
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Select, and_, or_, select
+from sqlalchemy import ColumnElement, Select, any_, select
 from sqlalchemy.orm import Session
 
 from compute_hub.billing.tables import ChargeRow, JobFundingRow, LostAttemptRow
 from kernel.errors import HubError
-from scheduler.controller.settling import INFRASTRUCTURE
+from scheduler.controller.settling import INFRASTRUCTURE, PREEMPTED
 from scheduler.tables import JobRow, RunRow
 from vouchers.restoration import restore_charge
 
@@ -37,9 +38,7 @@ def jobs_with_losses(session: Session, limit: int, *, after: UUID | None = None)
 
 def is_lost(session: Session, job_id: UUID, attempt: int) -> bool:
     """Whether the centre lost an attempt, as far as is known now."""
-    job = session.get_one(JobRow, job_id, populate_existing=True)
-    given_up = job.state == "queued" or (job.ended_at is not None and job.end_reason in INFRASTRUCTURE)
-    return attempt < job.attempt or (attempt == job.attempt and given_up)
+    return attempt in session.get_one(JobRow, job_id, populate_existing=True).lost_attempts
 
 
 def restore_losses(session: Session, job_id: UUID, at: datetime) -> None:
@@ -87,14 +86,14 @@ def _why(session: Session, job_id: UUID, attempt: int) -> str:
         .where(RunRow.job_id == job_id, RunRow.attempt == attempt, RunRow.end_reason.is_not(None))
         .order_by(RunRow.ended_at, RunRow.rank)
     ).all()
-    return next((end for end in ends if end in INFRASTRUCTURE), None) or "it was queued again"
+    return (
+        next((end for end in ends if end in INFRASTRUCTURE or end == PREEMPTED), None) or "it was queued again"
+    )
 
 
 def _lost() -> ColumnElement[bool]:
     """In a query of charges with their jobs: those of attempts that the centre lost."""
-    ended = and_(JobRow.ended_at.is_not(None), JobRow.end_reason.in_(sorted(INFRASTRUCTURE)))
-    given_up = or_(JobRow.state == "queued", ended)
-    return or_(ChargeRow.attempt < JobRow.attempt, and_(ChargeRow.attempt == JobRow.attempt, given_up))
+    return ChargeRow.attempt == any_(JobRow.lost_attempts)
 
 
 def _settled() -> Select[int]:

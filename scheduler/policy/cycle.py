@@ -5,15 +5,14 @@ feeds the events. `run_cycle` decides and applies at once, which is what the sim
 Invariant: equal states and times give equal plans.
 """
 
-from heapq import heapify, heappop, heappush
-
 from scheduler.policy.capacity import Pool
+from scheduler.policy.contest import Contest
 from scheduler.policy.model import Eviction, Plan, Start
 from scheduler.policy.pending import Entry, JobClass, QueuedJob
 from scheduler.policy.placement import Found, as_placements, find
 from scheduler.policy.preemption import CLAIMS_MAX, find_evictions, may_evict
 from scheduler.policy.promises import FOREVER_MS, Promise, earliest
-from scheduler.policy.queues import QueueState, Tier
+from scheduler.policy.queues import QueueState
 from scheduler.policy.settings import Backfill
 from scheduler.policy.shapes import Shape
 from scheduler.policy.state import SchedulerState
@@ -43,12 +42,14 @@ class Cycle:
         self._unserved: list[QueuedJob] = []
         self._hindered: dict[Shape, int] = {}
         """Shapes a promise stands in the way of, and how long a job of it may last to be gone before."""
+        self._redeemed = False
         self._may_evict = may_evict(state)
+        self._nominated = dict(state.promises.nominations.by_job)
 
     def run(self) -> Plan:
         """The pipeline.
 
-        1. Wake what was waiting for the time.
+        1. Wake what was waiting for the time; start whom others have made room for.
         2. Order: queues by tier and weighted share, at every level of the tree; inside a queue by priority and
            latest turn.
         3. Quota: a claim beyond a bound of any level waits.
@@ -58,24 +59,39 @@ class Cycle:
         """
         state = self.state
         state.wake(self.now_ms)
-        candidates = self._candidates()
-        if candidates:
-            contest = Contest(state, self.now_ms, candidates, self._hindered)
-            shapes = {job_class.shape for job_class in candidates}
-            while (leaf := contest.next_leaf()) is not None:
-                if len(self._hindered) >= len(shapes) and all(
-                    self._hindered.get(shape) == 0 for shape in shapes
-                ):
-                    break  # nothing of any shape fits any more, whoever asks
-                job_class, entry = contest.head_of(leaf)
-                self._consider(contest, leaf, job_class, entry)
+        self._start_nominees()
+        self._hold_contests()
         evictions: tuple[Eviction, ...] = ()
         wakes = [state.next_alarm_ms()]
         if self._may_evict:
+            promised = len(state.promises.by_pool)
             evictions, wake = find_evictions(state, self._unserved, self.now_ms)
             wakes.append(wake)
+            self._start_nominees()
+            if len(state.promises.by_pool) < promised:
+                self._hindered.clear()
+                self._hold_contests()
         next_wake = min((wake for wake in wakes if wake is not None), default=None)
         return Plan(self.now_ms, tuple(self.starts), evictions, next_wake)
+
+    def _hold_contests(self) -> None:
+        while self._hold_contest():
+            self._hindered.clear()  # whom the promise hindered may go now
+
+    def _hold_contest(self) -> bool:
+        """Offer what is free to everybody in turn; whether a promise that hindered somebody was redeemed or moved."""
+        self._redeemed = False
+        candidates = self._candidates()
+        if not candidates:
+            return False
+        contest = Contest(self.state, self.now_ms, candidates, self._hindered)
+        shapes = {job_class.shape for job_class in candidates}
+        while (leaf := contest.next_leaf()) is not None:
+            if len(self._hindered) >= len(shapes) and all(self._hindered.get(shape) == 0 for shape in shapes):
+                break  # nothing of any shape fits any more, whoever asks
+            job_class, entry = contest.head_of(leaf)
+            self._consider(contest, leaf, job_class, entry)
+        return self._redeemed
 
     def undo(self) -> None:
         """Take every start back, the last first."""
@@ -85,6 +101,33 @@ class Cycle:
             state.queued[queued.job.id] = queued
             state.pending.class_of(queued).restore(queued)
             queued.ready = True
+        kept = state.promises.nominations.by_job
+        begun = {queued.job.id for queued in self._begun}
+        before = {name: known for name, known in self._nominated.items() if name in kept or name in begun}
+        state.promises.nominations.restore({**before, **kept})
+
+    def _start_nominees(self) -> None:
+        """Start every claimant whose room is there; void a nomination that nobody is leaving for any more."""
+        state = self.state
+        nominations = state.promises.nominations
+        for known in list(nominations.by_job.values()):
+            queued, pool = state.queued[known.job_id], state.capacity.pools[known.pool]
+            home = queued.home
+            pools = self._allowed_pools(queued)
+            if home is not None and pool in pools:
+                found = find(queued.shape, pool, ~known.nodes | self._reserved(queued, pool))
+                placed = (pool, found) if found is not None else self._place(queued, pools)[0]
+                if placed is not None:
+                    self._start(queued, home, *placed)
+                    continue
+            if not any(victim in state.running for victim in known.victims):
+                nominations.forget(known.job_id)
+
+    def _reserved(self, queued: QueuedJob, pool: Pool) -> int:
+        job = queued.job
+        return self.state.promises.reserved_from(
+            pool.model, job.id, self.now_ms, self.now_ms + job.time_limit_ms
+        )
 
     def _candidates(self) -> list[JobClass]:
         """Classes of shapes that fit now; the first of those that do not is promised nodes."""
@@ -143,7 +186,7 @@ class Cycle:
                     best = row
         return None if best is None else best[1][3]
 
-    def _consider(self, contest: "Contest", leaf: QueueState, job_class: JobClass, entry: Entry) -> None:
+    def _consider(self, contest: Contest, leaf: QueueState, job_class: JobClass, entry: Entry) -> None:
         queued = entry[3]
         if self._is_full(job_class.shape) or contest.passed_over(job_class):
             self._pass_over(job_class, queued, entry)
@@ -162,13 +205,14 @@ class Cycle:
                 self._start(queued, job_class, *placed)
                 for holder, pool in aside:
                     self._promise(holder, (pool,))
+                    self._redeemed = self._redeemed or any(self._hindered.values())
                 contest.advance(leaf)
                 return
             if not hindered and pools is shape.pools:
                 shape.does_not_fit()
                 self._hindered[shape] = 0
             elif pools is shape.pools:
-                self._hindered[shape] = self._gone_before(pools)
+                self._hindered[shape] = self._gone_before(shape, pools)
         self._not_served(job_class, queued)
         if self.state.settings.backfill is Backfill.NONE:
             contest.close(leaf)
@@ -204,13 +248,19 @@ class Cycle:
                     later.append((state.queued[held.job_id], pool))
         return later
 
-    def _gone_before(self, pools: tuple[Pool, ...]) -> int:
-        """How long a job may last that uses promised nodes of these pools without breaking a promise."""
+    def _gone_before(self, shape: Shape, pools: tuple[Pool, ...]) -> int:
+        """How long a job may last that uses promised nodes of these pools without breaking a promise; never 0."""
         promises = self.state.promises
-        if promises.spans or promises.nominated:
+        if promises.spans:
             return FOREVER_MS
-        held = [promises.by_pool[pool.model].from_ms for pool in pools if pool.model in promises.by_pool]
-        return max(held, default=FOREVER_MS) - self.now_ms
+        until_ms = [self.now_ms]
+        for pool in pools:
+            nominated = promises.nominations.nodes_in(pool.model)
+            if nominated and not shape.scored and find(shape, pool, nominated) is None:
+                continue  # what is nominated is for nobody else, however soon it would be gone
+            held = promises.by_pool.get(pool.model)
+            until_ms.append(FOREVER_MS if held is None else held.from_ms)
+        return max(1, max(until_ms) - self.now_ms)
 
     def _not_served(self, job_class: JobClass, queued: QueuedJob) -> None:
         if job_class.shape.pools:
@@ -290,10 +340,12 @@ class Cycle:
             return ()
         if job.array_running_max and state.array_running[job.array_id] >= job.array_running_max:
             return ()
+        milli, spare = job.devices_milli, job.preemptible
+        refusal = state.queues.refusal
         allowed = tuple(
             pool
             for pool in pools
-            if state.queues.refusal(leaf, pool.model, job.devices_milli, pool.capacity_milli) is None
+            if refusal(leaf, pool.model, milli, pool.capacity_milli, opportunistic=spare) is None
         )
         return pools if len(allowed) == len(pools) else allowed
 
@@ -343,126 +395,16 @@ class Cycle:
         queued.ready = False
         del state.queued[job.id]
         promises = state.promises
-        held = promises.by_pool.get(pool.model)
-        if promises.by_pool or promises.nominated:
+        redeemed = [model for model, promise in promises.by_pool.items() if promise.job_id == job.id]
+        if promises.by_pool or promises.nominations:
             promises.forget(job.id)
         state.begin(queued, placements, self.now_ms)
         self.starts.append(Start(job.id, placements))
         self._begun.append(queued)
-        if held is not None and held.job_id == job.id:
+        if redeemed:
+            self._redeemed = self._redeemed or any(self._hindered.values())
             self._hindered.clear()
-            following = self._first_unfit(pool)
+        for model in redeemed:
+            following = self._first_unfit(state.capacity.pools[model])
             if following is not None:
-                self._promise(following, (pool,))
-
-
-class Contest:
-    """Who is next: a heap of children at every inner queue, and the candidate classes of every leaf."""
-
-    def __init__(
-        self,
-        state: SchedulerState,
-        now_ms: int,
-        candidates: list[JobClass],
-        hindered: dict[Shape, int],
-    ) -> None:
-        self._now_ms = now_ms
-        self._hindered = hindered
-        self._capacities = state.capacities()
-        self._classes: dict[QueueState, list[JobClass]] = {}
-        for job_class in candidates:
-            self._classes.setdefault(job_class.leaf, []).append(job_class)
-        self._heads: dict[QueueState, tuple[JobClass, Entry]] = {}
-        self._children: dict[QueueState, list[tuple[Tier, int, str, QueueState]]] = {}
-        self._root = state.queues.root
-        inner: dict[QueueState, None] = {}
-        for leaf in sorted(self._classes, key=lambda one: one.name):
-            if self._refresh(leaf):
-                for above in leaf.path():
-                    if above is not leaf:
-                        inner[above] = None
-        self._fill(inner)
-
-    def _fill(self, inner: dict[QueueState, None]) -> None:
-        for queue in sorted(inner, key=lambda one: -sum(1 for _ in one.path())):
-            rows = [self._row(child) for child in queue.children if child in self._heads]
-            heapify(rows)
-            self._children[queue] = rows
-            if rows:
-                self._heads[queue] = self._heads[rows[0][3]]
-
-    def next_leaf(self) -> QueueState | None:
-        """The leaf that may start a job next, or None when no candidate is left."""
-        at = self._root
-        if not self._children.get(at):
-            return None
-        while at in self._children:
-            at = self._children[at][0][3]
-        return at
-
-    def head_of(self, leaf: QueueState) -> tuple[JobClass, Entry]:
-        """The leaf's first job and its class."""
-        return self._heads[leaf]
-
-    def drop(self, leaf: QueueState, job_class: JobClass) -> None:
-        """This class cannot start anything in this cycle."""
-        self._classes[leaf].remove(job_class)
-        self.advance(leaf)
-
-    def close(self, leaf: QueueState) -> None:
-        """The leaf starts nothing more in this cycle."""
-        self._classes[leaf].clear()
-        self.advance(leaf)
-
-    def advance(self, leaf: QueueState) -> None:
-        """Work out the leaf's next candidate and where its ancestors now stand."""
-        alive = self._refresh(leaf)
-        below = leaf
-        for queue in leaf.path():
-            if queue is leaf:
-                continue
-            rows = self._children[queue]
-            heappop(rows)
-            if alive:
-                heappush(rows, self._row(below))
-            alive = bool(rows)
-            if alive:
-                self._heads[queue] = self._heads[rows[0][3]]
-            else:
-                self._heads.pop(queue, None)
-            below = queue
-
-    def _refresh(self, leaf: QueueState) -> bool:
-        best: tuple[int, Entry, JobClass] | None = None
-        for job_class in self._classes[leaf]:
-            if self.passed_over(job_class):
-                continue
-            entry = job_class.head()
-            if entry is None:
-                continue
-            row = (-job_class.priority, entry, job_class)
-            if best is None or row[:2] < best[:2]:
-                best = row
-        if best is None:
-            self._heads.pop(leaf, None)
-            return False
-        self._heads[leaf] = (best[2], best[1])
-        return True
-
-    def passed_over(self, job_class: JobClass) -> bool:
-        """Whether nobody of the class can start in this cycle, as has been found for its shape."""
-        shape = job_class.shape
-        longest_ms = self._hindered.get(shape)
-        if longest_ms is None:
-            return False
-        shortest = job_class.shortest()
-        return shortest is None or shortest[3].job.time_limit_ms > longest_ms
-
-    def _row(self, queue: QueueState) -> tuple[Tier, int, str, QueueState]:
-        if queue.lonely:
-            return (Tier.BORROWING, 0, queue.name, queue)
-        job_class, _ = self._heads[queue]
-        shape = job_class.shape
-        pool = shape.pools[0].model if shape.pools else ""
-        tier = queue.tier(pool, shape.demand_milli())
-        return (tier, queue.share(self._capacities, self._now_ms), queue.name, queue)
+                self._promise(following, (state.capacity.pools[model],))

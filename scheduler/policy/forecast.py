@@ -4,10 +4,12 @@ An estimate, not a promise: it knows no job that has not been submitted yet and 
 """
 
 from copy import deepcopy
+from dataclasses import replace
 from typing import Final
 
 from scheduler.policy.cycle import run_cycle
-from scheduler.policy.state import RunningJob, SchedulerState
+from scheduler.policy.reasons import expected_end_ms
+from scheduler.policy.state import SchedulerState
 
 STEPS_MAX: Final = 2000
 """Instants played before the forecast says that it does not know."""
@@ -18,6 +20,10 @@ def estimate_starts(
 ) -> dict[str, int]:
     """Estimated start times of those of the waiting jobs whose start comes into sight; the state is untouched."""
     future = deepcopy(state)
+    future.settings = replace(state.settings, evicts=False)
+    for known in state.promises.nominations.by_job.values():
+        if known.due_ms is not None:
+            future.promises.nominations.forget(known.job_id)  # nobody has been told to stop for it yet
     found: dict[str, int] = {}
     at_ms = now_ms
     for _ in range(steps_max):
@@ -30,16 +36,14 @@ def estimate_starts(
 
 def _play_next(future: SchedulerState, at_ms: int) -> int:
     """Let the next thing happen in the copy; returns when that is."""
-    ends = [(_ends_ms(running, at_ms), running.job.id) for running in future.running.values()]
+    grace_ms = future.settings.grace_ms
+    ends = [
+        (at_ms + grace_ms if running.evicted_for else expected_end_ms(running, at_ms), running.job.id)
+        for running in future.running.values()
+    ]
     alarm_ms = future.next_alarm_ms()
     next_ms = min([end_ms for end_ms, _ in ends] + ([] if alarm_ms is None else [max(alarm_ms, at_ms + 1)]))
     for end_ms, job_id in sorted(ends):
         if end_ms <= next_ms:
             future.allocation_ended(job_id, next_ms, succeeded=True)
     return next_ms
-
-
-def _ends_ms(running: RunningJob, now_ms: int) -> int:
-    """When the job will probably end: as predicted, or by its limit once it has outlived the prediction."""
-    predicted_ms = running.started_ms + running.predicted_ms
-    return max(now_ms + 1, predicted_ms if predicted_ms > now_ms else running.ends_by_ms)

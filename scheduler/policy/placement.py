@@ -5,6 +5,8 @@ topology domain that holds them, fractions where they break open the least. Ties
 first. A finder never changes state; the caller takes what it likes.
 """
 
+from collections.abc import Callable
+
 from scheduler.policy.capacity import NodeState, Pool, lowest_devices
 from scheduler.policy.model import WHOLE_MILLI, DeviceSlice, Placement, Topology
 from scheduler.policy.shapes import Shape
@@ -108,12 +110,26 @@ def _find_gang(shape: Shape, pool: Pool, barred: int) -> Found | None:
     if fitting.bit_count() < shape.nodes:
         return None
     if shape.topology is Topology.SPREAD:
-        return _gang_on(shape, pool, fitting, _spread(shape, pool, fitting))
+        return _gang_in(shape, pool, fitting, _spread)
     for domain in _domains_smallest_first(shape, pool, fitting):
-        found = _gang_on(shape, pool, domain, _tightest(shape, pool, domain))
+        found = _gang_in(shape, pool, domain, _tightest)
         if found is not None:
             return found
     return None
+
+
+def _gang_in(
+    shape: Shape, pool: Pool, nodes: int, choose: Callable[[Shape, Pool, int], list[NodeState]]
+) -> Found | None:
+    """The gang on these nodes; when its own choice leaves no empty one for the tail, the tail chooses first."""
+    found = _gang_on(shape, pool, nodes, choose(shape, pool, nodes))
+    if found is not None or not shape.tail_devices:
+        return found
+    tail = _idle_node(shape, pool, nodes)
+    if tail is None:
+        return None
+    body = choose(shape, pool, nodes & ~tail.bit)
+    return _gang_on(shape, pool, tail.bit | sum(state.bit for state in body), body)
 
 
 def fitting_nodes(shape: Shape, pool: Pool) -> int:

@@ -1,31 +1,37 @@
-"""Stopping running jobs for a stronger claim, with every safeguard; decides whom, never acts.
+"""Making room for a stronger claim by stopping running jobs, with every safeguard; decides whom, never acts.
 
-A claim may evict when it is inside its queue's guarantee (then jobs of queues beyond theirs give
-way), when it has a higher priority than preemptible jobs of its own queue, or when afterwards its queue's
-share is still strictly below the victim's queue's (then preemptible jobs give way). Invariant: victims are
-past their minimum run time, whole gangs, capped per cycle and per job, and the claimant's room is verified on
-what would then be free; the freed nodes are nominated to the claimant.
+A waiting job has a claim against a running one when
+
+1. it is inside its queue's guarantee and the other's queue is beyond its own, at every level that is not common to
+   both (guarantees of children are part of their parent's, so the claim need only be inside one),
+2. the other is preemptible and its queue, or one above it, is beyond its borrow limit, while the claim is not,
+3. both are of one queue, the other is preemptible and has a lower priority,
+4. the other is preemptible and after the exchange the claimant's weighted use is still strictly the smaller.
+
+Invariant: victims are past their minimum run time and whole gangs; nobody is ordered to stop before the claimant's
+room and quota are verified on what is then free; the room is nominated to the claimant. Only rule 1 may plan with
+victims that are not past their minimum yet: their nodes are nominated at once, so that its wait has an end.
 """
 
-from collections.abc import Callable
 from typing import Final
 
-from scheduler.policy.capacity import Pool
+from scheduler.policy.imagination import Imagination, Outcome, in_guarantee
 from scheduler.policy.model import Eviction
-from scheduler.policy.pending import QueuedJob
-from scheduler.policy.placement import find
-from scheduler.policy.queues import QueueState, Tier
-from scheduler.policy.state import RunningJob, SchedulerState
+from scheduler.policy.nominations import Nomination
+from scheduler.policy.pending import JobClass, QueuedJob
+from scheduler.policy.state import SchedulerState
 
 CLAIMS_MAX: Final = 8
-"""Waiting heads that one cycle examines for evictions when there are many classes."""
+"""Claims one cycle plans for when there are many classes."""
 
 CLASSES_FEW: Final = 64
-"""Up to so many classes every cycle examines the heads of all."""
+"""Up to so many classes every cycle examines all of them."""
 
-_GUARANTEE: Final = "reclaims its guarantee"
-_PRIORITY: Final = "has a higher priority"
-_FAIRNESS: Final = "is further below its fair share"
+OUTSTANDING_MAX: Final = 128
+"""Claimants for whom room is being made at the same time."""
+
+CLAIMS_PER_JOB_MAX: Final = 16
+"""A job for which others were stopped so often without its starting makes no further claim: no cycle is endless."""
 
 
 def may_evict(state: SchedulerState) -> bool:
@@ -41,157 +47,94 @@ def find_evictions(
     state: SchedulerState, unserved: list[QueuedJob], now_ms: int
 ) -> tuple[tuple[Eviction, ...], int | None]:
     """Evictions for the claims in their order, and when the next protected victim has run its minimum."""
+    nominations = state.promises.nominations
+    for known in list(nominations.by_job.values()):
+        if known.due_ms is not None and known.due_ms <= now_ms:
+            nominations.forget(
+                known.job_id
+            )  # its victims are ripe: it is planned for anew, on what is true now
+            unserved.insert(0, state.queued[known.job_id])
+    wakes: list[int] = []
     evictions: list[Eviction] = []
-    wake: int | None = None
-    leaving = {claimant for nominees in state.promises.nominated.values() for claimant in nominees}
-    ordered: set[str] = set()
-    for claim in _claims(state, unserved):
-        if claim.job.id in leaving or claim.job.id not in state.queued:
-            continue  # room is already being made for it, or it has just started
-        room = state.settings.evictions_per_cycle_max - len(evictions)
-        for pool in claim.shape.pools:
-            victims, reason, matures_ms = _victims(state, claim, pool, ordered, now_ms)
-            if matures_ms is not None:
-                wake = matures_ms if wake is None else min(wake, matures_ms)
-            if victims and len(victims) <= room:
-                evictions += [Eviction(victim.job.id, claim.job.id, reason) for victim in victims]
-                ordered.update(victim.job.id for victim in victims)
+    told: set[str] = set()
+    claims = _claims(state, unserved)
+    if claims and len(nominations.by_job) < OUTSTANDING_MAX:
+        imagination = Imagination(state, now_ms)
+        for claim in claims:
+            if len(nominations.by_job) >= OUTSTANDING_MAX:
                 break
-    return tuple(evictions), wake
+            outcome = imagination.plan(claim)
+            if outcome is None:
+                continue
+            ordered = _order(state, claim, outcome, len(evictions), now_ms)
+            evictions += ordered
+            told.update(eviction.for_job_id for eviction in ordered)
+        imagination.undo()
+        if imagination.matures_ms is not None:
+            wakes.append(imagination.matures_ms)
+    wakes += [
+        known.due_ms
+        for known in nominations.by_job.values()
+        if known.due_ms is not None and known.job_id not in told and known.victims
+    ]
+    return tuple(evictions), min((max(wake, now_ms + 1) for wake in wakes), default=None)
+
+
+def _order(
+    state: SchedulerState, claim: QueuedJob, outcome: Outcome, ordered: int, now_ms: int
+) -> list[Eviction]:
+    """The evictions of one claim's plan, unless the cycle has ordered as many as it may; then they are due next."""
+    victims = tuple(victim.job.id for victim in outcome.victims)
+    nomination = Nomination(claim.job.id, outcome.pool, outcome.nodes, victims, outcome.due_ms or now_ms)
+    state.promises.nominate(nomination)
+    ripe = outcome.due_ms is None
+    if not ripe or (ordered and ordered + len(victims) > state.settings.evictions_per_cycle_max):
+        return []
+    return [Eviction(victim, claim.job.id, outcome.reason) for victim in victims]
 
 
 def _claims(state: SchedulerState, unserved: list[QueuedJob]) -> list[QueuedJob]:
-    """The heads that did not start in this cycle, and in turn the heads of classes not looked at in it."""
+    """Who may claim: the heads that did not start in this cycle, and the first of the classes, each in its turn.
+
+    A class gives its next job as well as long as its queue stays inside a guarantee with it.
+    """
     few = len(state.pending.classes) <= CLASSES_FEW
     most = CLASSES_FEW if few else CLAIMS_MAX
-    claims = dict.fromkeys(unserved[:CLAIMS_MAX])
-    keys = state.pending.rotation(most)
-    for key in keys:
-        entry = state.pending.classes[key].head()
-        if entry is not None and state.pending.classes[key].shape.pools:
-            claims[entry[3]] = None
-    return sorted(claims, key=lambda one: (-one.job.priority, one.entry or (0,), one.sequence))[: 2 * most]
+    claims: dict[QueuedJob, None] = {}
+    for key in state.pending.rotation(most):
+        job_class = state.pending.classes[key]
+        if job_class.shape.pools:
+            claims |= dict.fromkeys(job_class.first(_claims_of_class(job_class, most)))
+    claims |= dict.fromkeys(unserved[:CLAIMS_MAX])
+    known = state.promises.nominations.by_job
+    rows = [
+        claim
+        for claim in claims
+        if claim.job.id not in known
+        and claim.job.id in state.queued
+        and state.claims_of[claim.job.id] < CLAIMS_PER_JOB_MAX
+        and _may_claim(state, claim)
+    ]
+    rows.sort(key=lambda one: (not in_guarantee(one), -one.job.priority, one.entry or (0,), one.sequence))
+    return rows if few else rows[:CLAIMS_MAX]
 
 
-def _victims(
-    state: SchedulerState, claim: QueuedJob, pool: Pool, ordered: set[str], now_ms: int
-) -> tuple[list[RunningJob], str, int | None]:
-    matures: int | None = None
-    rows: list[tuple[bool, int, int, str, RunningJob, str]] = []
-    mine = claim.leaf
-    guaranteed = any(one.tier(pool.model, claim.job.devices_milli) is Tier.GUARANTEED for one in mine.ancestry)
-    if not guaranteed and not state.preemptible_running:
-        return [], "", None
-    min_run_ms, most = state.settings.min_run_ms, state.settings.evictions_per_job_max
-    for leaf, jobs in state.running_in.items():
-        entitled = _entitlement(claim, leaf, pool) if jobs else None
-        if entitled is None:
-            continue
-        for running in jobs.values():
-            if running.started_ms + min_run_ms > now_ms:
-                mature_ms = running.started_ms + min_run_ms
-                matures = mature_ms if matures is None else min(matures, mature_ms)
-                break  # the rest started later
-            if running.pool != pool.model or running.evicted_for or running.job.id in ordered:
-                continue
-            reason = entitled(running)
-            if reason is not None and state.evictions_of[running.job.id] < most:
-                job = running.job
-                rows.append((not job.preemptible, job.priority, -running.started_ms, job.id, running, reason))
-    if not rows:
-        return [], "", matures
-    rows.sort(key=lambda row: row[:4])
-    chosen = _smallest_set(state, claim, pool, [row[4] for row in rows], now_ms)
-    reasons = {row[3]: row[5] for row in rows}
-    return chosen, reasons[chosen[0].job.id] if chosen else "", None if chosen else matures
+def _claims_of_class(job_class: JobClass, most: int) -> int:
+    """How many jobs of a class its queue's guarantee has room for; at least the first may try."""
+    milli = max(1, job_class.shape.demand_milli())
+    rooms = (
+        (level.quota(pool.model).guarantee_milli - level.used.get(pool.model, 0)) // milli
+        for pool in job_class.shape.pools
+        for level in job_class.leaf.ancestry
+    )
+    return max(1, min(most, max(rooms)))
 
 
-Entitlement = Callable[[RunningJob], str | None]
-
-
-def _entitlement(claim: QueuedJob, leaf: QueueState, pool: Pool) -> Entitlement | None:
-    """Why the claim may stop a job of this leaf, as a test of the job; None when it may stop none."""
-    milli = claim.job.devices_milli
-    if leaf is claim.leaf:
-        return lambda running: (
-            _PRIORITY if running.job.preemptible and running.job.priority < claim.job.priority else None
-        )
-    mine, theirs = _below_common(claim.leaf, leaf)
-    their_quota, my_quota = theirs.quota(pool.model), mine.quota(pool.model)
-    above = theirs.used.get(pool.model, 0) - their_quota.guarantee_milli
-    if above <= 0:
-        return None
-    if mine.tier(pool.model, milli) is Tier.GUARANTEED:
-        return lambda _running: _GUARANTEE
-    after = (mine.used.get(pool.model, 0) + milli) * their_quota.weight
-    used = theirs.used.get(pool.model, 0)
-
-    def fairer(running: RunningJob) -> str | None:
-        before = (used - running.job.devices_milli) * my_quota.weight
-        return _FAIRNESS if running.job.preemptible and after < before else None
-
-    return fairer
-
-
-def _below_common(left: QueueState, right: QueueState) -> tuple[QueueState, QueueState]:
-    """The two siblings under the lowest common ancestor on the ways to these leaves."""
-    for mine, theirs in zip(left.ancestry, right.ancestry, strict=False):
-        if mine is not theirs:
-            return mine, theirs
-    return left, right
-
-
-def _smallest_set(
-    state: SchedulerState, claim: QueuedJob, pool: Pool, victims: list[RunningJob], now_ms: int
-) -> list[RunningJob]:
-    """Victims in order until the claim fits and its quota allows it, then without those it can do without."""
-    job = claim.job
-    barred = state.promises.barred(pool.model, job.id, now_ms, now_ms + job.time_limit_ms)
-    taken: list[RunningJob] = []
-
-    def fits() -> bool:
-        allowed = state.queues.refusal(claim.leaf, pool.model, job.devices_milli, pool.capacity_milli) is None
-        return allowed and find(claim.shape, pool, barred) is not None
-
-    enough = False
-    for victim in victims:
-        if not _still_above(claim, victim, pool):
-            continue
-        _lift(state, victim, now_ms)
-        taken.append(victim)
-        if fits():
-            enough = True
-            break
-    needed: list[RunningJob] = []
-    for victim in list(taken) if enough else ():
-        _lower(state, victim, now_ms)
-        if fits():
-            taken.remove(victim)
-        else:
-            _lift(state, victim, now_ms)
-            needed.append(victim)
-    for victim in reversed(taken):
-        _lower(state, victim, now_ms)
-    return needed
-
-
-def _still_above(claim: QueuedJob, victim: RunningJob, pool: Pool) -> bool:
-    """Whether the victim's queue is still beyond its guarantee after those already taken from it."""
-    if victim.leaf is claim.leaf:
-        return True
-    _, theirs = _below_common(claim.leaf, victim.leaf)
-    return theirs.used.get(pool.model, 0) > theirs.quota(pool.model).guarantee_milli
-
-
-def _lift(state: SchedulerState, victim: RunningJob, now_ms: int) -> None:
-    """Imagine the victim gone."""
-    job = victim.job
-    state.capacity.give(victim.placements, job.cpu_milli, job.memory_mib)
-    state.queues.charge(victim.leaf, victim.pool, -job.devices_milli, now_ms)
-
-
-def _lower(state: SchedulerState, victim: RunningJob, now_ms: int) -> None:
-    """Take the imagination back."""
-    job = victim.job
-    state.capacity.take(victim.placements, job.cpu_milli, job.memory_mib)
-    state.queues.charge(victim.leaf, victim.pool, job.devices_milli, now_ms)
+def _may_claim(state: SchedulerState, claim: QueuedJob) -> bool:
+    """Whether any rule could speak for it: it is inside a guarantee, or something preemptible runs."""
+    job, leaf = claim.job, claim.leaf
+    if state.queues.full_for(leaf, job.user) is not None:
+        return False
+    if job.array_running_max and state.array_running[job.array_id] >= job.array_running_max:
+        return False
+    return state.preemptible_running > 0 or in_guarantee(claim)

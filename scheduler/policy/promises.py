@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from scheduler.policy.capacity import NodeState, Pool
 from scheduler.policy.model import Reservation, Topology
+from scheduler.policy.nominations import Nomination, Nominations
 from scheduler.policy.shapes import Shape
 
 FOREVER_MS = 2**62
@@ -39,8 +40,7 @@ class Promises:
         self.by_pool: dict[str, Promise] = {}
         """One per pool: a second gang draining nodes at the same time costs more than it hastens."""
         self.spans: dict[str, list[Span]] = {}
-        self.nominated: dict[str, dict[str, int]] = {}
-        """Per pool: nodes on which an eviction makes room for a job."""
+        self.nominations = Nominations()
 
     def reserve(self, reservation: Reservation, nodes: dict[str, NodeState]) -> None:
         """Enter an advance reservation or a drain. Unknown nodes are ignored: they cannot be given away."""
@@ -62,19 +62,24 @@ class Promises:
         return min(edges, default=None)
 
     def barred(self, pool: str, job_id: str, now_ms: int, end_ms: int) -> int:
-        """Nodes that a job running from now to its limit would take from somebody they are promised to."""
+        """Nodes that a job running from now to its limit would take from somebody they are promised to.
+
+        What is nominated to the job itself is kept from it by nothing but a reservation.
+        """
         found = 0
         promise = self.by_pool.get(pool)
         if promise is not None and promise.from_ms < end_ms and promise.job_id != job_id:
             found = promise.nodes
-        if self.spans:
-            for span in self.spans.get(pool, ()):
-                if span.from_ms < end_ms and now_ms < span.to_ms and job_id not in span.for_jobs:
-                    found |= span.nodes
-        if self.nominated:
-            for nominee, nodes in self.nominated.get(pool, {}).items():
-                if nominee != job_id:
-                    found |= nodes
+        if self.nominations:
+            found = (found | self.nominations.nodes_in(pool)) & ~self.nominations.own(pool, job_id)
+        return found | self.reserved_from(pool, job_id, now_ms, end_ms)
+
+    def reserved_from(self, pool: str, job_id: str, now_ms: int, end_ms: int) -> int:
+        """Nodes whose reservations or drains a job running from now to its limit would run into."""
+        found = 0
+        for span in self.spans.get(pool, ()):
+            if span.from_ms < end_ms and now_ms < span.to_ms and job_id not in span.for_jobs:
+                found |= span.nodes
         return found
 
     def make(self, pool: str, promise: Promise) -> None:
@@ -87,17 +92,21 @@ class Promises:
         """The job started or no longer waits."""
         for pool in [pool for pool, promise in self.by_pool.items() if promise.job_id == job_id]:
             del self.by_pool[pool]
-        for nominated in self.nominated.values():
-            nominated.pop(job_id, None)
+        self.nominations.forget(job_id)
 
     def node_lost(self, pool: str, bit: int) -> None:
         """Promises on a lost node are void; their jobs get new ones at the next cycle."""
         promise = self.by_pool.get(pool)
         if promise is not None and promise.nodes & bit:
             del self.by_pool[pool]
-        nominated = self.nominated.get(pool, {})
-        for job_id in [name for name, nodes in nominated.items() if nodes & bit]:
-            del nominated[job_id]
+        self.nominations.node_lost(pool, bit)
+
+    def nominate(self, nomination: Nomination) -> None:
+        """Enter a nomination. A promise to somebody else on its nodes is void: the holder is promised others."""
+        self.nominations.make(nomination)
+        promise = self.by_pool.get(nomination.pool)
+        if promise is not None and promise.job_id != nomination.job_id and promise.nodes & nomination.nodes:
+            del self.by_pool[nomination.pool]
 
 
 def free_at_ms(state: NodeState, shape: Shape, now_ms: int) -> int:
@@ -176,7 +185,7 @@ def _beside_others(state: NodeState, promises: Promises, job_id: str, at: int, l
     promise = promises.by_pool.get(pool)
     if promise is not None and promise.job_id != job_id and promise.nodes & bit:
         return FOREVER_MS
-    if any(nodes & bit for name, nodes in promises.nominated.get(pool, {}).items() if name != job_id):
+    if promises.nominations.nodes_in(pool) & ~promises.nominations.own(pool, job_id) & bit:
         return FOREVER_MS
     return at
 

@@ -1,7 +1,8 @@
 """The queue tree: who may use how much of which pool, and who is next.
 
-Quotas hold at every level: a queue never exceeds guarantee + borrow limit, and what siblings may use of an idle
-guarantee is its lend limit. Invariant: the use of an inner queue is the sum of its children's.
+Quotas hold at every level: a queue exceeds guarantee + borrow limit only by preemptible jobs that use what would
+stand idle, and what others may use of an idle guarantee is its lend limit, for them too. Invariant: the use of an
+inner queue is the sum of its children's.
 """
 
 from collections.abc import Iterable, Iterator
@@ -11,6 +12,7 @@ from typing import Final
 from scheduler.policy.decay import decayed
 from scheduler.policy.errors import (
     CyclicQueues,
+    DuplicateQueue,
     GuaranteeAboveCapacity,
     QueueIsNotALeaf,
     UnknownModel,
@@ -113,6 +115,13 @@ class QueueState:
             return Tier.BORROWING
         return Tier.OPPORTUNISTIC
 
+    def bound(self, pool: str) -> int | None:
+        """Guarantee and borrow limit together; None is no bound."""
+        quota = self.quotas.get(pool)
+        if quota is None or quota.borrow_milli is None:
+            return None
+        return quota.guarantee_milli + quota.borrow_milli
+
     def recent_milli(self, pool: str, now_ms: int) -> int:
         """The half-life average of its use of a pool."""
         value, at_ms = self.recent.get(pool, (0, now_ms))
@@ -159,6 +168,10 @@ class QueueTree:
             for queue in known.values()
         )
         """No quota and no limit anywhere: every claim is allowed."""
+        self.bounded = any(
+            quota.borrow_milli is not None for queue in known.values() for quota in queue.quotas.values()
+        )
+        """Whether any queue may be beyond a borrow limit at all."""
         for name in known:
             self._settle(name, known, ())
         for state in self.states.values():
@@ -179,6 +192,51 @@ class QueueTree:
         parent.children.append(state)
         self.states[name] = state
         return state
+
+    def add(self, queue: Queue) -> None:
+        """A queue more, under a parent that is here; what the others have used stays known.
+
+        Raises:
+            UnknownQueue: its parent is not here. DuplicateQueue: it is here already.
+        """
+        if queue.name in self.states:
+            raise DuplicateQueue(field="name", queue=queue.name)
+        state = self._settle(queue.name, {queue.name: queue}, ())
+        assert state.parent is not None  # noqa: S101 - only the root has none
+        for child in state.parent.children:
+            child.lonely = len(state.parent.children) == 1
+        was_plain = self.plain
+        limited = queue.running_max is not None or queue.user_running_max is not None
+        self.plain = was_plain and not queue.quotas and not limited
+        if not self.plain:
+            self._recount()
+
+    def inherit(self, before: "QueueTree") -> None:
+        """Take over what the queues of the same names have used lately."""
+        for name, state in self.states.items():
+            if name in before.states:
+                state.recent = dict(before.states[name].recent)
+                state.share_until_ms = -1
+
+    def remember(self, leaf: QueueState, pool: str, recent_milli: int, now_ms: int) -> None:
+        """Say what half-life average a leaf's use of a pool comes to, where it was not seen happening."""
+        for state in leaf.path():
+            before = 0 if state is leaf else state.recent.get(pool, (0, now_ms))[0]
+            state.recent[pool] = (before + recent_milli, now_ms)
+            state.share_until_ms = -1
+
+    def _recount(self) -> None:
+        """Work out `inner` and `effective` of every queue from what the leaves use."""
+        deepest_first = sorted(self.states.values(), key=lambda one: -len(one.ancestry))
+        for state in deepest_first:
+            state.inner, state.effective = {}, {}
+        for state in deepest_first:
+            counted = state.inner if state.children else state.used
+            for pool in {*counted, *state.floor}:
+                state.effective[pool] = max(counted.get(pool, 0), state.floor.get(pool, 0))
+                if state.parent is not None:
+                    above = state.parent.inner
+                    above[pool] = above.get(pool, 0) + state.effective[pool]
 
     @staticmethod
     def _raise_floors(state: QueueState) -> None:
@@ -223,30 +281,45 @@ class QueueTree:
                         capacity_milli=there,
                     )
 
-    def refusal(self, leaf: QueueState, pool: str, milli: int, capacity_milli: int) -> QueueState | None:
-        """The lowest queue whose bound a claim of `milli` would exceed, or None when it may be made."""
+    def refusal(
+        self, leaf: QueueState, pool: str, milli: int, capacity_milli: int, *, opportunistic: bool
+    ) -> QueueState | None:
+        """The lowest queue whose bound a claim of `milli` would exceed, or None when it may be made.
+
+        An opportunistic claim may exceed borrow limits; what a sibling does not lend is kept from it as well.
+        """
         delta = milli
         for state in leaf.path():
-            used = state.used.get(pool, 0)
             before = state.effective.get(pool, 0)
             if state.parent is None:
                 return state if before + delta > capacity_milli else None
-            quota = state.quota(pool)
-            bound = quota.borrow_milli
-            if bound is not None and used + milli > quota.guarantee_milli + bound:
+            inner = state.inner.get(pool, 0) if state.children else state.used.get(pool, 0)
+            bound = None if opportunistic else state.bound(pool)
+            if bound is not None and inner + delta > bound:
                 return state
-            inner = state.inner.get(pool, 0) if state.children else used
             delta = max(inner + delta, state.floor.get(pool, 0)) - before
         return None
 
+    def guarantees(self, leaf: QueueState, beside: QueueState, pool: str, milli: int) -> bool:
+        """Whether some queue on the way to the leaf stays inside its guarantee with `milli` more.
+
+        Guarantees of children are part of their parent's, so one level is enough. What children do not lend
+        counts as used, and levels common to both leaves say nothing between them.
+        """
+        delta = milli
+        for state in leaf.path():
+            if state in beside.ancestry:
+                return False
+            inner = state.inner.get(pool, 0) if state.children else state.used.get(pool, 0)
+            if pool in state.quotas and inner + delta <= state.quotas[pool].guarantee_milli:
+                return True
+            delta = max(inner + delta, state.floor.get(pool, 0)) - state.effective.get(pool, 0)
+        return False
+
     def ever_allows(self, leaf: QueueState, pool: str, milli: int) -> bool:
         """Whether the bounds of all levels would allow the claim if nobody else used anything."""
-        if self.plain:
-            return True
-        return all(
-            quota.borrow_milli is None or milli <= quota.guarantee_milli + quota.borrow_milli
-            for quota in (state.quota(pool) for state in leaf.ancestry)
-        )
+        bounds = (state.bound(pool) for state in leaf.ancestry)
+        return self.plain or all(bound is None or milli <= bound for bound in bounds)
 
     def charge(self, leaf: QueueState, pool: str, milli: int, now_ms: int) -> None:
         """Record that the leaf uses `milli` more (or less, when negative) of a pool from now on."""

@@ -1,34 +1,59 @@
 """Why a job waits, in words its owner understands; asked for per job, so that cycles do not pay for it."""
 
+from datetime import UTC, datetime
+
 from scheduler.policy.capacity import Pool
 from scheduler.policy.model import WHOLE_MILLI, Topology, Waiting
 from scheduler.policy.pending import QueuedJob
 from scheduler.policy.placement import find, fitting_nodes
 from scheduler.policy.queues import whole_devices
 from scheduler.policy.shapes import Shape
-from scheduler.policy.state import SchedulerState
+from scheduler.policy.state import RunningJob, SchedulerState
 
 
 def explain(state: SchedulerState, job_id: str, now_ms: int, start_estimate_ms: int | None = None) -> Waiting:
     """The first rule that keeps the job from running. Raises UnknownJob when it is not queued.
 
     The codes, in the order they are tested: `held`, `dependency_failed`, `dependency`, `not_before`,
-    `no_such_device`, `too_large`, `beyond_quota`, `queue_limit`, `user_limit`, `array_limit`, `quota`,
-    `capacity`, `order`.
+    `no_such_device`, `too_large`, `beyond_quota`, `queue_limit`, `user_limit`, `array_limit`, `nominated`,
+    `quota`, `capacity`, `reservation`, `nomination`, `promise`, `order`.
     """
     queued = state.waiting(job_id)
     code, sentence = _first_reason(state, queued, now_ms)
     return Waiting(job_id, code, sentence, start_estimate_ms)
 
 
+def clock(at_ms: int, now_ms: int) -> str:
+    """A time for people: hours and minutes, with the date unless it is today (UTC)."""
+    at, now = (datetime.fromtimestamp(ms / 1000, UTC) for ms in (at_ms, now_ms))
+    return f"{at:%H:%M} UTC" if at.date() == now.date() else f"{at:%Y-%m-%d %H:%M} UTC"
+
+
 def _first_reason(state: SchedulerState, queued: QueuedJob, now_ms: int) -> tuple[str, str]:
-    return (
+    known = (
         _not_ready(state, queued, now_ms)
         or impossible(state, queued)
         or _limited(state, queued)
-        or _over_quota(state, queued)
-        or _no_room(queued)
-        or ("order", "fits now and is next in order at the coming cycle, or gives way to a reservation")
+        or _nominated(state, queued)
+    )
+    if known is not None:
+        return known
+    job, model_allows = queued.job, state.queues.refusal
+    pools = [
+        pool
+        for pool in queued.shape.pools
+        if model_allows(
+            queued.leaf, pool.model, job.devices_milli, pool.capacity_milli, opportunistic=job.preemptible
+        )
+        is None
+    ]
+    if not pools:
+        return _over_quota(state, queued, now_ms)
+    if all(find(queued.shape, pool) is None for pool in pools):
+        return _no_room(state, queued, pools, now_ms)
+    return _kept_for_others(state, queued, pools, now_ms) or (
+        "order",
+        "fits now and is next in order at the coming cycle",
     )
 
 
@@ -45,7 +70,7 @@ def _not_ready(state: SchedulerState, queued: QueuedJob, now_ms: int) -> tuple[s
             missing
         ) > 1 else f"waiting for job {missing[0]} to succeed"
     if job.not_before_ms > now_ms:
-        return "not_before", f"asked not to start for another {(job.not_before_ms - now_ms) // 1000} s"
+        return "not_before", f"asked not to start before {clock(job.not_before_ms, now_ms)}"
     return None
 
 
@@ -99,42 +124,120 @@ def _limited(state: SchedulerState, queued: QueuedJob) -> tuple[str, str] | None
     return None
 
 
-def _over_quota(state: SchedulerState, queued: QueuedJob) -> tuple[str, str] | None:
-    job = queued.job
-    refusing = None
-    for pool in queued.shape.pools:
-        refusing = state.queues.refusal(queued.leaf, pool.model, job.devices_milli, pool.capacity_milli)
-        if refusing is None:
-            return None
-    if refusing is None:
+def _nominated(state: SchedulerState, queued: QueuedJob) -> tuple[str, str] | None:
+    known = state.promises.nominations.by_job.get(queued.job.id)
+    if known is None:
         return None
-    pool = queued.shape.pools[-1]
-    used = whole_devices(refusing.used.get(pool.model, 0))
-    if refusing.parent is None:
-        return "quota", (
-            f"waiting for {whole_devices(job.devices_milli)} {pool.model}; {used} are in use and the idle rest "
-            "is a guarantee that is not lent"
+    if known.due_ms is None:
+        return "nominated", f"{len(known.victims)} running jobs have been told to stop to make room for it"
+    return "nominated", f"{len(known.victims)} running jobs give way as soon as their minimum run time is over"
+
+
+def _over_quota(state: SchedulerState, queued: QueuedJob, now_ms: int) -> tuple[str, str]:
+    """Every pool is refused: by a queue's bound, by what is not lent, or because it is simply all in use."""
+    job, pools = queued.job, queued.shape.pools
+    milli = job.devices_milli
+    for pool in pools:
+        refusing = state.queues.refusal(
+            queued.leaf, pool.model, milli, pool.capacity_milli, opportunistic=job.preemptible
         )
-    quota = refusing.quota(pool.model)
-    bound = whole_devices(quota.guarantee_milli + (quota.borrow_milli or 0))
+        if refusing is None or refusing.parent is None:
+            continue
+        used, bound = refusing.used.get(pool.model, 0), refusing.bound(pool.model) or 0
+        kept = " and keeps a guarantee that is not lent" if used + milli <= bound else ""
+        return "quota", (
+            f"queue {refusing.name!r} uses {whole_devices(used)} of at most {whole_devices(bound)} {pool.model} "
+            f"(guarantee and borrow limit){kept}; the job needs {whole_devices(milli)} more"
+        )
+    idle = [pool for pool in pools if find(queued.shape, pool) is not None]
+    if not idle:
+        return _no_room(state, queued, list(pools), now_ms)
+    free = whole_devices(idle[0].free_milli)
     return "quota", (
-        f"queue {refusing.name!r} uses {used} of at most {bound} {pool.model} (guarantee and borrow limit); "
-        f"the job needs {whole_devices(job.devices_milli)} more"
+        f"waiting for {whole_devices(milli)} {idle[0].model}; the {free} that are idle are guaranteed to queues "
+        "that do not lend them"
     )
 
 
-def _no_room(queued: QueuedJob) -> tuple[str, str] | None:
+def _no_room(state: SchedulerState, queued: QueuedJob, pools: list[Pool], now_ms: int) -> tuple[str, str]:
     shape = queued.shape
-    if any(find(shape, pool) is not None for pool in shape.pools):
-        return None
-    pool = shape.pools[0]
-    fitting = fitting_nodes(shape, pool).bit_count()
-    free = whole_devices(pool.free_milli)
-    where = " in one switch" if shape.topology is Topology.SAME_SWITCH else ""
-    sentence = f"waiting for {wording(shape)}{where}; {free} devices of {pool.model} are free"
-    if shape.nodes > 1:
-        sentence += f", {fitting} nodes could take a part"
-    return "capacity", sentence
+    if not shape.devices_per_node:
+        return "capacity", f"waiting for {wording(shape)}{_expected(state, pools, now_ms)}"
+    total = whole_devices(shape.demand_milli())
+    model = " or ".join(shape.models) or " or ".join(pool.model for pool in pools)
+    parts = [f"waiting for {total} free {model}{_where(shape)}"]
+    free = max(_free_together(shape, pool) for pool in pools)
+    parts.append(f"{whole_devices(free)} free")
+    if free >= shape.demand_milli():
+        fitting = max(fitting_nodes(shape, pool).bit_count() for pool in pools)
+        parts.append(
+            f"on {fitting} of the nodes a part would fit" if shape.nodes > 1 else "on no node together"
+        )
+    return "capacity", "; ".join(parts) + _expected(state, pools, now_ms)
+
+
+def _where(shape: Shape) -> str:
+    together = " in one switch" if shape.topology is Topology.SAME_SWITCH and shape.nodes > 1 else ""
+    beside = _beside(shape)
+    if shape.nodes > 1 or shape.tail_devices:
+        tail = f" and {shape.tail_devices} on an empty node" if shape.tail_devices else ""
+        return f"{together} ({shape.devices_per_node} on each of {shape.nodes} nodes{tail}{beside})"
+    if shape.slots_milli != WHOLE_MILLI:
+        return f" on one node ({shape.devices_per_node} × {shape.slots_milli}/1000{beside})"
+    return f" on one node{f' ({beside[2:]})' if beside else ''}"
+
+
+def _beside(shape: Shape) -> str:
+    """Processors and memory, where asked for."""
+    wanted = [f"{shape.cpu_milli / 1000:g} processors"] if shape.cpu_milli else []
+    wanted += [f"{shape.memory_mib} MiB"] if shape.memory_mib else []
+    return f", with {' and '.join(wanted)} per node" if wanted else ""
+
+
+def _free_together(shape: Shape, pool: Pool) -> int:
+    """Free milli-slots of the pool, or of its roomiest switch where the job must lie in one."""
+    if shape.topology is not Topology.SAME_SWITCH or shape.nodes == 1 or not pool.domains:
+        return pool.free_milli
+    innermost = max(len(path) for path in pool.domains)
+    return max(
+        sum(state.whole_free * WHOLE_MILLI for state in pool.states if state.opened and state.bit & nodes)
+        for path, nodes in pool.domains.items()
+        if len(path) == innermost
+    )
+
+
+def _expected(state: SchedulerState, pools: list[Pool], now_ms: int) -> str:
+    """When something is next expected to be free there, as predicted and by limits once predictions are past."""
+    models = {pool.model for pool in pools}
+    ends_ms = [expected_end_ms(running, now_ms) for running in state.running.values() if running.pool in models]
+    return f"; next expected {clock(min(ends_ms), now_ms)}" if ends_ms else ""
+
+
+def _kept_for_others(
+    state: SchedulerState, queued: QueuedJob, pools: list[Pool], now_ms: int
+) -> tuple[str, str] | None:
+    """There is room, but it is promised to somebody else before the job would be gone."""
+    job, shape, promises = queued.job, queued.shape, state.promises
+    end_ms = now_ms + job.time_limit_ms
+    for pool in pools:
+        barred = promises.barred(pool.model, job.id, now_ms, end_ms)
+        if find(shape, pool, barred) is not None:
+            return None
+    pool = next(pool for pool in pools if find(shape, pool) is not None)
+    limit = f"a limit of {job.time_limit_ms // 60_000} min would run into it"
+    if find(shape, pool, promises.reserved_from(pool.model, job.id, now_ms, end_ms)) is None:
+        return "reservation", f"what is free is reserved or about to be drained; {limit}"
+    promise = promises.by_pool.get(pool.model)
+    if promise is not None and find(shape, pool, promise.nodes) is None:
+        from_at = clock(promise.from_ms, now_ms)
+        return "promise", f"what is free is promised to an earlier job from {from_at} on; {limit}"
+    return "nomination", "what is free is being cleared for a stronger claim"
+
+
+def expected_end_ms(running: RunningJob, now_ms: int) -> int:
+    """When a running job will probably end: as predicted, or by its limit once it has outlived the prediction."""
+    predicted_ms = running.started_ms + running.predicted_ms
+    return max(now_ms + 1, predicted_ms if predicted_ms > now_ms else running.ends_by_ms)
 
 
 def wording(shape: Shape) -> str:

@@ -7,6 +7,7 @@ Invariant: a job is in exactly one of `queued` and `running`.
 
 from collections import Counter
 from collections.abc import Iterable
+from copy import copy
 from dataclasses import dataclass
 from heapq import heappop, heappush
 
@@ -14,6 +15,7 @@ from scheduler.policy.boards import Boards
 from scheduler.policy.capacity import Capacity
 from scheduler.policy.errors import DuplicateJob, MalformedJob, UnknownJob, UnknownModel
 from scheduler.policy.model import WHOLE_MILLI, Eviction, Job, Node, Placement, Queue, Reservation, Start
+from scheduler.policy.nominations import Nomination
 from scheduler.policy.ordering import Sizes
 from scheduler.policy.pending import JobClass, Pending, QueuedJob
 from scheduler.policy.prediction import Predictor
@@ -69,11 +71,30 @@ class SchedulerState:
         """What became ready since the last cycle."""
         self.array_running: Counter[str] = Counter()
         self.evictions_of: Counter[str] = Counter()
+        self.claims_of: Counter[str] = Counter()
+        """How often others were told to stop for a job."""
         self.promises = Promises()
         self.boards = Boards(self.capacity, self.settings.placement)
         self._awaiting: dict[str, set[str]] = {}
         self._alarms: list[tuple[int, str]] = []
         self._sequence = 0
+
+    def queue_added(self, queue: Queue) -> None:
+        """A queue more; nothing that is known of the others is lost. Raises UnknownQueue, DuplicateQueue."""
+        self.queues.add(queue)
+
+    def inherit(self, before: "SchedulerState") -> None:
+        """Begin with what an earlier state had learned, which no node, queue or live job says."""
+        self.predictor = before.predictor
+        self.sizes = copy(before.sizes)
+        self.succeeded = set(before.succeeded)
+        self.failed = set(before.failed)
+
+    def recall(self, before: "SchedulerState") -> None:
+        """After live jobs and evictions were replayed: counts and past use are those of the earlier state."""
+        self.evictions_of = Counter(before.evictions_of)
+        self.claims_of = Counter(before.claims_of)
+        self.queues.inherit(before.queues)
 
     # -- nodes ---------------------------------------------------------------------------------------
 
@@ -192,6 +213,7 @@ class SchedulerState:
         """The job keeps waiting and does not start until it is released. Raises UnknownJob."""
         queued = self.waiting(job_id)
         self.held.add(job_id)
+        self.promises.nominations.forget(job_id)
         self._unready(queued)
 
     def job_released(self, job_id: str, now_ms: int) -> None:
@@ -294,12 +316,17 @@ class SchedulerState:
             raise UnknownJob(field="job_id", job=eviction.job_id, expected="running")
         running.evicted_for = eviction.for_job_id
         self.evictions_of[eviction.job_id] += 1
-        nominated = self.promises.nominated.setdefault(running.pool, {})
-        nodes = nominated.get(eviction.for_job_id, 0)
-        for placement in running.placements:
-            nodes |= self.capacity.nodes[placement.node].bit
-        if eviction.for_job_id in self.queued:
-            nominated[eviction.for_job_id] = nodes
+        if eviction.for_job_id not in self.queued:
+            return
+        known = self.promises.nominations.by_job.get(eviction.for_job_id)
+        if known is None or known.due_ms is not None:
+            self.claims_of[eviction.for_job_id] += 1
+        nodes, victims = (0, ()) if known is None else (known.nodes, known.victims)
+        if eviction.job_id not in victims:
+            victims = (*victims, eviction.job_id)
+            for placement in running.placements:
+                nodes |= self.capacity.nodes[placement.node].bit
+        self.promises.nominate(Nomination(eviction.for_job_id, running.pool, nodes, victims, None))
 
     def job_succeeded(self, job_id: str, now_ms: int) -> None:
         """Jobs that depend on it may go (also used at a rebuild, for jobs that ended before)."""

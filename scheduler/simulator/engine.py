@@ -59,6 +59,8 @@ class Simulation:
         self.state = SchedulerState(queues, settings)
         for node in cluster.nodes:
             self.state.node_joined(node)
+        for reservation in cluster.reservations:
+            self.state.reserved(reservation)
         self.state.queues.check_guarantees(self.state.capacities())
         self._nodes = {node.name: node for node in cluster.nodes}
         self._jobs = sorted(jobs, key=lambda one: one.job.submitted_ms)

@@ -13,6 +13,8 @@ from compute_hub.billing.rates import set_rate
 from compute_hub.workers.biller import bill_once
 from kernel.database import transaction
 from kernel.ids import derived_id, new_id
+from scheduler.controller.ports import Admission
+from scheduler.controller.settling import INFRASTRUCTURE
 from scheduler.jobs import JobRequest, submit_job
 from scheduler.node.protocol import DeviceShare, UsageRecord
 from scheduler.tables import JobRow
@@ -41,7 +43,7 @@ class House:
             for model, price in PRICE.items():
                 set_rate(session, model, price, effective_from=NOW, by=new_id(), at=NOW)
             session.execute(
-                text("INSERT INTO nodes VALUES ('n', 'h', 'up', '{}', 1000, 1000, '{}', :at, :at);").bindparams(
+                text("INSERT INTO nodes VALUES ('n', 'h', 'up', '{}', 4000, 4096, '{}', :at, :at);").bindparams(
                     at=NOW
                 )
             )
@@ -88,7 +90,7 @@ class House:
         with transaction(self.engine) as session:
             job = session.get_one(JobRow, job_id)
             job.attempt += 1
-            refused = self.funding.admit(session, job, {model: 1000}, at)
+            refused = self.funding.admit(session, [Admission(job, {model: 1000})], at).get(job_id)
             if refused is not None:
                 session.rollback()
                 return refused
@@ -151,7 +153,7 @@ class House:
         """The node is lost and the job waits to be tried again, as the controller settles it."""
         with transaction(self.engine) as session:
             job = session.get_one(JobRow, job_id)
-            job.state, job.placed_at = "queued", None
+            job.state, job.placed_at, job.lost_attempts = "queued", None, [*job.lost_attempts, job.attempt]
             self._end_runs(session, job_id, "node_lost")
 
     def _end_runs(self, session: Session, job_id: UUID, reason: str) -> None:
@@ -168,6 +170,8 @@ class House:
         with transaction(self.engine) as session:
             job = session.get_one(JobRow, job_id)
             job.state, job.ended_at, job.end_reason = state, at, reason
+            if reason in INFRASTRUCTURE:
+                job.lost_attempts = [*job.lost_attempts, job.attempt]
             self._end_runs(session, job_id, reason)
             session.flush()
             self.funding.ended(session, job, at)

@@ -65,10 +65,14 @@ def test_a_claim_inside_its_guarantee_wakes_the_cycle_when_its_victim_has_run_lo
     assert plan_cycle(state, 1).next_wake_ms == 60_000
 
 
-def test_a_job_is_not_evicted_more_often_than_the_cap() -> None:
-    state = busy_with([job("x", 8, "b")], GUARANTEED, replace(RULES, evictions_per_job_max=0))
-    state.job_queued(job("c", 4, "a"), 1)
-    assert plan_cycle(state, 60_000).evictions == ()
+@pytest.mark.parametrize(("priority", "queue", "victims"), [(1, "b", []), (0, "a", ["x"])])
+def test_the_cap_on_evictions_protects_a_job_from_all_but_a_guarantee(
+    priority: int, queue: str, victims: list[str]
+) -> None:
+    rules = replace(RULES, evictions_per_job_max=0)
+    state = busy_with([job("x", 8, "b", preemptible=True)], GUARANTEED, rules)
+    state.job_queued(job("c", 4, queue, priority=priority), 1)
+    assert [eviction.job_id for eviction in plan_cycle(state, 60_000).evictions] == victims
 
 
 def test_backfill_uses_promised_nodes_only_for_what_is_gone_before() -> None:

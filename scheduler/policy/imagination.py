@@ -1,0 +1,343 @@
+"""What would be free if some running jobs were gone: played through on the real accounts and taken back again.
+
+Whoever has been told to stop is imagined gone and whoever has been nominated is imagined started, so that claims
+planned one after another never count on the same room or the same share of a guarantee twice. Invariant: after
+`undo` the state is what it was.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from scheduler.policy.capacity import Pool
+from scheduler.policy.pending import QueuedJob
+from scheduler.policy.placement import Found, as_placements, find
+from scheduler.policy.queues import QueueState, Tier
+from scheduler.policy.state import RunningJob, SchedulerState
+
+GUARANTEE: Final = "reclaims its guarantee"
+BORROWING: Final = "may borrow what was lent beyond a borrow limit"
+PRIORITY: Final = "has a higher priority"
+FAIRNESS: Final = "is further below its fair share"
+
+
+class Outcome(NamedTuple):
+    """How room can be made for a claim: whom to stop, why, where it will lie, and when the last victim is ripe."""
+
+    pool: str
+    victims: tuple[RunningJob, ...]
+    reason: str
+    nodes: int
+    due_ms: int | None
+
+
+@dataclass(slots=True)
+class _Attempt:
+    """Victims imagined gone for one claim in one pool."""
+
+    claim: QueuedJob
+    pool: Pool
+    barred: int
+    taken: list[RunningJob]
+    reasons: dict[str, str]
+
+
+class Imagination:
+    """The state with imagined ends and starts on top of it."""
+
+    def __init__(self, state: SchedulerState, now_ms: int) -> None:
+        self._state = state
+        self._now_ms = now_ms
+        self._freed = {pool: pool.freed for pool in state.capacity.pools.values()}
+        self._gone: dict[str, RunningJob] = {}
+        self._come: list[tuple[QueuedJob, Pool, Found]] = []
+        self._coming: Counter[tuple[str, str]] = Counter()
+        """By queue and pool, what imagined starts use: nobody is beyond its guarantee by what it has not started."""
+        self.matures_ms: int | None = None
+        """When the next victim that a claim could use is past its minimum run time."""
+        nominations = state.promises.nominations.by_job.values()
+        leaving = {victim for known in nominations for victim in known.victims}
+        for running in state.running.values():
+            if running.evicted_for or running.job.id in leaving:
+                self._lift(running)
+        for known in nominations:
+            queued, pool = state.queued[known.job_id], state.capacity.pools[known.pool]
+            found = find(queued.shape, pool, ~known.nodes)
+            if found is not None:
+                self._settle(queued, pool, found)
+
+    def undo(self) -> None:
+        """Take everything back, the last first."""
+        for queued, pool, found in reversed(self._come):
+            job = queued.job
+            self._state.capacity.give(as_placements(found), job.cpu_milli, job.memory_mib)
+            self._state.queues.charge(queued.leaf, pool.model, -job.devices_milli, self._now_ms)
+        self._come.clear()
+        for running in reversed(list(self._gone.values())):
+            self._lower(running)
+        for pool, freed in self._freed.items():
+            pool.freed = freed
+
+    def plan(self, claim: QueuedJob) -> Outcome | None:
+        """The fewest victims past their minimum; else, for a claim inside its guarantee, the soonest ripe ones.
+
+        The plan stays imagined, so that the next claim sees it.
+        """
+        best: tuple[Outcome, _Attempt, Found] | None = None
+        for pool in claim.shape.pools:
+            guaranteed = in_guarantee(claim, pool)
+            if not guaranteed and not self._state.preemptible_running:
+                continue
+            ripe, green = self._candidates(claim, pool)
+            found = self._attempt(claim, pool, self._by_preference(ripe, pool), guaranteed=guaranteed)
+            if found is None and guaranteed and green:
+                both = sorted([*ripe, *green], key=lambda one: (one.started_ms, one.job.id))
+                found = self._attempt(claim, pool, both, guaranteed=True)
+            if found is None:
+                continue
+            if found[0].due_ms is None:
+                best = found
+                break
+            if best is None or found[0].due_ms < (best[0].due_ms or 0):
+                best = found
+        if best is None:
+            return None
+        outcome, attempt, place = best
+        for victim in outcome.victims:
+            self._lift(victim)
+        self._settle(claim, attempt.pool, place)
+        return outcome
+
+    # -- who may be stopped ------------------------------------------------------------------------------
+
+    def _candidates(self, claim: QueuedJob, pool: Pool) -> tuple[list[RunningJob], list[RunningJob]]:
+        """Running jobs of the pool some rule might give up: those past their minimum, and the others."""
+        state, latest_ms = self._state, self._now_ms - self._state.settings.min_run_ms
+        ripe: list[RunningJob] = []
+        green: list[RunningJob] = []
+        for leaf, jobs in state.running_in.items():
+            if not jobs or not self._leaf_may_give(claim, leaf, pool):
+                continue
+            for running in jobs.values():
+                if running.pool != pool.model or running.job.id in self._gone:
+                    continue
+                if running.started_ms <= latest_ms:
+                    ripe.append(running)
+                    continue
+                green.append(running)
+                matures_ms = running.started_ms + state.settings.min_run_ms
+                self.matures_ms = matures_ms if self.matures_ms is None else min(self.matures_ms, matures_ms)
+        return ripe, green
+
+    def _leaf_may_give(self, claim: QueuedJob, leaf: QueueState, pool: Pool) -> bool:
+        if leaf is claim.leaf:
+            return self._state.preemptible_running > 0
+        return self._is_borrowing((leaf,), pool.model) or self._beyond_bound(leaf, pool.model)
+
+    def _is_borrowing(self, levels: tuple[QueueState, ...], model: str) -> bool:
+        """Whether each of these queues has more of the pool than its guarantee, what it does not lend included."""
+        coming = self._coming
+        return all(
+            level.effective.get(model, level.used.get(model, 0)) - coming.get((level.name, model), 0)
+            > level.quota(model).guarantee_milli
+            for level in levels
+        )
+
+    def _by_preference(self, rows: list[RunningJob], pool: Pool) -> list[RunningJob]:
+        """Users of what stood idle first, then preemptible ones, low priorities, the latest started."""
+        return sorted(
+            rows,
+            key=lambda one: (
+                not self._beyond_bound(one.leaf, pool.model),
+                not one.job.preemptible,
+                one.job.priority,
+                -one.started_ms,
+                one.job.id,
+            ),
+        )
+
+    def _reason(self, claim: QueuedJob, victim: RunningJob, pool: Pool) -> str | None:
+        """The rule by which the claim may stop the job as things are imagined, or None."""
+        job, gives, model = claim.job, victim.job.preemptible, pool.model
+        capped = self._state.evictions_of[victim.job.id] >= self._state.settings.evictions_per_job_max
+        if victim.leaf is claim.leaf:
+            if gives and not capped and victim.job.priority < job.priority:
+                return PRIORITY
+        elif self._is_borrowing(apart(victim.leaf, claim.leaf), model):
+            if self._state.queues.guarantees(claim.leaf, victim.leaf, model, job.devices_milli):
+                return GUARANTEE
+            if gives and not capped and self._is_fairer(claim, victim, model):
+                return FAIRNESS
+        firm = victim.leaf is not claim.leaf or not job.preemptible
+        beyond = self._beyond_bound(victim.leaf, model)
+        return BORROWING if gives and not capped and firm and beyond else None
+
+    # -- trying victims ----------------------------------------------------------------------------------
+
+    def _attempt(
+        self, claim: QueuedJob, pool: Pool, rows: list[RunningJob], *, guaranteed: bool
+    ) -> tuple[Outcome, _Attempt, Found] | None:
+        """Imagine victims gone in order until the claim has room and quota, then take back whom it can spare."""
+        attempt = _Attempt(claim, pool, self._barred(claim, pool, guaranteed=guaranteed), [], {})
+        found = self._take_until_it_fits(attempt, rows, guaranteed=guaranteed)
+        if found is not None:
+            found = self._spare(attempt, found)
+        outcome = None
+        if found is not None and (guaranteed or attempt.taken):
+            outcome = self._outcome(attempt, found)
+        for victim in reversed(attempt.taken):
+            self._lower(victim)
+        return None if outcome is None or found is None else (outcome, attempt, found)
+
+    def _barred(self, claim: QueuedJob, pool: Pool, *, guaranteed: bool) -> int:
+        """Nodes the claim may not use: reserved ones, and those promised to a claim as strong as itself."""
+        job, promises = claim.job, self._state.promises
+        end_ms = self._now_ms + job.time_limit_ms
+        barred = promises.reserved_from(pool.model, job.id, self._now_ms, end_ms)
+        promise = promises.by_pool.get(pool.model)
+        if promise is None or promise.job_id == job.id or promise.from_ms >= end_ms:
+            return barred
+        holder = self._state.queued.get(promise.job_id)
+        if holder is None or promise.job_id in promises.nominations.by_job:
+            return barred  # what has been nominated to it takes the promise's place
+        if guaranteed and holder.leaf is not claim.leaf:
+            milli = holder.job.devices_milli
+            if not self._state.queues.guarantees(holder.leaf, claim.leaf, pool.model, milli):
+                return barred
+        return barred | promise.nodes
+
+    def _fit(self, attempt: _Attempt) -> Found | None:
+        claim, pool = attempt.claim, attempt.pool
+        found = find(claim.shape, pool, attempt.barred)
+        if found is None:
+            return None
+        refusal = self._state.queues.refusal
+        milli = claim.job.devices_milli
+        refused = refusal(claim.leaf, pool.model, milli, pool.capacity_milli, opportunistic=False)
+        return found if refused is None else None
+
+    def _take_until_it_fits(
+        self, attempt: _Attempt, rows: list[RunningJob], *, guaranteed: bool
+    ) -> Found | None:
+        found = self._fit(attempt) if guaranteed else None  # only then may a promise have been in its way
+        grown = True
+        while found is None and grown:
+            grown = False
+            skipped: list[RunningJob] = []
+            for victim in rows:
+                reason = self._reason(attempt.claim, victim, attempt.pool)
+                if reason is None or (reason != GUARANTEE and not self._is_ripe(victim)):
+                    skipped.append(victim)
+                    continue
+                self._lift(victim)
+                attempt.taken.append(victim)
+                attempt.reasons[victim.job.id] = reason
+                grown = True
+                found = self._fit(attempt)
+                if found is not None:
+                    break
+            rows = skipped
+        return found
+
+    def _spare(self, attempt: _Attempt, found: Found) -> Found | None:
+        """Take back everybody who need not go: first all who are elsewhere, then one by one, the last first."""
+        nodes = {state.node.name for state, _ in found}
+        elsewhere = [one for one in attempt.taken if not any(part.node in nodes for part in one.placements)]
+        self._can_do_without(attempt, elsewhere)
+        for victim in sorted(attempt.taken, key=lambda one: (-one.started_ms, one.job.id)):
+            self._can_do_without(attempt, [victim])
+        return self._fit(attempt) if self._all_entitled(attempt) else None
+
+    def _can_do_without(self, attempt: _Attempt, victims: list[RunningJob]) -> bool:
+        """Put these back if the claim then still has room, quota and a right to all the others."""
+        for victim in victims:
+            self._lower(victim)
+            attempt.taken.remove(victim)
+        if self._fit(attempt) is not None and self._all_entitled(attempt):
+            return True
+        for victim in victims:
+            self._lift(victim)
+            attempt.taken.append(victim)
+        return False
+
+    def _all_entitled(self, attempt: _Attempt) -> bool:
+        """Whether each one left is still given up by a rule once the others are gone."""
+        for victim in list(attempt.taken):
+            self._lower(victim)
+            reason = self._reason(attempt.claim, victim, attempt.pool)
+            self._lift(victim)
+            if reason is None or (reason != GUARANTEE and not self._is_ripe(victim)):
+                return False
+            attempt.reasons[victim.job.id] = reason
+        return True
+
+    def _outcome(self, attempt: _Attempt, found: Found) -> Outcome:
+        victims = tuple(sorted(attempt.taken, key=lambda one: one.job.id))
+        ripe_ms = max((one.started_ms for one in victims), default=0) + self._state.settings.min_run_ms
+        reason = attempt.reasons[victims[0].job.id] if victims else GUARANTEE
+        nodes = 0
+        for state, _ in found:
+            nodes |= state.bit
+        due_ms = ripe_ms if victims and ripe_ms > self._now_ms else None
+        return Outcome(attempt.pool.model, victims, reason, nodes, due_ms)
+
+    def _is_ripe(self, running: RunningJob) -> bool:
+        return running.started_ms + self._state.settings.min_run_ms <= self._now_ms
+
+    # -- imagining ---------------------------------------------------------------------------------------
+
+    def _lift(self, victim: RunningJob) -> None:
+        """Imagine the victim gone."""
+        job = victim.job
+        self._gone[job.id] = victim
+        self._state.capacity.give(victim.placements, job.cpu_milli, job.memory_mib)
+        self._state.queues.charge(victim.leaf, victim.pool, -job.devices_milli, self._now_ms)
+
+    def _lower(self, victim: RunningJob) -> None:
+        """Take the imagination back."""
+        job = victim.job
+        self._gone.pop(job.id, None)
+        self._state.capacity.take(victim.placements, job.cpu_milli, job.memory_mib)
+        self._state.queues.charge(victim.leaf, victim.pool, job.devices_milli, self._now_ms)
+
+    def _settle(self, queued: QueuedJob, pool: Pool, found: Found) -> None:
+        """Imagine the claimant started."""
+        job = queued.job
+        self._state.capacity.take(as_placements(found), job.cpu_milli, job.memory_mib)
+        self._state.queues.charge(queued.leaf, pool.model, job.devices_milli, self._now_ms)
+        self._come.append((queued, pool, found))
+        for level in queued.leaf.ancestry:
+            self._coming[level.name, pool.model] += job.devices_milli
+
+    def _runs_milli(self, level: QueueState, model: str) -> int:
+        return level.used.get(model, 0) - self._coming[level.name, model]
+
+    def _beyond_bound(self, leaf: QueueState, model: str) -> bool:
+        """Whether what runs in the leaf's queues exceeds a borrow limit of one of them."""
+        return self._state.queues.bounded and any(
+            bound is not None and self._runs_milli(level, model) > bound
+            for level, bound in ((level, level.bound(model)) for level in leaf.ancestry)
+        )
+
+    def _is_fairer(self, claim: QueuedJob, victim: RunningJob, model: str) -> bool:
+        """Whether the claimant's weighted use with the claim is strictly below the victim's without the victim."""
+        mine, theirs = apart(claim.leaf, victim.leaf)[0], apart(victim.leaf, claim.leaf)[0]
+        after = (mine.used.get(model, 0) + claim.job.devices_milli) * theirs.quota(model).weight
+        before = (self._runs_milli(theirs, model) - victim.job.devices_milli) * mine.quota(model).weight
+        return after < before
+
+
+def apart(leaf: QueueState, other: QueueState) -> tuple[QueueState, ...]:
+    """The queues on the way to a leaf that are not on the way to the other one, the highest first."""
+    shared = sum(1 for mine, theirs in zip(leaf.ancestry, other.ancestry, strict=False) if mine is theirs)
+    return leaf.ancestry[shared:]
+
+
+def in_guarantee(claim: QueuedJob, only: Pool | None = None) -> bool:
+    """Whether some level of its queue guarantees the claim (in this pool, or in any it may use)."""
+    milli = claim.job.devices_milli
+    return any(
+        level.tier(pool.model, milli) is Tier.GUARANTEED
+        for pool in ((only,) if only else claim.shape.pools)
+        for level in claim.leaf.ancestry
+    )
