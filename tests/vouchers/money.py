@@ -436,8 +436,8 @@ class Money:
     def accounts(self) -> list[UUID]:
         """The accounts of the programme, its vouchers and its tenants."""
         named = [accounts.pool(self.slug, "once", "CNY"), accounts.disbursed(self.slug, accounts.CENTRE, "CNY")]
-        for of_programme in (accounts.claimed, accounts.payable, accounts.reserve, accounts.reserve_used):
-            named.append(of_programme(self.slug, "CNY"))
+        of_programme = (accounts.claimed, accounts.payable, accounts.reserve, accounts.reserve_used)
+        named += [account(self.slug, "CNY") for account in of_programme]
         for tenant in self.model.purses:
             named += [accounts.wallet(tenant), accounts.revenue(tenant)]
             named.append(accounts.claimable(self.slug, tenant, "CNY"))
