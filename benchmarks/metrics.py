@@ -67,7 +67,8 @@ _EMPTY = {
 _REQUIRED = text("""
     SELECT table_name, column_name, data_type FROM information_schema.columns
      WHERE table_schema = 'public' AND is_nullable = 'NO' AND column_default IS NULL AND is_identity = 'NO'
-       AND table_name IN ('jobs', 'runs', 'usage_records', 'charges', 'rates', 'vouchers', 'applications', 'enterprises')""")
+       AND table_name IN ('jobs', 'runs', 'usage_records', 'charges', 'rates', 'vouchers', 'applications',
+                          'enterprises')""")
 
 
 def seed(connection: Connection, size: Size) -> None:

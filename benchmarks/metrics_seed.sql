@@ -72,20 +72,20 @@ INSERT INTO allocations (id, run_id, node, device_index, model, slots, span)
   FROM generate_series(0, :running - 1) n
   JOIN devices d ON d.node = 'node-' || lpad((n / 8)::text, 5, '0') AND d.index = n % 8;
 
-INSERT INTO usage_records (id, job_id, run_id, attempt, rank, k, node, boot_id, model, started_at, duration_ms, slot_ms,
-  busy_ms, final, content_sha256, received_at)
+INSERT INTO usage_records (id, job_id, run_id, attempt, rank, k, node, boot_id, model, started_at, offset_ms, duration_ms,
+  slot_ms, busy_ms, final, content_sha256, received_at)
   SELECT gen_random_uuid(), pg_temp.numbered(n), pg_temp.numbered(n), 1, 0, k, 'node', 'b',
-  (CAST(:models AS text[]))[1 + n % 4], now(), 60000, 60000000, 30000, k = 1, '', now() - n % 1000 * interval '1 minute'
+  (CAST(:models AS text[]))[1 + n % 4], now(), k * 60000, 60000, 60000000, 30000, k = 1, '', now() - n % 1000 * interval '1 minute'
   FROM generate_series(:waiting + :running, :jobs - 1) n, generate_series(0, 1) k;
 
-INSERT INTO rates (id, model, micros_per_card_hour, effective_from, set_by, set_at)
-  SELECT pg_temp.numbered(n), (CAST(:models AS text[]))[n], 36000000, now(), pg_temp.numbered(1), now()
-  FROM generate_series(1, 4) n;
+INSERT INTO rates (id, model, micros_per_card_hour, terms, effective_from, changes_running, reason, set_by, set_at)
+  SELECT pg_temp.numbered(n), (CAST(:models AS text[]))[n], 36000000, '{"price_cny_per_card_hour": "36.000000"}', now(),
+  false, '', pg_temp.numbered(1), now() FROM generate_series(1, 4) n;
 
-INSERT INTO charges (id, job_id, tenant_id, n, attempt, slot_ms, amount_micros, voucher_micros, tenant_micros, rounding_micros,
-  forgone_micros, charged_at)
-  SELECT gen_random_uuid(), pg_temp.numbered(n), pg_temp.numbered(1 + n % :tenants), 1, 1, 120000000, 1000000, 600000,
-  400000, 0, 0, now() - n % 1000 * interval '1 minute'
+INSERT INTO charges (id, job_id, tenant_id, n, attempt, model, month, slot_ms, amount_micros, voucher_micros,
+  tenant_micros, rounding_micros, forgone_micros, charged_at)
+  SELECT gen_random_uuid(), pg_temp.numbered(n), pg_temp.numbered(1 + n % :tenants), 1, 1,
+  (CAST(:models AS text[]))[1 + n % 4], to_char(now(), 'YYYY-MM'), 120000000, 1000000, 600000, 400000, 0, 0, now() - n % 1000 * interval '1 minute'
   FROM generate_series(:waiting + :running, :jobs - 1) n;
 
 INSERT INTO accounts (id, name, asset, bound, opened_at)

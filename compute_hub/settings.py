@@ -145,7 +145,7 @@ class Settings(BaseSettings):
     tick_ms: Annotated[int, Field(ge=50, le=60_000)] = 1000
     controllers: Annotated[int, Field(ge=1, le=4)] = 2
     """How many `hub up` runs; one leads, the others stand by and take over within its lease and a second."""
-    leader_lease_ms: Annotated[int, Field(ge=1000)] = 2000
+    leader_lease_ms: Annotated[int, Field(ge=1000)] = 2500
     node_lease_ms: Annotated[int, Field(ge=1000)] = 6000
     """How long jobs go on without a controller; longer than a new one needs to take over, or its death ends them."""
     meter_interval_ms: Annotated[int, Field(ge=100)] = 60_000

@@ -16,10 +16,12 @@ from typing import Any, Final, Self
 from urllib.parse import urlsplit
 
 import psutil
+import psycopg
 
 from compute_hub.identity.roles import Role
 from compute_hub.sdk import ENDED, HubClient
 from compute_hub.settings import Settings
+from compute_hub.stack.database import private_server
 from compute_hub.stack.up import LocalStack
 from kernel.clock import boottime_ms, unix_ms, utc_now
 from kernel.errors import HubError
@@ -167,6 +169,10 @@ class Hub:
             "supervisor_cpu_percent": round(100 * used / _WATCHED_S, 2),
             "supervisor_rss_mb": round(memory.rss / 1e6, 1),
         }
+
+    def database(self) -> psycopg.Connection:
+        """A connection of the database's superuser, in autocommit."""
+        return private_server(self.stack.settings).superuser("hub")
 
     def supervisors(self) -> list[psutil.Process]:
         """The supervisors' processes, by their configuration's place."""

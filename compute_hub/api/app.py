@@ -9,6 +9,7 @@ from fastapi.routing import APIRoute
 from sqlalchemy import Engine
 
 from compute_hub.api import (
+    alerts,
     applications,
     charges,
     claim_review,
@@ -67,6 +68,7 @@ _ROUTERS = (
     charges.router,
     rates.router,
     invoices.router,
+    alerts.router,
     claims.router,
     claim_review.router,
     cluster.router,

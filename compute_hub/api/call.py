@@ -20,13 +20,22 @@ from compute_hub.identity.keys import Principal, authenticate
 from compute_hub.settings import Settings
 from kernel.clock import utc_now
 from kernel.database import transaction
-from kernel.errors import Conflict
+from kernel.errors import Conflict, Invalid
 
 _TRIES: Final = 3
 _RACES: Final = (UniqueViolation, SerializationFailure, DeadlockDetected)
 
 Result = TypeVar("Result")
 Answer = TypeVar("Answer", bound=View)
+
+
+class IdempotencyKeyMissing(Invalid):
+    """A request that has an effect came without the key under which it could be repeated."""
+
+    sentence = (
+        "Idempotency-Key: {request} has an effect and needs this header. Send a new value with a new request, and "
+        "the same one when you repeat it."
+    )
 
 
 class IdempotencyKeyReused(Conflict):
@@ -81,7 +90,7 @@ class Call:
             return action(session, utc_now())
 
     def act(self, action: Callable[[Session, datetime], Result]) -> Result:
-        """Do something that may well be done twice, or whose answer must not be kept (it holds a secret)."""
+        """Do something whose answer must not be kept, because it holds a secret; it needs no Idempotency-Key."""
         return self._transact(lambda session: action(session, utc_now()))
 
     def once(
@@ -93,11 +102,12 @@ class Call:
         the first committed.
 
         Raises:
+            IdempotencyKeyMissing: no key came with it.
             IdempotencyKeyReused: the key's first request was another one.
         """
         key = self._key
         if key is None:
-            return self.act(action)
+            raise IdempotencyKeyMissing(request=self._path)
         asked = f"{self._path}\n{body.model_dump_json() if body else ''}"
         digest = hashlib.sha256(asked.encode()).hexdigest()
 

@@ -60,6 +60,12 @@ class TenantNeeded(Invalid):
     sentence = "tenant_id: name the enterprise whose statement or draft you want."
 
 
+class DayOutOfRange(Invalid):
+    """A day no hub has seen."""
+
+    sentence = "day: {day} is out of range; the year must lie between 2000 and 2199."
+
+
 class Closing(Body):
     """Which month to close, for one tenant or for all that have something to pay."""
 
@@ -82,6 +88,8 @@ class InvoicesView(View):
 @router.get("/statements/{day}", name="show_statement")
 def statement(day: date, call: Caller, tenant_id: Tenant = None) -> StatementView:
     """What was charged on a day at the centre, by job, and how the tenant's own balances moved."""
+    if day.year not in range(2000, 2200):
+        raise DayOutOfRange(day=day)
     return call.read(lambda session: statement_view(daily_statement(session, _whose(call, tenant_id), day)))
 
 

@@ -36,10 +36,12 @@ _WITH_EFFECT: Final = ("402", "409", "413")
 _KEY: Final[dict[str, Any]] = {
     "name": "Idempotency-Key",
     "in": "header",
-    "required": False,
+    "required": True,
     "description": "A repeated request with the same key gets the first answer; with other content it is refused.",
     "schema": {"type": "string", "minLength": 1, "maxLength": 200, "pattern": "^[!-~]+$"},
 }
+_WITHOUT_KEY: Final = frozenset({"quote_job", "store_upload", "make_key"})
+"""A quote has no effect, an upload is kept under its content, and a new key's answer is a secret that is not kept."""
 
 
 def describe(app: FastAPI) -> dict[str, Any]:
@@ -66,6 +68,7 @@ def _complete(method: str, operation: dict[str, Any]) -> None:
     codes: tuple[str, ...] = _ALWAYS
     if method != "get":
         codes += _WITH_EFFECT
+    if method != "get" and operation["operationId"] not in _WITHOUT_KEY:
         operation.setdefault("parameters", []).append(_KEY)
     for code in codes:
         operation["responses"][code] = {

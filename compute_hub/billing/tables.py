@@ -301,3 +301,40 @@ class SettledRestorationRow(Table):
 
     restoration_id: Mapped[UUID] = mapped_column(ForeignKey("restorations.id"), primary_key=True)
     invoice_id: Mapped[UUID] = mapped_column(ForeignKey("invoices.id"))
+
+
+class AlertRuleRow(Table):
+    """A line that a tenant's money may cross, and who is told; `crossed` is how it was when last looked at."""
+
+    __tablename__ = "alert_rules"
+    __table_args__ = (
+        CheckConstraint("kind IN ('balance', 'spending')", name="kind"),
+        CheckConstraint("channel IN ('webhook', 'email')", name="channel"),
+        CheckConstraint("threshold_micros >= 0", name="threshold"),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    tenant_id: Mapped[UUID]
+    kind: Mapped[str] = mapped_column(Text)
+    threshold_micros: Mapped[int]
+    channel: Mapped[str] = mapped_column(Text)
+    target: Mapped[str] = mapped_column(Text)
+    crossed: Mapped[bool]
+    set_by: Mapped[UUID]
+    set_at: Mapped[datetime]
+    ended_at: Mapped[datetime | None]
+
+
+class AlertRow(Table):
+    """A line that was crossed, and whether somebody has been told."""
+
+    __tablename__ = "alerts"
+    __table_args__ = (Index("ix_alerts_waiting", "id", postgresql_where=text("sent_at IS NULL")),)
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    rule_id: Mapped[UUID] = mapped_column(ForeignKey("alert_rules.id"))
+    raised_at: Mapped[datetime]
+    sentence: Mapped[str] = mapped_column(Text)
+    tries: Mapped[int]
+    failure: Mapped[str] = mapped_column(Text)
+    sent_at: Mapped[datetime | None]

@@ -8,6 +8,7 @@ import sys
 import typer
 
 from compute_hub.cli import (
+    alerts,
     applications,
     billing,
     claims,
@@ -52,6 +53,7 @@ for name, group in (
     ("rate", rates.app),
     ("meter", meter.app),
     ("invoice", billing.app),
+    ("alert", alerts.app),
     ("statement", billing.statement_app),
     ("ledger", cluster.ledger_app),
 ):

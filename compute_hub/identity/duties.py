@@ -121,6 +121,10 @@ DUTIES: Final[Mapping[str, tuple[Role, ...]]] = {
     "list_line_charges": (Role.TENANT, *_OFFICERS),
     "list_charge_records": (Role.TENANT, *_OFFICERS),
     "invoice_document": _USERS,
+    "set_alert_rule": _OPERATOR,
+    "end_alert_rule": _OPERATOR,
+    "list_alert_rules": _USERS,
+    "list_alerts": _USERS,
     # claims: who reviews does not approve, who disburses does not reconcile
     "make_claim": _CLAIMANTS,
     "resubmit_claim": _CLAIMANTS,

@@ -31,6 +31,7 @@ from compute_hub.stack.database import application_url
 from compute_hub.telemetry.auditing import keep_auditing
 from compute_hub.telemetry.instruments import BILL_LAST, BILL_REFUSALS, BILL_SECONDS, BILLED
 from compute_hub.telemetry.serving import serve_metrics
+from compute_hub.workers.alerts import keep_alerting
 from compute_hub.workers.logs import configure_logs
 from kernel.clock import boottime_ms, unix_ms, utc_now
 from kernel.database import open_engine, transaction
@@ -61,7 +62,7 @@ def run_biller(settings: Settings) -> None:
     serve_metrics(settings, "biller")
     url = application_url(settings)
     os.nice(_NICENESS)
-    engine = open_engine(url, pool_size=3, ping=False)
+    engine = open_engine(url, pool_size=4, ping=False)
     wakeups = Wakeups()
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -69,6 +70,7 @@ def run_biller(settings: Settings) -> None:
     wakeups.watch("database", notifications(url, WAKE_CHANNEL))
     next_look = 0
     auditing = keep_auditing(engine, settings.audit_interval_ms, stopping)
+    alerting = keep_alerting(engine, settings.state_directory.resolve() / "mail", stopping)
     while not stopping.is_set():
         wakeups.wait(settings.tick_ms / 1000)
         wakeups.gather(_GATHER_S)
@@ -83,6 +85,7 @@ def run_biller(settings: Settings) -> None:
             _log.error("database_failed", reason=str(error.orig))
     wakeups.stop()
     auditing.join(timeout=_AUDIT_GRACE_S)
+    alerting.join(timeout=_AUDIT_GRACE_S)
     engine.dispose()
 
 

@@ -324,6 +324,38 @@ CREATE TABLE ledger_audits (
 
 CREATE INDEX ix_ledger_audits_audited_at ON ledger_audits (audited_at);
 
+CREATE TABLE alert_rules (
+    id UUID NOT NULL,
+    tenant_id UUID NOT NULL,
+    kind TEXT NOT NULL,
+    threshold_micros BIGINT NOT NULL,
+    channel TEXT NOT NULL,
+    target TEXT NOT NULL,
+    crossed BOOLEAN NOT NULL,
+    set_by UUID NOT NULL,
+    set_at TIMESTAMP WITH TIME ZONE NOT NULL,
+    ended_at TIMESTAMP WITH TIME ZONE,
+    CONSTRAINT pk_alert_rules PRIMARY KEY (id),
+    CONSTRAINT ck_alert_rules_kind CHECK (kind IN ('balance', 'spending')),
+    CONSTRAINT ck_alert_rules_channel CHECK (channel IN ('webhook', 'email')),
+    CONSTRAINT ck_alert_rules_threshold CHECK (threshold_micros >= 0)
+);
+
+CREATE TABLE alerts (
+    id UUID NOT NULL,
+    rule_id UUID NOT NULL,
+    raised_at TIMESTAMP WITH TIME ZONE NOT NULL,
+    sentence TEXT NOT NULL,
+    tries BIGINT NOT NULL,
+    failure TEXT NOT NULL,
+    sent_at TIMESTAMP WITH TIME ZONE,
+    CONSTRAINT pk_alerts PRIMARY KEY (id),
+    CONSTRAINT fk_alerts_rule_id FOREIGN KEY(rule_id) REFERENCES alert_rules (id)
+);
+
+CREATE INDEX ix_alerts_waiting ON alerts (id) WHERE sent_at IS NULL;
+
+GRANT SELECT, INSERT, UPDATE ON alert_rules, alerts TO hub_app;
 GRANT SELECT, INSERT ON ledger_audits TO hub_app;
 GRANT SELECT, INSERT ON api_keys, idempotency_keys, usage_records, usage_mismatches, gap_cases TO hub_app;
 GRANT UPDATE (revoked_at) ON api_keys TO hub_app;

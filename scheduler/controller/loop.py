@@ -242,11 +242,8 @@ class Controller:
         with transaction(self._engine) as session:
             desired = desired_runs(session, self._store, names)
         requests: dict[str, SyncRequest] = {}
-        certain: dict[str, bool] = {}
         for name in sorted(names):
-            now_ms = boottime_ms()
-            requests[name] = term.nodes.request(name, term.leadership.epoch, desired.get(name, ()), now_ms)
-            certain[name] = term.nodes.certain(name, now_ms)
+            requests[name] = term.nodes.request(name, term.leadership.epoch, desired.get(name, ()))
         reports = {
             name: report
             for name, report in self._machines.sync(requests).items()
@@ -254,7 +251,7 @@ class Controller:
         }
         heard_ms, at = boottime_ms(), utc_now()
         observed = {
-            name: Observed(report, frozenset(spec.run_id for spec in requests[name].desired), certain[name])
+            name: Observed(report, frozenset(spec.run_id for spec in requests[name].desired))
             for name, report in reports.items()
         }
         with transaction(self._engine) as session:

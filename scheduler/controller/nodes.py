@@ -22,8 +22,6 @@ class _Node:
     """When the node gave that answer, by its own clock."""
     answering: bool = False
     """Whether it answered this controller, and its last request."""
-    doubtful_until_boot_ms: int = 0
-    """Until then a request that was never answered may still arrive there."""
     acknowledged_usage: tuple[str, ...] = ()
     acknowledged_exits: tuple[str, ...] = ()
     described: Report | None = None
@@ -47,11 +45,9 @@ class Nodes:
         """Nodes whose last request was answered; only they may be given new jobs."""
         return frozenset(name for name, node in self._nodes.items() if node.answering)
 
-    def request(self, name: str, epoch: int, desired: Sequence[RunSpec], now_ms: int) -> SyncRequest:
+    def request(self, name: str, epoch: int, desired: Sequence[RunSpec]) -> SyncRequest:
         """What to ask of a node. One that was never heard of only answers: it obeys from the second request on."""
         node = self._node(name)
-        if not node.answering:
-            node.doubtful_until_boot_ms = now_ms + self._lease_ms
         node.answering = False
         self._asked += 1
         return SyncRequest(
@@ -71,10 +67,6 @@ class Nodes:
         node.acknowledged_usage = tuple(record.id for record in report.usage)
         node.acknowledged_exits = tuple(run.run_id for run in report.runs if run.state is RunState.ENDED)
         node.described = description(report)
-
-    def certain(self, name: str, now_ms: int) -> bool:
-        """Whether no earlier request can still be on its way to the node, so that what it reports stays so."""
-        return now_ms >= self._node(name).doubtful_until_boot_ms
 
     def describes(self, name: str, report: Report) -> bool:
         """Whether the node says something new of itself."""

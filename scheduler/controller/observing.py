@@ -36,12 +36,10 @@ class Observed:
 
     Args:
         asked: ids of the runs that were desired there.
-        certain: whether no earlier request is still on its way, so that a run it does not name is not there.
     """
 
     report: Report
     asked: AbstractSet[str]
-    certain: bool
 
 
 def observe(
@@ -108,7 +106,7 @@ def _apply(session: Session, node: str, observed: Observed, at: datetime) -> set
         elif run_id in refusals:
             moved = _refuse(run, refusals[run_id], at)
         else:
-            moved = observed.certain and run_id not in observed.asked and _miss(run, at)
+            moved = run_id not in observed.asked and _miss(run, at)
         if moved:
             touched.append(run)
     session.flush()

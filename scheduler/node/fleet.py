@@ -57,6 +57,7 @@ class Fleet:
         self._runs: dict[str, Run] = {}
         self._seq = 0
         self._number = 0
+        self._began_ms = boottime_ms()
         self._waiting: set[asyncio.Event] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._deadman = DeadMansTimer()
@@ -77,7 +78,7 @@ class Fleet:
         now_ms = boottime_ms()
         as_of_ms = now_ms if request.as_of_boot_ms is None else min(request.as_of_boot_ms, now_ms)
         lease_until_ms = as_of_ms + request.lease_ms
-        if lease_until_ms <= now_ms or request.number < self._number:
+        if as_of_ms < self._began_ms or lease_until_ms <= now_ms or request.number < self._number:
             return self._report(())
         self._number = request.number
         memory = self._spool.memory

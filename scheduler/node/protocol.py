@@ -204,8 +204,9 @@ class SyncRequest:
 
     Args:
         as_of_boot_ms: `boot_ms` of the node's last report that the sender has; None counts from the arrival. A request
-            that was so long on its way that its lease is over is only answered, never obeyed: whatever was delayed
-            or repeated, no lease goes on longer than `lease_ms` after the sender last heard of the node.
+            that was so long on its way that its lease is over, or is older than the supervisor, is only answered,
+            never obeyed: whatever was delayed, no lease goes on longer than `lease_ms` after the sender last heard
+            of the node, and a run that an answer does not name is not started by what was asked before.
         number: counts the requests of an epoch; one that was overtaken by a later one is only answered, too.
         acknowledged_usage: ids of usage records that are safe with the controller.
         acknowledged_exits: run ids whose end is safe with the controller.

@@ -64,7 +64,7 @@ class Relay:
     def _serve(self, connection: socket.socket) -> None:
         try:
             with connection, socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as inner:
-                _shake_hands(connection, self._token, b"relay", b"caller")
+                _shake_hands(connection, self._token, b"relay", b"caller", _PATIENCE_S)
                 with reachable(self._supervisor) as address:
                     inner.connect(address)
                 back = threading.Thread(target=_pump, args=(inner, connection), daemon=True)
@@ -90,15 +90,15 @@ class RelayedClient(SupervisorClient):
         """A connection on which the supervisor answers. Raises OSError."""
         connection = socket.create_connection(self._address, timeout=self._timeout_s)
         try:
-            _shake_hands(connection, self._token, b"caller", b"relay")
+            _shake_hands(connection, self._token, b"caller", b"relay", self._timeout_s)
         except OSError:
             connection.close()
             raise
         return connection
 
 
-def _shake_hands(connection: socket.socket, token: bytes, me: bytes, other: bytes) -> None:
-    connection.settimeout(_PATIENCE_S)
+def _shake_hands(connection: socket.socket, token: bytes, me: bytes, other: bytes, patience_s: float) -> None:
+    connection.settimeout(patience_s)
     mine = secrets.token_bytes(_NONCE_BYTES)
     connection.sendall(mine)
     theirs = _exactly(connection, _NONCE_BYTES)

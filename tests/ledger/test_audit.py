@@ -92,6 +92,74 @@ def test_each_tampering_is_found_and_explained(root: Engine, statement: str, che
     assert any(words.format(**names) in difference.explanation for difference in found)
 
 
+# Each row: what is changed, the check that finds it, and the whole of what it says.
+SENTENCES = [
+    (
+        (
+            "UPDATE accounts SET debits_posted = 3, credits_posted = 99, debits_pending = 5, credits_pending = 6,"
+            " version = 77 WHERE id = '{pool}'"
+        ),
+        "balances",
+        (
+            "account programme/hy/2026/pool says 3 debited, 99 credited, 5 debits and 6 credits on hold after 77"
+            " transfers; its transfers give 11, 110, 14, 0 after 11"
+        ),
+    ),
+    (
+        "UPDATE accounts SET credits_posted = 99, debits_pending = 16 WHERE id = '{pool}'",
+        "zero_sum",
+        "the balances of CNY sum to -11 posted and -2 on hold instead of zero",
+    ),
+    (
+        (
+            "UPDATE transfers SET debit_debits_posted = 21, debit_credits_posted = 22, debit_debits_pending = 23,"
+            " debit_credits_pending = 24 WHERE id = '{m}'"
+        ),
+        "histories",
+        (
+            "account programme/hy/2026/pool: after transfer {m} (entry 10) the history says 21/22/23/24,"
+            " the transfers up to it give 11/110/7/0"
+        ),
+    ),
+    (
+        "UPDATE transfers SET credit_sequence = 77 WHERE id = '{m}'",
+        "histories",
+        "account programme/hy/2026/spent: entry 10 of its history carries number 77 (transfer {m})",
+    ),
+    (
+        "UPDATE accounts SET bound = 'credit' WHERE id = '{world}'",
+        "histories",
+        "account world was overdrawn by transfer {fund} (entry 1)",
+    ),
+    (
+        "UPDATE holds SET captured = 9, freed = 26, expires_at = '2026-01-02' WHERE id = '{h}'",
+        "holds",
+        (
+            "hold {h} says held 35, captured 9, freed 26, released until 2026-01-02 00:00:00+00;"
+            " its transfers give 35, 10, 25, released until 2026-01-01 01:00:00+00"
+        ),
+    ),
+    ("UPDATE transfers SET amount = 9 WHERE id = '{u}'", "links", "reversal {u} does not mirror transfer {c}"),
+    (
+        "UPDATE transfers SET credit = '{world}' WHERE id = '{c}'",
+        "links",
+        "capture {c} does not run between the accounts of its hold {h}",
+    ),
+]
+
+
+@pytest.mark.parametrize(("statement", "check", "sentence"), SENTENCES)
+@pytest.mark.usefixtures("busy")
+def test_a_difference_is_told_in_a_sentence(root: Engine, statement: str, check: str, sentence: str) -> None:
+    names = {name: ident(name) for name in ("h", "c", "u", "m", "fund")} | {
+        "pool": POOL.id,
+        "world": WORLD.id,
+    }
+    with tampered(root, statement.format(**names)) as session:
+        found = {(difference.check, difference.explanation) for difference in audit(session).differences}
+    assert (check, sentence.format(**names)) in found
+
+
 @pytest.mark.usefixtures("busy")
 def test_a_report_lists_no_more_differences_than_asked_and_says_so(root: Engine) -> None:
     with tampered(root, "UPDATE accounts SET version = version + 1") as session:

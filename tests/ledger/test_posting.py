@@ -6,12 +6,21 @@ from sqlalchemy import Engine
 
 from kernel.database import transaction
 from kernel.errors import Conflict, Invalid, NotFound, Unfunded
-from ledger.domain.accounts import CNY, Account, Bound
+from ledger.domain.accounts import CNY, Account, Balance, Bound, card_time
 from ledger.domain.outcomes import Status
-from ledger.domain.transfers import Kind, Transfer, extend
+from ledger.domain.transfers import Kind, Transfer, extend, posted
 from ledger.errors import AccountDiffers, AccountNameTaken, InsufficientFunds
 from ledger.posting import BATCH_MAX, open_accounts, post_all
-from ledger.reading import HoldState, Side, balances, due_holds, history, holds
+from ledger.reading import (
+    Entry,
+    HoldState,
+    Side,
+    balances,
+    due_holds,
+    history,
+    holds,
+    sum_of_balances,
+)
 from tests.ledger.world import (
     CARDS,
     LATER,
@@ -195,6 +204,23 @@ def test_a_refusal_for_lack_of_money_says_what_there_is(
     assert posting(funded, replace(refused, amount=available))[0].accepted
 
 
+NOBODY = Account(ident("nobody"), "nobody", CNY, Bound.NONE)
+
+
+@pytest.mark.parametrize(
+    ("refused", "account"),
+    [
+        (move("x", POOL, NOBODY, 1), NOBODY),
+        (move("x", NOBODY, POOL, 1), NOBODY),
+        (held("x", 1, POOL, CARDS), CARDS),
+        (undo("x", "fund"), POOL),
+    ],
+)
+def test_a_refusal_names_the_account_it_rests_on(funded: Engine, refused: Transfer, account: Account) -> None:
+    posting(funded, held("h", 60))
+    assert posting(funded, refused)[0].account_id == account.id
+
+
 def test_opening_again_with_other_content_is_refused(funded: Engine) -> None:
     with transaction(funded) as session:
         open_accounts(session, [POOL], at=LATER)
@@ -204,16 +230,54 @@ def test_opening_again_with_other_content_is_refused(funded: Engine) -> None:
             open_accounts(session, [Account(ident("other"), POOL.name, CNY, Bound.CREDIT)], at=T0)
 
 
-def test_available_counts_holds_against_the_bounded_side(funded: Engine) -> None:
-    posting(funded, held("h", 30), move("o", OWED, WORLD, 9))
-    with transaction(funded) as session:
+@pytest.fixture
+def various(funded: Engine) -> Engine:
+    """POOL and OWED with four different totals each."""
+    posting(funded, held("h", 30), move("s", POOL, SPENT, 5), held("k", 7, WORLD, POOL))
+    posting(funded, move("o", OWED, WORLD, 9), move("b", WORLD, OWED, 2), held("l", 3, WORLD, OWED))
+    posting(funded, held("m", 1, OWED, WORLD))
+    return funded
+
+
+def test_available_counts_holds_against_the_bounded_side(various: Engine) -> None:
+    with transaction(various) as session:
         seen = balances(session, [POOL.id, OWED.id, WORLD.id, ident("none")])
-    assert {b.account.name: b.available for b in seen.values()} == {
-        POOL.name: 70,
-        OWED.name: 9,
-        WORLD.name: None,
+        assert sum_of_balances(session) == 0
+    assert {b.account: (b.available, b.net) for b in seen.values()} == {
+        POOL: (65, 95),
+        OWED: (4, -7),
+        WORLD: (None, -93),
     }
-    assert seen[POOL.id].net == 100
+    assert seen[POOL.id] == Balance(POOL, 5, 100, 30, 7, 4)
+    assert seen[OWED.id] == Balance(OWED, 9, 2, 1, 3, 4)
+
+
+def test_an_entry_carries_the_transfer_and_the_totals_after_it(various: Engine) -> None:
+    with transaction(various) as session:
+        *_, pool = history(session, POOL.id)
+        *_, owed = history(session, OWED.id)
+    words = (T0, WORDS["movement"], WORDS["cause"])
+    assert pool == Entry(POOL.id, 4, ident("k"), Side.CREDIT, Kind.HOLD, 7, *words, 5, 100, 30, 7)
+    assert owed == Entry(OWED.id, 4, ident("m"), Side.DEBIT, Kind.HOLD, 1, *words, 9, 2, 1, 3)
+
+
+def test_the_longest_words_and_names_are_kept_whole(funded: Engine) -> None:
+    account = Account(ident("long"), "a" * 400, card_time("m" * 192), Bound.NONE)
+    words = {"movement": "m" * 100, "cause": "c" * 400}
+    with transaction(funded) as session:
+        open_accounts(session, [account], at=T0)
+        assert balances(session, [account.id])[account.id].account == account
+    posting(funded, posted(ident("x"), debit=POOL.id, credit=SPENT.id, amount=1, **words))
+    with transaction(funded) as session:
+        line = history(session, SPENT.id)[-1]
+    assert {"movement": line.movement, "cause": line.cause} == words
+
+
+def test_due_holds_are_listed_from_the_longest_overdue_and_no_more_than_asked(funded: Engine) -> None:
+    ends = {name: LATER - timedelta(minutes=n) for n, name in enumerate(("a", "b", "c"))}
+    posting(funded, *(replace(held(name, 1), expires_at=end) for name, end in ends.items()))
+    with transaction(funded) as session:
+        assert [due.id for due in due_holds(session, LATER, limit=2)] == [ident("c"), ident("b")]
 
 
 def test_every_transfer_stands_in_the_histories_of_both_its_accounts(funded: Engine) -> None:

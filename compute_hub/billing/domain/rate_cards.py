@@ -106,6 +106,22 @@ class RateCard:
                 amount, scale = amount * factor, scale * WHOLE_MILLI
         return (2 * amount + scale) // (2 * scale)
 
+    def extremes_micros(self) -> tuple[int, int]:
+        """A price below and one above all that its factors can make of the base price."""
+        low = high = self.base_micros
+        scale = 1
+        for factors in (
+            [factor for _, factor in self.kinds],
+            [window.factor_milli for window in self.windows],
+            [step.factor_milli for step in self.priority],
+            [step.factor_milli for step in self.fraction],
+            [step.factor_milli for step in self.volume],
+        ):
+            low *= min([*factors, WHOLE_MILLI])
+            high *= max([*factors, WHOLE_MILLI])
+            scale *= WHOLE_MILLI
+        return low // scale, -(-high // scale)
+
     def dearest_volume_milli(self) -> int:
         """The highest factor any volume may have, for what is set aside before the volume is known."""
         return max((step.factor_milli for step in self.volume), default=WHOLE_MILLI)
@@ -165,7 +181,7 @@ class RateCard:
         if not 0 < base <= PRICE_MICROS_MAX:
             raise RateCardRefused(field=field, reason="a price must be above zero and at most ¥1,000,000")
         precision, pflops = _pflops(document.get("pflops"), f"{at}pflops")
-        return cls(
+        card = cls(
             base_micros=base,
             kinds=_kinds(document.get("kinds"), f"{at}kinds"),
             windows=_windows(document.get("time_of_day"), f"{at}time_of_day"),
@@ -175,6 +191,12 @@ class RateCard:
             precision=precision,
             pflops_micro=pflops,
         )
+        lowest, highest = card.extremes_micros()
+        if lowest < 1 or highest > PRICE_MICROS_MAX:
+            raise RateCardRefused(
+                field=field, reason="with all its factors a price must stay above zero and at most ¥1,000,000"
+            )
+        return card
 
 
 def _floor(steps: Sequence[Step], value: int) -> int:

@@ -47,6 +47,8 @@ class Asker:
 
     def ask(self, method: str, path: str, body: object = None, **more: Json) -> Response:
         headers = {"Authorization": f"Bearer {self.key}"} | more.pop("headers", {})
+        if method == "POST":
+            headers = {"Idempotency-Key": str(new_id())} | headers
         if body is not None:
             more["content"] = json.dumps(body)
             headers["Content-Type"] = "application/json"

@@ -129,6 +129,24 @@ def test_a_repeated_request_has_one_effect_and_one_answer(house: House) -> None:
     assert firm.post(f"/v1/jobs/{first['id']}:cancel", **key("k2"))["id"] == first["id"]
 
 
+def test_a_request_with_an_effect_needs_a_key_and_one_without_does_not(house: House) -> None:
+    firm = house.enterprise("100.00")
+    bare = {"Authorization": f"Bearer {firm.key}"}
+    with house.untouched():
+        answer = house.http.post("/v1/jobs", json=job(), headers=bare)
+        words = refusal(answer, 422, "idempotency_key_missing")
+        assert words.startswith("Idempotency-Key: POST /v1/jobs has an effect and needs this header.")
+        assert house.http.post("/v1/jobs:quote", json=job(), headers=bare).status_code == 200
+    described = house.http.get("/v1/openapi.json").json()["paths"]
+    asked = {
+        path
+        for path, methods in described.items()
+        if "post" in methods
+        and not any(entry["name"] == "Idempotency-Key" for entry in methods["post"].get("parameters", ()))
+    }
+    assert asked == {"/v1/jobs:quote", "/v1/uploads", "/v1/api-keys"}
+
+
 def test_one_principals_key_replays_nothing_of_another(house: House) -> None:
     owner, thief = house.enterprise("100.00"), house.enterprise("100.00")
     first = owner.post("/v1/jobs", job(), **key("shared"))

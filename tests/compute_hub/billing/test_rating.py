@@ -158,6 +158,8 @@ def windows(*bounds: str) -> dict[str, Any]:
         ({"price_cny_per_card_hour": "0"}, "price_cny_per_card_hour"),
         ({"price_cny_per_card_hour": 3}, "price_cny_per_card_hour"),
         ({"price_cny_per_card_hour": "1000000.01"}, "price_cny_per_card_hour"),
+        ({"price_cny_per_card_hour": "0.000001", "kinds": {"x": "0.1"}}, "price_cny_per_card_hour"),
+        ({"kinds": {"x": "100"}, "price_cny_per_card_hour": "10000"}, "price_cny_per_card_hour"),
         ({"discount": "0.5"}, "discount"),
         ({"kinds": {"batch": "-1"}}, "kinds.batch"),
         ({"kinds": {"batch": "0"}}, "kinds.batch"),

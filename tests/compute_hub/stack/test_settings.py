@@ -23,7 +23,7 @@ def test_a_variable_overrides_the_file_and_the_file_the_default(
     monkeypatch.setenv("HUB_CONFIG", str(file))
     monkeypatch.setenv("HUB_API_PORT", "9001")
     chosen = settings()
-    assert (chosen.tick_ms, chosen.api_port, chosen.leader_lease_ms) == (300, 9001, 2000)
+    assert (chosen.tick_ms, chosen.api_port, chosen.leader_lease_ms) == (300, 9001, 2500)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,58 @@
+"""`hub alert …`: who is told when a tenant's money runs low or its spending high."""
+
+from typing import Annotated
+
+import typer
+
+from compute_hub.cli.output import AsJson, client, show
+
+app = typer.Typer(help="Alerts about balances and spending.", no_args_is_help=True)
+
+_RULES = {"id": "id", "kind": "kind", "threshold_cny": "threshold", "target": "told", "crossed": "crossed"}
+
+
+@app.command("set")
+def set_(
+    tenant: Annotated[str, typer.Argument(help="The enterprise's id.")],
+    kind: Annotated[str, typer.Argument(help="balance (below) or spending (of the month, above).")],
+    threshold: Annotated[str, typer.Argument(help="In yuan.")],
+    target: Annotated[str, typer.Argument(help="A webhook's address or an e-mail address.")],
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Watch a tenant's balance or its month's spending."""
+    channel = "webhook" if "://" in target else "email"
+    body = {"tenant_id": tenant, "kind": kind, "threshold_cny": threshold, "channel": channel, "target": target}
+    with client() as hub:
+        show([hub.post("/v1/alert-rules", body)], _RULES, as_json=as_json)
+
+
+@app.command()
+def rules(*, as_json: AsJson = False) -> None:
+    """List what is watched."""
+    with client() as hub:
+        show(list(hub.pages("/v1/alert-rules")), _RULES | {"ended_at": "ended"}, as_json=as_json)
+
+
+@app.command()
+def end(
+    rule: Annotated[str, typer.Argument(help="`hub alert rules` shows it.")], *, as_json: AsJson = False
+) -> None:
+    """Stop watching."""
+    with client() as hub:
+        show([hub.post(f"/v1/alert-rules/{rule}:end")], _RULES, as_json=as_json)
+
+
+@app.command("list")
+def list_(*, as_json: AsJson = False) -> None:
+    """List what was told, and what could not be delivered."""
+    with client() as hub:
+        found = list(hub.pages("/v1/alerts"))
+    columns = {
+        "raised_at": "at",
+        "sentence": "what",
+        "sent_at": "delivered",
+        "tries": "tries",
+        "failure": "why not",
+    }
+    show(found, columns, as_json=as_json)

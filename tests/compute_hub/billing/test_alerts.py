@@ -1,0 +1,82 @@
+"""Alerts: told once when a line is crossed, delivered for real, and tried again when nobody listens."""
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+from compute_hub.billing.alerting import end_alert_rule, set_alert_rule
+from compute_hub.workers.alerts import alert_once
+from kernel.database import transaction
+from kernel.ids import new_id
+from tests.compute_hub.billing.house import HOUR_MS, NOW, YUAN, House
+from vouchers.wallets import deposit
+
+
+@contextmanager
+def webhook(heard: list[dict[str, str]]) -> Iterator[str]:
+    class Ear(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            heard.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    server = HTTPServer(("127.0.0.1", 0), Ear)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}/"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def watch(house: House, kind: str, yuan: int, target: str) -> None:
+    channel = "webhook" if "://" in target else "email"
+    with transaction(house.engine) as session:
+        facts = {"kind": kind, "threshold_micros": yuan * YUAN, "channel": channel, "target": target}
+        set_alert_rule(session, house.tenant, **facts, by=new_id(), at=NOW)  # type: ignore[arg-type]
+
+
+def test_a_balance_that_falls_is_told_once_and_again_after_it_had_risen(house: House, tmp_path: Path) -> None:
+    heard: list[dict[str, str]] = []
+    with webhook(heard) as url:
+        watch(house, "balance", 980, url)
+        assert alert_once(house.engine, tmp_path, NOW) == 0
+        house.admit(house.submit())
+        assert [alert_once(house.engine, tmp_path, NOW) for _ in range(2)] == [1, 0]
+        with transaction(house.engine) as session:
+            deposit(session, house.tenant, 100 * YUAN, "more", NOW)
+        assert alert_once(house.engine, tmp_path, NOW) == 0
+        house.keep(house.sql("SELECT id FROM jobs")[0][0], 6 * HOUR_MS)
+        assert alert_once(house.engine, tmp_path, NOW) == 1
+    assert [one["kind"] for one in heard] == ["balance", "balance"]
+    assert heard[0]["tenant_id"] == str(house.tenant)
+
+
+def test_spending_is_told_by_mail_and_what_cannot_be_delivered_is_tried_again(
+    house: House, tmp_path: Path
+) -> None:
+    watch(house, "spending", 10, "books@example.org")
+    watch(house, "spending", 10, "http://127.0.0.1:9/")
+    job_id = house.submit()
+    house.admit(job_id)
+    house.meter(house.record(job_id, 0, HOUR_MS // 2, final=True))
+    house.bill()
+    assert alert_once(house.engine, tmp_path, NOW) == 1
+    assert alert_once(house.engine, tmp_path, NOW + timedelta(seconds=1)) == 0
+    (mail,) = tmp_path.glob("*.eml")
+    assert b"To: books@example.org" in mail.read_bytes()
+    assert house.sql("SELECT tries, sent_at IS NULL, failure <> '' FROM alerts ORDER BY tries") == [
+        (1, False, False),
+        (2, True, True),
+    ]
+    with transaction(house.engine) as session:
+        for (rule_id,) in house.sql("SELECT id FROM alert_rules"):
+            end_alert_rule(session, rule_id, NOW)
+    assert house.sql("SELECT count(*) FROM alert_rules WHERE ended_at IS NULL") == [(0,)]
