@@ -49,7 +49,7 @@ class Cycle:
     def run(self) -> Plan:
         """The pipeline.
 
-        1. Wake what was waiting for the time; start whom others have made room for.
+        1. Wake what was waiting for the time; start whom a promise is due to and whom others have made room for.
         2. Order: queues by tier and weighted share, at every level of the tree; inside a queue by priority and
            latest turn.
         3. Quota: a claim beyond a bound of any level waits.
@@ -59,6 +59,7 @@ class Cycle:
         """
         state = self.state
         state.wake(self.now_ms)
+        self._start_promised()
         self._start_nominees()
         self._hold_contests()
         evictions: tuple[Eviction, ...] = ()
@@ -106,6 +107,19 @@ class Cycle:
         before = {name: known for name, known in self._nominated.items() if name in kept or name in begun}
         state.promises.nominations.restore({**before, **kept})
 
+    def _start_promised(self) -> None:
+        """Start every holder of a hard promise whose time has come, whoever else is ahead of it in its class."""
+        state = self.state
+        for model, promise in list(state.promises.by_pool.items()):
+            queued = state.queued.get(promise.job_id)
+            if queued is None or queued.home is None or not promise.hard or promise.from_ms > self.now_ms:
+                continue
+            pool = state.capacity.pools[model]
+            if pool in self._allowed_pools(queued):
+                placed = self._place(queued, (pool,))[0]
+                if placed is not None:
+                    self._start(queued, queued.home, *placed)
+
     def _start_nominees(self) -> None:
         """Start every claimant whose room is there; void a nomination that nobody is leaving for any more."""
         state = self.state
@@ -120,7 +134,7 @@ class Cycle:
                 if placed is not None:
                     self._start(queued, home, *placed)
                     continue
-            if not any(victim in state.running for victim in known.victims):
+            if not nominations.awaits_any(known.pool, state.running):
                 nominations.forget(known.job_id)
 
     def _reserved(self, queued: QueuedJob, pool: Pool) -> int:
@@ -172,7 +186,7 @@ class Cycle:
         for queued in arrived:
             if queued.entry is not None and queued.ready and not queued.shape.may_fit():
                 self._claim(queued)
-                self._promise(queued, self._allowed_pools(queued))
+                self._promise(queued, self._allowed_pools(queued, once_free=True))
 
     def _first_unfit(self, pool: Pool) -> QueuedJob | None:
         best: tuple[int, Entry] | None = None
@@ -182,7 +196,11 @@ class Cycle:
             for job_class in classes.values():
                 entry = job_class.head()
                 row = None if entry is None else (-job_class.priority, entry)
-                if row is not None and (best is None or row < best) and pool in self._allowed_pools(row[1][3]):
+                if (
+                    row is not None
+                    and (best is None or row < best)
+                    and pool in self._allowed_pools(row[1][3], once_free=True)
+                ):
                     best = row
         return None if best is None else best[1][3]
 
@@ -194,7 +212,7 @@ class Cycle:
             return
         pools = self._allowed_pools(queued)
         if not pools:
-            self._not_served(job_class, queued)
+            self._pass_over(job_class, queued, entry)
             contest.drop(leaf, job_class)
             return
         shape = job_class.shape
@@ -291,10 +309,10 @@ class Cycle:
         return made
 
     def _pass_over(self, job_class: JobClass, queued: QueuedJob, entry: Entry) -> None:
-        """Nobody of the class fits, as is known already; its head may still be due a promise."""
+        """Nobody of the class fits or may start now; its head may still be due a promise."""
         self._not_served(job_class, queued)
         if self.state.settings.backfill is Backfill.RESERVED and self._deserves_promise(queued, entry):
-            self._promise(queued, self._allowed_pools(queued))
+            self._promise(queued, self._allowed_pools(queued, once_free=True))
 
     def _deserves_promise(self, queued: QueuedJob, entry: Entry) -> bool:
         """Whether some pool promises nothing yet, or to somebody who comes later."""
@@ -330,8 +348,8 @@ class Cycle:
             self._start(queued, job_class, *placed)
             tried = queued
 
-    def _allowed_pools(self, queued: QueuedJob) -> tuple[Pool, ...]:
-        """The pools in which quota and limits allow the job now."""
+    def _allowed_pools(self, queued: QueuedJob, *, once_free: bool = False) -> tuple[Pool, ...]:
+        """The pools in which quota and limits allow the job now, or would `once_free` is what others use there."""
         state, job, leaf = self.state, queued.job, queued.leaf
         pools = queued.shape.pools
         if state.queues.plain and not job.array_running_max:
@@ -340,14 +358,17 @@ class Cycle:
             return ()
         if job.array_running_max and state.array_running[job.array_id] >= job.array_running_max:
             return ()
-        milli, spare = job.devices_milli, job.preemptible
-        refusal = state.queues.refusal
-        allowed = tuple(
-            pool
-            for pool in pools
-            if refusal(leaf, pool.model, milli, pool.capacity_milli, opportunistic=spare) is None
-        )
-        return pools if len(allowed) == len(pools) else allowed
+        milli, spare, queues = job.devices_milli, job.preemptible, state.queues
+        allowed = []
+        for pool in pools:
+            refusing = queues.refusal(leaf, pool.model, milli, pool.capacity_milli, opportunistic=spare)
+            if refusing is None or (
+                once_free
+                and refusing.parent is None
+                and queues.ever_allows(leaf, pool.model, milli, pool.capacity_milli, opportunistic=spare)
+            ):
+                allowed.append(pool)
+        return pools if len(allowed) == len(pools) else tuple(allowed)
 
     def _place(self, queued: QueuedJob, pools: tuple[Pool, ...]) -> tuple[tuple[Pool, Found] | None, bool]:
         """Room in the first pool that has it; and whether somebody's promise stood in the way."""

@@ -24,7 +24,7 @@ def promises(log: Log, asked: dict[str, Asked]) -> list[str]:
     found = []
     for (job, _), made in rows.items():
         for before, after in pairwise(made):
-            same_wait = not any(before.at_ms < start <= after.at_ms for start in starts[job])
+            same_wait = not any(before.at_ms <= start <= after.at_ms for start in starts[job])
             if same_wait and after.from_ms > before.from_ms and not _excused(log, asked, before, after.at_ms):
                 found.append(f"the promise to {job} moves from {before.from_ms} back to {after.from_ms}")
         last = made[-1]
@@ -168,9 +168,9 @@ def _fits(
     for promise in promised:
         if promise.job != job.job and promise.from_ms < end_ms:
             barred |= promise.nodes
-    for kept in log.kept:
-        if job.job not in kept.for_jobs and kept.from_ms < end_ms and at_ms < kept.to_ms:
-            barred |= set(kept.nodes)
+    for span in log.kept:
+        if job.job not in span.for_jobs and span.from_ms < end_ms and at_ms < span.to_ms:
+            barred |= set(span.nodes)
     rooms: dict[str, int] = defaultdict(int)
     empty: dict[str, int] = defaultdict(int)
     for machine in log.machines:
