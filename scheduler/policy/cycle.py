@@ -5,6 +5,8 @@ feeds the events. `run_cycle` decides and applies at once, which is what the sim
 Invariant: equal states and times give equal plans.
 """
 
+from typing import Final
+
 from scheduler.policy.capacity import Pool
 from scheduler.policy.contest import Contest
 from scheduler.policy.model import Eviction, Plan, Start
@@ -16,6 +18,9 @@ from scheduler.policy.queues import QueueState
 from scheduler.policy.settings import Backfill
 from scheduler.policy.shapes import Shape
 from scheduler.policy.state import SchedulerState
+
+CONTESTS_MAX: Final = 8
+"""How often one cycle offers what is free again because a promise was redeemed or moved."""
 
 
 def plan_cycle(state: SchedulerState, now_ms: int) -> Plan:
@@ -76,7 +81,9 @@ class Cycle:
         return Plan(self.now_ms, tuple(self.starts), evictions, next_wake)
 
     def _hold_contests(self) -> None:
-        while self._hold_contest():
+        for _ in range(CONTESTS_MAX):
+            if not self._hold_contest():
+                return
             self._hindered.clear()  # whom the promise hindered may go now
 
     def _hold_contest(self) -> bool:
@@ -218,12 +225,12 @@ class Cycle:
         shape = job_class.shape
         if shape.may_fit():
             aside = self._set_aside(queued, entry, pools)
+            self._redeemed = self._redeemed or (bool(aside) and any(self._hindered.values()))
             placed, hindered = self._place(queued, pools)
             if placed is not None:
                 self._start(queued, job_class, *placed)
                 for holder, pool in aside:
                     self._promise(holder, (pool,))
-                    self._redeemed = self._redeemed or any(self._hindered.values())
                 contest.advance(leaf)
                 return
             if not hindered and pools is shape.pools:
