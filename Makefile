@@ -5,13 +5,14 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 DIGITS := var/environments/digits
 # Programs that come from the operating system, and the Debian packages that hold them.
-NEEDED := bwrap:bubblewrap setpriv:util-linux
+NEEDED := bwrap:bubblewrap setpriv:util-linux promtool:prometheus \
+          prometheus-alertmanager:prometheus-alertmanager systemd-analyze:systemd
 PIP    := --disable-pip-version-check --quiet
 
-.PHONY: help setup demo test check lint bench up clean
+.PHONY: help setup demo test check lint bench bench-peers up clean
 
 help:            ## What there is to type.
-	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.ready $(DIGITS)/.ready  ## Virtual environments with the locked packages, and system programs.
 
@@ -35,6 +36,9 @@ lint: setup      ## Style, types and the direction of imports.
 
 bench: setup     ## The ledger's speed against pgbench; other benchmarks are named in benchmarks/README.md.
 	$(BIN)/python -m benchmarks.ledger --json
+
+bench-peers: setup ## What benchmarks.throughput compares with: Slurm and Ray's Jobs API.
+	sh deploy/bench-peers $(BIN)/python var/bench/peers
 
 clean:           ## Remove what setup and runs have made.
 	rm -rf $(VENV) var

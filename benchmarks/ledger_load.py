@@ -6,9 +6,9 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -23,7 +23,7 @@ from kernel.migrations import migrate
 from kernel.postgres import OWNER_ROLE, PrivatePostgres
 from ledger.audit import audit
 from ledger.domain.accounts import CNY, Account, Bound
-from ledger.domain.transfers import Transfer, posted
+from ledger.domain.transfers import Transfer, capture, hold, posted, release
 from ledger.posting import open_accounts, post, post_all
 
 if TYPE_CHECKING:
@@ -35,26 +35,74 @@ VOUCHERS: Final = 10_000
 SPENDING: Final = 100
 FUNDING_MICROS: Final = 10**13
 AT: Final = datetime(2026, 1, 1, tzinfo=UTC)
+HOUR: Final = timedelta(hours=1)
 
 WORLD = Account(derived_id("benchmark", "world"), "world", CNY, Bound.NONE)
 VOUCHER_IDS = [derived_id("benchmark", "voucher", n) for n in range(VOUCHERS)]
 SPENDING_IDS = [derived_id("benchmark", "spending", n) for n in range(SPENDING)]
 
 
+Calls = Callable[[random.Random, list[UUID]], Iterable[list[Transfer]]]
+
+
 @dataclass(frozen=True)
 class Phase:
-    """One way of posting: transfers per call, and the vouchers that they debit."""
+    """One way of posting: the calls that a client makes again and again, and the vouchers that they debit."""
 
     name: str
-    batch: int
+    calls: Calls
     vouchers: list[UUID]
 
 
-PHASES: Final = (
-    Phase("single", 1, VOUCHER_IDS),
-    Phase("batch", BATCH, VOUCHER_IDS),
-    Phase("hot_batch", BATCH, VOUCHER_IDS[:1]),
-)
+def postings(count: int) -> Calls:
+    """One call that posts so many plain transfers."""
+
+    def calls(chance: random.Random, vouchers: list[UUID]) -> Iterable[list[Transfer]]:
+        yield [
+            transfer(chance.choice(vouchers), chance.choice(SPENDING_IDS), chance.randint(1, 1000))
+            for _ in range(count)
+        ]
+
+    return calls
+
+
+def held(chance: random.Random, vouchers: list[UUID]) -> Iterable[list[Transfer]]:
+    """What a job does, each in a call of its own: hold, capture twice, release."""
+    made, *captures, freed = (derived_id("benchmark", new_id()) for _ in range(4))
+    words = {"movement": "benchmark", "cause": made.hex}
+    debit, credit = chance.choice(vouchers), chance.choice(SPENDING_IDS)
+    yield [hold(made, debit=debit, credit=credit, amount=1000, expires_at=AT + HOUR, **words)]
+    for captured in captures:
+        yield [capture(captured, hold_id=made, amount=chance.randint(1, 500), **words)]
+    yield [release(freed, hold_id=made, **words)]
+
+
+SINGLE: Final = Phase("single", postings(1), VOUCHER_IDS)
+HOLD: Final = Phase("hold", held, VOUCHER_IDS)
+IN_BATCHES: Final = Phase("batch", postings(BATCH), VOUCHER_IDS)
+HOT: Final = Phase("hot_batch", postings(BATCH), VOUCHER_IDS[:1])
+PHASES: Final = (SINGLE, HOLD, IN_BATCHES, HOT)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one phase reached: transfers per second, and what each cost the server, whoever else was busy."""
+
+    per_s: float
+    server_us: float
+    """Processor time of the clients' backends per transfer."""
+    wal_bytes: float
+    """Log written per transfer, whole pages after a checkpoint included."""
+
+
+@dataclass
+class Tally:
+    """What one client did while its time ran."""
+
+    acknowledged: int = 0
+    refused: int = 0
+    timed: int = 0
+    server_ns: int = 0
 
 
 def say(message: str) -> None:
@@ -107,57 +155,74 @@ def pgbench_tps(server: PrivatePostgres, seconds: int) -> float:
     return next(float(line.split()[2]) for line in out.splitlines() if line.startswith("tps"))
 
 
-def client(
-    url: str, phase: Phase, seconds: float, start: Barrier, results: "Queue[tuple[int, int, int]]"
-) -> None:
-    """Post until the time is over; tell how many transfers were acknowledged and how many refused."""
+def client(url: str, phase: Phase, seconds: float, start: Barrier, results: "Queue[Tally]") -> None:
+    """Post until the time is over and tell what came of it."""
     engine = open_engine(url, pool_size=1).execution_options(isolation_level="AUTOCOMMIT")
     chance = random.Random()  # noqa: S311 - choosing accounts is no secret
-    tally = [0, 0]
+    tally = Tally()
     with engine.connect() as connection, Session(connection) as session:
+        backend = connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
         _post_some(session, phase, chance, tally)  # so that every plan is made before time starts
         start.wait()
         end = time.monotonic() + seconds
-        warmed_up = list(tally)
+        warmed_up = tally.acknowledged
+        worked = _processor_ns(backend)
         while time.monotonic() < end:
             _post_some(session, phase, chance, tally)
+        tally.server_ns = _processor_ns(backend) - worked
+        tally.timed = tally.acknowledged - warmed_up
     engine.dispose()
-    results.put((tally[0], tally[1], tally[0] - warmed_up[0]))
+    results.put(tally)
 
 
-def _post_some(session: Session, phase: Phase, chance: random.Random, tally: list[int]) -> None:
-    transfers = [
-        transfer(chance.choice(phase.vouchers), chance.choice(SPENDING_IDS), chance.randint(1, 1000))
-        for _ in range(phase.batch)
-    ]
-    outcomes = post(session, transfers, at=AT)
-    accepted = sum(outcome.accepted for outcome in outcomes)
-    tally[0] += accepted
-    tally[1] += len(outcomes) - accepted
+def _processor_ns(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/schedstat").read_text(encoding="ascii").split()[0])
+
+
+def _post_some(session: Session, phase: Phase, chance: random.Random, tally: Tally) -> None:
+    for transfers in phase.calls(chance, phase.vouchers):
+        outcomes = post(session, transfers, at=AT)
+        accepted = sum(outcome.accepted for outcome in outcomes)
+        tally.acknowledged += accepted
+        tally.refused += len(outcomes) - accepted
 
 
 class Run:
     """All clients of all phases on one server; keeps count of what was acknowledged."""
 
     def __init__(self, server: PrivatePostgres, database: str) -> None:
+        self._server = server
         self._url = server.url(database)
         self.acknowledged = VOUCHERS
         self.refused = 0
 
-    def rate(self, phase: Phase, seconds: int) -> float:
-        """Acknowledged transfers per second of 8 clients."""
+    def measure(self, phase: Phase, seconds: int) -> Measured:
+        """What 8 clients reach at once."""
         context = multiprocessing.get_context("fork")
-        results: Queue[tuple[int, int, int]] = context.Queue()
+        results: Queue[Tally] = context.Queue()
         task = (self._url, phase, seconds, context.Barrier(CLIENTS), results)
         clients = [context.Process(target=client, args=task) for _ in range(CLIENTS)]
+        logged = self._logged_bytes()
         for process in clients:
             process.start()
-        counts = [results.get() for _ in clients]
+        tallies = [results.get() for _ in clients]
         for process in clients:
             process.join()
-        self.acknowledged += sum(acknowledged for acknowledged, _, _ in counts)
-        self.refused += sum(refused for _, refused, _ in counts)
-        return sum(timed for _, _, timed in counts) / seconds
+        acknowledged = sum(tally.acknowledged for tally in tallies)
+        self.acknowledged += acknowledged
+        self.refused += sum(tally.refused for tally in tallies)
+        timed = sum(tally.timed for tally in tallies)
+        return Measured(
+            per_s=timed / seconds,
+            server_us=sum(tally.server_ns for tally in tallies) / timed / 1000,
+            wal_bytes=(self._logged_bytes() - logged) / acknowledged,
+        )
+
+    def _logged_bytes(self) -> int:
+        with self._server.superuser() as connection:
+            row = connection.execute("SELECT pg_current_wal_insert_lsn() - '0/0'::pg_lsn").fetchone()
+        assert row is not None  # noqa: S101 - a SELECT of a value has a row
+        return int(row[0])
 
     def violations(self) -> int:
         """Differences of the audit, refusals nobody expected, and acknowledged transfers that are not there."""

@@ -1,21 +1,52 @@
-"""Reading what jobs left in the workspace store. Paths are built from ids, never from what a tenant wrote."""
+"""Reading what jobs left in the workspace store. Paths are built from ids; what a tenant wrote is never followed."""
 
 import errno
 import os
 import stat
 from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from kernel.errors import NotFound
+from kernel.clock import from_unix_ms
+from kernel.errors import Invalid, NotFound
+from scheduler.node.errors import InvalidRun
+from scheduler.node.workspace import open_artifact, open_directory
 
 _CHUNK_BYTES: Final = 64 * 1024
+ENTRIES_MAX: Final = 10_000
+"""Entries of one directory that are looked at."""
 
 
 class LogNotReadable(NotFound):
     """What lies at the log's place is not a log."""
 
     sentence = "What job {job} left in the place of the log of rank {rank} is not a log."
+
+
+class ArtifactNotReadable(NotFound):
+    """There is nothing at the path that the job itself could have meant to give away."""
+
+    sentence = "Job {job} left nothing readable at {path!r}: {why}. `hub job artifacts` lists what it left."
+
+
+class MalformedArtifactPath(Invalid):
+    """A path that does not lead downwards."""
+
+    sentence = (
+        "{field}: {path!r} does not name something below the job's working directory. Leave out .. and /."
+    )
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """Something in a job's working directory: a `file`, a `directory`, or `other`, which cannot be downloaded."""
+
+    name: str
+    kind: str
+    size_bytes: int
+    modified_at: datetime
 
 
 def log_chunks(job: object, rank: int, path: Path, offset: int) -> Iterator[bytes]:
@@ -27,10 +58,63 @@ def log_chunks(job: object, rank: int, path: Path, offset: int) -> Iterator[byte
     Raises:
         LogNotReadable: a symbolic link, a directory or a device lies there.
     """
+    file = _open_log(job, rank, path)
+    return iter(()) if file is None else _chunks(file, offset)
+
+
+def log_piece(job: object, rank: int, path: Path, offset: int) -> bytes:
+    """Some bytes of a log from an offset on; none at its end, or when there is none. Raises LogNotReadable."""
+    file = _open_log(job, rank, path)
+    if file is None:
+        return b""
+    with file:
+        file.seek(offset)
+        return file.read(_CHUNK_BYTES)
+
+
+def list_artifacts(job: object, workspace: Path, path: str) -> list[Artifact]:
+    """What lies in a folder of a job's working directory, by name; nothing when it has none yet.
+
+    Raises:
+        MalformedArtifactPath, ArtifactNotReadable.
+    """
+    parts = _parts("folder", path)
+    if not workspace.is_dir():
+        return []
+    try:
+        with open_directory(workspace, parts, "path") as folder, os.scandir(folder) as entries:
+            names = sorted(entry.name for entry, _ in zip(entries, range(ENTRIES_MAX), strict=False))
+            return [_artifact(folder, name) for name in names]
+    except (InvalidRun, OSError) as error:
+        raise ArtifactNotReadable(job=job, path=path, why=_why(error)) from error
+
+
+def open_download(job: object, workspace: Path, path: str) -> tuple[int, Iterator[bytes]]:
+    """The size and the bytes of a plain file that a job left; it is opened before this returns.
+
+    A file with a second name (a hard link) is refused: whose it is could not be said.
+
+    Raises:
+        MalformedArtifactPath, ArtifactNotReadable.
+    """
+    if not _parts("path", path):
+        raise MalformedArtifactPath(field="path", path=path)
+    try:
+        handle = open_artifact(workspace, path)
+    except (InvalidRun, OSError) as error:
+        raise ArtifactNotReadable(job=job, path=path, why=_why(error)) from error
+    facts = os.fstat(handle)
+    if facts.st_nlink != 1:
+        os.close(handle)
+        raise ArtifactNotReadable(job=job, path=path, why="it has more than one name (hard links)")
+    return facts.st_size, _chunks(os.fdopen(handle, "rb"), 0)
+
+
+def _open_log(job: object, rank: int, path: Path) -> BinaryIO | None:
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
-        return iter(())
+        return None
     except OSError as error:
         if error.errno not in {errno.ELOOP, errno.ENXIO, errno.ENOTDIR}:
             raise
@@ -38,7 +122,7 @@ def log_chunks(job: object, rank: int, path: Path, offset: int) -> Iterator[byte
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
         raise LogNotReadable(job=job, rank=rank)
-    return _chunks(os.fdopen(handle, "rb"), offset)
+    return os.fdopen(handle, "rb")
 
 
 def _chunks(file: BinaryIO, offset: int) -> Iterator[bytes]:
@@ -48,3 +132,25 @@ def _chunks(file: BinaryIO, offset: int) -> Iterator[bytes]:
         while left > 0 and (chunk := file.read(min(left, _CHUNK_BYTES))):
             left -= len(chunk)
             yield chunk
+
+
+def _parts(field: str, path: str) -> tuple[str, ...]:
+    parts = tuple(part for part in path.split("/") if part not in {"", "."})
+    if path.startswith("/") or ".." in parts or "\0" in path:
+        raise MalformedArtifactPath(field=field, path=path)
+    return parts
+
+
+def _artifact(folder: int, name: str) -> Artifact:
+    facts = os.stat(name, dir_fd=folder, follow_symlinks=False)
+    kind = "directory" if stat.S_ISDIR(facts.st_mode) else "other"
+    if stat.S_ISREG(facts.st_mode) and facts.st_nlink == 1:
+        kind = "file"
+    shown = name.encode(errors="surrogateescape").decode(errors="replace")
+    return Artifact(shown, kind, facts.st_size, from_unix_ms(max(0, facts.st_mtime_ns // 1_000_000)))
+
+
+def _why(error: InvalidRun | OSError) -> str:
+    if isinstance(error, OSError):
+        return error.strerror or type(error).__name__
+    return str(error.facts["problem"])

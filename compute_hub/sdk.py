@@ -5,6 +5,7 @@ happens twice.
 """
 
 import io
+import json
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -69,15 +70,80 @@ class HubClient:
         headers = {"Idempotency-Key": str(new_id())}
         return self._json(self._send("POST", path, json=body, headers=headers))
 
+    def put(self, path: str, body: object) -> Any:  # noqa: ANN401 - JSON
+        """Store something under a name, in place of what was there. Raises Refused, Unreachable."""
+        return self._json(self._send("PUT", path, json=body))
+
+    def delete(self, path: str) -> Any:  # noqa: ANN401 - JSON
+        """Forget something; returns what it was. Raises Refused, Unreachable."""
+        return self._json(self._send("DELETE", path))
+
     def upload(self, folder: Path) -> str:
         """Store a directory as a job's working directory; returns its SHA-256."""
         answer = self._send("POST", "/v1/uploads", content=pack(folder))
         return str(self._json(answer)["sha256"])
 
-    def log(self, job_id: str, rank: int = 0, offset: int = 0) -> bytes:
-        """What a rank has printed so far, from a byte offset on."""
-        path = f"/v1/jobs/{job_id}/logs"
-        return self._checked(self._send("GET", path, params={"rank": str(rank), "offset": str(offset)})).content
+    def log(self, job_id: str, rank: int = 0, offset: int = 0, attempt: int | None = None) -> bytes:
+        """What a rank has printed so far in an attempt (the latest, if left out), from a byte offset on."""
+        named = {"rank": str(rank), "offset": str(offset)}
+        if attempt is not None:
+            named["attempt"] = str(attempt)
+        return self._checked(self._send("GET", f"/v1/jobs/{job_id}/logs", params=named)).content
+
+    def follow(self, job_id: str, rank: int = 0, attempt: int | None = None) -> Iterator[tuple[str, Any]]:
+        """A job's log as it grows: events (`log`, `state`, last `end`) with their data, until the job has ended.
+
+        A broken connection goes on after the last event that arrived.
+
+        Raises:
+            Refused, Unreachable.
+        """
+        named = {"rank": str(rank), "follow": "true"} | ({} if attempt is None else {"attempt": str(attempt)})
+        place, tries = "", _TRIES
+        while True:
+            headers = {"Last-Event-ID": place} if place else {}
+            try:
+                with self._http.stream(
+                    "GET", f"/v1/jobs/{job_id}/logs", params=named, headers=headers
+                ) as answer:
+                    if not answer.is_success:
+                        answer.read()
+                        self._checked(answer)
+                    for kind, at, data in _events(answer.iter_lines()):
+                        place, tries = at, _TRIES
+                        yield kind, json.loads(data)
+                        if kind == "end":
+                            return
+                reason = "the stream ended early"
+            except httpx.TransportError as error:
+                reason = str(error) or type(error).__name__
+            tries -= 1
+            if not tries:
+                raise Unreachable(url=self._url, reason=reason)
+
+    def download(self, job_id: str, path: str, target: Path, rank: int = 0, attempt: int | None = None) -> int:
+        """Store a file a job left under `target`, which appears when it is whole; its size in bytes."""
+        named = {"path": path, "rank": str(rank)} | ({} if attempt is None else {"attempt": str(attempt)})
+        partial = target.with_name(f".{target.name}.partial")
+        size = 0
+        try:
+            with self._http.stream("GET", f"/v1/jobs/{job_id}/artifacts:download", params=named) as answer:
+                if not answer.is_success:
+                    answer.read()
+                    self._checked(answer)
+                with partial.open("wb") as file:
+                    for chunk in answer.iter_bytes():
+                        size += file.write(chunk)
+            partial.replace(target)
+        except httpx.TransportError as error:
+            raise Unreachable(url=self._url, reason=str(error) or type(error).__name__) from error
+        finally:
+            partial.unlink(missing_ok=True)
+        return size
+
+    def file(self, path: str, **parameters: str) -> bytes:
+        """The bytes of a document."""
+        return self._checked(self._send("GET", path, params=parameters)).content
 
     def pages(self, path: str, **parameters: object) -> Iterator[dict[str, Any]]:
         """All items of a paged listing."""
@@ -109,6 +175,20 @@ class HubClient:
         except ValueError:
             problem = {"detail": f"{answer.status_code} {answer.reason_phrase}: {answer.text[:200]}"}
         raise Refused(detail=problem.get("detail", problem), problem=problem)
+
+
+def _events(lines: Iterator[str]) -> Iterator[tuple[str, str, str]]:
+    """Server-Sent Events as (event, id, data); each of ours has one line of data."""
+    fields: dict[str, str] = {}
+    for line in lines:
+        if not line:
+            if "data" in fields:
+                yield fields.get("event", ""), fields.get("id", ""), fields["data"]
+            fields = {}
+            continue
+        name, _, value = line.partition(":")
+        if name:
+            fields[name] = value.removeprefix(" ")
 
 
 def pack(folder: Path) -> bytes:

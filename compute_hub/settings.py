@@ -4,6 +4,7 @@ import os
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self
+from uuid import UUID
 
 from pydantic import (
     BaseModel,
@@ -22,6 +23,7 @@ from pydantic_settings import (
 )
 
 from kernel.errors import Invalid
+from vouchers.domain.facts import CentreFacts
 
 _DEFAULT_CONFIG: Final = Path(__file__).resolve().parent.parent / "deploy" / "hub.toml"
 
@@ -84,6 +86,41 @@ class Price(_Part):
     price_cny_per_card_hour: Annotated[str, StringConstraints(pattern=r"^\d+(\.\d{1,6})?$")]
 
 
+class Model(_Part):
+    """What a card of a model can do at most, at the precision by which the centre is certified."""
+
+    precision: Name = "fp16"
+    tflops: Annotated[int, Field(ge=1, le=1_000_000)]
+
+
+class Centre(_Part):
+    """What the rules of programmes look at in this centre.
+
+    `pflops` is its installed peak as certified; left out, it is what the `nodes` named here add up to.
+    """
+
+    region: Annotated[str, StringConstraints(pattern=r"^([0-9]{2,12}|GB)$")] = "331003"
+    pflops: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
+
+
+class Quota(_Part):
+    """What a tenant may use of one accelerator model, in devices; without a bound it borrows and lends everything."""
+
+    guaranteed: Annotated[int, Field(ge=0)] = 0
+    borrowed_max: Annotated[int, Field(ge=0)] | None = None
+    lent_max: Annotated[int, Field(ge=0)] | None = None
+    weight: Annotated[int, Field(ge=1, le=1000)] = 1
+
+
+class TenantQueue(_Part):
+    """The queue of one tenant. Tenants without one share fairly what nobody is guaranteed or everybody lends."""
+
+    tenant: UUID
+    quotas: dict[Name, Quota] = {}
+    running_max: Annotated[int, Field(ge=1)] | None = None
+    max_wait_s: Annotated[int, Field(ge=0)] | None = None
+
+
 class Settings(BaseSettings):
     """Everything an operator can choose. Durations are milliseconds."""
 
@@ -94,6 +131,10 @@ class Settings(BaseSettings):
     migration_url: str | None = None
     api_host: str = "127.0.0.1"
     api_port: Annotated[int, Field(ge=0, le=65535)] = 8700
+    api_workers: Annotated[int, Field(ge=1, le=64)] = 1
+    metrics_host: str = "127.0.0.1"
+    metrics_port: Annotated[int, Field(ge=0, le=65000)] = 0
+    """Where a process serves its own metrics (several workers: from there on); 0 for any free port."""
     node_address: str = "127.0.0.2"
     """This machine's address for other nodes. Ray replaces 127.0.0.1 by a routed address, 127.0.0.2 it keeps."""
     ray_head_host: str = "127.0.0.2"
@@ -102,15 +143,30 @@ class Settings(BaseSettings):
     ray_directory: Path | None = None
     sandbox: Literal["bubblewrap", "process"] = "bubblewrap"
     tick_ms: Annotated[int, Field(ge=50, le=60_000)] = 1000
-    leader_lease_ms: Annotated[int, Field(ge=1000)] = 3000
-    node_lease_ms: Annotated[int, Field(ge=1000)] = 8000
+    controllers: Annotated[int, Field(ge=1, le=4)] = 2
+    """How many `hub up` runs; one leads, the others stand by and take over within its lease and a second."""
+    leader_lease_ms: Annotated[int, Field(ge=1000)] = 2000
+    node_lease_ms: Annotated[int, Field(ge=1000)] = 6000
     """How long jobs go on without a controller; longer than a new one needs to take over, or its death ends them."""
     meter_interval_ms: Annotated[int, Field(ge=100)] = 60_000
     hold_horizon_ms: Annotated[int, Field(ge=1000)] = 3_600_000
+    centre_name: Annotated[str, StringConstraints(min_length=1, max_length=100)] = "智能计算中心"
+    """The seller's name on invoices."""
+    audit_interval_ms: Annotated[int, Field(ge=100)] = 3_600_000
+    scrape_interval_ms: Annotated[int, Field(ge=1000)] = 15_000
+    rules_directory: Path = _DEFAULT_CONFIG.parent / "prometheus"
+    prometheus_port: Annotated[int, Field(ge=1, le=65535)] = 9090
+    alertmanager_port: Annotated[int, Field(ge=1, le=65535)] = 9093
+    grafana_port: Annotated[int, Field(ge=1, le=65535)] = 3000
     upload_bytes_max: Annotated[int, Field(ge=1)] = 64 * 2**20
     log_bytes_max: Annotated[int, Field(ge=4096)] = 16 * 2**20
+    centre: Centre = Centre()
+    models: dict[str, Model] = {}
+    secrets_key_file: Path | None = None
+    """Seals tenants' secrets: one Fernet key a line, the first seals, all open. Made where it is missing."""
     nodes: tuple[Node, ...] = ()
     environments: dict[str, Environment] = {}
+    queues: tuple[TenantQueue, ...] = ()
     prices: tuple[Price, ...] = ()
 
     @classmethod
@@ -128,14 +184,33 @@ class Settings(BaseSettings):
             raise NoSettingsFile(path=file)
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, toml_file=file)
 
+    @field_validator("queues")
+    @classmethod
+    def _one_for_each(cls, queues: tuple[TenantQueue, ...]) -> tuple[TenantQueue, ...]:
+        if len({queue.tenant for queue in queues}) < len(queues):
+            message = "a tenant has one queue; merge the entries of the same tenant"
+            raise ValueError(message)
+        return queues
+
     @model_validator(mode="after")
     def _takeover_fits(self) -> Self:
-        if self.node_lease_ms < self.leader_lease_ms + 1000:
+        least = self.leader_lease_ms + 2 * self.tick_ms + 1000
+        if self.node_lease_ms < least:
             message = (
-                "node_lease_ms must be at least leader_lease_ms + 1000, or a controller's death ends every job"
+                f"node_lease_ms must be at least leader_lease_ms + 2 × tick_ms + 1000 = {least}, "
+                "or a controller's death ends every job"
             )
             raise ValueError(message)
         return self
+
+    @property
+    def centre_facts(self) -> CentreFacts:
+        """What programmes look at in the centre."""
+        pflops = self.centre.pflops
+        if pflops is None:
+            parts = [part for node in self.nodes for part in node.devices if part.model in self.models]
+            pflops = sum(part.count * self.models[part.model].tflops for part in parts) // 1000
+        return CentreFacts(self.centre.region, pflops)
 
     @property
     def uploads(self) -> Path:
@@ -146,6 +221,11 @@ class Settings(BaseSettings):
     def workspaces(self) -> Path:
         """Where jobs' working directories and logs lie, by tenant, job and attempt."""
         return self.state_directory.resolve() / "workspaces"
+
+    @property
+    def secrets_key(self) -> Path:
+        """The file of the keys that seal tenants' secrets; API and controllers need the same."""
+        return self.secrets_key_file or self.state_directory.resolve() / "secrets.key"
 
     def node_directory(self, name: str) -> Path:
         """The state of one node's supervisor."""

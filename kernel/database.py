@@ -35,7 +35,7 @@ class Table(DeclarativeBase):
     }
 
 
-def open_engine(url: str, *, pool_size: int = 8, idle_ms: int = 10_000) -> Engine:
+def open_engine(url: str, *, pool_size: int = 8, idle_ms: int = 10_000, ping: bool = True) -> Engine:
     """An engine on PostgreSQL whose sessions run in UTC at READ COMMITTED.
 
     Args:
@@ -43,12 +43,14 @@ def open_engine(url: str, *, pool_size: int = 8, idle_ms: int = 10_000) -> Engin
         pool_size: connections kept; as many again may be opened under load.
         idle_ms: a transaction that does nothing for so long is ended by the server, so that a stopped process
             (SIGSTOP, a lost machine) keeps no lock.
+        ping: ask before each transaction whether the connection still stands; false for a worker that repeats
+            what failed anyway.
     """
     return create_engine(
         url,
         pool_size=pool_size,
         max_overflow=pool_size,
-        pool_pre_ping=True,
+        pool_pre_ping=ping,
         isolation_level="READ COMMITTED",
         connect_args={
             "options": f"-c timezone=UTC -c idle_in_transaction_session_timeout={idle_ms}",

@@ -23,7 +23,9 @@ OWNER_ROLE: Final = "hub_owner"
 APP_ROLE: Final = "hub_app"
 
 _SOCKET_PATH_MAX: Final = 107 - len("/.s.PGSQL.5432")
-_START_S: Final = 60
+_START_S: Final = 300
+"""After a crash the server first replays what `max_wal_size` allows; a server that cannot start exits at once."""
+_STOP_S: Final = 60
 
 
 def _binaries() -> Path:
@@ -87,7 +89,7 @@ class PrivatePostgres:
             return
         if self._process.poll() is None:
             os.kill(self._server_pid(), signal.SIGINT)
-            self._process.wait(timeout=_START_S)
+            self._process.wait(timeout=_STOP_S)
         self._process = None
 
     def url(self, database: str, role: str = APP_ROLE) -> str:
@@ -141,11 +143,15 @@ class PrivatePostgres:
             "unix_socket_directories": str(self._socket_dir),
             "unix_socket_permissions": "0700",
             "max_connections": "200",
-            "shared_buffers": "256MB",
+            # Room for the index of 10⁷ derived ids, and seldom a checkpoint: after each, the first touch of a page
+            # logs the whole page. `max_wal_size` still bounds how long recovery takes.
+            "shared_buffers": "1GB",
+            "checkpoint_timeout": "30min",
             "max_wal_size": "4GB",
             "timezone": "UTC",
         }
         if not self._durable:
+            settings["shared_buffers"] = "256MB"
             settings |= {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
         return ["-D", str(self._data), *(f"--{name}={value}" for name, value in settings.items())]
 

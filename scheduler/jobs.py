@@ -1,44 +1,65 @@
-"""Submitting, finding and cancelling jobs.
+"""Submitting, finding, holding and cancelling jobs and arrays of jobs.
 
 A job is accepted only if the centre, when empty, could run it. Everything that happens to it afterwards is the
 controller's doing.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Final
 from uuid import UUID
 
-from sqlalchemy import func, select, text
+from sqlalchemy import select, text, tuple_
 from sqlalchemy.orm import Session
 
-from scheduler.policy.model import WHOLE_MILLI
+from kernel.ids import derived_id
+from scheduler.dependencies import checked_dependencies
+from scheduler.fitting import Demand, acceptable_models
 from scheduler.refusals import (
-    FractionOfGang,
+    ArrayNotFound,
+    ArrayTooLarge,
     JobAlreadyEnded,
     JobNotFound,
-    TooManyDevicesPerNode,
-    TooManyNodes,
-    UnknownAccelerator,
+    JobNotWaiting,
     UnknownEnvironment,
 )
-from scheduler.tables import DeviceRow, JobRow, NodeRow, RunRow
+from scheduler.secrets import checked_secrets
+from scheduler.tables import JobRow, RunRow
 
 WAKE_CHANNEL: Final = "hub_scheduler"
 """PostgreSQL notification channel that wakes the controller."""
 
 ENDED_STATES: Final = ("succeeded", "failed", "cancelled")
 
+ARRAY_DEPENDENCIES_MAX: Final = 20_000
+"""Size of an array times the jobs each of it waits for, all of which are stored."""
+
+_NEW: Final = "waiting for the next scheduling cycle"
+HELD: Final = "held; it starts after it is released"
+
 
 @dataclass(frozen=True, kw_only=True)
 class JobRequest:
-    """What an enterprise asks for. Counts are whole devices unless `slots_milli` is below 1000."""
+    """What an enterprise asks for. Counts are whole devices unless `slots_milli` is below 1000.
+
+    Attributes:
+        models: acceptable models in order of preference; none accepts every one of at least `min_pflops_milli`.
+        priority: among the tenant's own jobs, higher first.
+        preemptible: may be stopped for another job and tried again.
+        topology: "pack", "same-switch" or "spread".
+        depends_on: jobs or arrays that must succeed first.
+        secrets: names of the tenant's secrets, which become files.
+        held: does not start before it is released.
+        max_retries, retry_on: attempts after the first; "lost": only where the centre lost one, "failure": also
+            where the program failed.
+    """
 
     name: str
     argv: Sequence[str]
     models: Sequence[str]
     environment: str
+    min_pflops_milli: int = 0
     node_count: int = 1
     devices_per_node: int = 1
     slots_milli: int = 1000
@@ -47,10 +68,17 @@ class JobRequest:
     time_limit_ms: int
     grace_ms: int = 10_000
     priority: int = 0
+    preemptible: bool = False
+    topology: str = "pack"
+    not_before: datetime | None = None
+    depends_on: Sequence[UUID] = ()
+    held: bool = False
     max_retries: int = 0
+    retry_on: str = "lost"
     network: str = "none"
     upload_sha256: str | None = None
     env: dict[str, str] = field(default_factory=dict)
+    secrets: Sequence[str] = ()
 
 
 def submit_job(
@@ -66,45 +94,52 @@ def submit_job(
     """Queue a job and wake the controller when the transaction commits.
 
     Raises:
-        UnknownAccelerator, TooManyDevicesPerNode, TooManyNodes, FractionOfGang, UnknownEnvironment.
+        UnknownEnvironment, and whatever `acceptable_models` and `checked_dependencies` refuse.
     """
-    if request.environment not in environments:
-        raise UnknownEnvironment(
-            field="environment",
-            environment=request.environment,
-            known=", ".join(sorted(environments)) or "none",
-        )
-    _refuse_what_never_fits(session, request)
-    job = JobRow(
-        id=job_id,
-        tenant_id=tenant_id,
-        submitted_by=submitted_by,
-        name=request.name,
-        state="queued",
-        reason="waiting for the next scheduling cycle",
-        kind="batch" if request.node_count == 1 else "distributed",
-        argv=list(request.argv),
-        env=dict(request.env),
-        environment=request.environment,
-        upload_sha256=request.upload_sha256,
-        models=list(request.models),
-        node_count=request.node_count,
-        devices_per_node=request.devices_per_node,
-        slots_milli=request.slots_milli,
-        cpu_milli=request.cpu_milli,
-        memory_mib=request.memory_mib,
-        time_limit_ms=request.time_limit_ms,
-        grace_ms=request.grace_ms,
-        priority=request.priority,
-        max_retries=request.max_retries,
-        network=request.network,
-        queued_at=at,
-        attempt=0,
-    )
+    job = _checked(session, job_id, request, tenant_id, submitted_by, environments, at)
     session.add(job)
     session.flush()
     wake_controller(session)
     return job
+
+
+def submit_array(
+    session: Session,
+    array_id: UUID,
+    request: JobRequest,
+    *,
+    size: int,
+    running_max: int,
+    tenant_id: UUID,
+    submitted_by: UUID,
+    environments: Sequence[str],
+    at: datetime,
+) -> list[JobRow]:
+    """Queue `size` jobs that differ in their index only, of which at most `running_max` run at once (0: no bound).
+
+    Raises:
+        ArrayTooLarge, and whatever `submit_job` refuses.
+    """
+    first = _checked(session, array_job_id(array_id, 0), request, tenant_id, submitted_by, environments, at)
+    if size * len(first.depends_on) > ARRAY_DEPENDENCIES_MAX:
+        raise ArrayTooLarge(
+            field="depends_on", size=size, count=len(first.depends_on), most=ARRAY_DEPENDENCIES_MAX
+        )
+    request = replace(request, models=first.models, depends_on=first.depends_on, secrets=first.secrets)
+    ids = [array_job_id(array_id, index) for index in range(size)]
+    jobs = [first, *(_row(job_id, request, tenant_id, submitted_by, at) for job_id in ids[1:])]
+    for index, job in enumerate(jobs):
+        job.array_id, job.array_index = array_id, index
+        job.array_size, job.array_running_max = size, running_max
+    session.add_all(jobs)
+    session.flush()
+    wake_controller(session)
+    return jobs
+
+
+def array_job_id(array_id: UUID, index: int) -> UUID:
+    """The id of an array's job by its index."""
+    return derived_id("array job", array_id, index)
 
 
 def cancel_job(session: Session, job_id: UUID, *, tenant_id: UUID | None) -> JobRow:
@@ -121,10 +156,66 @@ def cancel_job(session: Session, job_id: UUID, *, tenant_id: UUID | None) -> Job
     job = find_job(session, job_id, tenant_id=tenant_id, for_update=True)
     if job.ended_at is not None:
         raise JobAlreadyEnded(job_id=job_id, state=job.state)
-    if job.stop_reason in {None, "rank_failed"}:
-        job.stop_reason = "cancelled"  # over a failed rank, so that a lost attempt is not tried again
+    _ask_for_end(job)
     wake_controller(session)
     return job
+
+
+def cancel_array(session: Session, array_id: UUID, *, tenant_id: UUID | None) -> list[JobRow]:
+    """Ask for the end of all jobs of an array that have not ended. Raises ArrayNotFound."""
+    jobs = find_array(session, array_id, tenant_id=tenant_id, for_update=True)
+    for job in jobs:
+        if job.ended_at is None:
+            _ask_for_end(job)
+    wake_controller(session)
+    return jobs
+
+
+def hold_job(session: Session, job_id: UUID, *, tenant_id: UUID | None) -> JobRow:
+    """Let a waiting job not start before it is released. Raises JobNotFound, JobNotWaiting."""
+    job = _waiting(session, job_id, tenant_id)
+    if not job.held:
+        job.held, job.reason, job.revision = True, HELD, job.revision + 1
+    wake_controller(session)
+    return job
+
+
+def release_job(session: Session, job_id: UUID, *, tenant_id: UUID | None) -> JobRow:
+    """Take back a hold; does nothing where there is none. Raises JobNotFound, JobNotWaiting."""
+    job = _waiting(session, job_id, tenant_id)
+    if job.held:
+        job.held, job.reason, job.revision = False, _NEW, job.revision + 1
+    wake_controller(session)
+    return job
+
+
+def change_dependencies(
+    session: Session, job_id: UUID, depends_on: Sequence[UUID], *, tenant_id: UUID
+) -> JobRow:
+    """Let a waiting job wait for these jobs instead of those it named before.
+
+    Raises:
+        JobNotFound, JobNotWaiting, and whatever `checked_dependencies` refuses.
+    """
+    find_job(session, job_id, tenant_id=tenant_id)
+    found = checked_dependencies(session, job_id, depends_on, tenant_id=tenant_id)
+    job = _waiting(session, job_id, tenant_id)
+    job.depends_on, job.reason, job.revision = found, _NEW, job.revision + 1
+    wake_controller(session)
+    return job
+
+
+def find_array(
+    session: Session, array_id: UUID, *, tenant_id: UUID | None, for_update: bool = False
+) -> list[JobRow]:
+    """The jobs of an array by index; another tenant's is as if it did not exist. Raises ArrayNotFound."""
+    query = select(JobRow).where(JobRow.array_id == array_id).order_by(JobRow.array_index)
+    if tenant_id is not None:
+        query = query.where(JobRow.tenant_id == tenant_id)
+    jobs = list(session.scalars(query.with_for_update() if for_update else query))
+    if not jobs:
+        raise ArrayNotFound(array_id=array_id)
+    return jobs
 
 
 def find_job(session: Session, job_id: UUID, *, tenant_id: UUID | None, for_update: bool = False) -> JobRow:
@@ -138,13 +229,29 @@ def find_job(session: Session, job_id: UUID, *, tenant_id: UUID | None, for_upda
     return job
 
 
-def list_jobs(session: Session, *, tenant_id: UUID | None, before: UUID | None, limit: int) -> Sequence[JobRow]:
-    """Jobs, newest first, at most `limit`, older than the job `before`; of one tenant or of all."""
-    query = select(JobRow).order_by(JobRow.id.desc()).limit(limit)
+def list_jobs(
+    session: Session,
+    *,
+    tenant_id: UUID | None,
+    before: UUID | None,
+    limit: int,
+    array_id: UUID | None = None,
+    state: str | None = None,
+) -> Sequence[JobRow]:
+    """Jobs, newest first, at most `limit`, after the job `before` in that order; of one tenant or of all."""
+    order = (JobRow.queued_at, JobRow.id)
+    query = select(JobRow).order_by(*(column.desc() for column in order)).limit(limit)
     if tenant_id is not None:
         query = query.where(JobRow.tenant_id == tenant_id)
+    if array_id is not None:
+        query = query.where(JobRow.array_id == array_id)
+    if state is not None:
+        query = query.where(JobRow.state == state)
     if before is not None:
-        query = query.where(JobRow.id < before)
+        place = select(JobRow.queued_at).where(JobRow.id == before)
+        if tenant_id is not None:
+            place = place.where(JobRow.tenant_id == tenant_id)
+        query = query.where(tuple_(*order) < tuple_(place.scalar_subquery(), before))
     return session.scalars(query).all()
 
 
@@ -164,36 +271,82 @@ def wake_controller(session: Session) -> None:
     session.execute(text(f"NOTIFY {WAKE_CHANNEL}"))
 
 
-def _refuse_what_never_fits(session: Session, request: JobRequest) -> None:
-    installed = session.execute(
-        select(DeviceRow.node, DeviceRow.model, func.count())
-        .join(NodeRow, NodeRow.name == DeviceRow.node)
-        .group_by(DeviceRow.node, DeviceRow.model)
-    ).all()
-    known = sorted({model for _, model, _ in installed})
-    for model in request.models:
-        if model not in known:
-            raise UnknownAccelerator(field="accelerator", model=model, known=", ".join(known) or "none yet")
-    if request.slots_milli < WHOLE_MILLI and request.node_count * request.devices_per_node != 1:
-        raise FractionOfGang(field="slots_milli", slots_milli=request.slots_milli)
-    models = " or ".join(request.models)
-    counts = [count for _, model, count in installed if model in request.models]
-    if request.devices_per_node > max(counts):
-        raise TooManyDevicesPerNode(
-            field="devices_per_node", asked=request.devices_per_node, models=models, largest=max(counts)
+def _checked(
+    session: Session,
+    job_id: UUID,
+    request: JobRequest,
+    tenant_id: UUID,
+    submitted_by: UUID,
+    environments: Sequence[str],
+    at: datetime,
+) -> JobRow:
+    if request.environment not in environments:
+        raise UnknownEnvironment(
+            field="environment",
+            environment=request.environment,
+            known=", ".join(sorted(environments)) or "none",
         )
-    fitting = len(
-        {
-            node
-            for node, model, count in installed
-            if model in request.models and count >= request.devices_per_node
-        }
+    demand = Demand(
+        models=request.models,
+        min_pflops_milli=request.min_pflops_milli,
+        node_count=request.node_count,
+        devices_per_node=request.devices_per_node,
+        slots_milli=request.slots_milli,
+        cpu_milli=request.cpu_milli,
+        memory_mib=request.memory_mib,
     )
-    if request.node_count > fitting:
-        raise TooManyNodes(
-            field="nodes",
-            asked=request.node_count,
-            devices=request.devices_per_node,
-            fitting=fitting,
-            models=models,
-        )
+    models = acceptable_models(session, demand)
+    depends_on = checked_dependencies(session, None, request.depends_on, tenant_id=tenant_id)
+    secrets = checked_secrets(session, tenant_id, request.secrets)
+    request = replace(request, models=models, depends_on=depends_on, secrets=secrets)
+    return _row(job_id, request, tenant_id, submitted_by, at)
+
+
+def _row(job_id: UUID, request: JobRequest, tenant_id: UUID, submitted_by: UUID, at: datetime) -> JobRow:
+    return JobRow(
+        id=job_id,
+        tenant_id=tenant_id,
+        submitted_by=submitted_by,
+        name=request.name,
+        state="queued",
+        reason=HELD if request.held else _NEW,
+        kind="batch" if request.node_count == 1 else "distributed",
+        argv=list(request.argv),
+        env=dict(request.env),
+        environment=request.environment,
+        upload_sha256=request.upload_sha256,
+        models=list(request.models),
+        min_pflops_milli=request.min_pflops_milli,
+        node_count=request.node_count,
+        devices_per_node=request.devices_per_node,
+        slots_milli=request.slots_milli,
+        cpu_milli=request.cpu_milli,
+        memory_mib=request.memory_mib,
+        time_limit_ms=request.time_limit_ms,
+        grace_ms=request.grace_ms,
+        priority=request.priority,
+        preemptible=request.preemptible,
+        topology=request.topology,
+        not_before=request.not_before,
+        depends_on=list(request.depends_on),
+        held=request.held,
+        max_retries=request.max_retries,
+        retry_on=request.retry_on,
+        secrets=list(request.secrets),
+        network=request.network,
+        queued_at=at,
+        attempt=0,
+    )
+
+
+def _ask_for_end(job: JobRow) -> None:
+    # Over a failed rank or a preemption too, so that the attempt is not tried again.
+    if job.stop_reason in {None, "rank_failed", "preempted"}:
+        job.stop_reason = "cancelled"
+
+
+def _waiting(session: Session, job_id: UUID, tenant_id: UUID | None) -> JobRow:
+    job = find_job(session, job_id, tenant_id=tenant_id, for_update=True)
+    if job.state != "queued" or job.stop_reason is not None:
+        raise JobNotWaiting(job_id=job_id, state=job.state)
+    return job

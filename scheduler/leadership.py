@@ -7,7 +7,7 @@ epoch older than one they have seen, so it can start or stop nothing either.
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sqlalchemy import select
+from sqlalchemy import BigInteger, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -24,7 +24,14 @@ class Leadership:
 
 
 def acquire(session: Session, holder: str, lease: timedelta, at: datetime) -> Leadership | None:
-    """Take the lease if it is free or lapsed, with the next epoch; None while somebody else holds it."""
+    """Take the lease if it is free or lapsed, with the next epoch; None while somebody else holds it.
+
+    Whoever is in the middle of a transaction under the old epoch finishes it first, or is ended by the database.
+    """
+    held = session.scalars(select(LeaderRow.expires_at)).one_or_none()
+    if held is not None and held > at:
+        return None
+    _fence(session, alone=True)
     lapsed = at - timedelta(microseconds=1)
     session.execute(
         insert(LeaderRow).values(id=1, holder="", epoch=0, expires_at=lapsed).on_conflict_do_nothing()
@@ -38,21 +45,20 @@ def acquire(session: Session, holder: str, lease: timedelta, at: datetime) -> Le
 
 def renew(session: Session, leadership: Leadership, lease: timedelta, at: datetime) -> None:
     """Push the lease's end out. Raises LeadershipLost when another epoch has begun."""
-    row = session.scalars(select(LeaderRow).with_for_update()).one()
-    if row.epoch != leadership.epoch:
-        raise LeadershipLost(holder=leadership.holder, epoch=leadership.epoch)
-    row.expires_at = at + lease
+    fence(session, leadership)
+    session.execute(update(LeaderRow).values(expires_at=at + lease))
 
 
 def resign(session: Session, leadership: Leadership, at: datetime) -> None:
     """Let the lease lapse now, so that a standby need not wait for it. Does nothing when it is already lost."""
-    row = session.scalars(select(LeaderRow).with_for_update()).one()
-    if row.epoch == leadership.epoch:
-        row.expires_at = at
+    session.execute(update(LeaderRow).where(LeaderRow.epoch == leadership.epoch).values(expires_at=at))
 
 
 def fence(session: Session, leadership: Leadership) -> None:
     """Hold the leadership for the rest of this transaction. Raises LeadershipLost; write nothing before this."""
-    epoch = session.scalars(select(LeaderRow.epoch).with_for_update(read=True)).one()
-    if epoch != leadership.epoch:
+    if _fence(session, alone=False) != leadership.epoch:
         raise LeadershipLost(holder=leadership.holder, epoch=leadership.epoch)
+
+
+def _fence(session: Session, *, alone: bool) -> int | None:
+    return session.scalars(select(func.scheduler_fence(alone, type_=BigInteger))).one()

@@ -42,6 +42,109 @@ class UnknownEnvironment(Invalid):
     sentence = "{field}: there is no environment {environment!r}; there are {known}. Choose one of these."
 
 
+class NodesTooSmall(Invalid):
+    """No node with the devices a job asks for has so many processors or so much memory."""
+
+    sentence = (
+        "{field}: a job asks for {asked} {unit} on each node, but the largest node with {models} has {largest}. "
+        "Ask for at most {largest}."
+    )
+
+
+class TooSlowAccelerators(Invalid):
+    """No acceptable accelerator is stated to be as fast as the job asks."""
+
+    sentence = (
+        "{field}: a job asks for devices of at least {asked} PFLOPS, but the fastest it accepts has {fastest}. "
+        "Ask for less, or accept other accelerators."
+    )
+
+
+class ArrayTooLarge(Invalid):
+    """An array has more jobs and dependencies than one request may bring."""
+
+    sentence = (
+        "{field}: an array of {size} jobs that each wait for {count} others is more than {most} dependencies. "
+        "Let one job wait for the others, and the array for that job."
+    )
+
+
+class DependencyNotFound(NotFound):
+    """A job to wait for that is not there, or is another tenant's."""
+
+    sentence = "{field}: there is no job or array {job_id} of yours to wait for. `hub job list` shows yours."
+
+
+class DependencyWillNotSucceed(Conflict):
+    """A job to wait for that has already ended without success."""
+
+    sentence = (
+        "{field}: job {job_id} has already ended ({state}), so waiting for it would never end. Leave it out."
+    )
+
+
+class DependencyCycle(Invalid):
+    """Jobs that would wait for each other."""
+
+    sentence = "{field}: job {job_id} would wait for itself: {cycle}. Leave one of these out."
+
+
+class TooManyDependencies(Invalid):
+    """More jobs to wait for than one job may have."""
+
+    sentence = "{field}: {count} jobs to wait for are more than {most}. Wait for fewer."
+
+
+class TemplateNotFound(NotFound):
+    """There is no template of that name for the caller."""
+
+    sentence = "There is no job template {name!r}. `hub template list` shows those you can use."
+
+
+class TooManyTemplates(Conflict):
+    """An owner keeps as many templates as it may."""
+
+    sentence = "{most} templates are kept already. Delete one you no longer need."
+
+
+class UnknownSecret(Invalid):
+    """A job names a secret its tenant has not stored."""
+
+    sentence = "{field}: there is no secret {name!r} of yours. Store it with `hub secret put`, or leave it out."
+
+
+class SecretsTooLarge(Invalid):
+    """The secrets of one job are larger than a node takes."""
+
+    sentence = "{field}: the secrets of a job have {total} bytes; at most {most} are allowed. Name fewer."
+
+
+class SecretNotFound(NotFound):
+    """There is no such secret of the tenant."""
+
+    sentence = "There is no secret {name!r} of yours. `hub secret list` shows them."
+
+
+class SecretInUse(Conflict):
+    """A job that has not ended still needs the secret."""
+
+    sentence = (
+        "Secret {name!r} is named by job {job_id}, which has not ended. Cancel the job or wait for its end."
+    )
+
+
+class JobNotWaiting(Conflict):
+    """Only jobs that wait can be held, released or told what to wait for."""
+
+    sentence = "Job {job_id} is not waiting ({state}). Only a job that waits can be held, released or changed."
+
+
+class ArrayNotFound(NotFound):
+    """There is no such array, or it is another tenant's."""
+
+    sentence = "There is no array of jobs {array_id}. `hub job list` shows the arrays of yours."
+
+
 class JobNotFound(NotFound):
     """There is no such job, or it is another tenant's."""
 

@@ -9,7 +9,18 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Identity, Index, Text, UniqueConstraint, text
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    ForeignKey,
+    Identity,
+    Index,
+    LargeBinary,
+    Text,
+    UniqueConstraint,
+    Uuid,
+    text,
+)
 from sqlalchemy.dialects.postgresql import ARRAY, INT8RANGE, TSTZRANGE, ExcludeConstraint, Range
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -63,7 +74,13 @@ class DeviceRow(Table):
 
 
 class JobRow(Table):
-    """What an enterprise asked for, and how far it got."""
+    """What an enterprise asked for, and how far it got.
+
+    `revision` grows when a waiting job is held, released or told what to wait for. `retry_at` is when the next attempt
+    may start after one was lost; `attained_ms` is what earlier attempts ran and `evictions` how many of them were
+    preempted. `lost_attempts` came to nothing through the centre's doing: lost with a node, or preempted; their time
+    is the centre's to bear. `evicted_for` names the job for which this one is being stopped.
+    """
 
     __tablename__ = "jobs"
     __table_args__ = (
@@ -76,8 +93,15 @@ class JobRow(Table):
         ),
         CheckConstraint("node_count > 0 AND devices_per_node > 0", name="shape"),
         CheckConstraint("slots_milli BETWEEN 1 AND 1000", name="slots"),
+        CheckConstraint("topology IN ('pack', 'same-switch', 'spread')", name="topology"),
+        CheckConstraint("retry_on IN ('lost', 'failure')", name="retry_on"),
+        CheckConstraint("(array_id IS NULL) = (array_index IS NULL)", name="array"),
+        CheckConstraint("NOT id = ANY (depends_on)", name="own_dependency"),
+        UniqueConstraint("array_id", "array_index"),
         Index("ix_jobs_live", "state", postgresql_where=text("ended_at IS NULL")),
-        Index("ix_jobs_tenant_id_id", "tenant_id", "id"),
+        Index("ix_jobs_succeeded", "ended_at", postgresql_where=text("state = 'succeeded'")),
+        Index("ix_jobs_tenant_id_queued_at_id", "tenant_id", "queued_at", "id"),
+        Index("ix_jobs_ended_at", "ended_at", postgresql_using="brin"),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
@@ -102,6 +126,24 @@ class JobRow(Table):
     priority: Mapped[int]
     max_retries: Mapped[int]
     network: Mapped[str] = mapped_column(Text)
+    preemptible: Mapped[bool] = mapped_column(default=False)
+    topology: Mapped[str] = mapped_column(Text, default="pack")
+    min_pflops_milli: Mapped[int] = mapped_column(default=0)
+    not_before: Mapped[datetime | None]
+    depends_on: Mapped[list[UUID]] = mapped_column(ARRAY(Uuid), default=list)
+    array_id: Mapped[UUID | None]
+    array_index: Mapped[int | None]
+    array_size: Mapped[int] = mapped_column(default=0)
+    array_running_max: Mapped[int] = mapped_column(default=0)
+    held: Mapped[bool] = mapped_column(default=False)
+    secrets: Mapped[list[str]] = mapped_column(ARRAY(Text), default=list)
+    retry_on: Mapped[str] = mapped_column(Text, default="lost")
+    retry_at: Mapped[datetime | None]
+    evictions: Mapped[int] = mapped_column(default=0)
+    evicted_for: Mapped[UUID | None]
+    attained_ms: Mapped[int] = mapped_column(default=0)
+    lost_attempts: Mapped[list[int]] = mapped_column(ARRAY(BigInteger), default=list)
+    revision: Mapped[int] = mapped_column(default=0)
     queued_at: Mapped[datetime]
     attempt: Mapped[int]
     placed_at: Mapped[datetime | None]
@@ -120,6 +162,7 @@ class RunRow(Table):
         UniqueConstraint("job_id", "attempt", "rank"),
         CheckConstraint("state IN ('placed', 'starting', 'running', 'stopping', 'ended')", name="state"),
         Index("ix_runs_live", "node", postgresql_where=text("state <> 'ended'")),
+        Index("ix_runs_ended_at", "ended_at", postgresql_using="brin"),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
@@ -155,3 +198,29 @@ class AllocationRow(Table):
     model: Mapped[str] = mapped_column(Text)
     slots: Mapped[Range[int]] = mapped_column(INT8RANGE)
     span: Mapped[Range[datetime]] = mapped_column(TSTZRANGE)
+
+
+class SecretRow(Table):
+    """A value a tenant entrusts to its jobs, sealed; its name is the name of the file a job gets."""
+
+    __tablename__ = "job_secrets"
+
+    tenant_id: Mapped[UUID] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(Text, primary_key=True)
+    sealed: Mapped[bytes] = mapped_column(LargeBinary)
+    size_bytes: Mapped[int]
+    created_at: Mapped[datetime]
+    updated_at: Mapped[datetime]
+
+
+class TemplateRow(Table):
+    """A named beginning of a submission: an enterprise's own, or the operator's for everybody (`owner_id` nil)."""
+
+    __tablename__ = "job_templates"
+
+    owner_id: Mapped[UUID] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(Text, primary_key=True)
+    description: Mapped[str] = mapped_column(Text)
+    fields: Mapped[dict[str, Any]]
+    saved_by: Mapped[UUID]
+    saved_at: Mapped[datetime]

@@ -30,6 +30,7 @@ from vouchers.errors import (
 )
 from vouchers.redemption import check_cost, hold_lines, locked_job, read_plan
 from vouchers.tables import (
+    ChargeStretch,
     CoverageLine,
     CoveredCharge,
     HoldLine,
@@ -91,7 +92,8 @@ def capture_charge(
     if job.state == "released":
         raise HoldReleased(job=job_id)
     segments = _segments(session, job, facts)
-    taken = _take(session, segments, charge_id, job, cost_micros, facts.card_ms, used_until)
+    stretches = _stretches(segments, charge_id, job, cost_micros, facts.card_ms, used_until)
+    taken = [entry for row, stretch in stretches for entry in _take(session, row, stretch, job)]
     charge = CoveredCharge(
         charge_id=charge_id,
         job_id=job_id,
@@ -101,8 +103,10 @@ def capture_charge(
         facts=facts.kind(),
         used_until=used_until,
         captured_at=at,
+        restored_micros=0,
+        restored_ms=0,
     )
-    _book(session, charge, taken)
+    _book(session, charge, stretches, taken)
     return Coverage(cost_micros, tuple(entry.line for entry in taken if entry.line.source != BUDGET))
 
 
@@ -120,9 +124,15 @@ def coverage_of(session: Session, charge_id: UUID) -> Coverage:
     return Coverage(charge.cost_micros, tuple(_line(row, number or "") for row, number in rows))
 
 
-def _book(session: Session, charge: CoveredCharge, taken: Sequence[_Taken]) -> None:
+def _book(
+    session: Session,
+    charge: CoveredCharge,
+    stretches: Sequence[tuple[HoldSegment, ChargeStretch]],
+    taken: Sequence[_Taken],
+) -> None:
     session.add(charge)
     session.flush()
+    session.add_all(stretch for _, stretch in stretches)
     session.add_all(_rows(charge, taken))
     session.flush()
     if any(entry.line.source == ROUNDING for entry in taken):
@@ -146,50 +156,64 @@ def _segments(session: Session, job: JobHold, facts: ChargeFacts) -> list[HoldSe
     return fitting
 
 
-def _take(
-    session: Session,
+def _stretches(
     segments: Sequence[HoldSegment],
     charge_id: UUID,
     job: JobHold,
     cost_micros: int,
     card_ms: int,
     used_until: datetime,
-) -> list[_Taken]:
+) -> list[tuple[HoldSegment, ChargeStretch]]:
+    """Which part of which segments a charge takes: the rest of each in order. Raises ChargeBeyondHold."""
     serving = [row for row in segments if row.serves_until is None or used_until <= row.serves_until]
     available = sum(row.cost_micros - row.captured_micros for row in serving)
     if available < cost_micros:
         raise ChargeBeyondHold(
             job=job.job_id, available=available, used_until=used_until.isoformat(), required=cost_micros
         )
-    taken: list[_Taken] = []
+    stretches = []
     cost_left, time_left = cost_micros, card_ms
     for row in serving:
         part = min(cost_left, row.cost_micros - row.captured_micros)
         if part == 0:
             break
-        time = time_left if part == cost_left else time_left * part // cost_left
-        taken += _take_from(session, row, charge_id, job, part, time)
+        time = time_left * part // cost_left
+        stretch = ChargeStretch(
+            charge_id=charge_id,
+            segment=row.segment,
+            from_micros=row.captured_micros,
+            until_micros=row.captured_micros + part,
+            from_ms=row.captured_ms,
+            until_ms=row.captured_ms + time,
+        )
+        stretches.append((row, stretch))
         cost_left, time_left = cost_left - part, time_left - time
-    return taken
+    return stretches
 
 
-def _take_from(
-    session: Session, row: HoldSegment, charge_id: UUID, job: JobHold, part: int, time: int
-) -> list[_Taken]:
+def _take(session: Session, row: HoldSegment, stretch: ChargeStretch, job: JobHold) -> list[_Taken]:
     """What one stretch of a segment takes from each source: the difference of two points of its division."""
+    charge_id, part = stretch.charge_id, stretch.until_micros - stretch.from_micros
     held = hold_lines(session, row.job_id, row.segment)
     own = [line for line in held if line.source in {"prepaid", "credit"}]
     by_number = {line.line: line for line in held}
     division = Segment(read_plan(row), tuple(line.held for line in own))
-    before = division.parts(row.captured_micros, row.captured_ms)
-    row.captured_micros += part
-    row.captured_ms += time
-    after = division.parts(row.captured_micros, row.captured_ms)
+    before = division.parts(stretch.from_micros, stretch.from_ms)
+    after = division.parts(stretch.until_micros, stretch.until_ms)
+    row.captured_micros, row.captured_ms = stretch.until_micros, stretch.until_ms
 
     taken = []
     for number, (old, new) in enumerate(zip(before.shares, after.shares, strict=True)):
         amount, quantity = new.amount_micros - old.amount_micros, new.quantity - old.quantity
-        line = voucher_line(division.plan, new, amount, quantity, part, row.segment)
+        line = voucher_line(
+            division.plan,
+            new,
+            new.exact - old.exact,
+            part,
+            amount=amount,
+            quantity=quantity,
+            segment=row.segment,
+        )
         taken.append(_capture(charge_id, line, by_number.get(number), quantity))
     for old_own, new_own, hold in zip(before.own, after.own, own, strict=True):
         words = own_line(hold.source, str(hold.payer_id), new_own - old_own, row.segment)

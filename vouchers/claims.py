@@ -5,11 +5,12 @@ what is used or reported after the claim was made waits for the next one. Its am
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import exists, func, select
+from sqlalchemy import BigInteger, ColumnElement, Select, cast, exists, func, select
 from sqlalchemy.orm import Session, aliased
 
 from kernel.ids import derived_id
@@ -43,6 +44,15 @@ CLAIM_LINES_MAX: Final = 5_000
 
 STANDING: Final = ("claimed", "approved", "rejected", "clawed_back")
 _UNDER_REVIEW: Final = ("submitted", "checked", "reviewed")
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    """A coverage line that can be claimed, whose it is, and what of it was not given back."""
+
+    line: CoverageLine
+    tenant_id: UUID
+    quantity: int
 
 
 def make_claim(
@@ -160,7 +170,7 @@ def _new_claim(
     period: str,
     claimant_id: UUID | None,
     latest: Claim | None,
-    lines: Sequence[tuple[CoverageLine, UUID]],
+    lines: Sequence[_Waiting],
     evidence: dict[str, Any],
     by: str,
     at: datetime,
@@ -178,7 +188,7 @@ def _new_claim(
         sequence=sequence,
         claimant_id=claimant_id,
         asset=terms.asset,
-        amount=sum(line.quantity for line, _ in lines),
+        amount=sum(entry.quantity for entry in lines),
         state="submitted",
         made_by=by,
         made_at=at,
@@ -191,19 +201,38 @@ def _new_claim(
     return claim.id
 
 
-def _disputed(session: Session, claim_id: UUID) -> list[tuple[CoverageLine, UUID]]:
-    """A claim's disputed lines that no standing claim holds, with their tenants."""
-    again = aliased(ClaimLine)
-    standing = exists().where(again.coverage_line_id == CoverageLine.id, again.state.in_(STANDING))
-    taken_back = exists().where(Restoration.line_id == CoverageLine.id)
-    rows = session.execute(
-        select(CoverageLine, CoveredCharge.tenant_id)
-        .join(CoveredCharge, CoveredCharge.charge_id == CoverageLine.charge_id)
+def _disputed(session: Session, claim_id: UUID) -> list[_Waiting]:
+    """What a claim's disputed lines still stand for, where no standing claim holds them."""
+    query = (
+        _waiting()
         .join(ClaimLine, ClaimLine.coverage_line_id == CoverageLine.id)
-        .where(ClaimLine.claim_id == claim_id, ClaimLine.state == "disputed", ~standing, ~taken_back)
+        .where(ClaimLine.claim_id == claim_id, ClaimLine.state == "disputed")
         .order_by(ClaimLine.line)
     )
-    return [(line, tenant_id) for line, tenant_id in rows]
+    return [_Waiting(line, tenant_id, left) for line, tenant_id, left in session.execute(query)]
+
+
+def given_back() -> ColumnElement[int]:
+    """In a query of coverage lines: how much of each was restored or clawed back."""
+    return func.coalesce(
+        select(func.sum(Restoration.quantity))
+        .where(Restoration.line_id == CoverageLine.id)
+        .correlate(CoverageLine)
+        .scalar_subquery(),
+        0,
+    )
+
+
+def _waiting() -> Select[CoverageLine, UUID, int]:
+    """Coverage lines of vouchers that no standing claim holds, with tenants and what was not given back."""
+    again = aliased(ClaimLine)
+    standing = exists().where(again.coverage_line_id == CoverageLine.id, again.state.in_(STANDING))
+    left = cast(CoverageLine.quantity - given_back(), BigInteger)
+    return (
+        select(CoverageLine, CoveredCharge.tenant_id, left)
+        .join(CoveredCharge, CoveredCharge.charge_id == CoverageLine.charge_id)
+        .where(CoverageLine.voucher_id.is_not(None), left > 0, ~standing)
+    )
 
 
 def _latest(session: Session, slug: str, period: str, claimant_id: UUID | None) -> Claim | None:
@@ -215,23 +244,11 @@ def _latest(session: Session, slug: str, period: str, claimant_id: UUID | None) 
     ).one_or_none()
 
 
-def _unclaimed(
-    session: Session, slug: str, ends_at: datetime, claimant_id: UUID | None
-) -> list[tuple[CoverageLine, UUID]]:
-    """Captured coverage with its tenant, oldest first, that no standing claim holds and nobody took back."""
-    in_claim = exists().where(ClaimLine.coverage_line_id == CoverageLine.id, ClaimLine.state.in_(STANDING))
-    taken_back = exists().where(Restoration.line_id == CoverageLine.id)
+def _unclaimed(session: Session, slug: str, ends_at: datetime, claimant_id: UUID | None) -> list[_Waiting]:
+    """Captured coverage, oldest first, that no standing claim holds, less what was given back."""
     query = (
-        select(CoverageLine, CoveredCharge.tenant_id)
-        .join(CoveredCharge, CoveredCharge.charge_id == CoverageLine.charge_id)
-        .where(
-            CoverageLine.slug == slug,
-            CoverageLine.voucher_id.is_not(None),
-            CoverageLine.quantity > 0,
-            CoverageLine.used_until < ends_at,
-            ~in_claim,
-            ~taken_back,
-        )
+        _waiting()
+        .where(CoverageLine.slug == slug, CoverageLine.used_until < ends_at)
         .order_by(CoverageLine.used_until, CoverageLine.id)
         .limit(CLAIM_LINES_MAX)
     )
@@ -239,31 +256,31 @@ def _unclaimed(
         query = query.where(CoverageLine.direction == CENTRE_CLAIMS)
     else:
         query = query.where(CoverageLine.direction == BUYER_REIMBURSED, CoveredCharge.tenant_id == claimant_id)
-    return [(line, tenant_id) for line, tenant_id in session.execute(query)]
+    return [_Waiting(line, tenant_id, left) for line, tenant_id, left in session.execute(query)]
 
 
-def _add_lines(
-    session: Session, claim: Claim, lines: Sequence[tuple[CoverageLine, UUID]], at: datetime
-) -> None:
+def _add_lines(session: Session, claim: Claim, lines: Sequence[_Waiting], at: datetime) -> None:
     session.add_all(
         ClaimLine(
             claim_id=claim.id,
             line=number,
-            coverage_line_id=line.id,
-            amount=line.quantity,
+            coverage_line_id=entry.line.id,
+            amount=entry.quantity,
             sampled=False,
             state="claimed",
             reason="",
         )
-        for number, (line, _) in enumerate(lines, start=1)
+        for number, entry in enumerate(lines, start=1)
     )
     session.flush()
     accounts.ensure(session, [accounts.claimed(claim.slug, claim.asset)], at)
     post_all(
         session,
         [
-            movements.claim_line(claim.id, line.id, claim.slug, tenant_id, claim.asset, line.quantity)
-            for line, tenant_id in lines
+            movements.claim_line(
+                claim.id, entry.line.id, claim.slug, entry.tenant_id, claim.asset, entry.quantity
+            )
+            for entry in lines
         ],
         at=at,
     )

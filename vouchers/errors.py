@@ -129,6 +129,12 @@ class VoucherExpired(Unfunded):
     sentence = "Voucher {voucher} ended at {expired_at}."
 
 
+class VoucherPastUse(Unfunded):
+    """The voucher lasts, but pays only for usage up to its use-by deadline."""
+
+    sentence = "Voucher {voucher} pays for usage up to {use_by_at} only."
+
+
 class VoucherEnded(Unfunded):
     """The voucher was recalled or has expired."""
 
@@ -210,15 +216,21 @@ class ChargeNotFound(NotFound):
 
 
 class ChargeClaimed(Conflict):
-    """A share of the charge stands in a claim, so only a clawback can take it back."""
+    """A share of the charge was refused in a claim for good; its money is in the pool."""
 
-    sentence = "Charge {charge} stands in claim {claim}; claw the claimed line back instead."
+    sentence = "Charge {charge} has a share that claim {claim} was refused for good; it cannot be given back."
 
 
 class NotRestorable(Conflict):
-    """The charge was taken back before, by a clawback."""
+    """A share of the charge was clawed back; its money is in the pool."""
 
     sentence = "Charge {charge} has a share that was clawed back."
+
+
+class LostTimeOutOfRange(Invalid):
+    """More card time than the charge was for, or none."""
+
+    sentence = "lost_ms: {value!r} must be a whole number from 1 to the {card_ms} of charge {charge}."
 
 
 class PeriodNotBegun(Conflict):

@@ -24,6 +24,7 @@ from vouchers.errors import (
     VoucherExpired,
     VoucherNotApplicable,
     VoucherNotFound,
+    VoucherPastUse,
     VoucherSpent,
 )
 from vouchers.programmes import terms_of_digest
@@ -31,7 +32,7 @@ from vouchers.tables import ProgrammeVersion, Voucher, VoucherPart
 from vouchers.wallets import budget_at
 
 VOUCHERS_MAX: Final = 200
-"""Of one tenant weighed at once; beyond it the longest-lasting wait for the others to be used up."""
+"""Of one tenant weighed at once; beyond it those that last longest wait for the others to be used up."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class VoucherSource:
     voucher_id: UUID
     version_id: UUID
     slug: str
-    expires_at: datetime
+    use_by_at: datetime
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def find_funding(
         insist: refuse when a named voucher cannot pay, instead of going on without it.
 
     Raises:
-        VoucherNotFound, VoucherEnded, VoucherExpired, VoucherSpent, VoucherNotApplicable: about a named
+        VoucherNotFound, VoucherEnded, VoucherExpired, VoucherPastUse, VoucherSpent, VoucherNotApplicable: about a named
         voucher.
     """
     insist = insist and voucher_ids is not None
@@ -117,7 +118,7 @@ def find_funding(
         if _usable(row, held.remaining, at, usage_until):
             sources.append(
                 VoucherSource(
-                    candidate(held, tier, facts), account, row.id, row.version_id, row.slug, row.expires_at
+                    candidate(held, tier, facts), account, row.id, row.version_id, row.slug, row.use_by_at
                 )
             )
     return Funding(
@@ -138,7 +139,7 @@ def _rows(
         select(Voucher, ProgrammeVersion.digest)
         .join(ProgrammeVersion, ProgrammeVersion.id == Voucher.version_id)
         .where(Voucher.enterprise_id == tenant_id)
-        .order_by(Voucher.expires_at, Voucher.id)
+        .order_by(Voucher.use_by_at, Voucher.id)
         .execution_options(populate_existing=True)
     )
     if voucher_ids is None:
@@ -193,13 +194,13 @@ def _held(session: Session, row: Voucher, digest: str, remaining: int) -> HeldVo
         terms=terms_of_digest(session, row.version_id, digest),
         holder=EnterpriseFacts.from_json(row.holder),
         issued_at=row.issued_at,
-        expires_at=row.expires_at,
+        use_by_at=row.use_by_at,
         remaining=remaining,
     )
 
 
 def _usable(row: Voucher, remaining: int, at: datetime, usage_until: datetime) -> bool:
-    return row.state == "active" and at < row.expires_at and usage_until <= row.expires_at and remaining > 0
+    return row.state == "active" and at < row.use_by_at and usage_until <= row.use_by_at and remaining > 0
 
 
 def _check_usable(row: Voucher, remaining: int, at: datetime, usage_until: datetime) -> None:
@@ -207,6 +208,8 @@ def _check_usable(row: Voucher, remaining: int, at: datetime, usage_until: datet
         raise VoucherEnded(voucher=row.number, state=row.state)
     if row.state == "expired" or at >= row.expires_at or usage_until > row.expires_at:
         raise VoucherExpired(voucher=row.number, expired_at=row.expires_at.isoformat())
+    if at >= row.use_by_at or usage_until > row.use_by_at:
+        raise VoucherPastUse(voucher=row.number, use_by_at=row.use_by_at.isoformat())
     if remaining <= 0:
         raise VoucherSpent(voucher=row.number)
 

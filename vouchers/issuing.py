@@ -174,6 +174,7 @@ def _new_voucher(
     enterprise = enterprise_facts(session, application.enterprise_id)
     voucher_id = derived_id("voucher", application.id, tranche)
     year = local_day(at, terms.time_zone).year
+    use_by_at, expires_at = _ends(terms, at)
     voucher = Voucher(
         id=voucher_id,
         number=f"{terms.programme.upper()}-{year}-{voucher_id.hex[:12].upper()}",
@@ -191,7 +192,8 @@ def _new_voucher(
         issued_on=report,
         issued_by=by,
         issued_at=at,
-        expires_at=_expires_at(terms, at),
+        use_by_at=use_by_at,
+        expires_at=expires_at,
         state="active",
     )
     session.add(voucher)
@@ -199,11 +201,10 @@ def _new_voucher(
     return voucher
 
 
-def _expires_at(terms: Terms, at: datetime) -> datetime:
-    """When a voucher issued now expires. Raises ValidityOver."""
-    expires_at = expiry(terms.validity, at, terms.time_zone)
-    if expires_at <= at:
-        raise ValidityOver(
-            programme=terms.programme, expired_at=expires_at.isoformat(), clause=terms.validity.clause
-        )
-    return expires_at
+def _ends(terms: Terms, at: datetime) -> tuple[datetime, datetime]:
+    """The last usage a voucher issued now pays for, and when it expires. Raises ValidityOver."""
+    ends = [(expiry(rule, at, terms.time_zone), rule.clause) for rule in (terms.validity, terms.use_by) if rule]
+    for ends_at, clause in ends:
+        if ends_at <= at:
+            raise ValidityOver(programme=terms.programme, expired_at=ends_at.isoformat(), clause=clause)
+    return min(ends_at for ends_at, _ in ends), ends[0][0]

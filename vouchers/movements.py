@@ -34,6 +34,17 @@ def appropriate(appropriation_id: UUID, authority: str, pool: Account, amount: i
     return _move("appropriate", appropriation_id, authority, debit=funds, credit=pool, amount=amount)
 
 
+def return_budget(closing_id: UUID, authority: str, pool: Account, amount: int) -> Transfer:
+    """An authority gets its part of what is left of a cycle that is over."""
+    funds = accounts.authority_funds(authority, pool.asset)
+    return _move("return_budget", closing_id, authority, debit=pool, credit=funds, amount=amount)
+
+
+def carry_over(closing_id: UUID, old: Account, new: Account, amount: int) -> Transfer:
+    """What is left of a cycle that is over may be issued in the next one."""
+    return _move("carry_over", closing_id, debit=old, credit=new, amount=amount)
+
+
 def issue_voucher(voucher_id: UUID, pool: Account, face: int) -> Transfer:
     """The pool gives a voucher its face value; the pool's bound keeps all vouchers within the budget."""
     return _move(
@@ -194,6 +205,27 @@ def carry_rounding(charge_id: UUID, segment: int, enterprise_id: UUID, micros: i
     return _move("carry_rounding", charge_id, segment, debit=debit, credit=credit, amount=abs(micros))
 
 
+def restore_usage(
+    cause: tuple[UUID, int, int], hold_id: UUID, destination: UUID, source: UUID, amount: int
+) -> Transfer:
+    """Give back what a charge took from one source, from its newest end. The cause is charge, segment and point."""
+    return transfers.posted(
+        derived_id("transfer", "restore_usage", *cause, hold_id),
+        debit=destination,
+        credit=source,
+        amount=amount,
+        movement="restore_usage",
+        cause=" ".join(map(str, cause)),
+    )
+
+
+def return_rounding(charge_id: UUID, segment: int, point: int, enterprise_id: UUID, micros: int) -> Transfer:
+    """What the centre bore of usage that is given back comes back to it."""
+    revenue = accounts.revenue(enterprise_id)
+    debit, credit = (revenue, accounts.ROUNDING) if micros > 0 else (accounts.ROUNDING, revenue)
+    return _move("return_rounding", charge_id, segment, point, debit=debit, credit=credit, amount=abs(micros))
+
+
 # Afterlife
 
 
@@ -219,16 +251,10 @@ def return_freed(cause: UUID, source: UUID, pool: Account, amount: int) -> Trans
     )
 
 
-def claw_back(line_id: UUID, source: UUID, pool: Account, amount: int) -> Transfer:
+def claw_back(line_id: UUID, slug: str, enterprise_id: UUID, pool: Account, amount: int) -> Transfer:
     """Value that was claimed wrongly does not go back to its voucher's holder but to the pool."""
-    return transfers.posted(
-        derived_id("transfer", "claw_back", line_id),
-        debit=source,
-        credit=pool.id,
-        amount=amount,
-        movement="claw_back",
-        cause=str(line_id),
-    )
+    claimable = accounts.claimable(slug, enterprise_id, pool.asset)
+    return _move("claw_back", line_id, debit=claimable, credit=pool, amount=amount)
 
 
 def reverse(transfer_id: UUID, why: str) -> Transfer:
@@ -315,5 +341,17 @@ def draw_reserve(claim_id: UUID, slug: str, asset: str, amount: int) -> Transfer
         claim_id,
         debit=accounts.reserve(slug, asset),
         credit=accounts.reserve_used(slug, asset),
+        amount=amount,
+    )
+
+
+def refill_reserve(claim_id: UUID, line_id: UUID, slug: str, asset: str, amount: int) -> Transfer:
+    """A line that the reserve had paid is taken back, so the reserve is there again."""
+    return _move(
+        "refill_reserve",
+        claim_id,
+        line_id,
+        debit=accounts.reserve_used(slug, asset),
+        credit=accounts.reserve(slug, asset),
         amount=amount,
     )

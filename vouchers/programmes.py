@@ -122,7 +122,7 @@ def appropriate_budget(
     session.add(appropriation)
     session.flush()
     pool = accounts.pool(terms.programme, cycle, terms.asset)
-    shares = _shares(terms, amount)
+    shares = shares_of(terms, amount)
     sources = [accounts.authority_funds(authority, terms.asset) for authority, _ in shares]
     accounts.ensure(session, [pool, *sources], at)
     transfers = [movements.appropriate(appropriation.id, authority, pool, share) for authority, share in shares]
@@ -214,7 +214,7 @@ def _check_no_overlap(session: Session, terms: Terms) -> None:
             )
 
 
-def _shares(terms: Terms, amount: int) -> list[tuple[str, int]]:
+def shares_of(terms: Terms, amount: int) -> list[tuple[str, int]]:
     """Each authority's part of an amount; what rounding leaves is the first one's."""
     split = terms.budget.split or (Split(terms.level, terms.authority, 1),)
     whole = sum(part.parts for part in split)

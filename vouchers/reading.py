@@ -15,15 +15,15 @@ from ledger.domain.accounts import CNY, Account
 from ledger.reading import balances
 from ledger.tables import AccountRow
 from vouchers import accounts
-from vouchers.claims import claim_of, lines_of
+from vouchers.claims import claim_of, given_back, lines_of
 from vouchers.tables import (
     Appropriation,
     Claim,
     ClaimLine,
     CoverageLine,
     CoveredCharge,
+    CycleClosing,
     Programme,
-    Restoration,
     Voucher,
     VoucherPart,
 )
@@ -33,7 +33,10 @@ PAGE_MAX = 500
 
 @dataclass(frozen=True)
 class ProgrammeTotals:
-    """Where a programme's money is, over all cycles: `budget` = `pool` + `issued` − `returned`."""
+    """Where a programme's money is, over all cycles: `budget` = `pool` + `issued` − `returned`.
+
+    `budget` is what its authorities put in, less what they got back of cycles that are over.
+    """
 
     slug: str
     asset: str
@@ -59,6 +62,7 @@ class VoucherView:
     asset: str
     state: str
     issued_at: datetime
+    use_by_at: datetime
     expires_at: datetime
     face: int
     held: int
@@ -111,6 +115,12 @@ def programme_totals(session: Session, slug: str) -> ProgrammeTotals:
     """Where a programme's money is; zeros for a programme that has none."""
     asset = session.scalar(select(Programme.asset).where(Programme.slug == slug)) or "CNY"
     budget = _sum(session, select(func.sum(Appropriation.amount)).where(Appropriation.slug == slug))
+    budget -= _sum(
+        session,
+        select(func.sum(CycleClosing.amount)).where(
+            CycleClosing.slug == slug, CycleClosing.carried_to.is_(None)
+        ),
+    )
     cycles = session.scalars(select(Appropriation.cycle).where(Appropriation.slug == slug).distinct())
     pools = _net(session, [accounts.pool(slug, cycle, asset) for cycle in cycles])
     issued = _sum(session, select(func.sum(Voucher.face)).where(Voucher.slug == slug))
@@ -235,6 +245,7 @@ def _views(session: Session, rows: Sequence[Voucher]) -> list[VoucherView]:
                 asset=row.asset,
                 state=row.state,
                 issued_at=row.issued_at,
+                use_by_at=row.use_by_at,
                 expires_at=row.expires_at,
                 face=row.face,
                 held=sum(balance.debits_pending for balance in mine),
@@ -266,11 +277,10 @@ def _on_vouchers(session: Session, slug: str, asset: str) -> tuple[int, int]:
 
 
 def _captured_by_voucher(session: Session, condition: ColumnElement[bool]) -> dict[UUID, int]:
-    """What was captured from vouchers and not taken back."""
-    taken_back = select(Restoration.line_id)
+    """What was captured from vouchers and neither restored nor clawed back."""
     rows = session.execute(
-        select(CoverageLine.voucher_id, func.sum(CoverageLine.quantity))
-        .where(condition, CoverageLine.voucher_id.is_not(None), CoverageLine.id.not_in(taken_back))
+        select(CoverageLine.voucher_id, func.sum(CoverageLine.quantity - given_back()))
+        .where(condition, CoverageLine.voucher_id.is_not(None))
         .group_by(CoverageLine.voucher_id)
     )
     return {voucher_id: int(total) for voucher_id, total in rows if voucher_id is not None}

@@ -176,6 +176,17 @@ def release_hold(session: Session, job_id: UUID, at: datetime) -> None:
     post_all(session, transfers, at=at)
 
 
+def held_facts(session: Session, job_id: UUID, model: str) -> ChargeFacts | None:
+    """What a job's first hold for a model was placed for, without a quantity; None if there is none."""
+    facts = session.scalars(
+        select(HoldSegment.facts)
+        .where(HoldSegment.job_id == job_id, HoldSegment.facts["model"].astext == model)
+        .order_by(HoldSegment.segment)
+        .limit(1)
+    ).one_or_none()
+    return None if facts is None else ChargeFacts(**facts)
+
+
 def held_coverage(session: Session, job_id: UUID, *, segment: int) -> Coverage:
     """Who pays the cost of one segment of a job, as it was set aside. Raises HoldNotFound."""
     row = session.get(HoldSegment, (job_id, segment))
@@ -194,7 +205,15 @@ def segment_coverage(
     """The coverage of the first so many micro-yuan of a segment; `own` names source and payer in order."""
     parts = division.parts(cost_micros, card_ms)
     lines = [
-        voucher_line(division.plan, share, share.amount_micros, share.quantity, cost_micros, segment)
+        voucher_line(
+            division.plan,
+            share,
+            share.exact,
+            cost_micros,
+            amount=share.amount_micros,
+            quantity=share.quantity,
+            segment=segment,
+        )
         for share in parts.shares
         if share.amount_micros or share.quantity
     ]
@@ -271,7 +290,7 @@ def _place(
 ) -> Coverage:
     funding = find_funding(session, payers, facts, voucher_ids, at, usage_until or at, insist=number == 0)
     prepared = _prepare(funding, cost_micros, facts, number)
-    ends = [voucher.expires_at for voucher in prepared.vouchers]
+    ends = [voucher.use_by_at for voucher in prepared.vouchers]
     session.add(
         HoldSegment(
             job_id=job.job_id,

@@ -9,16 +9,17 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import exists, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from kernel.ids import derived_id
 from kernel.money import MICROS_MAX
 from ledger.posting import post_all
 from vouchers import accounts, movements
-from vouchers.claims import claim_of, lines_of, lock_programme, record_step
+from vouchers.claims import claim_of, given_back, lines_of, lock_programme, record_step
 from vouchers.domain.eligibility import FAIL, LOOK, PASS, Check
 from vouchers.domain.sampling import draw
+from vouchers.domain.segments import fill_in_order
 from vouchers.enterprises import enterprise_facts, relation
 from vouchers.errors import (
     AmountRefused,
@@ -28,7 +29,7 @@ from vouchers.errors import (
     ReconciliationDiffers,
     SamePerson,
 )
-from vouchers.tables import Claim, ClaimLine, CoverageLine, CoveredCharge, ReserveAdvance, Restoration, Voucher
+from vouchers.tables import Claim, ClaimLine, CoverageLine, CoveredCharge, ReserveAdvance, Voucher
 
 UNDER_REVIEW = ("submitted", "checked", "reviewed")
 
@@ -138,32 +139,36 @@ def reject_claim(session: Session, claim_id: UUID, *, reason: str, by: str, at: 
 
 
 def disburse_claim(session: Session, claim_id: UUID, *, bank_reference: str, by: str, at: datetime) -> int:
-    """Pay what was approved: out of the reserve fund first, the rest through the bank.
+    """Pay the lines that stand approved: in order out of the reserve fund while it lasts, then through the bank.
 
     Returns:
         What goes through the bank.
     """
     claim = _locked(session, claim_id, "disbursement", "approved", "disbursed", "reconciled")
     if claim.state != "approved":
-        return (claim.approved or 0) - (claim.from_reserve or 0)
-    approved = claim.approved or 0
+        return _through_bank(claim)
+    lines = [line for line in lines_of(session, claim_id) if line.state == "approved"]
+    due = sum(line.amount for line in lines)
     payee = accounts.CENTRE if claim.claimant_id is None else str(claim.claimant_id)
     reserve, used = accounts.reserve(claim.slug, claim.asset), accounts.reserve_used(claim.slug, claim.asset)
     left = accounts.available(session, [reserve])[reserve.id] if payee == accounts.CENTRE else 0
-    drawn = min(left, approved)
+    drawn, _ = fill_in_order(left, [line.amount for line in lines])
+    for line, part in zip(lines, drawn, strict=True):
+        line.from_reserve = part
     accounts.ensure(session, [accounts.disbursed(claim.slug, payee, claim.asset), used], at)
     transfers = [
         movements.disburse_line(claim_id, line.coverage_line_id, claim.slug, payee, claim.asset, line.amount)
-        for line in lines_of(session, claim_id)
-        if line.state == "approved"
+        for line in lines
     ]
-    if drawn:
-        transfers.append(movements.draw_reserve(claim_id, claim.slug, claim.asset, drawn))
-    claim.state, claim.bank_reference, claim.from_reserve = "disbursed", bank_reference, drawn
+    if sum(drawn):
+        transfers.append(movements.draw_reserve(claim_id, claim.slug, claim.asset, sum(drawn)))
+    claim.state, claim.bank_reference = "disbursed", bank_reference
+    claim.disbursed, claim.from_reserve = due, sum(drawn)
     session.flush()
     post_all(session, transfers, at=at)
-    record_step(session, claim_id, "disbursed", by, {"bank": approved - drawn, "reserve": drawn}, at)
-    return approved - drawn
+    paid = {"bank": _through_bank(claim), "reserve": sum(drawn)}
+    record_step(session, claim_id, "disbursed", by, paid, at)
+    return _through_bank(claim)
 
 
 def reconcile_claim(
@@ -177,7 +182,7 @@ def reconcile_claim(
     claim = _locked(session, claim_id, "reconciliation", "disbursed", "reconciled")
     if claim.state == "reconciled":
         return
-    expected = (claim.approved or 0) - (claim.from_reserve or 0)
+    expected = _through_bank(claim)
     if received != expected:
         raise ReconciliationDiffers(claim=claim_id, expected=expected, received=received)
     claim.state = "reconciled"
@@ -218,6 +223,10 @@ def advance_reserve(
     accounts.ensure(session, [reserve, accounts.authority_funds(terms.authority, terms.asset)], at)
     transfer = movements.advance_reserve(programme, terms.authority, reference, reserve, amount)
     post_all(session, [transfer], at=at)
+
+
+def _through_bank(claim: Claim) -> int:
+    return (claim.disbursed or 0) - (claim.from_reserve or 0)
 
 
 def _decide_line(
@@ -262,10 +271,15 @@ def _adds_up(claim: Claim, lines: Sequence[ClaimLine]) -> Check:
 
 
 def _not_taken_back(session: Session, claim_id: UUID) -> Check:
-    taken_back = exists().where(Restoration.line_id == ClaimLine.coverage_line_id)
+    """A line claims what its coverage took less what was given back since."""
     rows = session.scalars(
         select(ClaimLine.line)
-        .where(ClaimLine.claim_id == claim_id, ClaimLine.state == "claimed", taken_back)
+        .join(CoverageLine, CoverageLine.id == ClaimLine.coverage_line_id)
+        .where(
+            ClaimLine.claim_id == claim_id,
+            ClaimLine.state == "claimed",
+            ClaimLine.amount != CoverageLine.quantity - given_back(),
+        )
         .order_by(ClaimLine.line)
     ).all()
     return Check("not_taken_back", FAIL if rows else PASS, "", {"lines": list(rows)})

@@ -1,6 +1,6 @@
 """The FastAPI application and its server process (`hub api`)."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import uvicorn
@@ -15,13 +15,20 @@ from compute_hub.api import (
     claims,
     cluster,
     enterprises,
+    estimates,
     health,
+    invoices,
+    job_output,
     jobs,
     keys,
     ledger,
+    meter,
     openapi,
     problems,
     programmes,
+    rates,
+    secrets,
+    templates,
     usage,
     vouchers,
     wallets,
@@ -29,10 +36,19 @@ from compute_hub.api import (
 from compute_hub.api.limits import BodyLimit
 from compute_hub.identity.duties import DUTIES
 from compute_hub.settings import Settings
+from compute_hub.settings import settings as settings_of_this_process
 from compute_hub.stack.database import application_url
-from compute_hub.telemetry.metrics import centre_registry
+from compute_hub.telemetry.http import Measured
+from compute_hub.telemetry.metrics import centre_metrics
+from compute_hub.telemetry.serving import serve_metrics
+from compute_hub.vault import open_vault
 from compute_hub.workers.logs import configure_logs
 from kernel.database import open_engine
+
+_FAREWELL_S = 3
+"""What requests still have when the process is told to stop; who follows a log would otherwise keep it for ever."""
+_WORKER_START_S = 60
+"""A worker that is still importing is not a dead one, however busy the machine."""
 
 _ROUTERS = (
     enterprises.router,
@@ -42,8 +58,15 @@ _ROUTERS = (
     applications.router,
     vouchers.router,
     jobs.router,
+    estimates.router,
+    job_output.router,
+    secrets.router,
+    templates.router,
     usage.router,
+    meter.router,
     charges.router,
+    rates.router,
+    invoices.router,
     claims.router,
     claim_review.router,
     cluster.router,
@@ -52,13 +75,15 @@ _ROUTERS = (
 )
 
 
-def create_app(settings: Settings, engine: Engine) -> FastAPI:
-    """The whole API on an engine of the application role."""
+def create_app(settings: Settings, engine: Engine, closing: Callable[[], None] = lambda: None) -> FastAPI:
+    """The whole API on an engine of the application role; `closing` is called when it ends."""
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         yield
+        app.state.metrics.close()
         engine.dispose()
+        closing()
 
     app = FastAPI(
         title="Compute Hub",
@@ -72,9 +97,11 @@ def create_app(settings: Settings, engine: Engine) -> FastAPI:
     )
     app.state.settings = settings
     app.state.engine = engine
-    app.state.metrics = centre_registry(engine)
+    app.state.vault = open_vault(settings.secrets_key)
+    app.state.metrics = centre_metrics(settings, engine)
     problems.install(app)
     app.add_middleware(BodyLimit)
+    app.add_middleware(Measured)
     for router in _ROUTERS:
         app.include_router(router)
     app.openapi = lambda: openapi.describe(app)  # type: ignore[method-assign] # FastAPI's documented way
@@ -94,15 +121,26 @@ def operations() -> set[str]:
 assert operations() == DUTIES.keys(), operations() ^ DUTIES.keys()  # noqa: S101 - nothing is served without a duty
 
 
-def run_api(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT."""
+def worker() -> FastAPI:
+    """The application of one worker process, which serves its own metrics beside it."""
+    chosen = settings_of_this_process()
     configure_logs("api")
-    app = create_app(settings, open_engine(application_url(settings), pool_size=16))
+    serving = serve_metrics(chosen, "api")
+    return create_app(chosen, open_engine(application_url(chosen), pool_size=16), serving.withdraw)
+
+
+def run_api(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT, with as many worker processes as the settings say."""
+    configure_logs("api")
     uvicorn.run(
-        app,
+        "compute_hub.api.app:worker",
+        factory=True,
+        workers=settings.api_workers,
+        timeout_worker_healthcheck=_WORKER_START_S,
         host=settings.api_host,
         port=settings.api_port,
         log_level="warning",
         access_log=False,
         server_header=False,
+        timeout_graceful_shutdown=_FAREWELL_S,
     )

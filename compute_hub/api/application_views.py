@@ -13,7 +13,7 @@ from compute_hub.api.amounts import in_units
 from compute_hub.api.shapes import Body, CardMs, Id, NeededReason, Page, Reason, Slug, Text, View, Yuan, page_of
 from kernel.money import parse_yuan
 from vouchers.applications import checks_of, steps_of
-from vouchers.domain.facts import ContractFacts
+from vouchers.domain.facts import CentreFacts, ContractFacts
 from vouchers.errors import ApplicationNotFound
 from vouchers.tables import Application, Enterprise, Objection, ProgrammeVersion
 
@@ -22,18 +22,18 @@ Number = Annotated[str, StringConstraints(max_length=100)]
 
 
 class Contract(Body):
-    """A purchase contract, where the programme asks for one."""
+    """A purchase contract, where the programme asks for one. A centre it does not describe is this one."""
 
     contract_number: Number = ""
     supplier_credit_code: Code = ""
     contract_cny: Yuan = "0"
     contract_days: Annotated[int, Field(ge=0, le=3660)] = 0
     cost_kind: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z_-]{0,62}$")] = "compute"
-    centre_region: Annotated[str, StringConstraints(max_length=12)] = "331003"
-    centre_pflops: Annotated[int, Field(ge=0, le=10_000_000)] = 0
+    centre_region: Annotated[str, StringConstraints(max_length=12)] | None = None
+    centre_pflops: Annotated[int, Field(ge=0, le=10_000_000)] | None = None
     other_subsidies: Annotated[list[Text], Field(max_length=20)] = Field(default_factory=list)
 
-    def facts(self) -> ContractFacts:
+    def facts(self, here: CentreFacts) -> ContractFacts:
         """The same in the rules' words."""
         return ContractFacts(
             number=self.contract_number,
@@ -41,8 +41,8 @@ class Contract(Body):
             amount_micros=parse_yuan(self.contract_cny, field="contract_cny"),
             days=self.contract_days,
             cost_kind=self.cost_kind,
-            centre_region=self.centre_region,
-            centre_pflops=self.centre_pflops,
+            centre_region=here.region if self.centre_region is None else self.centre_region,
+            centre_pflops=here.pflops if self.centre_pflops is None else self.centre_pflops,
             other_subsidies=tuple(self.other_subsidies),
         )
 

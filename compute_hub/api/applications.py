@@ -121,7 +121,7 @@ def revise(application_id: UUID, body: ApplicationRevision, call: Caller) -> App
         requested = optional_amount_in(
             asset_of(session, slug), slug, "requested", body.requested_cny, body.requested_card_ms
         )
-        contract = None if body.contract is None else body.contract.facts()
+        contract = None if body.contract is None else body.contract.facts(call.settings.centre_facts)
         revise_application(session, application_id, by=call.by, at=at, requested=requested, contract=contract)
         return application_view(session, application_id)
 
@@ -253,6 +253,6 @@ def _draft(session: Session, body: ApplicationRequest, call: Call, at: datetime)
         requested=amount_in(asset, body.programme, "requested", body.requested_cny, body.requested_card_ms),
         by=call.by,
         at=at,
-        contract=body.facts(),
+        contract=body.facts(call.settings.centre_facts),
         round_id=body.round_id,
     )

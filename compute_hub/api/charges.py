@@ -5,18 +5,20 @@ from typing import Annotated
 from uuid import UUID
 
 from fastapi import APIRouter, Query
+from pydantic import Field
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from compute_hub.api.call import Caller
+from compute_hub.api.job_reference import JobId
 from compute_hub.api.shapes import After, Body, Limit, NeededReason, Page, View, page_of
 from compute_hub.billing.tables import ChargeRow
 from kernel.money import format_yuan
 from scheduler.jobs import find_job
-from vouchers.afterlife import restore_charge
 from vouchers.capturing import coverage_of
 from vouchers.domain.explanation import Coverage, Line
 from vouchers.domain.terms import CNY
+from vouchers.restoration import restore_charge
 from vouchers.tables import CoverageLine, CoveredCharge, Restoration
 
 router = APIRouter(prefix="/v1", tags=["charges"])
@@ -48,23 +50,30 @@ class CoverageView(View):
 
 
 class ChargeView(CoverageView):
-    """The n-th charge of a job: rated card time and who paid it."""
+    """The n-th charge of a job: rated card time, who paid it, and what of it was given back."""
 
     id: UUID
     n: int
+    attempt: int
     card_ms: int
     charged_at: datetime
+    restored_cny: str
 
 
 class RestorationRequest(Body):
-    """Why a charge is given back: what was lost, and by whose fault."""
+    """Why a charge is given back: what was lost, and by whose fault.
+
+    `lost_card_ms` is how much of its card time was lost in all, earlier restorations included; left out, all of it.
+    """
 
     reason: NeededReason
+    lost_card_ms: Annotated[int, Field(ge=1, le=2**53)] | None = None
 
 
 class RestorationView(View):
-    """A charge that was given back, or a share of one that was clawed back."""
+    """What of a coverage line was given back, or clawed back."""
 
+    id: UUID
     line_id: UUID
     charge_id: UUID
     job_id: UUID
@@ -78,7 +87,7 @@ class RestorationView(View):
 
 
 class RestoredView(View):
-    """What was given back to the vouchers and accounts that had paid a charge."""
+    """What was given back, in all, to the vouchers and accounts that had paid a charge."""
 
     charge_id: UUID
     amount_cny: str
@@ -86,7 +95,7 @@ class RestoredView(View):
 
 @router.get("/jobs/{job_id}/charges", name="list_job_charges")
 def charges(
-    job_id: UUID,
+    job_id: JobId,
     call: Caller,
     limit: Limit = 50,
     after: Annotated[int, Query(ge=-1, le=2**53)] = -1,
@@ -112,7 +121,9 @@ def restore(charge_id: UUID, body: RestorationRequest, call: Caller) -> Restored
     """Give a charge for lost usage back to the very vouchers and accounts that paid it."""
 
     def action(session: Session, at: datetime) -> RestoredView:
-        amount = restore_charge(session, charge_id, reason=body.reason, by=call.by, at=at)
+        amount = restore_charge(
+            session, charge_id, reason=body.reason, by=call.by, at=at, lost_ms=body.lost_card_ms
+        )
         return RestoredView(charge_id=charge_id, amount_cny=format_yuan(amount))
 
     return call.once(RestoredView, body, action)
@@ -120,22 +131,23 @@ def restore(charge_id: UUID, body: RestorationRequest, call: Caller) -> Restored
 
 @router.get("/restorations", name="list_restorations")
 def restorations(call: Caller, limit: Limit = 100, after: After = None) -> Page[RestorationView]:
-    """What was given back or clawed back, by coverage line; a tenant's own, or all."""
+    """What was given back or clawed back, line by line; a tenant's own, or all."""
 
     def action(session: Session) -> Page[RestorationView]:
         query = (
             select(Restoration, CoverageLine, CoveredCharge)
             .join(CoverageLine, CoverageLine.id == Restoration.line_id)
             .join(CoveredCharge, CoveredCharge.charge_id == CoverageLine.charge_id)
-            .order_by(Restoration.line_id)
+            .order_by(Restoration.id)
             .limit(limit)
         )
         if call.scope is not None:
             query = query.where(CoveredCharge.tenant_id == call.scope)
         if after is not None:
-            query = query.where(Restoration.line_id > after)
+            query = query.where(Restoration.id > after)
         items = [
             RestorationView(
+                id=row.id,
                 line_id=row.line_id,
                 charge_id=charge.charge_id,
                 job_id=charge.job_id,
@@ -143,13 +155,13 @@ def restorations(call: Caller, limit: Limit = 100, after: After = None) -> Page[
                 kind=row.kind,
                 source=line.source,
                 voucher_id=line.voucher_id,
-                amount_cny=format_yuan(line.amount_micros),
+                amount_cny=format_yuan(row.amount_micros),
                 reason=row.reason,
                 restored_at=row.restored_at,
             )
             for row, line, charge in session.execute(query)
         ]
-        return page_of(items, limit, items[-1].line_id if items else "")
+        return page_of(items, limit, items[-1].id if items else "")
 
     return call.read(action)
 
@@ -167,14 +179,17 @@ def coverage_fields(coverage: Coverage) -> dict[str, object]:
 
 
 def _charge(session: Session, row: ChargeRow) -> ChargeView:
-    coverage = coverage_of(session, row.id) if row.amount_micros else Coverage(0, ())
+    covered = session.get(CoveredCharge, row.id)
+    coverage = Coverage(0, ()) if covered is None else coverage_of(session, row.id)
     return ChargeView.model_validate(
         {
             **coverage_fields(coverage),
             "id": row.id,
             "n": row.n,
+            "attempt": row.attempt,
             "card_ms": row.slot_ms // 1000,
             "charged_at": row.charged_at,
+            "restored_cny": format_yuan(0 if covered is None else covered.restored_micros),
         }
     )
 

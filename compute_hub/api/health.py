@@ -6,7 +6,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
 from compute_hub.api.problems import problem
-from compute_hub.telemetry.metrics import render
+from compute_hub.telemetry.metrics import MEDIA_TYPE
 from kernel.database import transaction
 
 router = APIRouter(tags=["health"], include_in_schema=False)
@@ -14,9 +14,8 @@ router = APIRouter(tags=["health"], include_in_schema=False)
 
 @router.get("/metrics")
 def metrics(request: Request) -> Response:
-    """Prometheus exposition of what this process can see of the centre."""
-    body, media_type = render(request.app.state.metrics)
-    return Response(body, media_type=media_type)
+    """The centre's state for Prometheus; what this process counts of itself is on its own port."""
+    return Response(request.app.state.metrics.scrape(), media_type=MEDIA_TYPE)
 
 
 @router.get("/healthz")

@@ -1,38 +1,53 @@
-"""The enterprise's face: upload a working directory, submit jobs, follow and cancel them."""
+"""The enterprise's face: upload a working directory, submit jobs, follow, hold and cancel them."""
 
 from collections.abc import AsyncIterator
 from datetime import datetime
-from pathlib import Path
 from typing import Annotated, Literal
 from uuid import UUID
 
 from fastapi import APIRouter, Query, Request
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import StreamingResponse
-from pydantic import Field, StringConstraints
-from sqlalchemy import func, select
+from sqlalchemy import select, tuple_
 from sqlalchemy.orm import Session
 
 from compute_hub.api.call import Call, Caller
 from compute_hub.api.charges import CoverageView, coverage_fields
-from compute_hub.api.shapes import After, Body, Id, Limit, Page, View, page_of
-from compute_hub.billing.funding import pledge_funding
-from compute_hub.billing.tables import ChargeRow
-from compute_hub.job_files import log_chunks
-from compute_hub.metering.tables import UsageRecordRow
+from compute_hub.api.job_reference import ArrayId, JobId
+from compute_hub.api.job_submission import ArraySubmission, DependencyChange, JobSubmission
+from compute_hub.api.job_views import (
+    ArrayView,
+    AttemptView,
+    ExplanationView,
+    JobView,
+    array_view,
+    attempt_view,
+    job_views,
+)
+from compute_hub.api.shapes import After, Limit, Page, View, page_of
+from compute_hub.billing.funding import pledge_alike, pledge_funding
+from compute_hub.queues import live_queues
 from compute_hub.uploads import find_upload, keep_upload
+from kernel.clock import utc_now
 from kernel.ids import new_id
-from kernel.money import format_yuan
-from scheduler.jobs import JobRequest, cancel_job, find_job, list_jobs, runs_of, submit_job
+from scheduler.controller.forecasting import explain_job
+from scheduler.jobs import (
+    cancel_array,
+    cancel_job,
+    change_dependencies,
+    find_array,
+    find_job,
+    hold_job,
+    list_jobs,
+    release_job,
+    submit_array,
+    submit_job,
+)
 from scheduler.tables import JobRow, RunRow
 from vouchers.domain.explanation import Coverage
 
 router = APIRouter(prefix="/v1", tags=["jobs"])
 
-ModelName = Annotated[str, StringConstraints(min_length=1, max_length=63)]
-VariableName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,127}$")]
-VariableValue = Annotated[str, StringConstraints(max_length=8192)]
-
+State = Literal["queued", "starting", "running", "stopping", "succeeded", "failed", "cancelled"]
 
 _UPLOAD = {
     "requestBody": {
@@ -40,81 +55,6 @@ _UPLOAD = {
         "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
     }
 }
-
-
-class JobSubmission(Body):
-    """What an enterprise wants run. Counts are per node; limits are enforced."""
-
-    name: Annotated[str, StringConstraints(min_length=1, max_length=120)]
-    argv: Annotated[
-        list[Annotated[str, StringConstraints(max_length=4096)]], Field(min_length=1, max_length=256)
-    ]
-    accelerator: Annotated[list[ModelName], Field(min_length=1, max_length=16)] | ModelName
-    environment: Annotated[str, StringConstraints(min_length=1, max_length=63)]
-    nodes: Annotated[int, Field(ge=1, le=10_000)] = 1
-    devices_per_node: Annotated[int, Field(ge=1, le=64)] = 1
-    slots_milli: Annotated[int, Field(ge=1, le=1000)] = 1000
-    cpu_milli: Annotated[int, Field(ge=1, le=1_000_000)] = 1000
-    memory_mib: Annotated[int, Field(ge=1, le=16_777_216)] = 1024
-    time_limit_s: Annotated[int, Field(ge=1, le=31 * 86_400)]
-    grace_s: Annotated[int, Field(ge=0, le=600)] = 10
-    max_retries: Annotated[int, Field(ge=0, le=100)] = 0
-    network: Literal["none", "job"] | None = None
-    upload_sha256: str | None = None
-    env: dict[VariableName, VariableValue] = Field(default_factory=dict, max_length=128)
-    voucher_ids: Annotated[list[Id], Field(max_length=32)] | None = None
-
-    def request(self) -> JobRequest:
-        """The same in the scheduler's words."""
-        models = [self.accelerator] if isinstance(self.accelerator, str) else self.accelerator
-        return JobRequest(
-            name=self.name,
-            argv=self.argv,
-            models=models,
-            environment=self.environment,
-            node_count=self.nodes,
-            devices_per_node=self.devices_per_node,
-            slots_milli=self.slots_milli,
-            cpu_milli=self.cpu_milli,
-            memory_mib=self.memory_mib,
-            time_limit_ms=self.time_limit_s * 1000,
-            grace_ms=self.grace_s * 1000,
-            max_retries=self.max_retries,
-            network=self.network or ("job" if self.nodes > 1 else "none"),
-            upload_sha256=self.upload_sha256,
-            env=self.env,
-        )
-
-
-class DeviceView(View):
-    """One device a job ran on."""
-
-    node: str
-    index: int
-
-
-class JobView(View):
-    """A job and what it has used and cost so far. Amounts in yuan, time in milliseconds of one card."""
-
-    id: UUID
-    tenant_id: UUID
-    name: str
-    state: str
-    reason: str
-    accelerator: list[str]
-    nodes: int
-    devices_per_node: int
-    attempt: int
-    queued_at: datetime
-    started_at: datetime | None
-    ended_at: datetime | None
-    exit_code: int | None
-    end_reason: str | None
-    devices: list[DeviceView]
-    card_ms: int
-    charge_cny: str
-    voucher_cny: str
-    tenant_cny: str
 
 
 class UploadView(View):
@@ -144,7 +84,7 @@ def submit(body: JobSubmission, call: Caller) -> JobView:
 
     def action(session: Session, at: datetime) -> JobView:
         job, _ = _submit(session, body, call, at)
-        return _views(session, [job])[0]
+        return job_views(session, [job])[0]
 
     return call.once(JobView, body, action)
 
@@ -164,54 +104,163 @@ def quote(body: JobSubmission, call: Caller) -> CoverageView:
 
 
 @router.get("/jobs", name="list_jobs")
-def jobs(call: Caller, limit: Limit = 50, after: After = None) -> Page[JobView]:
+def jobs(
+    call: Caller,
+    limit: Limit = 50,
+    after: After = None,
+    array_id: Annotated[UUID | None, Query(description="Only the jobs of this array.")] = None,
+    state: Annotated[State | None, Query(description="Only jobs in this state.")] = None,
+) -> Page[JobView]:
     """Your jobs, newest first; every tenant's for operators and auditors."""
 
     def action(session: Session) -> Page[JobView]:
-        rows = list_jobs(session, tenant_id=call.scope, before=after, limit=limit)
-        return page_of(_views(session, list(rows)), limit, rows[-1].id if rows else "")
+        rows = list_jobs(
+            session, tenant_id=call.scope, before=after, limit=limit, array_id=array_id, state=state
+        )
+        return page_of(job_views(session, rows), limit, rows[-1].id if rows else "")
 
     return call.read(action)
 
 
 @router.get("/jobs/{job_id}", name="show_job")
-def job(job_id: UUID, call: Caller) -> JobView:
+def job(job_id: JobId, call: Caller) -> JobView:
     """One job."""
-    return call.read(lambda session: _views(session, [find_job(session, job_id, tenant_id=call.scope)])[0])
+    return call.read(lambda session: job_views(session, [find_job(session, job_id, tenant_id=call.scope)])[0])
+
+
+@router.get("/jobs/{job_id}/explanation", name="explain_job")
+def explanation(job_id: JobId, call: Caller) -> ExplanationView:
+    """Why a job is where it is, and when it will probably start: an estimate, never a promise."""
+
+    def action(session: Session) -> ExplanationView:
+        found = find_job(session, job_id, tenant_id=call.scope)
+        why = explain_job(session, found, utc_now(), queues=live_queues(call.settings))
+        return ExplanationView(
+            id=found.id,
+            state=found.state,
+            code=why.code,
+            sentence=why.sentence,
+            start_estimate_at=why.start_estimate,
+        )
+
+    return call.read(action)
+
+
+@router.get("/jobs/{job_id}/attempts", name="list_job_attempts")
+def attempts(
+    job_id: JobId,
+    call: Caller,
+    limit: Limit = 100,
+    after: Annotated[str, Query(pattern=r"^(\d{1,9}\.\d{1,9})?$")] = "",
+) -> Page[AttemptView]:
+    """Every process of every attempt of a job, by attempt and rank."""
+
+    def action(session: Session) -> Page[AttemptView]:
+        found = find_job(session, job_id, tenant_id=call.scope)
+        place = (RunRow.attempt, RunRow.rank)
+        query = select(RunRow).where(RunRow.job_id == found.id).order_by(*place).limit(limit)
+        if after:
+            query = query.where(tuple_(*place) > tuple(map(int, after.split("."))))
+        rows = session.scalars(query).all()
+        last = rows[-1] if rows else None
+        return page_of([attempt_view(row) for row in rows], limit, last and f"{last.attempt}.{last.rank}")
+
+    return call.read(action)
 
 
 @router.post("/jobs/{job_id}:cancel", name="cancel_job")
-def cancel(job_id: UUID, call: Caller) -> JobView:
+def cancel(job_id: JobId, call: Caller) -> JobView:
     """Ask for a job's end. It is over when its state says so."""
 
     def action(session: Session, _at: datetime) -> JobView:
-        return _views(session, [cancel_job(session, job_id, tenant_id=call.scope)])[0]
+        return job_views(session, [cancel_job(session, job_id, tenant_id=call.scope)])[0]
 
     return call.once(JobView, None, action)
 
 
-@router.get(
-    "/jobs/{job_id}/logs",
-    name="read_job_log",
-    response_class=StreamingResponse,
-    responses={200: {"content": {"text/plain": {}}, "description": "The log's bytes."}},
-)
-def logs(
-    job_id: UUID,
-    call: Caller,
-    rank: Annotated[int, Query(ge=0, le=10_000)] = 0,
-    offset: Annotated[int, Query(ge=0, le=2**53)] = 0,
-) -> StreamingResponse:
-    """What one rank of the latest attempt printed, from a byte offset on, as plain text."""
-    found = call.read(lambda session: find_job(session, job_id, tenant_id=call.scope))
-    path = job_directory(call, found) / f"rank-{rank}.log"
-    return StreamingResponse(log_chunks(job_id, rank, path, offset), media_type="text/plain; charset=utf-8")
+@router.post("/jobs/{job_id}:hold", name="hold_job")
+def hold(job_id: JobId, call: Caller) -> JobView:
+    """Let a waiting job not start before it is released."""
+
+    def action(session: Session, _at: datetime) -> JobView:
+        return job_views(session, [hold_job(session, job_id, tenant_id=call.scope)])[0]
+
+    return call.once(JobView, None, action)
+
+
+@router.post("/jobs/{job_id}:release", name="release_job")
+def release(job_id: JobId, call: Caller) -> JobView:
+    """Take back a hold."""
+
+    def action(session: Session, _at: datetime) -> JobView:
+        return job_views(session, [release_job(session, job_id, tenant_id=call.scope)])[0]
+
+    return call.once(JobView, None, action)
+
+
+@router.post("/jobs/{job_id}:depend", name="change_job_dependencies")
+def depend(job_id: JobId, body: DependencyChange, call: Caller) -> JobView:
+    """Let a waiting job wait for these jobs, instead of those it named before, to succeed."""
+
+    def action(session: Session, _at: datetime) -> JobView:
+        changed = change_dependencies(session, job_id, body.depends_on, tenant_id=call.tenant_id)
+        return job_views(session, [changed])[0]
+
+    return call.once(JobView, body, action)
+
+
+@router.post("/job-arrays", status_code=201, name="submit_job_array")
+def submit_many(body: ArraySubmission, call: Caller) -> ArrayView:
+    """Queue many jobs that differ in their index only. Its jobs are named by their ids or as `array.index`."""
+
+    def action(session: Session, at: datetime) -> ArrayView:
+        _find_upload(body.job, call)
+        array = submit_array(
+            session,
+            new_id(),
+            body.job.request(),
+            size=body.size,
+            running_max=body.running_max or 0,
+            tenant_id=call.tenant_id,
+            submitted_by=call.principal.id,
+            environments=list(call.settings.environments),
+            at=at,
+        )
+        vouchers = body.job.voucher_ids
+        centre, horizon_ms = call.settings.centre_facts, call.settings.hold_horizon_ms
+        pledge_funding(session, array[0], vouchers, centre=centre, horizon_ms=horizon_ms, at=at)
+        pledge_alike(session, array[1:], vouchers)
+        return array_view(array)
+
+    return call.once(ArrayView, body, action)
+
+
+@router.get("/job-arrays/{array_id}", name="show_job_array")
+def array(array_id: ArrayId, call: Caller) -> ArrayView:
+    """An array and how many of its jobs are in which state; its jobs: `/v1/jobs?array_id=…`."""
+    return call.read(lambda session: array_view(find_array(session, array_id, tenant_id=call.scope)))
+
+
+@router.post("/job-arrays/{array_id}:cancel", name="cancel_job_array")
+def cancel_many(array_id: ArrayId, call: Caller) -> ArrayView:
+    """Ask for the end of every job of an array that has not ended."""
+
+    def action(session: Session, _at: datetime) -> ArrayView:
+        return array_view(cancel_array(session, array_id, tenant_id=call.scope))
+
+    return call.once(ArrayView, None, action)
 
 
 def _submit(session: Session, body: JobSubmission, call: Call, at: datetime) -> tuple[JobRow, Coverage]:
-    if body.upload_sha256 is not None:
-        find_upload(call.settings.uploads, str(call.tenant_id), body.upload_sha256)
-    job = submit_job(
+    _find_upload(body, call)
+    job = queue_job(session, body, call, at)
+    centre, horizon_ms = call.settings.centre_facts, call.settings.hold_horizon_ms
+    return job, pledge_funding(session, job, body.voucher_ids, centre=centre, horizon_ms=horizon_ms, at=at)
+
+
+def queue_job(session: Session, body: JobSubmission, call: Call, at: datetime) -> JobRow:
+    """Queue the job of a submission; nobody has looked at money yet."""
+    return submit_job(
         session,
         new_id(),
         body.request(),
@@ -220,12 +269,11 @@ def _submit(session: Session, body: JobSubmission, call: Call, at: datetime) -> 
         environments=list(call.settings.environments),
         at=at,
     )
-    return job, pledge_funding(session, job, body.voucher_ids, horizon_ms=call.settings.hold_horizon_ms, at=at)
 
 
-def job_directory(call: Call, found: JobRow) -> Path:
-    """Where the latest attempt of a job keeps its files."""
-    return call.settings.workspaces / str(found.tenant_id) / str(found.id) / f"attempt-{found.attempt}"
+def _find_upload(body: JobSubmission, call: Call) -> None:
+    if body.upload_sha256 is not None:
+        find_upload(call.settings.uploads, str(call.tenant_id), body.upload_sha256)
 
 
 async def _bounded(request: Request, bytes_max: int) -> AsyncIterator[bytes]:
@@ -237,56 +285,3 @@ async def _bounded(request: Request, bytes_max: int) -> AsyncIterator[bytes]:
         seen += len(chunk)
         if seen > 2 * bytes_max:
             return
-
-
-def _views(session: Session, rows: list[JobRow]) -> list[JobView]:
-    """Several jobs with their devices, card time and money, in three queries however many they are."""
-    ids = [row.id for row in rows]
-    runs = runs_of(session, ids)
-    used = {
-        job_id: int(slot_ms)
-        for job_id, slot_ms in session.execute(
-            select(UsageRecordRow.job_id, func.sum(UsageRecordRow.slot_ms))
-            .where(UsageRecordRow.job_id.in_(ids))
-            .group_by(UsageRecordRow.job_id)
-        )
-    }
-    money = {
-        job_id: (int(charged), int(vouchers), int(tenant))
-        for job_id, charged, vouchers, tenant in session.execute(
-            select(
-                ChargeRow.job_id,
-                func.sum(ChargeRow.amount_micros),
-                func.sum(ChargeRow.voucher_micros),
-                func.sum(ChargeRow.tenant_micros),
-            )
-            .where(ChargeRow.job_id.in_(ids))
-            .group_by(ChargeRow.job_id)
-        )
-    }
-    return [_view(row, runs[row.id], used.get(row.id, 0), money.get(row.id, (0, 0, 0))) for row in rows]
-
-
-def _view(row: JobRow, runs: list[RunRow], slot_ms: int, money: tuple[int, int, int]) -> JobView:
-    latest = [run for run in runs if run.attempt == row.attempt]
-    return JobView(
-        id=row.id,
-        tenant_id=row.tenant_id,
-        name=row.name,
-        state=row.state,
-        reason=row.reason,
-        accelerator=row.models,
-        nodes=row.node_count,
-        devices_per_node=row.devices_per_node,
-        attempt=row.attempt,
-        queued_at=row.queued_at,
-        started_at=row.started_at,
-        ended_at=row.ended_at,
-        exit_code=row.exit_code,
-        end_reason=row.end_reason,
-        devices=[DeviceView(node=run.node, index=device[0]) for run in latest for device in run.devices],
-        card_ms=slot_ms // 1000,
-        charge_cny=format_yuan(money[0]),
-        voucher_cny=format_yuan(money[1]),
-        tenant_cny=format_yuan(money[2]),
-    )

@@ -9,6 +9,7 @@ from sqlalchemy import select, tuple_
 from sqlalchemy.orm import Session
 
 from compute_hub.api.call import Caller
+from compute_hub.api.job_reference import JobId
 from compute_hub.api.shapes import Limit, Page, View, page_of
 from compute_hub.billing.tables import ChargedUsageRow
 from compute_hub.metering.tables import UsageRecordRow
@@ -36,7 +37,7 @@ class UsageView(View):
 
 @router.get("/jobs/{job_id}/usage", name="list_job_usage")
 def usage(
-    job_id: UUID,
+    job_id: JobId,
     call: Caller,
     limit: Limit = 100,
     after: Annotated[str, Query(pattern=r"^(\d{1,9}\.\d{1,9}\.\d{1,9})?$")] = "",

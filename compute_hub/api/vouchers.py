@@ -53,6 +53,7 @@ class VoucherView(View):
     asset: str
     state: str
     issued_at: datetime
+    use_by_at: datetime
     expires_at: datetime
     face_cny: str | None
     face_card_ms: int | None
@@ -94,6 +95,7 @@ class ForecastView(View):
     number: str
     programme: str
     tenant_id: UUID
+    use_by_at: datetime
     expires_at: datetime
     remaining_cny: str | None
     remaining_card_ms: int | None
@@ -184,6 +186,7 @@ def forecast(call: Caller, programme: SlugQuery = None) -> ForecastPage:
                     "number": entry.voucher.number,
                     "programme": entry.voucher.slug,
                     "tenant_id": entry.voucher.enterprise_id,
+                    "use_by_at": entry.voucher.use_by_at,
                     "expires_at": entry.voucher.expires_at,
                     **in_units(
                         entry.voucher.asset,
@@ -256,6 +259,7 @@ def _fields(found: VoucherFacts) -> dict[str, object]:
         "asset": found.asset,
         "state": found.state,
         "issued_at": found.issued_at,
+        "use_by_at": found.use_by_at,
         "expires_at": found.expires_at,
         **in_units(
             found.asset,

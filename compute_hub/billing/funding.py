@@ -6,25 +6,28 @@ early enough that what it has used is always covered. A hold therefore also cove
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Final
 from uuid import UUID
 
-from sqlalchemy import select, text
+from sqlalchemy import case, func, select, text, update
 from sqlalchemy.orm import Session
 
-from compute_hub.billing.rates import dearest_rate, rate_at
-from compute_hub.billing.rating import hold_micros
+from compute_hub.billing.domain.days import Span
+from compute_hub.billing.domain.rating import hold_micros
+from compute_hub.billing.rates import dearest_model, dearest_price
 from compute_hub.billing.tables import FundedTimeRow, JobFundingRow
 from compute_hub.metering.recording import record_usage
 from compute_hub.metering.tables import UsageTotalRow
+from kernel.clock import unix_ms
 from kernel.errors import HubError
+from scheduler.controller.ports import Admission
 from scheduler.node.protocol import UsageRecord
 from scheduler.tables import DeviceRow, JobRow
 from vouchers.domain.explanation import Coverage
-from vouchers.domain.facts import ChargeFacts
-from vouchers.redemption import extend_hold, place_hold, quote
+from vouchers.domain.facts import CentreFacts, ChargeFacts
+from vouchers.redemption import extend_hold, held_facts, place_hold, quote
 
 WAKE_CHANNEL: Final = "hub_biller"
 """PostgreSQL notification channel that wakes the billers."""
@@ -39,7 +42,13 @@ _DOMESTIC: Final = frozenset({"cambricon", "ascend"})
 
 
 def pledge_funding(
-    session: Session, job: JobRow, voucher_ids: Sequence[UUID] | None, *, horizon_ms: int, at: datetime
+    session: Session,
+    job: JobRow,
+    voucher_ids: Sequence[UUID] | None,
+    *,
+    centre: CentreFacts,
+    horizon_ms: int,
+    at: datetime,
 ) -> Coverage:
     """Note how a new job is to be paid, and check that its first stretch could be. Nothing is held yet.
 
@@ -47,6 +56,7 @@ def pledge_funding(
         session: the submission's transaction.
         job: just queued.
         voucher_ids: the vouchers it may use; None for the cheapest choice, empty for none.
+        centre: what programmes look at in the centre.
         horizon_ms: length of a stretch.
         at: now.
 
@@ -55,13 +65,18 @@ def pledge_funding(
         HubError: whatever `vouchers.redemption.quote` refuses.
     """
     slots = job.node_count * job.devices_per_node * job.slots_milli
-    rate = dearest_rate(session, job.models, at)
-    slot_ms = slots * _stretch_ms(job, 0, horizon_ms)
-    facts = charge_facts(session, rate.model, slot_ms)
-    coverage = quote(
-        session, job.tenant_id, hold_micros(slot_ms, rate.micros_per_card_hour), facts, voucher_ids, at
-    )
-    session.add(
+    stretch_ms = _stretch_ms(job, 0, horizon_ms)
+    price, model = dearest_model(session, job, at, _ahead(at, stretch_ms))
+    slot_ms = slots * stretch_ms
+    facts = charge_facts(session, centre, model, slot_ms)
+    coverage = quote(session, job.tenant_id, hold_micros(slot_ms, price), facts, voucher_ids, at)
+    pledge_alike(session, [job], voucher_ids)
+    return coverage
+
+
+def pledge_alike(session: Session, jobs: Sequence[JobRow], voucher_ids: Sequence[UUID] | None) -> None:
+    """Note how new jobs are to be paid that are like one of which that has been checked."""
+    session.add_all(
         JobFundingRow(
             job_id=job.id,
             tenant_id=job.tenant_id,
@@ -69,10 +84,11 @@ def pledge_funding(
             state="pending",
             held_slot_ms=0,
             held_micros=0,
+            rated_units=0,
         )
+        for job in jobs
     )
     session.flush()
-    return coverage
 
 
 @dataclass(frozen=True)
@@ -80,24 +96,38 @@ class Funding:
     """Implements `scheduler.controller.ports.Accounting` with vouchers and the meter's tables."""
 
     horizon_ms: int
+    centre: CentreFacts
 
-    def admit(
-        self, session: Session, job: JobRow, slot_ms_by_model: Mapping[str, int], at: datetime
-    ) -> str | None:
-        """Hold the first stretch of an attempt; a sentence when it cannot be paid."""
-        funding = session.get_one(JobFundingRow, job.id, with_for_update=True, populate_existing=True)
-        ((model, slots),) = slot_ms_by_model.items()
-        used = _used_slot_ms(session, [job]).get((job.id, model), Used(0, 0))
-        ahead_ms = _stretch_ms(job, 0, self.horizon_ms)
+    def admit(self, session: Session, admissions: Sequence[Admission], at: datetime) -> Mapping[UUID, str]:
+        """Hold the first stretch of attempts; a sentence for each that cannot be paid."""
         try:
             with session.begin_nested():
-                funding.funded_at = funding.funded_at or at
-                need = used.earlier_slot_ms + used.current_slot_ms + slots * ahead_ms
-                _hold(session, job, funding, model, need, ahead_ms, at)
+                self._admit(session, admissions, at)
         except HubError as refusal:
-            return f"waiting for funds: {refusal}"
-        funding.state = "held"
-        return None
+            if len(admissions) == 1:
+                return {admissions[0].job.id: f"waiting for funds: {refusal}"}
+        else:
+            return {}
+        alone = [self.admit(session, [admission], at) for admission in admissions]
+        return {job_id: why for refused in alone for job_id, why in refused.items()}
+
+    def _admit(self, session: Session, admissions: Sequence[Admission], at: datetime) -> None:
+        jobs = [admission.job for admission in admissions]
+        query = select(JobFundingRow).where(JobFundingRow.job_id.in_([job.id for job in jobs]))
+        locked = (
+            query.order_by(JobFundingRow.job_id).with_for_update().execution_options(populate_existing=True)
+        )
+        fundings = {row.job_id: row for row in session.scalars(locked)}
+        used = _used_slot_ms(session, jobs)
+        for admission in admissions:
+            job, funding = admission.job, fundings[admission.job.id]
+            ((model, slots),) = admission.slot_ms_by_model.items()
+            before = used.get((job.id, model), Used(0, 0))
+            ahead_ms = _stretch_ms(job, 0, self.horizon_ms)
+            funding.funded_at = funding.funded_at or at
+            need = before.earlier_slot_ms + before.current_slot_ms + slots * ahead_ms
+            self._hold(session, job, funding, model, need, ahead_ms, at)
+            funding.state = "held"
 
     def keep_funded(
         self, session: Session, jobs: Sequence[JobRow], elapsed_ms: Mapping[UUID, int], at: datetime
@@ -142,10 +172,47 @@ class Funding:
         assert funding.model is not None  # noqa: S101 - the caller has looked
         try:
             with session.begin_nested():
-                _hold(session, job, funding, funding.model, gone + slots * ahead_ms, ahead_ms, at)
+                self._hold(session, job, funding, funding.model, gone + slots * ahead_ms, ahead_ms, at)
         except HubError as refusal:
             return str(refusal)
         return None
+
+    def _hold(
+        self,
+        session: Session,
+        job: JobRow,
+        funding: JobFundingRow,
+        model: str,
+        slot_ms: int,
+        ahead_ms: int,
+        at: datetime,
+    ) -> None:
+        """Have `slot_ms` of the model covered in all, paid by what is still valid when it will be used up.
+
+        Raises:
+            NoRate, and whatever `vouchers.redemption` refuses.
+        """
+        row = session.get(FundedTimeRow, (job.id, model), populate_existing=True)
+        more = slot_ms - (0 if row is None else row.slot_ms)
+        if more <= 0:
+            funding.model = model
+            return
+        price = dearest_price(session, job, model, funding.funded_at or at, _ahead(at, ahead_ms))
+        micros = funding.held_micros + hold_micros(more, price)
+        total_slot_ms = funding.held_slot_ms + more
+        facts = job_facts(session, self.centre, job.id, model, total_slot_ms)
+        until = at + timedelta(milliseconds=ahead_ms)
+        named = funding.voucher_ids
+        if funding.held_micros == 0:
+            place_hold(session, job.id, job.tenant_id, micros, facts, named, at, usage_until=until)
+        else:
+            extend_hold(session, job.id, micros, facts, at, voucher_ids=named, usage_until=until)
+        if row is None:
+            session.add(FundedTimeRow(job_id=job.id, model=model, slot_ms=slot_ms))
+        else:
+            row.slot_ms = slot_ms
+        funding.model, funding.held_slot_ms, funding.held_micros = model, total_slot_ms, micros
+        session.flush()
 
     def record_usage(self, session: Session, node: str, records: Sequence[UsageRecord], at: datetime) -> None:
         """Keep usage records and wake the biller."""
@@ -155,10 +222,13 @@ class Funding:
 
     def ended(self, session: Session, job: JobRow, at: datetime) -> None:  # noqa: ARG002 - the port's signature
         """Let the biller release what is left once the last record is charged."""
-        funding = session.get(JobFundingRow, job.id, with_for_update=True, populate_existing=True)
-        if funding is not None:
-            funding.state = "released" if funding.held_micros == 0 else "ended"
-        session.execute(text(f"NOTIFY {WAKE_CHANNEL}"))
+        session.execute(
+            update(JobFundingRow)
+            .where(JobFundingRow.job_id == job.id)
+            .values(state=case((JobFundingRow.held_micros == 0, "released"), else_="ended"))
+            .returning(func.pg_notify(WAKE_CHANNEL, ""))
+            .execution_options(synchronize_session=False)
+        )
 
 
 @dataclass(frozen=True)
@@ -175,48 +245,32 @@ def ahead_wanted_ms(job: JobRow, elapsed_ms: int, horizon_ms: int) -> int:
     return min(horizon_ms, left_ms) // 2 + job.grace_ms + MARGIN_MS
 
 
-def _hold(
-    session: Session,
-    job: JobRow,
-    funding: JobFundingRow,
-    model: str,
-    slot_ms: int,
-    ahead_ms: int,
-    at: datetime,
-) -> None:
-    """Have `slot_ms` of the model covered in all, paid by what is still valid when it will be used up.
+def job_facts(session: Session, centre: CentreFacts, job_id: UUID, model: str, slot_ms: int) -> ChargeFacts:
+    """What the voucher rules look at in a job's usage of a model: as it was held for first, then as it is now.
 
-    Raises:
-        NoRate, and whatever `vouchers.redemption` refuses.
+    So neither a device that left nor a centre that grew while a job runs takes its holds away from it.
     """
-    row = session.get(FundedTimeRow, (job.id, model), populate_existing=True)
-    more = slot_ms - (0 if row is None else row.slot_ms)
-    if more <= 0:
-        funding.model = model
-        return
-    rate = rate_at(session, model, funding.funded_at or at)
-    micros = funding.held_micros + hold_micros(more, rate.micros_per_card_hour)
-    total_slot_ms = funding.held_slot_ms + more
-    facts = charge_facts(session, model, total_slot_ms)
-    until = at + timedelta(milliseconds=ahead_ms)
-    named = funding.voucher_ids
-    if funding.held_micros == 0:
-        place_hold(session, job.id, job.tenant_id, micros, facts, named, at, usage_until=until)
-    else:
-        extend_hold(session, job.id, micros, facts, at, voucher_ids=named, usage_until=until)
-    if row is None:
-        session.add(FundedTimeRow(job_id=job.id, model=model, slot_ms=slot_ms))
-    else:
-        row.slot_ms = slot_ms
-    funding.model, funding.held_slot_ms, funding.held_micros = model, total_slot_ms, micros
-    session.flush()
+    held = held_facts(session, job_id, model)
+    if held is None:
+        return charge_facts(session, centre, model, slot_ms)
+    return replace(held, card_ms=slot_ms // 1000)
 
 
-def charge_facts(session: Session, model: str, slot_ms: int) -> ChargeFacts:
-    """What the voucher rules look at in some usage of a model."""
+def charge_facts(session: Session, centre: CentreFacts, model: str, slot_ms: int) -> ChargeFacts:
+    """What the voucher rules look at in some usage of a model in this centre."""
     vendor = session.scalars(select(DeviceRow.vendor).where(DeviceRow.model == model).limit(1)).one_or_none()
-    hardware = "domestic" if vendor in _DOMESTIC else "other"
-    return ChargeFacts(model=model, hardware=hardware, card_ms=slot_ms // 1000)
+    return ChargeFacts(
+        model=model,
+        hardware="domestic" if vendor in _DOMESTIC else "other",
+        region=centre.region,
+        centre_pflops=centre.pflops,
+        card_ms=slot_ms // 1000,
+    )
+
+
+def _ahead(at: datetime, ahead_ms: int) -> Span:
+    """The time that is set aside for, at whose dearest moment it is priced; a little longer, for a late start."""
+    return Span(unix_ms(at), unix_ms(at) + ahead_ms + _STEP_MS)
 
 
 def _stretch_ms(job: JobRow, elapsed_ms: int, horizon_ms: int) -> int:

@@ -1,9 +1,11 @@
-"""Rates, charges and the funding of jobs. Rates and charges are only ever added."""
+"""Rates, charges, invoices and the funding of jobs. Rates, charges and invoices are only ever added."""
 
 from datetime import datetime
+from decimal import Decimal
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import CheckConstraint, ForeignKey, Index, Text, UniqueConstraint, Uuid
+from sqlalchemy import CheckConstraint, ForeignKey, Index, Numeric, Text, UniqueConstraint, Uuid, text
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -11,24 +13,41 @@ from kernel.database import Table
 
 
 class RateRow(Table):
-    """The price of a card-hour of one model from an instant on, until a later rate of the same model."""
+    """A rate card of one model, for everybody or for one tenant, from an instant on.
+
+    It holds until its own end or until the next one of the same model and tenant begins. `terms` is the whole document;
+    `micros_per_card_hour` repeats its base price for listings.
+    """
 
     __tablename__ = "rates"
     __table_args__ = (
-        UniqueConstraint("model", "effective_from"),
+        UniqueConstraint("tenant_id", "model", "effective_from", postgresql_nulls_not_distinct=True),
         CheckConstraint("micros_per_card_hour > 0", name="price"),
+        CheckConstraint("effective_from >= set_at", name="not_past"),
+        CheckConstraint("effective_until > effective_from", name="period"),
+        CheckConstraint("(tenant_id IS NULL) = (agreement IS NULL)", name="agreement"),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
+    tenant_id: Mapped[UUID | None]
+    agreement: Mapped[str | None] = mapped_column(Text)
     model: Mapped[str] = mapped_column(Text)
     micros_per_card_hour: Mapped[int]
+    terms: Mapped[dict[str, Any]]
     effective_from: Mapped[datetime]
+    effective_until: Mapped[datetime | None]
+    changes_running: Mapped[bool]
+    reason: Mapped[str] = mapped_column(Text)
     set_by: Mapped[UUID]
     set_at: Mapped[datetime]
 
 
 class JobFundingRow(Table):
-    """How a job is paid: which vouchers it may use, and how much card time its holds have covered so far."""
+    """How a job is paid: which vouchers it may use, and how much card time its holds have covered so far.
+
+    `funded_at` is its first admission, which settles its rate cards; `rated_units` is the exact cost of all its rated
+    usage, so that the next charge telescopes.
+    """
 
     __tablename__ = "job_funding"
     __table_args__ = (
@@ -45,6 +64,7 @@ class JobFundingRow(Table):
     held_micros: Mapped[int]
     held_slot_ms: Mapped[int]
     funded_at: Mapped[datetime | None]
+    rated_units: Mapped[Decimal] = mapped_column(Numeric(40, 0))
 
 
 class FundedTimeRow(Table):
@@ -59,11 +79,12 @@ class FundedTimeRow(Table):
 
 
 class ChargeRow(Table):
-    """The rated cost of one stretch of a job's usage, the n-th of the job, and who paid it.
+    """The rated cost of one stretch of one attempt's usage, the n-th charge of its job, and who paid it.
 
     `rounding_micros` is what the centre bears (or takes back) when several vouchers' shares are each rounded down.
     `forgone_micros` is what the usage would have cost beyond `amount_micros`, which the centre bears as well: usage
-    beyond what was held, after a gap in the records, or reported after what was held was given back.
+    beyond what was held, after a gap in the records, reported after what was held was given back, or of an attempt
+    that the centre lost. `month` is the centre's month the usage ended in, whenever it was reported.
     """
 
     __tablename__ = "charges"
@@ -71,13 +92,17 @@ class ChargeRow(Table):
         UniqueConstraint("job_id", "n"),
         CheckConstraint("amount_micros >= 0 AND forgone_micros >= 0 AND slot_ms > 0", name="amount"),
         CheckConstraint("amount_micros = voucher_micros + tenant_micros + rounding_micros", name="parts"),
+        Index("ix_charges_tenant_id_month", "tenant_id", "month"),
+        Index("ix_charges_charged_at", "charged_at", postgresql_using="brin"),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
     job_id: Mapped[UUID]
     tenant_id: Mapped[UUID]
     n: Mapped[int]
-    rate_id: Mapped[UUID] = mapped_column(ForeignKey("rates.id"))
+    attempt: Mapped[int]
+    model: Mapped[str] = mapped_column(Text)
+    month: Mapped[str] = mapped_column(Text)
     slot_ms: Mapped[int]
     amount_micros: Mapped[int]
     voucher_micros: Mapped[int]
@@ -87,6 +112,67 @@ class ChargeRow(Table):
     charged_at: Mapped[datetime]
 
 
+class ChargeLineRow(Table):
+    """The part of a charge that was used at one price; the parts' costs add up to what the charge cost."""
+
+    __tablename__ = "charge_lines"
+    __table_args__ = (
+        CheckConstraint("slot_ms > 0 AND cost_micros >= 0 AND price_micros > 0", name="positive"),
+    )
+
+    charge_id: Mapped[UUID] = mapped_column(ForeignKey("charges.id"), primary_key=True)
+    line: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    rate_id: Mapped[UUID] = mapped_column(ForeignKey("rates.id"))
+    window: Mapped[str] = mapped_column("time_window", Text)
+    from_slot_ms: Mapped[int]
+    price_micros: Mapped[int]
+    slot_ms: Mapped[int]
+    cost_micros: Mapped[int]
+
+
+class TenantVolumeRow(Table):
+    """How much of a model a tenant has used in a month, for volume steps."""
+
+    __tablename__ = "tenant_volumes"
+    __table_args__ = (CheckConstraint("slot_ms >= 0", name="not_negative"),)
+
+    tenant_id: Mapped[UUID] = mapped_column(primary_key=True)
+    model: Mapped[str] = mapped_column(Text, primary_key=True)
+    month: Mapped[str] = mapped_column(Text, primary_key=True)
+    slot_ms: Mapped[int]
+
+
+class ChargeCorrectionRow(Table):
+    """A charge that was rated anew: taken back whole, and captured again at the right price, if anything is left.
+
+    Every correction has a reason and somebody who answers for it.
+    """
+
+    __tablename__ = "charge_corrections"
+    __table_args__ = (CheckConstraint("length(reason) > 0", name="reason"),)
+
+    charge_id: Mapped[UUID] = mapped_column(ForeignKey("charges.id"), primary_key=True)
+    replacement_id: Mapped[UUID] = mapped_column(ForeignKey("charges.id"), unique=True)
+    rate_id: Mapped[UUID] = mapped_column(ForeignKey("rates.id"))
+    reason: Mapped[str] = mapped_column(Text)
+    corrected_by: Mapped[UUID]
+    corrected_at: Mapped[datetime]
+
+
+class LostAttemptRow(Table):
+    """An attempt that the centre lost and what was given back for it; `refused` says what stood in the way."""
+
+    __tablename__ = "lost_attempts"
+    __table_args__ = (CheckConstraint("restored_micros >= 0", name="restored"),)
+
+    job_id: Mapped[UUID] = mapped_column(primary_key=True)
+    attempt: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    reason: Mapped[str] = mapped_column(Text)
+    restored_micros: Mapped[int]
+    refused: Mapped[str] = mapped_column(Text)
+    restored_at: Mapped[datetime]
+
+
 class ChargedUsageRow(Table):
     """Which charge a usage record went into; a record goes into exactly one."""
 
@@ -94,3 +180,124 @@ class ChargedUsageRow(Table):
 
     record_id: Mapped[UUID] = mapped_column(ForeignKey("usage_records.id"), primary_key=True)
     charge_id: Mapped[UUID] = mapped_column(ForeignKey("charges.id"))
+
+
+class InvoiceSeriesRow(Table):
+    """The last number given out in a series; its row is locked while a number is taken, so none is left out."""
+
+    __tablename__ = "invoice_series"
+
+    series: Mapped[str] = mapped_column(Text, primary_key=True)
+    last: Mapped[int]
+
+
+class InvoiceRow(Table):
+    """A final invoice, or a credit note that takes back a part of one; amounts of a credit note are what it gives back.
+
+    `gross` is divided into what vouchers pay, what the tenant pays and what the centre bears of rounding. What the
+    tenant pays is rounded to the fen by an entry in the ledger; VAT is contained in it.
+    """
+
+    __tablename__ = "invoices"
+    __table_args__ = (
+        UniqueConstraint("series", "sequence"),
+        UniqueConstraint("number"),
+        Index(
+            "uq_invoices_tenant_id_month",
+            "tenant_id",
+            "month",
+            unique=True,
+            postgresql_where=text("kind = 'invoice'"),
+        ),
+        CheckConstraint("kind IN ('invoice', 'credit_note')", name="kind"),
+        CheckConstraint("(kind = 'credit_note') = (refers_to IS NOT NULL)", name="refers"),
+        CheckConstraint("gross_micros = voucher_micros + tenant_micros + rounding_micros", name="parts"),
+        CheckConstraint("tenant_micros = prepaid_micros + credit_micros", name="sources"),
+        CheckConstraint(
+            "payable_micros = tenant_micros + fen_micros AND mod(payable_micros, 10000) = 0"
+            " AND abs(fen_micros) <= 5000",
+            name="fen",
+        ),
+        CheckConstraint("mod(vat_micros, 10000) = 0 AND vat_micros BETWEEN 0 AND payable_micros", name="vat"),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    tenant_id: Mapped[UUID]
+    kind: Mapped[str] = mapped_column(Text)
+    series: Mapped[str] = mapped_column(Text)
+    sequence: Mapped[int]
+    number: Mapped[str] = mapped_column(Text)
+    month: Mapped[str] = mapped_column(Text)
+    refers_to: Mapped[UUID | None] = mapped_column(ForeignKey("invoices.id"))
+    buyer: Mapped[dict[str, Any]]
+    gross_micros: Mapped[int]
+    voucher_micros: Mapped[int]
+    tenant_micros: Mapped[int]
+    rounding_micros: Mapped[int]
+    prepaid_micros: Mapped[int]
+    credit_micros: Mapped[int]
+    fen_micros: Mapped[int]
+    payable_micros: Mapped[int]
+    vat_ppm: Mapped[int]
+    vat_micros: Mapped[int]
+    reason: Mapped[str] = mapped_column(Text)
+    issued_by: Mapped[UUID]
+    issued_at: Mapped[datetime]
+    due_at: Mapped[datetime]
+
+
+class InvoiceLineRow(Table):
+    """Card time of one model and month at one price, of all charges of an invoice together."""
+
+    __tablename__ = "invoice_lines"
+    __table_args__ = (
+        CheckConstraint("slot_ms > 0 AND amount_micros >= 0 AND forgone_micros >= 0", name="amounts"),
+    )
+
+    invoice_id: Mapped[UUID] = mapped_column(ForeignKey("invoices.id"), primary_key=True)
+    line: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    model: Mapped[str] = mapped_column(Text)
+    month: Mapped[str] = mapped_column(Text)
+    rate_id: Mapped[UUID] = mapped_column(ForeignKey("rates.id"))
+    window: Mapped[str] = mapped_column("time_window", Text)
+    price_micros: Mapped[int]
+    slot_ms: Mapped[int]
+    amount_micros: Mapped[int]
+    forgone_micros: Mapped[int]
+
+
+class InvoicedChargeRow(Table):
+    """On which invoice a charge stands; a charge stands on one, less what had been given back of it by then."""
+
+    __tablename__ = "invoiced_charges"
+    __table_args__ = (
+        Index("ix_invoiced_charges_invoice_id", "invoice_id"),
+        CheckConstraint("restored_micros >= 0", name="restored"),
+    )
+
+    charge_id: Mapped[UUID] = mapped_column(ForeignKey("charges.id"), primary_key=True)
+    invoice_id: Mapped[UUID] = mapped_column(ForeignKey("invoices.id"))
+    restored_micros: Mapped[int]
+
+
+class CreditedChargeRow(Table):
+    """What a credit note takes back of an invoiced charge."""
+
+    __tablename__ = "credited_charges"
+    __table_args__ = (
+        Index("ix_credited_charges_invoice_id", "invoice_id"),
+        CheckConstraint("restored_micros > 0", name="restored"),
+    )
+
+    charge_id: Mapped[UUID] = mapped_column(ForeignKey("invoiced_charges.charge_id"), primary_key=True)
+    invoice_id: Mapped[UUID] = mapped_column(ForeignKey("invoices.id"), primary_key=True)
+    restored_micros: Mapped[int]
+
+
+class SettledRestorationRow(Table):
+    """Which invoice or credit note took what was given back into account."""
+
+    __tablename__ = "settled_restorations"
+
+    restoration_id: Mapped[UUID] = mapped_column(ForeignKey("restorations.id"), primary_key=True)
+    invoice_id: Mapped[UUID] = mapped_column(ForeignKey("invoices.id"))

@@ -4,6 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
+from compute_hub.cli.amounts import OptionalAmount, in_units
 from compute_hub.cli.output import AsJson, client, details, show
 
 app = typer.Typer(help="Applications for vouchers.", no_args_is_help=True)
@@ -29,21 +30,17 @@ _NOTICES = {
     "objections_open": "objections",
 }
 _VOUCHER = {"number": "voucher", "face": "face value", "expires_at": "expires", "id": "id"}
-_MS_PER_HOUR = 3_600_000
 
 Application = Annotated[str, typer.Argument(help="The application's id.")]
 Needed = Annotated[str, typer.Option(help="Why; the applicant is told.")]
 Reason = Annotated[str, typer.Option(help="Why.")]
-Yuan = Annotated[str | None, typer.Option(help="In yuan, such as 100000.00.")]
-CardHours = Annotated[int | None, typer.Option(help="In card-hours, where the programme counts these.")]
 
 
 @app.command()
 def apply(
     programme: Annotated[str, typer.Argument(help="The programme.")],
     *,
-    amount: Yuan = None,
-    card_hours: CardHours = None,
+    amount: OptionalAmount = None,
     contract: Annotated[str, typer.Option(help="The purchase contract's number.")] = "",
     supplier: Annotated[str, typer.Option(help="The supplier's credit code.")] = "",
     contract_amount: Annotated[str, typer.Option(help="The contract's amount in yuan.")] = "0",
@@ -55,7 +52,7 @@ def apply(
     """Apply for a voucher; the automatic checks run at once."""
     body = {
         "programme": programme,
-        **_amount("requested", amount, card_hours),
+        **in_units("requested", amount),
         "contract_number": contract,
         "supplier_credit_code": supplier,
         "contract_cny": contract_amount,
@@ -93,11 +90,9 @@ def submit(application: Application, *, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def revise(
-    application: Application, *, amount: Yuan = None, card_hours: CardHours = None, as_json: AsJson = False
-) -> None:
+def revise(application: Application, *, amount: OptionalAmount = None, as_json: AsJson = False) -> None:
     """Change what a draft, or what was sent back, asks for."""
-    _do(application, "revise", _amount("requested", amount, card_hours), as_json=as_json)
+    _do(application, "revise", in_units("requested", amount), as_json=as_json)
 
 
 @app.command()
@@ -122,13 +117,12 @@ def review(application: Application, *, reason: Reason = "", as_json: AsJson = F
 def approve(
     application: Application,
     *,
-    amount: Yuan = None,
-    card_hours: CardHours = None,
+    amount: OptionalAmount = None,
     reason: Reason = "",
     as_json: AsJson = False,
 ) -> None:
     """Approve finally, wholly or in part; another person's work than the first review."""
-    body = {"reason": reason, **_amount("granted", amount, card_hours)}
+    body = {"reason": reason, **in_units("granted", amount)}
     _do(application, "final-approval", body, as_json=as_json)
 
 
@@ -190,13 +184,6 @@ def release_tranche(
 def _do(application: str, step: str, body: dict[str, Any] | None, *, as_json: bool) -> None:
     with client() as hub:
         _print(hub.post(f"/v1/applications/{application}:{step}", body), as_json=as_json)
-
-
-def _amount(name: str, yuan: str | None, card_hours: int | None) -> dict[str, Any]:
-    return {
-        f"{name}_cny": yuan,
-        f"{name}_card_ms": None if card_hours is None else card_hours * _MS_PER_HOUR,
-    }
 
 
 def _print(application: dict[str, Any], *, as_json: bool) -> None:

@@ -4,6 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
+from compute_hub.cli.amounts import in_units
 from compute_hub.cli.output import AsJson, client, details, show
 from kernel.errors import Invalid
 
@@ -157,13 +158,13 @@ def disburse(
 @app.command()
 def reconcile(
     claim: Claim,
-    received: Annotated[str, typer.Option(help="What the bank statement shows, in yuan.")],
+    received: Annotated[str, typer.Option(help="What the statement shows: yuan, or card-hours as 12.5h.")],
     statement: Annotated[str, typer.Option(help="Which statement.")],
     *,
     as_json: AsJson = False,
 ) -> None:
     """Hold the bank statement against what was paid."""
-    _do(claim, ":reconcile", {"received_cny": received, "statement": statement}, as_json=as_json)
+    _do(claim, ":reconcile", {**in_units("received", received), "statement": statement}, as_json=as_json)
 
 
 def _do(claim: str, step: str, body: dict[str, Any] | None, *, as_json: bool) -> None:

@@ -1,4 +1,4 @@
-"""`hub cluster …`, `hub rate …` and `hub ledger …`."""
+"""`hub cluster …` and `hub ledger …`."""
 
 import json
 import sys
@@ -10,10 +10,8 @@ from rich.console import Console
 from compute_hub.cli.output import AsJson, client, show
 
 app = typer.Typer(help="The centre's nodes and devices.", no_args_is_help=True)
-rate_app = typer.Typer(help="What card time costs.", no_args_is_help=True)
 ledger_app = typer.Typer(help="The books.", no_args_is_help=True)
 
-_RATES = {"model": "model", "price_cny_per_card_hour": "per card-hour", "effective_from": "from"}
 _ACCOUNTS = {"id": "account", "name": "name", "entries": "entries", "net": "balance", "held": "held"}
 _ENTRIES = {
     "sequence": "n",
@@ -53,29 +51,6 @@ def show_(*, as_json: AsJson = False) -> None:
         "isolation": "isolation",
     }
     show(nodes if as_json else rows, columns, as_json=as_json)
-
-
-@rate_app.command("list")
-def list_rates(*, as_json: AsJson = False) -> None:
-    """List prices by model and the instant they begin."""
-    with client() as hub:
-        show(list(hub.pages("/v1/rates")), _RATES, as_json=as_json)
-
-
-@rate_app.command("set")
-def set_rate(
-    model: Annotated[str, typer.Argument(help="The accelerator's model.")],
-    price: Annotated[str, typer.Argument(help="Of one card-hour, in yuan.")],
-    *,
-    begins: Annotated[
-        str | None, typer.Option("--from", help="Such as 2026-07-01T00:00:00+08:00; now, if left out.")
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Set the price of a model's card-hour from an instant on."""
-    body = {"model": model, "price_cny_per_card_hour": price, "effective_from": begins}
-    with client() as hub:
-        show([hub.post("/v1/rates", body)], _RATES, as_json=as_json)
 
 
 @ledger_app.command()

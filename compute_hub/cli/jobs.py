@@ -1,18 +1,17 @@
-"""`hub job …`: submit, list, show, logs, cancel."""
+"""`hub job …`: list, show, logs, hold, cancel; submitting has a file of its own."""
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 from rich.console import Console
 
 from compute_hub.cli.output import AsJson, client, show, yuan
-from compute_hub.cli.waiting import wait_for_end
-from compute_hub.sdk import ENDED
-from kernel.errors import Invalid
 
 app = typer.Typer(help="Submit jobs and follow them.", no_args_is_help=True)
+
+_JOB: Final = "The job's id, or array.index."
 
 _COLUMNS = {
     "id": "job",
@@ -25,85 +24,29 @@ _COLUMNS = {
     "reason": "why",
 }
 
-
-class MalformedVariable(Invalid):
-    """An --env that is not NAME=VALUE."""
-
-    sentence = "--env: {text!r} is not NAME=VALUE."
-
-
-@app.command()
-def submit(
-    command: Annotated[list[str], typer.Argument(help="What to run, after --.")],
-    accelerator: Annotated[list[str], typer.Option(help="Model; repeat it to accept several.")],
-    *,
-    name: Annotated[
-        str | None, typer.Option(help="A name people recognise; the program's, if left out.")
-    ] = None,
-    workdir: Annotated[
-        Path | None, typer.Option(help="Directory to upload as the job's working directory.", exists=True)
-    ] = None,
-    environment: Annotated[str, typer.Option(help="Software environment of the centre.")] = "digits",
-    nodes: Annotated[int, typer.Option(help="Machines, started together.")] = 1,
-    devices: Annotated[int, typer.Option(help="Cards on each machine.")] = 1,
-    cpu: Annotated[float, typer.Option(help="Processor cores on each machine.")] = 1,
-    memory: Annotated[int, typer.Option(help="Memory on each machine in MiB.")] = 1024,
-    time_limit: Annotated[int, typer.Option(help="Seconds after which the job is stopped.")] = 3600,
-    env: Annotated[list[str] | None, typer.Option(help="NAME=VALUE; may be repeated.")] = None,
-    voucher: Annotated[
-        list[str] | None, typer.Option(help="Voucher to use; all of yours, if left out.")
-    ] = None,
-    quote: Annotated[
-        bool, typer.Option(help="Only say who would pay the first stretch; upload and submit nothing.")
-    ] = False,
-    wait: Annotated[bool, typer.Option(help="Wait for the end and print the log.")] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Submit a job, such as: hub job submit --accelerator MLU370-X8 --workdir . -- python train.py."""
-    with client() as hub:
-        body: dict[str, Any] = {
-            "name": name or " ".join(command)[:120],
-            "argv": command,
-            "accelerator": accelerator,
-            "environment": environment,
-            "nodes": nodes,
-            "devices_per_node": devices,
-            "cpu_milli": round(cpu * 1000),
-            "memory_mib": memory,
-            "time_limit_s": time_limit,
-            "env": dict(_variable(text) for text in env or ()),
-            "voucher_ids": voucher,
-        }
-        if quote:
-            _print_quote(hub.post("/v1/jobs:quote", body), as_json=as_json)
-            return
-        if workdir is not None:
-            body["upload_sha256"] = hub.upload(workdir)
-        job = hub.post("/v1/jobs", body)
-        if wait:
-            job = wait_for_end(hub, job["id"])
-            sys.stdout.buffer.write(hub.log(job["id"]))
-    _print([job], as_json=as_json)
-    if wait and job["state"] != "succeeded":
-        raise typer.Exit(1)
+EVERYBODY_STATES = "queued, starting, running, stopping, succeeded, failed or cancelled"
 
 
 @app.command("list")
 def list_(
-    *, limit: Annotated[int, typer.Option(help="At most so many.")] = 20, as_json: AsJson = False
+    *,
+    limit: Annotated[int, typer.Option(help="At most so many.")] = 20,
+    array: Annotated[str | None, typer.Option(help="Only the jobs of this array.")] = None,
+    state: Annotated[str | None, typer.Option(help=f"Only jobs that are {EVERYBODY_STATES}.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """List jobs, newest first."""
     with client() as hub:
-        _print(hub.get("/v1/jobs", limit=limit)["items"], as_json=as_json)
+        print_jobs(hub.get("/v1/jobs", limit=limit, array_id=array, state=state)["items"], as_json=as_json)
 
 
 @app.command("show")
-def show_(job: Annotated[str, typer.Argument(help="The job's id.")], *, as_json: AsJson = False) -> None:
+def show_(job: Annotated[str, typer.Argument(help=_JOB)], *, as_json: AsJson = False) -> None:
     """Show one job with everything that is known of it."""
     with client() as hub:
         found = hub.get(f"/v1/jobs/{job}")
     if as_json:
-        _print([found], as_json=True)
+        print_jobs([found], as_json=True)
         return
     console = Console()
     for field, value in found.items():
@@ -118,34 +61,127 @@ def show_(job: Annotated[str, typer.Argument(help="The job's id.")], *, as_json:
 
 @app.command()
 def logs(
-    job: Annotated[str, typer.Argument(help="The job's id.")],
+    job: Annotated[str, typer.Argument(help=_JOB)],
     *,
     rank: Annotated[int, typer.Option(help="Which process of the job.")] = 0,
+    attempt: Annotated[int | None, typer.Option(help="Which attempt; the latest, if left out.")] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")] = False,
 ) -> None:
     """Print what a job has printed."""
     with client() as hub:
-        seen = 0
-        while True:
-            over = hub.get(f"/v1/jobs/{job}")["state"] in ENDED
-            text = hub.log(job, rank, seen)
-            seen += len(text)
-            sys.stdout.buffer.write(text)
+        if not follow:
+            sys.stdout.buffer.write(hub.log(job, rank, attempt=attempt))
             sys.stdout.flush()
-            if over or not follow:
-                return
-            wait_for_end(hub, job, seconds=1)
+            return
+        for kind, data in hub.follow(job, rank, attempt):
+            if kind == "log":
+                sys.stdout.buffer.write(data["text"].encode())
+                sys.stdout.flush()
 
 
 @app.command()
-def cancel(job: Annotated[str, typer.Argument(help="The job's id.")], *, as_json: AsJson = False) -> None:
-    """Ask for a job's end."""
+def artifacts(
+    job: Annotated[str, typer.Argument(help=_JOB)],
+    folder: Annotated[str, typer.Argument(help="A folder of the working directory.")] = "",
+    *,
+    rank: Annotated[int, typer.Option(help="Which process of the job.")] = 0,
+    attempt: Annotated[int | None, typer.Option(help="Which attempt; the latest, if left out.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the files a job left in its working directory."""
     with client() as hub:
-        _print([hub.post(f"/v1/jobs/{job}:cancel")], as_json=as_json)
+        found = list(hub.pages(f"/v1/jobs/{job}/artifacts", folder=folder, rank=rank, attempt=attempt))
+    columns = {"path": "path", "kind": "kind", "size_bytes": "bytes", "modified_at": "modified"}
+    show(found, columns, as_json=as_json)
 
 
 @app.command()
-def charges(job: Annotated[str, typer.Argument(help="The job's id.")], *, as_json: AsJson = False) -> None:
+def download(
+    job: Annotated[str, typer.Argument(help=_JOB)],
+    path: Annotated[str, typer.Argument(help="A file of the working directory.")],
+    *,
+    to: Annotated[
+        Path | None, typer.Option(help="Where to store it; under its own name here, if left out.")
+    ] = None,
+    rank: Annotated[int, typer.Option(help="Which process of the job.")] = 0,
+    attempt: Annotated[int | None, typer.Option(help="Which attempt; the latest, if left out.")] = None,
+) -> None:
+    """Store a file that a job left in its working directory."""
+    target = to or Path(Path(path).name or "artifact")
+    with client() as hub:
+        size = hub.download(job, path, target, rank, attempt)
+    sys.stdout.write(f"{target}: {size} bytes\n")
+
+
+@app.command()
+def cancel(
+    job: Annotated[str, typer.Argument(help=_JOB)],
+    *,
+    array: Annotated[bool, typer.Option("--array", help="The id is an array's: end all its jobs.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Ask for the end of a job, or of all jobs of an array."""
+    with client() as hub:
+        if array:
+            print_arrays([hub.post(f"/v1/job-arrays/{job}:cancel")], as_json=as_json)
+        else:
+            print_jobs([hub.post(f"/v1/jobs/{job}:cancel")], as_json=as_json)
+
+
+@app.command()
+def hold(job: Annotated[str, typer.Argument(help=_JOB)], *, as_json: AsJson = False) -> None:
+    """Let a waiting job not start before it is released."""
+    with client() as hub:
+        print_jobs([hub.post(f"/v1/jobs/{job}:hold")], as_json=as_json)
+
+
+@app.command()
+def release(job: Annotated[str, typer.Argument(help=_JOB)], *, as_json: AsJson = False) -> None:
+    """Let a job that was held start."""
+    with client() as hub:
+        print_jobs([hub.post(f"/v1/jobs/{job}:release")], as_json=as_json)
+
+
+@app.command()
+def depend(
+    job: Annotated[str, typer.Argument(help=_JOB)],
+    after: Annotated[list[str] | None, typer.Argument(help="Jobs or arrays that must succeed first.")] = None,
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Let a waiting job wait for these jobs instead of those it named before; for none, if none is named."""
+    with client() as hub:
+        print_jobs([hub.post(f"/v1/jobs/{job}:depend", {"depends_on": after or []})], as_json=as_json)
+
+
+@app.command()
+def attempts(job: Annotated[str, typer.Argument(help=_JOB)], *, as_json: AsJson = False) -> None:
+    """Show every process of every attempt of a job, and how it ended."""
+    with client() as hub:
+        found = list(hub.pages(f"/v1/jobs/{job}/attempts"))
+    columns = {"attempt": "attempt", "rank": "rank", "node": "node", "state": "state", "started_at": "started"}
+    columns |= {"ended_at": "ended", "exit_code": "status", "end_reason": "end", "detail": "reason"}
+    show(found, columns, as_json=as_json)
+
+
+@app.command()
+def explain(job: Annotated[str, typer.Argument(help=_JOB)], *, as_json: AsJson = False) -> None:
+    """Say why a job waits, and when it will probably start."""
+    with client() as hub:
+        found = hub.get(f"/v1/jobs/{job}/explanation")
+    columns = {"state": "state", "sentence": "why", "start_estimate_at": "starts about", "code": "rule"}
+    show([found], columns, as_json=as_json)
+
+
+@app.command("array")
+def array_(array: Annotated[str, typer.Argument(help="The array's id.")], *, as_json: AsJson = False) -> None:
+    """Show an array: how many of its jobs are in which state."""
+    with client() as hub:
+        print_arrays([hub.get(f"/v1/job-arrays/{array}")], as_json=as_json)
+
+
+@app.command()
+def charges(job: Annotated[str, typer.Argument(help=_JOB)], *, as_json: AsJson = False) -> None:
     """Say who paid which part of each charge of a job, by which clause."""
     with client() as hub:
         found = list(hub.pages(f"/v1/jobs/{job}/charges"))
@@ -154,18 +190,16 @@ def charges(job: Annotated[str, typer.Argument(help="The job's id.")], *, as_jso
     show(found, columns, as_json=as_json)
 
 
-def _print(jobs: list[dict[str, Any]], *, as_json: bool) -> None:
+def print_jobs(jobs: list[dict[str, Any]], *, as_json: bool) -> None:
+    """Jobs as a table or as JSON."""
     rows = jobs if as_json else [{**job, "where": _where(job)} for job in jobs]
     show(rows, _COLUMNS, as_json=as_json)
 
 
-def _print_quote(quote: dict[str, Any], *, as_json: bool) -> None:
-    if as_json:
-        show([quote], {}, as_json=True)
-        return
-    Console().print(
-        f"First stretch {yuan(quote['cost_cny'])}: {quote['sentence']}", markup=False, soft_wrap=True
-    )
+def print_arrays(arrays: list[dict[str, Any]], *, as_json: bool) -> None:
+    """Arrays of jobs as a table or as JSON."""
+    columns = {"id": "array", "name": "name", "size": "jobs", "running_max": "at once", "states": "states"}
+    show(arrays, columns, as_json=as_json)
 
 
 def _where(job: dict[str, Any]) -> str:
@@ -173,10 +207,3 @@ def _where(job: dict[str, Any]) -> str:
     for device in job["devices"]:
         by_node.setdefault(device["node"], []).append(device["index"])
     return ", ".join(f"{node}:{'+'.join(map(str, indices))}" for node, indices in by_node.items()) or "–"
-
-
-def _variable(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise MalformedVariable(text=text)
-    return name, value

@@ -7,7 +7,23 @@ import sys
 
 import typer
 
-from compute_hub.cli import applications, claims, cluster, enterprises, jobs, programmes, vouchers, wallets
+from compute_hub.cli import (
+    applications,
+    billing,
+    claims,
+    cluster,
+    enterprises,
+    jobs,
+    meter,
+    programmes,
+    rates,
+    secrets,
+    templates,
+    vouchers,
+    wallets,
+)
+from compute_hub.cli.job_estimate import estimate
+from compute_hub.cli.job_submission import submit
 from compute_hub.cli.processes import api, biller, controller, node, up
 from compute_hub.cli.simulate import simulate
 from kernel.errors import HubError
@@ -19,8 +35,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+jobs.app.command()(submit)
+jobs.app.command()(estimate)
 for name, group in (
     ("job", jobs.app),
+    ("template", templates.app),
+    ("secret", secrets.app),
     ("programme", programmes.app),
     ("application", applications.app),
     ("voucher", vouchers.app),
@@ -29,7 +49,10 @@ for name, group in (
     ("key", enterprises.key_app),
     ("claim", claims.app),
     ("cluster", cluster.app),
-    ("rate", cluster.rate_app),
+    ("rate", rates.app),
+    ("meter", meter.app),
+    ("invoice", billing.app),
+    ("statement", billing.statement_app),
     ("ledger", cluster.ledger_app),
 ):
     app.add_typer(group, name=name)

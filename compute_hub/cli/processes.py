@@ -59,7 +59,13 @@ def node(
     run_node(settings(), name, head=head)
 
 
-def up() -> None:
+def up(
+    *,
+    with_monitoring: Annotated[
+        bool,
+        typer.Option(help="Also run Prometheus, and Alertmanager and Grafana where they are installed."),
+    ] = False,
+) -> None:
     """Run the whole hub on this machine until Ctrl-C, with an API key for every role."""
     from compute_hub.stack.up import LocalStack
 
@@ -68,7 +74,12 @@ def up() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
     try:
-        with LocalStack(chosen, {}, lambda what: console.print(f"Starting {what} …", highlight=False)) as stack:
+        with LocalStack(
+            chosen,
+            {},
+            lambda what: console.print(f"Starting {what} …", highlight=False),
+            monitored=with_monitoring,
+        ) as stack:
             _introduce(console, chosen, stack)
             never = threading.Event()
             while not never.wait(1):
@@ -103,6 +114,7 @@ def _introduce(console: Console, chosen: Settings, stack: "LocalStack") -> None:
         "",
         f"API       {stack.url}/v1   (its description: {stack.url}/v1/openapi.json)",
         f"Metrics   {stack.url}/metrics",
+        *(f"{program.name.capitalize():<13} {program.address}" for program in stack.monitors),
         f"Logs      {stack.logs}",
         "",
         f"API keys, one per role (also in {chosen.state_directory / 'keys.json'}):",

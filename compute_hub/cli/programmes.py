@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from compute_hub.cli.amounts import Amount, in_units
 from compute_hub.cli.output import AsJson, client, read_json, show
 
 app = typer.Typer(help="Programmes: their rules and where their money is.", no_args_is_help=True)
@@ -102,13 +103,13 @@ def open_round(
 @app.command("advance-reserve")
 def advance_reserve(
     programme: Programme,
-    amount: Annotated[str, typer.Argument(help="In yuan, such as 1000.00.")],
+    amount: Amount,
     reference: Annotated[str, typer.Option(help="The bank's reference; it is booked once.")],
     *,
     as_json: AsJson = False,
 ) -> None:
     """Advance money to the centre; claims use it up first."""
-    body = {"amount_cny": amount, "reference": reference}
+    body = {**in_units("amount", amount), "reference": reference}
     with client() as hub:
         answer = hub.post(f"/v1/programmes/{programme}:advance-reserve", body)
     show([answer], _COLUMNS, as_json=as_json)

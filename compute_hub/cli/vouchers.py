@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from compute_hub.cli.amounts import Amount, in_units
 from compute_hub.cli.output import AsJson, client, details, show
 
 app = typer.Typer(help="Vouchers and what remains on them.", no_args_is_help=True)
@@ -16,12 +17,14 @@ _COLUMNS = {
     "held": "held",
     "captured": "captured",
     "remaining": "remaining",
+    "use_by_at": "use by",
     "expires_at": "expires",
     "id": "id",
 }
 _FORECAST = {
     "number": "voucher",
     "programme": "programme",
+    "use_by_at": "use by",
     "expires_at": "expires",
     "remaining": "remaining",
     "used_by_then": "will be used",
@@ -38,7 +41,6 @@ _RESTORED = {
 
 Voucher = Annotated[str, typer.Argument(help="The voucher's id.")]
 Project = Annotated[str, typer.Argument(help="The project.")]
-Amount = Annotated[str, typer.Argument(help="In yuan, such as 1000.00.")]
 Reference = Annotated[str, typer.Option(help="Your reference; it counts once.")]
 
 
@@ -73,7 +75,7 @@ def allot(
     voucher: Voucher, project: Project, amount: Amount, reference: Reference, *, as_json: AsJson = False
 ) -> None:
     """Keep a part of a voucher for one project."""
-    body = {"project": project, "amount_cny": amount, "reference": reference}
+    body = {"project": project, **in_units("amount", amount), "reference": reference}
     with client() as hub:
         show([hub.post(f"/v1/vouchers/{voucher}:allot", body)], _COLUMNS, as_json=as_json)
 
@@ -83,7 +85,7 @@ def return_part(
     voucher: Voucher, project: Project, amount: Amount, reference: Reference, *, as_json: AsJson = False
 ) -> None:
     """Give a project's part, or some of it, back to the whole voucher."""
-    body = {"project": project, "amount_cny": amount, "reference": reference}
+    body = {"project": project, **in_units("amount", amount), "reference": reference}
     with client() as hub:
         show([hub.post(f"/v1/vouchers/{voucher}:return-part", body)], _COLUMNS, as_json=as_json)
 
@@ -127,9 +129,13 @@ def restore(
     charge: Annotated[str, typer.Argument(help="The charge's id; `hub job charges` shows it.")],
     reason: Annotated[str, typer.Option(help="What was lost.")],
     *,
+    lost_ms: Annotated[
+        int | None, typer.Option(help="Card milliseconds of it that were lost in all; all of them if left out.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Give a charge for lost usage back to what had paid it."""
+    """Give a charge for lost usage back, or a part of it, to what had paid it."""
+    body = {"reason": reason} if lost_ms is None else {"reason": reason, "lost_card_ms": lost_ms}
     with client() as hub:
-        answer = hub.post(f"/v1/charges/{charge}:restore", {"reason": reason})
+        answer = hub.post(f"/v1/charges/{charge}:restore", body)
     show([answer], {"charge_id": "charge", "amount_cny": "given back"}, as_json=as_json)

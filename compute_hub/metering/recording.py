@@ -153,7 +153,10 @@ def _problem(record: UsageRecord, node: str, run: _Placed) -> str:
         return "its job, attempt, rank or node is not that of its run"
     if record.id != str(derived_id("usage", record.job_id, record.attempt, record.rank, record.k)):
         return "its id does not follow from its job, attempt, rank and number"
-    if record.k < 0 or record.duration_ms < 0 or record.slot_ms != record.duration_ms * run.slots_milli:
+    if (
+        min(record.k, record.offset_ms, record.duration_ms) < 0
+        or record.slot_ms != record.duration_ms * run.slots_milli
+    ):
         return f"its card time is not its duration on the {run.slots_milli} slots of its run"
     return ""
 
@@ -177,6 +180,7 @@ def _row(record: UsageRecord, node: str, model: str, at: datetime) -> dict[str, 
         "boot_id": record.boot_id,
         "model": model,
         "started_at": from_unix_ms(record.started_unix_ms),
+        "offset_ms": record.offset_ms,
         "duration_ms": record.duration_ms,
         "slot_ms": record.slot_ms,
         "busy_ms": record.cpu_ms,

@@ -15,12 +15,17 @@ from kernel.database import Table
 
 
 class UsageRecordRow(Table):
-    """What one rank used between two cuts of its meter. `slot_ms` is the sum of slots times milliseconds."""
+    """What one rank used between two cuts of its meter. `slot_ms` is the sum of slots times milliseconds.
+
+    `started_at` is the wall clock at the run's start and `offset_ms` how long after it the stretch begins, by a clock
+    that never steps: the stretch's instants follow from the two.
+    """
 
     __tablename__ = "usage_records"
     __table_args__ = (
         UniqueConstraint("job_id", "attempt", "rank", "k"),
-        CheckConstraint("k >= 0 AND duration_ms >= 0 AND slot_ms >= 0", name="not_negative"),
+        CheckConstraint("k >= 0 AND offset_ms >= 0 AND duration_ms >= 0 AND slot_ms >= 0", name="not_negative"),
+        Index("ix_usage_records_received_at", "received_at", postgresql_using="brin"),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
@@ -33,6 +38,7 @@ class UsageRecordRow(Table):
     boot_id: Mapped[str] = mapped_column(Text)
     model: Mapped[str] = mapped_column(Text)
     started_at: Mapped[datetime]
+    offset_ms: Mapped[int]
     duration_ms: Mapped[int]
     slot_ms: Mapped[int]
     busy_ms: Mapped[int]
@@ -61,6 +67,23 @@ class UsageMismatchRow(Table):
     problem: Mapped[str] = mapped_column(Text)
     content: Mapped[dict[str, Any]]
     received_at: Mapped[datetime]
+
+
+class GapCaseRow(Table):
+    """A run whose records do not reach its end: from `first_missing_k` on nothing is billed before it is explained.
+
+    A case is filled when that record arrives after all; the row stays, as does what was decided in the meantime.
+    """
+
+    __tablename__ = "gap_cases"
+    __table_args__ = (CheckConstraint("kind IN ('missing_record', 'no_final_record')", name="kind"),)
+
+    job_id: Mapped[UUID] = mapped_column(primary_key=True)
+    attempt: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    rank: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    first_missing_k: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    kind: Mapped[str] = mapped_column(Text)
+    opened_at: Mapped[datetime]
 
 
 class UsageTotalRow(Table):

@@ -111,3 +111,15 @@ def processes_naming(path: Path) -> list[psutil.Process]:
         if process.pid != os.getpid() and any(str(path) in word for word in command):
             found.append(process)
     return found
+
+
+def processes_having(variable: str, value: str) -> list[psutil.Process]:
+    """Other processes that were started with a variable set so; for finding what a killed parent left behind."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.pid != os.getpid() and process.environ().get(variable) == value:
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found

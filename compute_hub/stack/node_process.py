@@ -17,14 +17,17 @@ from typing import Any
 import structlog
 
 from compute_hub.settings import Environment, Node, Settings, inherited_environment
-from compute_hub.stack.children import Child, ChildEnded, stop_all
-from compute_hub.stack.ray_node import start_ray
+from compute_hub.stack.children import Child, ChildEnded, end_processes, processes_having, stop_all
+from compute_hub.stack.ray_node import start_ray, token_file
 from compute_hub.workers.logs import configure_logs
 from kernel.clock import boot_id
 from kernel.errors import Invalid
+from scheduler.node.relay import LINK_LABEL, Relay, read_token
 
 _log = structlog.get_logger(__name__)
 _CHECK_S = 0.5
+SOCKET_VARIABLE = "HUB_NODE_SOCKET"
+"""Tells the agent in the raylet's workers where the supervisor listens (`scheduler.ray.agent`)."""
 
 
 class UnknownNodeName(Invalid):
@@ -43,7 +46,9 @@ def run_node(settings: Settings, name: str, *, head: bool) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
     socket_path = supervisor_socket(settings, name)
-    variables = {"HUB_NODE_SOCKET": str(socket_path)}
+    variables = {SOCKET_VARIABLE: str(socket_path)}
+    relay = Relay(settings.node_address, read_token(token_file(settings)), socket_path)
+    node = node.model_copy(update={"labels": node.labels | {LINK_LABEL: relay.address}})
     supervisor = _start_supervisor(settings, node, folder, socket_path)
     ray = start_ray(settings, name, head=head, environment=variables, log=folder / "ray.log")
     while not stopping.wait(_CHECK_S):
@@ -56,9 +61,10 @@ def run_node(settings: Settings, name: str, *, head: bool) -> None:
             ray.check()
         except ChildEnded as ended:
             _log.error("raylet_ended", reason=str(ended))
-            stop_all([ray])
+            end_processes(processes_having(SOCKET_VARIABLE, str(socket_path)), grace_s=0)
             ray = start_ray(settings, name, head=head, environment=variables, log=folder / "ray.log")
     stop_all([ray, supervisor])
+    relay.close()
 
 
 def supervisor_socket(settings: Settings, name: str) -> Path:

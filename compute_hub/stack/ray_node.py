@@ -18,6 +18,12 @@ NODE_RESOURCE: Final = "hub_node:"
 """Ray resource by which the controller recognises a hub node: `hub_node:<name>`."""
 
 
+_RAYLET: Final = {
+    # A raylet whose head has gone ends, and is started anew with the head's successor.
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "10",
+}
+
+
 def ray_environment(settings: Settings) -> dict[str, str]:
     """What Ray must find in the environment of every process of ours that talks to it."""
     return {
@@ -25,6 +31,10 @@ def ray_environment(settings: Settings) -> dict[str, str]:
         "RAY_AUTH_TOKEN_PATH": str(token_file(settings)),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_DEDUP_LOGS": "0",
+        # The agent carries every start and every renewal; Ray would run it at the lowest priority.
+        "RAY_worker_niceness": "0",
+        # Nobody reads Ray's history of calls, of which there are two for every job.
+        "RAY_task_events_report_interval_ms": "0",
         # No job runs inside Ray, so there is nothing to drain when a raylet is told to end.
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
     }
@@ -77,7 +87,7 @@ def start_ray(settings: Settings, name: str, *, head: bool, environment: Mapping
         f"ray of {name}",
         argv,
         log=log,
-        environment=inherited_environment(**ray_environment(settings), **environment),
+        environment=inherited_environment(**ray_environment(settings), **_RAYLET, **environment),
     )
 
 

@@ -16,6 +16,7 @@ from compute_hub.identity.roles import Role
 from compute_hub.settings import Settings, inherited_environment
 from compute_hub.stack.children import Child, ChildEnded, end_processes, processes_naming, stop_all
 from compute_hub.stack.database import application_url, prepare_database
+from compute_hub.stack.monitoring import Program, monitoring
 from compute_hub.stack.ray_node import ray_directory, ray_environment
 from kernel.clock import boottime_ms, utc_now
 from kernel.database import open_engine, transaction
@@ -49,12 +50,22 @@ class LocalStack:
         settings: of all its processes; those that differ from the file are handed on by environment variables.
         variables: `HUB_*` variables for the processes.
         tell: is told what is being started, for a person who waits.
+        monitored: also run Prometheus, and Alertmanager and Grafana where they are installed.
     """
 
-    def __init__(self, settings: Settings, variables: dict[str, str], tell: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        variables: dict[str, str],
+        tell: Callable[[str], None],
+        *,
+        monitored: bool = False,
+    ) -> None:
         self.settings = settings
         self._variables = variables
         self._tell = tell
+        self._monitored = monitored
+        self.monitors: list[Program] = []
         self._children: list[Child] = []
         self._database: PrivatePostgres | None = None
         self._lock: int | None = None
@@ -145,6 +156,19 @@ class LocalStack:
                 == len(self.settings.nodes)
             ),
         )
+        for number in range(1, self.settings.controllers):
+            self._child(f"controller-{number + 1}", "controller", **ray_environment(self.settings))
+        if self._monitored:
+            self._start_monitoring()
+
+    def _start_monitoring(self) -> None:
+        self.monitors = list(monitoring(self.settings))
+        self._tell(", ".join(program.name for program in self.monitors))
+        for program in self.monitors:
+            log = self.logs / f"{program.name}.log"
+            self._children.append(Child(program.name, program.argv, log=log, environment=program.environment))
+        for program in self.monitors:
+            self._wait(program.name, program.is_ready)
 
     def _own_state_directory(self) -> None:
         folder = self.settings.state_directory.resolve()

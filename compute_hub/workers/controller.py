@@ -5,35 +5,46 @@ import signal
 import socket
 
 from compute_hub.billing.funding import Funding
+from compute_hub.queues import live_queues
 from compute_hub.settings import Settings
 from compute_hub.stack.database import application_url
-from compute_hub.stack.ray_node import export_ray_environment, ray_address
+from compute_hub.stack.ray_node import export_ray_environment, ray_address, token_file
+from compute_hub.telemetry.instruments import ControllerGauge, MeasuredAccounting, MeasuredMachines
+from compute_hub.telemetry.serving import serve_metrics
+from compute_hub.vault import open_vault
 from compute_hub.workers.logs import configure_logs
 from kernel.database import open_engine
 from scheduler.controller.desired import Store
+from scheduler.controller.inventory import links_of
 from scheduler.controller.loop import Controller, Pace
 from scheduler.controller.wakeups import Wakeups, notifications
 from scheduler.jobs import WAKE_CHANNEL
+from scheduler.node.relay import read_token
 
 
 def run_controller(settings: Settings) -> None:
     """Lead (or stand by) until SIGTERM or SIGINT."""
     configure_logs("controller")
+    serve_metrics(settings, "controller")
     export_ray_environment(settings)
     from scheduler.ray.cluster import RayMachines  # noqa: PLC0415 - Ray reads its environment when it is imported
 
     url = application_url(settings)
-    engine = open_engine(url, pool_size=2, idle_ms=settings.leader_lease_ms)
+    engine = open_engine(url, pool_size=2, idle_ms=settings.leader_lease_ms, ping=False)
     wakeups = Wakeups()
-    machines = RayMachines(ray_address(settings), wakeups)
+    machines = RayMachines(
+        ray_address(settings), wakeups, links=links_of(engine), token=read_token(token_file(settings))
+    )
     controller = Controller(
         engine,
-        machines,
-        Funding(settings.hold_horizon_ms),
-        Store(settings.uploads, settings.workspaces),
+        MeasuredMachines(machines),
+        MeasuredAccounting(Funding(settings.hold_horizon_ms, settings.centre_facts)),
+        Store(settings.uploads, settings.workspaces, open_vault(settings.secrets_key)),
         holder=f"{socket.gethostname()}:{os.getpid()}",
         pace=Pace(settings.tick_ms, settings.leader_lease_ms, settings.node_lease_ms),
         wakeups=wakeups,
+        queues=live_queues(settings),
+        watcher=ControllerGauge(),
     )
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: controller.stop())

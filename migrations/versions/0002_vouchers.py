@@ -23,9 +23,9 @@ def upgrade() -> None:
 def downgrade() -> None:
     op.get_bind().exec_driver_sql(
         "DROP TABLE "
-        "restorations, claim_lines, voucher_parts, hold_lines, coverage_lines, "
+        "restorations, charge_stretches, claim_lines, voucher_parts, hold_lines, coverage_lines, "
         "vouchers, objections, application_steps, application_checks, hold_segments, "
-        "covered_charges, claim_steps, appropriations, applications, rounds, "
+        "covered_charges, cycle_closings, claim_steps, appropriations, applications, rounds, "
         "reserve_advances, project_budgets, programme_versions, job_holds, group_members, "
         "claims, related_parties, programmes, enterprises, controllers"
     )

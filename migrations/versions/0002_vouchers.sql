@@ -64,6 +64,7 @@ CREATE TABLE claims (
     first_reviewer TEXT,
     approver TEXT,
     approved BIGINT,
+    disbursed BIGINT,
     from_reserve BIGINT,
     bank_reference TEXT,
     sample_seed TEXT,
@@ -72,7 +73,8 @@ CREATE TABLE claims (
     CONSTRAINT ck_claims_state CHECK (state IN ('submitted','checked','reviewed','approved','rejected','disbursed','reconciled')),
     CONSTRAINT ck_claims_amount CHECK (amount > 0),
     CONSTRAINT ck_claims_approved CHECK (approved BETWEEN 0 AND amount),
-    CONSTRAINT ck_claims_from_reserve CHECK (from_reserve BETWEEN 0 AND approved),
+    CONSTRAINT ck_claims_disbursed CHECK (disbursed BETWEEN 0 AND approved),
+    CONSTRAINT ck_claims_from_reserve CHECK (from_reserve BETWEEN 0 AND disbursed),
     CONSTRAINT ck_claims_two_people CHECK (first_reviewer <> approver),
     CONSTRAINT ck_claims_review_order CHECK (approver IS NULL OR first_reviewer IS NOT NULL),
     CONSTRAINT ck_claims_approval CHECK (state NOT IN ('approved','disbursed','reconciled') OR approver IS NOT NULL),
@@ -221,6 +223,21 @@ CREATE TABLE appropriations (
 
 CREATE INDEX ix_appropriations_slug ON appropriations (slug);
 
+CREATE TABLE cycle_closings (
+    id UUID NOT NULL,
+    slug TEXT NOT NULL,
+    cycle TEXT NOT NULL,
+    number BIGINT NOT NULL,
+    amount BIGINT NOT NULL,
+    carried_to TEXT,
+    closed_at TIMESTAMPTZ NOT NULL,
+    CONSTRAINT pk_cycle_closings PRIMARY KEY (id),
+    CONSTRAINT uq_cycle_closings_slug_cycle_number UNIQUE (slug, cycle, number),
+    CONSTRAINT ck_cycle_closings_amount CHECK (amount > 0),
+    CONSTRAINT ck_cycle_closings_carried CHECK (carried_to <> cycle),
+    CONSTRAINT fk_cycle_closings_slug FOREIGN KEY(slug) REFERENCES programmes (slug)
+);
+
 CREATE TABLE claim_steps (
     claim_id UUID NOT NULL,
     number BIGINT NOT NULL,
@@ -241,11 +258,28 @@ CREATE TABLE covered_charges (
     facts JSONB NOT NULL,
     used_until TIMESTAMPTZ NOT NULL,
     captured_at TIMESTAMPTZ NOT NULL,
+    restored_micros BIGINT NOT NULL,
+    restored_ms BIGINT NOT NULL,
     CONSTRAINT pk_covered_charges PRIMARY KEY (charge_id),
+    CONSTRAINT ck_covered_charges_restored CHECK (restored_micros BETWEEN 0 AND cost_micros),
+    CONSTRAINT ck_covered_charges_restored_time CHECK (restored_ms BETWEEN 0 AND card_ms),
     CONSTRAINT fk_covered_charges_job_id FOREIGN KEY(job_id) REFERENCES job_holds (job_id)
 );
 
 CREATE INDEX ix_covered_charges_job_id ON covered_charges (job_id);
+
+CREATE TABLE charge_stretches (
+    charge_id UUID NOT NULL,
+    segment BIGINT NOT NULL,
+    from_micros BIGINT NOT NULL,
+    until_micros BIGINT NOT NULL,
+    from_ms BIGINT NOT NULL,
+    until_ms BIGINT NOT NULL,
+    CONSTRAINT pk_charge_stretches PRIMARY KEY (charge_id, segment),
+    CONSTRAINT ck_charge_stretches_cost CHECK (0 <= from_micros AND from_micros < until_micros),
+    CONSTRAINT ck_charge_stretches_time CHECK (0 <= from_ms AND from_ms <= until_ms),
+    CONSTRAINT fk_charge_stretches_charge_id FOREIGN KEY(charge_id) REFERENCES covered_charges (charge_id)
+);
 
 CREATE TABLE hold_segments (
     job_id UUID NOT NULL,
@@ -323,6 +357,7 @@ CREATE TABLE vouchers (
     issued_on TEXT NOT NULL,
     issued_by TEXT NOT NULL,
     issued_at TIMESTAMPTZ NOT NULL,
+    use_by_at TIMESTAMPTZ NOT NULL,
     expires_at TIMESTAMPTZ NOT NULL,
     state TEXT NOT NULL,
     ended_at TIMESTAMPTZ,
@@ -331,7 +366,7 @@ CREATE TABLE vouchers (
     CONSTRAINT pk_vouchers PRIMARY KEY (id),
     CONSTRAINT uq_vouchers_application_id_tranche UNIQUE (application_id, tranche),
     CONSTRAINT ck_vouchers_face CHECK (face > 0),
-    CONSTRAINT ck_vouchers_validity CHECK (expires_at > issued_at),
+    CONSTRAINT ck_vouchers_validity CHECK (issued_at < use_by_at AND use_by_at <= expires_at),
     CONSTRAINT ck_vouchers_state CHECK (state IN ('active','expired','recalled')),
     CONSTRAINT ck_vouchers_ended CHECK ((state = 'active') = (ended_at IS NULL)),
     CONSTRAINT uq_vouchers_number UNIQUE (number),
@@ -420,31 +455,40 @@ CREATE TABLE claim_lines (
     sampled BOOLEAN NOT NULL,
     state TEXT NOT NULL,
     reason TEXT NOT NULL,
+    from_reserve BIGINT,
     CONSTRAINT pk_claim_lines PRIMARY KEY (claim_id, line),
-    CONSTRAINT ck_claim_lines_state CHECK (state IN ('claimed','disputed','rejected','approved','clawed_back')),
+    CONSTRAINT ck_claim_lines_state CHECK (state IN ('claimed','disputed','rejected','approved','clawed_back','restored')),
     CONSTRAINT ck_claim_lines_amount CHECK (amount > 0),
+    CONSTRAINT ck_claim_lines_from_reserve CHECK (from_reserve BETWEEN 0 AND amount),
     CONSTRAINT fk_claim_lines_claim_id FOREIGN KEY(claim_id) REFERENCES claims (id),
     CONSTRAINT fk_claim_lines_coverage_line_id FOREIGN KEY(coverage_line_id) REFERENCES coverage_lines (id)
 );
 
-CREATE UNIQUE INDEX uq_claim_lines_coverage_line_id ON claim_lines (coverage_line_id) WHERE state <> 'disputed';
+CREATE UNIQUE INDEX uq_claim_lines_coverage_line_id ON claim_lines (coverage_line_id) WHERE state NOT IN ('disputed','restored');
 
 CREATE TABLE restorations (
+    id UUID NOT NULL,
     line_id UUID NOT NULL,
+    number BIGINT NOT NULL,
     reason TEXT NOT NULL,
     kind TEXT NOT NULL,
-    transfer_id UUID NOT NULL,
+    amount_micros BIGINT NOT NULL,
+    quantity BIGINT NOT NULL,
+    transfer_id UUID,
     restored_by TEXT NOT NULL,
     restored_at TIMESTAMPTZ NOT NULL,
-    CONSTRAINT pk_restorations PRIMARY KEY (line_id),
+    CONSTRAINT pk_restorations PRIMARY KEY (id),
+    CONSTRAINT uq_restorations_line_id_number UNIQUE (line_id, number),
     CONSTRAINT ck_restorations_kind CHECK (kind IN ('restored','clawed_back')),
+    CONSTRAINT ck_restorations_amount CHECK (amount_micros >= 0 AND quantity >= 0),
+    CONSTRAINT ck_restorations_moved CHECK ((quantity > 0) = (transfer_id IS NOT NULL)),
     CONSTRAINT fk_restorations_line_id FOREIGN KEY(line_id) REFERENCES coverage_lines (id),
     CONSTRAINT uq_restorations_transfer_id UNIQUE (transfer_id)
 );
 
 GRANT SELECT, INSERT ON
-    application_checks, application_steps, applications, appropriations, claim_lines, claim_steps,
-    claims, controllers, coverage_lines, covered_charges, enterprises, group_members,
+    application_checks, application_steps, applications, appropriations, charge_stretches, claim_lines,
+    claim_steps, claims, controllers, coverage_lines, covered_charges, cycle_closings, enterprises, group_members,
     hold_lines, hold_segments, job_holds, objections, programme_versions, programmes,
     project_budgets, related_parties, reserve_advances, restorations, rounds, voucher_parts,
     vouchers
@@ -458,9 +502,10 @@ GRANT UPDATE (requested, contract, state, revision, submitted_at, first_reviewer
 GRANT UPDATE (state, resolved_by, resolution) ON objections TO hub_app;
 GRANT UPDATE (state, ended_at, ended_by, ended_reason) ON vouchers TO hub_app;
 GRANT UPDATE (state) ON job_holds TO hub_app;
+GRANT UPDATE (restored_micros, restored_ms) ON covered_charges TO hub_app;
 GRANT UPDATE (captured_micros, captured_ms) ON hold_segments TO hub_app;
 GRANT UPDATE (captured) ON hold_lines TO hub_app;
-GRANT UPDATE (state, first_reviewer, approver, approved, from_reserve, bank_reference, sample_seed) ON claims TO hub_app;
-GRANT UPDATE (state, reason, sampled) ON claim_lines TO hub_app;
+GRANT UPDATE (state, first_reviewer, approver, approved, disbursed, from_reserve, bank_reference, sample_seed) ON claims TO hub_app;
+GRANT UPDATE (state, reason, sampled, from_reserve) ON claim_lines TO hub_app;
 
 GRANT DELETE ON group_members TO hub_app;

@@ -24,6 +24,24 @@ CREATE TABLE jobs (
     priority BIGINT NOT NULL,
     max_retries BIGINT NOT NULL,
     network TEXT NOT NULL,
+    preemptible BOOLEAN NOT NULL,
+    topology TEXT NOT NULL,
+    min_pflops_milli BIGINT NOT NULL,
+    not_before TIMESTAMP WITH TIME ZONE,
+    depends_on UUID[] NOT NULL,
+    array_id UUID,
+    array_index BIGINT,
+    array_size BIGINT NOT NULL,
+    array_running_max BIGINT NOT NULL,
+    held BOOLEAN NOT NULL,
+    secrets TEXT[] NOT NULL,
+    retry_on TEXT NOT NULL,
+    retry_at TIMESTAMP WITH TIME ZONE,
+    evictions BIGINT NOT NULL,
+    evicted_for UUID,
+    attained_ms BIGINT NOT NULL,
+    lost_attempts BIGINT[] NOT NULL,
+    revision BIGINT NOT NULL,
     queued_at TIMESTAMP WITH TIME ZONE NOT NULL,
     attempt BIGINT NOT NULL,
     placed_at TIMESTAMP WITH TIME ZONE,
@@ -36,12 +54,21 @@ CREATE TABLE jobs (
     CONSTRAINT ck_jobs_state CHECK (state IN ('queued', 'starting', 'running', 'stopping', 'succeeded', 'failed', 'cancelled')),
     CONSTRAINT ck_jobs_ended CHECK ((ended_at IS NOT NULL) = (state IN ('succeeded', 'failed', 'cancelled'))),
     CONSTRAINT ck_jobs_shape CHECK (node_count > 0 AND devices_per_node > 0),
-    CONSTRAINT ck_jobs_slots CHECK (slots_milli BETWEEN 1 AND 1000)
+    CONSTRAINT ck_jobs_slots CHECK (slots_milli BETWEEN 1 AND 1000),
+    CONSTRAINT ck_jobs_topology CHECK (topology IN ('pack', 'same-switch', 'spread')),
+    CONSTRAINT ck_jobs_retry_on CHECK (retry_on IN ('lost', 'failure')),
+    CONSTRAINT ck_jobs_array CHECK ((array_id IS NULL) = (array_index IS NULL)),
+    CONSTRAINT ck_jobs_own_dependency CHECK (NOT id = ANY (depends_on)),
+    CONSTRAINT uq_jobs_array_id_array_index UNIQUE (array_id, array_index)
 );
 
 CREATE INDEX ix_jobs_live ON jobs (state) WHERE ended_at IS NULL;
 
-CREATE INDEX ix_jobs_tenant_id_id ON jobs (tenant_id, id);
+CREATE INDEX ix_jobs_succeeded ON jobs (ended_at) WHERE state = 'succeeded';
+
+CREATE INDEX ix_jobs_tenant_id_queued_at_id ON jobs (tenant_id, queued_at, id);
+
+CREATE INDEX ix_jobs_ended_at ON jobs USING brin (ended_at);
 
 CREATE TABLE nodes (
     name TEXT NOT NULL,
@@ -103,6 +130,8 @@ CREATE TABLE runs (
 
 CREATE INDEX ix_runs_live ON runs (node) WHERE state <> 'ended';
 
+CREATE INDEX ix_runs_ended_at ON runs USING brin (ended_at);
+
 CREATE TABLE allocations (
     id UUID NOT NULL,
     run_id UUID NOT NULL,
@@ -119,6 +148,40 @@ CREATE TABLE allocations (
 
 CREATE INDEX ix_allocations_run_id ON allocations (run_id);
 
+CREATE TABLE job_secrets (
+    tenant_id UUID NOT NULL,
+    name TEXT NOT NULL,
+    sealed BYTEA NOT NULL,
+    size_bytes BIGINT NOT NULL,
+    created_at TIMESTAMP WITH TIME ZONE NOT NULL,
+    updated_at TIMESTAMP WITH TIME ZONE NOT NULL,
+    CONSTRAINT pk_job_secrets PRIMARY KEY (tenant_id, name)
+);
+
+CREATE TABLE job_templates (
+    owner_id UUID NOT NULL,
+    name TEXT NOT NULL,
+    description TEXT NOT NULL,
+    fields JSONB NOT NULL,
+    saved_by UUID NOT NULL,
+    saved_at TIMESTAMP WITH TIME ZONE NOT NULL,
+    CONSTRAINT pk_job_templates PRIMARY KEY (owner_id, name)
+);
+
+GRANT SELECT, INSERT, UPDATE, DELETE ON job_secrets, job_templates TO hub_app;
 GRANT SELECT, INSERT, UPDATE ON scheduler_leader, nodes, devices, jobs, runs TO hub_app;
 GRANT SELECT, INSERT ON allocations TO hub_app;
 GRANT UPDATE (span) ON allocations TO hub_app;
+
+-- The epoch in force, held for the rest of the transaction. An advisory lock, because a row lock would make every
+-- transaction that only looks a writing one. Volatile: what is read after the lock was waited for is what is then true.
+CREATE FUNCTION scheduler_fence(alone BOOLEAN) RETURNS BIGINT LANGUAGE plpgsql VOLATILE AS $$
+BEGIN
+    IF alone THEN
+        PERFORM pg_advisory_xact_lock(hashtext('scheduler_leader'));
+    ELSE
+        PERFORM pg_advisory_xact_lock_shared(hashtext('scheduler_leader'));
+    END IF;
+    RETURN (SELECT epoch FROM scheduler_leader);
+END
+$$;

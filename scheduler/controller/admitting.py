@@ -1,4 +1,7 @@
-"""From plan to intent: attempt, runs, allocations and the hold on the funds are one commit, before anything acts."""
+"""From plan to intent: attempt, runs, allocations and the hold on the funds are one commit, before anything acts.
+
+So is who is to stop for whom.
+"""
 
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
@@ -15,9 +18,10 @@ from sqlalchemy.orm import Session
 
 from kernel.clock import unix_ms
 from kernel.ids import derived_id
+from scheduler.controller.evicting import order_evictions
 from scheduler.controller.explaining import explain_waiting
 from scheduler.controller.live_state import LiveState, machines_of
-from scheduler.controller.ports import Accounting
+from scheduler.controller.ports import Accounting, Admission
 from scheduler.leadership import Leadership, fence
 from scheduler.policy.model import WHOLE_MILLI, Placement, Start
 from scheduler.tables import AllocationRow, JobRow, RunRow
@@ -47,8 +51,9 @@ def admit(
     at: datetime,
     *,
     answering: AbstractSet[str],
+    explaining: bool = True,
 ) -> Admitted:
-    """Plan one cycle and commit its starts; a job whose funds are missing waits and says so.
+    """Plan one cycle and commit its starts and evictions; a job whose funds are missing waits and says so.
 
     Args:
         session: of one transaction.
@@ -57,6 +62,7 @@ def admit(
         accounting: who holds the funds.
         at: now.
         answering: the machines that may be given new jobs.
+        explaining: whether to write down why those wait that do, too.
 
     Raises:
         LeadershipLost: nothing was written.
@@ -64,54 +70,65 @@ def admit(
     fence(session, leadership)
     live.refresh(session, unix_ms(at), answering)
     plan = live.plan(unix_ms(at))
-    nodes: set[str] = set()
-    stood_back = False
+    begun = _begin_all(session, leadership, plan.starts, accounting, live, at)
     for start in plan.starts:
-        begun = _try(session, leadership, start, accounting, live, at)
-        nodes |= begun
-        if not begun:
+        if UUID(start.job_id) not in begun:
             live.shelve(UUID(start.job_id), unix_ms(at), UNFUNDED_RETRY_MS)
-            stood_back = True
-    explain_waiting(session, live, unix_ms(at))
-    return Admitted(frozenset(nodes), stood_back)
+    stopping = order_evictions(session, plan.evictions, live, accounting, at, unfunded_ms=UNFUNDED_RETRY_MS)
+    if explaining:
+        explain_waiting(session, live, unix_ms(at))
+    return Admitted(stopping.union(*begun.values()), stood_back=len(begun) < len(plan.starts))
 
 
-def _try(
+def _begin_all(
     session: Session,
     leadership: Leadership,
-    start: Start,
+    starts: Sequence[Start],
     accounting: Accounting,
     live: LiveState,
     at: datetime,
-) -> set[str]:
-    """Begin one start; a slice the database says is taken costs this job a pause and nobody else anything."""
+) -> dict[UUID, frozenset[str]]:
+    """Begin all starts at once; by job that was begun, its nodes.
+
+    A slice the database says is taken costs its job a pause and nobody else anything: then each is begun by itself.
+    """
+    if not starts:
+        return {}
     try:
         with session.begin_nested():
-            return _begin(session, leadership, start, accounting, live, at)
+            return _begin(session, leadership, starts, accounting, live, at)
     except IntegrityError as error:
-        _log.error("allocation_refused", job=start.job_id, reason=str(error.orig))
-        return set()
+        if len(starts) == 1:
+            _log.error("allocation_refused", job=starts[0].job_id, reason=str(error.orig))
+            return {}
+    alone = [_begin_all(session, leadership, [start], accounting, live, at) for start in starts]
+    return {job_id: nodes for begun in alone for job_id, nodes in begun.items()}
 
 
 def _begin(
     session: Session,
     leadership: Leadership,
-    start: Start,
+    starts: Sequence[Start],
     accounting: Accounting,
     live: LiveState,
     at: datetime,
-) -> set[str]:
-    job = session.scalars(select(JobRow).where(JobRow.id == start.job_id).with_for_update()).one()
-    if job.state != "queued" or job.stop_reason is not None:
-        return set()  # cancelled since the picture was taken
-    placements = machines_of(start.placements)
-    job.attempt += 1
-    refused = accounting.admit(session, job, _slots_by_model(placements, live), at)
-    if refused is not None:
-        job.attempt -= 1
-        job.reason = refused
-        return set()
-    job.state, job.placed_at, job.reason = "starting", at, "its processes are being started"
+) -> dict[UUID, frozenset[str]]:
+    placed = {UUID(start.job_id): machines_of(start.placements) for start in starts}
+    # Locked in the order of tenants, as money is.
+    query = select(JobRow).where(JobRow.id.in_(placed)).order_by(JobRow.tenant_id, JobRow.id).with_for_update()
+    jobs = [job for job in session.scalars(query) if _may_start(job)]
+    for job in jobs:
+        job.attempt += 1
+    asked = [Admission(job, _slots_by_model(placed[job.id], live)) for job in jobs]
+    refused = accounting.admit(session, asked, at)
+    for job in jobs:
+        if job.id in refused:
+            job.attempt -= 1
+            job.reason = refused[job.id]
+        else:
+            job.state, job.placed_at, job.reason = "starting", at, "its processes are being started"
+    begun = [job for job in jobs if job.id not in refused]
+    ranks = [(job, rank, placement) for job in begun for rank, placement in enumerate(placed[job.id])]
     session.add_all(
         RunRow(
             id=_run_id(job, rank),
@@ -124,13 +141,18 @@ def _begin(
             devices=[list(piece) for piece in placement.devices],
             acknowledged=False,
         )
-        for rank, placement in enumerate(placements)
+        for job, rank, placement in ranks
     )
     session.flush()
-    for rank, placement in enumerate(placements):
+    for job, rank, placement in ranks:
         session.add_all(_allocations(_run_id(job, rank), placement, live, at))
     session.flush()
-    return {placement.node for placement in placements}
+    return {job.id: frozenset(placement.node for placement in placed[job.id]) for job in begun}
+
+
+def _may_start(job: JobRow) -> bool:
+    """Whether nobody has cancelled or held it since the picture was taken."""
+    return job.state == "queued" and job.stop_reason is None and not job.held
 
 
 def _run_id(job: JobRow, rank: int) -> UUID:

@@ -8,6 +8,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from scheduler.node.protocol import Bundle, DeviceShare, Gang, Network, RunSpec, Scope
+from scheduler.secrets import Vault, opened_secrets
 from scheduler.tables import JobRow, NodeRow, RunRow
 
 _MASTER_PORT = 29_500
@@ -15,10 +16,11 @@ _MASTER_PORT = 29_500
 
 @dataclass(frozen=True)
 class Store:
-    """Where tenants' files lie on the file system that API and nodes share."""
+    """Where tenants' files lie on the file system that API and nodes share, and what opens their secrets."""
 
     uploads: Path
     workspaces: Path
+    vault: Vault | None = None
 
     def attempt(self, job: JobRow, attempt: int) -> Path:
         """The directory of one attempt of a job: a workspace and a log per rank."""
@@ -45,9 +47,12 @@ def desired_runs(session: Session, store: Store, names: Collection[str]) -> dict
     ).all()
     hosts = dict(session.execute(select(NodeRow.name, NodeRow.host_id)).all())
     gangs = _gang_hosts(session, [job for _, job in live], hosts)
+    # A run that has started has its secrets; they are sent no more often than they must.
+    secrets = opened_secrets(session, store.vault, [job for run, job in live if run.state == "placed"])
     found: dict[str, list[RunSpec]] = {}
     for run, job in live:
-        found.setdefault(run.node, []).append(_spec(run, job, store, gangs[str(job.id)]))
+        given = secrets.get(job.id, {}) if run.state == "placed" else {}
+        found.setdefault(run.node, []).append(_spec(run, job, store, gangs[str(job.id)], given))
     return found
 
 
@@ -64,7 +69,7 @@ def _gang_hosts(
     return {str(job_id): frozenset(hosts[name] for name in names) for job_id, names in nodes}
 
 
-def _spec(run: RunRow, job: JobRow, store: Store, hosts: frozenset[str]) -> RunSpec:
+def _spec(run: RunRow, job: JobRow, store: Store, hosts: frozenset[str], secrets: dict[str, str]) -> RunSpec:
     folder = store.attempt(job, run.attempt)
     bundle = None
     if job.upload_sha256 is not None:
@@ -81,7 +86,7 @@ def _spec(run: RunRow, job: JobRow, store: Store, hosts: frozenset[str]) -> RunS
         rank=run.rank,
         node_rank=run.rank,
         world_size=job.node_count,
-        env=dict(job.env),
+        env={**job.env, **_array_variables(job)},
         environment=job.environment,
         bundle=bundle,
         devices=tuple(DeviceShare(*piece) for piece in run.devices),
@@ -89,9 +94,20 @@ def _spec(run: RunRow, job: JobRow, store: Store, hosts: frozenset[str]) -> RunS
         memory_mib=job.memory_mib,
         time_limit_ms=job.time_limit_ms,
         grace_ms=job.grace_ms,
+        secrets=secrets,
         network=Network(job.network),
         gang=_gang(run, job, hosts) if job.network == Network.JOB else None,
     )
+
+
+def _array_variables(job: JobRow) -> dict[str, str]:
+    if job.array_id is None:
+        return {}
+    return {
+        "HUB_ARRAY_ID": str(job.array_id),
+        "HUB_ARRAY_INDEX": str(job.array_index),
+        "HUB_ARRAY_SIZE": str(job.array_size),
+    }
 
 
 def _gang(run: RunRow, job: JobRow, hosts: frozenset[str]) -> Gang:

@@ -5,6 +5,7 @@ from uuid import UUID
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
+from kernel.clock import unix_ms
 from scheduler.controller.live_state import LiveState
 from scheduler.policy.pending import QueuedJob
 from scheduler.policy.reasons import explain
@@ -14,14 +15,20 @@ from scheduler.tables import JobRow
 def explain_waiting(session: Session, live: LiveState, now_ms: int) -> None:
     """One query for what is written, one statement for what changed; the rest is memory."""
     sentences: dict[tuple[object, ...], str] = {}
+    sentence: str | None
     changes = []
     rows = session.execute(
-        select(JobRow.id, JobRow.reason)
-        .where(JobRow.state == "queued", JobRow.stop_reason.is_(None))
+        select(JobRow.id, JobRow.reason, JobRow.not_before, JobRow.retry_at)
+        .where(JobRow.state == "queued", JobRow.stop_reason.is_(None), ~JobRow.held)
         .order_by(JobRow.id)
     )
-    for job_id, written in rows:
-        sentence = _sentence(live, job_id, now_ms, sentences)
+    for job_id, written, not_before, retry_at in rows:
+        if retry_at is not None and unix_ms(retry_at) > now_ms:
+            continue  # it says what became of the attempt before
+        if not_before is not None and unix_ms(not_before) > now_ms:
+            sentence = f"asked not to start before {not_before:%Y-%m-%d %H:%M:%S} UTC"
+        else:
+            sentence = _sentence(live, job_id, now_ms, sentences)
         if sentence is not None and sentence != written:
             changes.append({"id": job_id, "reason": sentence})
     if changes:

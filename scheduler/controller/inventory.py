@@ -1,14 +1,17 @@
 """What the centre has: nodes and devices as their supervisors describe them."""
 
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import Engine, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
+from kernel.database import transaction
 from scheduler.node.codec import encode
 from scheduler.node.protocol import Report
+from scheduler.node.relay import LINK_LABEL
 from scheduler.tables import DeviceRow, NodeRow
 
 
@@ -49,3 +52,14 @@ def record_node(session: Session, report: Report, at: datetime) -> None:
     for gone in known.values():
         gone.healthy = False
     session.flush()
+
+
+def links_of(engine: Engine) -> Callable[[], dict[str, str]]:
+    """Asks where the relays of the nodes that are not given up listen."""
+
+    def links() -> dict[str, str]:
+        with transaction(engine) as session:
+            rows = session.execute(select(NodeRow.name, NodeRow.labels).where(NodeRow.state != "down"))
+            return {name: str(labels[LINK_LABEL]) for name, labels in rows if LINK_LABEL in labels}
+
+    return links

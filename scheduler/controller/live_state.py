@@ -2,7 +2,8 @@
 
 The database is the truth. Whatever changed since the last look is read in a few narrow queries, none of them per job,
 and fed to the policy as events; a controller that has just become leader starts from an empty picture and so replays
-everything. A job the policy cannot take, or that makes it fail, is set aside with a sentence and stops nobody else.
+everything, with what tenants used and how long jobs ran before (`history.py`). A job the policy cannot take, or that
+makes it fail, is set aside with a sentence and stops nobody else.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,16 +18,21 @@ from sqlalchemy.orm import Session
 
 from kernel.clock import unix_ms
 from kernel.errors import HubError
+from scheduler.controller.history import learn_durations, recent_use
 from scheduler.controller.picture import Device, job_of, machine_of, nodes_of, placements_of
 from scheduler.controller.poison import find_poison
+from scheduler.dependencies import succeeded_among
 from scheduler.policy.cycle import plan_cycle
-from scheduler.policy.model import Job, Node, Placement, Plan, Queue, Start
+from scheduler.policy.model import Eviction, Job, Node, Placement, Plan, Queue, Start
 from scheduler.policy.settings import PolicySettings
 from scheduler.policy.state import SchedulerState
 from scheduler.tables import JobRow
 
 _POISON_MAX: Final = 16
 """Jobs set aside in one cycle; more at once is not a matter of single jobs."""
+
+_Versions = Mapping[UUID, tuple[int, int]]
+"""By job, its attempt and revision in the database."""
 
 _BATCH: Final = 5000
 _SHELF_MS_MAX: Final = 60_000
@@ -35,10 +41,12 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True)
 class _Known:
-    """A job in the picture: its attempt in the database, and what it holds if it runs."""
+    """A job in the picture: its version in the database, and what it holds if it runs."""
 
-    attempt: int
+    version: tuple[int, int]
     job: Job
+    held: bool = False
+    evictions: int = 0
     start: Start | None = None
     began_ms: int = 0
 
@@ -52,15 +60,16 @@ class _Shelved:
 class LiveState:
     """Owns a SchedulerState and the knowledge of what it already contains."""
 
-    def __init__(self, settings: PolicySettings) -> None:
+    def __init__(self, settings: PolicySettings, queues: Sequence[Queue] = ()) -> None:
         self._settings = settings
+        self._queues = {queue.name: queue for queue in queues}
         self._nodes: dict[str, Node] = {}
-        self._tenants: frozenset[str] = frozenset()
         self._known: dict[UUID, _Known] = {}
         self._shelved: dict[UUID, _Shelved] = {}
+        self._remembers = False
         self.set_aside: dict[UUID, str] = {}
         self.devices: dict[tuple[str, int], Device] = {}
-        self.policy = SchedulerState((), settings)
+        self.policy = SchedulerState(queues, settings)
 
     def shelve(self, job_id: UUID, now_ms: int, pause_ms: int) -> None:
         """Keep a waiting job out of the picture for a while, so that it blocks nobody; longer every time."""
@@ -76,28 +85,42 @@ class LiveState:
     def refresh(self, session: Session, now_ms: int, answering: AbstractSet[str]) -> None:
         """Bring the picture up to the database. Only nodes that answer are offered to new jobs."""
         live = session.execute(
-            select(JobRow.id, JobRow.state, JobRow.attempt, JobRow.tenant_id, JobRow.stop_reason)
+            select(
+                JobRow.id,
+                JobRow.state,
+                JobRow.attempt,
+                JobRow.revision,
+                JobRow.tenant_id,
+                JobRow.stop_reason,
+                JobRow.evicted_for,
+            )
             .where(JobRow.ended_at.is_(None))
-            .order_by(JobRow.id)
+            .order_by(JobRow.queued_at, JobRow.array_index, JobRow.id)
         ).all()
         ids = {row.id for row in live}
         self._shelved = {job_id: kept for job_id, kept in self._shelved.items() if job_id in ids}
         self.set_aside = {job_id: why for job_id, why in self.set_aside.items() if job_id in ids}
         # A cancelled job that still waits must not be placed, a running one keeps its slices until it is dead.
         queued = {
-            row.id: row.attempt
+            row.id: (row.attempt, row.revision)
             for row in live
             if row.state == "queued"
             and row.stop_reason is None
             and row.id not in self.set_aside
             and not self.is_shelved(row.id, now_ms)
         }
-        running = {row.id: row.attempt for row in live if row.state != "queued"}
+        running = {row.id: (row.attempt, row.revision) for row in live if row.state != "queued"}
         self.devices, nodes = nodes_of(session, answering)
         self._forget(session, queued, running, now_ms)
-        self._take_in(nodes, frozenset(str(row.tenant_id) for row in live))
+        self._take_in(nodes, {str(row.tenant_id) for row in live})
+        if not self._remembers:
+            learn_durations(session, self.policy)
         self._learn(session, queued, running, now_ms)
+        self._order_evictions({row.id: row.evicted_for for row in live if row.evicted_for is not None})
         self._renew(nodes)
+        if not self._remembers:
+            self._remember_use(session, now_ms)
+            self._remembers = True
 
     def plan(self, now_ms: int) -> Plan:
         """Plan a cycle; whatever single job makes the policy fail is set aside and the others go on."""
@@ -126,44 +149,51 @@ class LiveState:
         self.set_aside[job_id] = f"set aside, because {why}; the operator has been told"
         self._known.pop(job_id, None)
 
-    def _forget(
-        self, session: Session, queued: Mapping[UUID, int], running: Mapping[UUID, int], now_ms: int
-    ) -> None:
+    def _forget(self, session: Session, queued: _Versions, running: _Versions, now_ms: int) -> None:
         waited = [
             job_id
             for job_id, known in self._known.items()
-            if known.start is None and queued.get(job_id) != known.attempt
+            if known.start is None and queued.get(job_id) != known.version
         ]
         ran = [
             job_id
             for job_id, known in self._known.items()
-            if known.start is not None and running.get(job_id) != known.attempt
+            if known.start is not None and running.get(job_id) != known.version
         ]
+        succeeded = succeeded_among(session, [*waited, *ran])
         for job_id in waited:
             self.policy.job_withdrawn(str(job_id))
             del self._known[job_id]
-        succeeded = _succeeded(session, ran)
+            if job_id in succeeded:  # it came and went between two looks
+                self.policy.job_succeeded(str(job_id), now_ms)
         for job_id in ran:
             self.policy.allocation_ended(str(job_id), now_ms, succeeded=job_id in succeeded)
             del self._known[job_id]
 
-    def _take_in(self, nodes: Sequence[Node], tenants: frozenset[str]) -> None:
-        """Make room for new nodes and tenants; a new tenant or another topology begins a new picture.
+    def _take_in(self, nodes: Sequence[Node], tenants: AbstractSet[str]) -> None:
+        """Make room for new nodes and tenants. Queues are never taken away, so no history is lost with them."""
+        for tenant in sorted(tenants - self._queues.keys()):
+            self._queues[tenant] = Queue(tenant)
+            self.policy.queue_added(self._queues[tenant])
+        for node in nodes:
+            if node.name not in self._nodes:
+                self._nodes[node.name] = node
+                self.policy.node_joined(_all_healthy(node))
 
-        Queues are never taken away within a picture, so a tenant whose last job ended costs no rebuild.
-        """
-        moved = any(
-            node.name in self._nodes and self._nodes[node.name].topology != node.topology for node in nodes
-        )
-        new = [node for node in nodes if node.name not in self._nodes]
-        if moved or not tenants <= self._tenants:
-            self._nodes = {node.name: node for node in nodes}
-            self._tenants |= tenants
-            self._rebuild()
-            return
-        for node in new:
-            self._nodes[node.name] = node
-            self.policy.node_joined(_all_healthy(node))
+    def _remember_use(self, session: Session, now_ms: int) -> None:
+        """Seed fair share with what tenants used before this controller led, those included that now ask nothing."""
+        half_lives = {name: state.half_life_ms for name, state in self.policy.queues.states.items()}
+        use = recent_use(session, now_ms, half_lives)
+        self._take_in((), {tenant for tenant, _ in use})
+        for (tenant, model), milli in use.items():
+            self.policy.queues.remember(self.policy.queues.leaf(tenant), model, milli, now_ms)
+
+    def _order_evictions(self, evicted_for: Mapping[UUID, UUID]) -> None:
+        """Tell the policy which running jobs have been told to stop for which others."""
+        for job_id, claimant in sorted(evicted_for.items()):
+            running = self.policy.running.get(str(job_id))
+            if running is not None and not running.evicted_for:
+                self.policy.eviction_ordered(Eviction(str(job_id), str(claimant), ""))
 
     def _renew(self, nodes: Sequence[Node]) -> None:
         """Health and openness come last: what runs on a device that has just become unhealthy keeps it."""
@@ -178,7 +208,8 @@ class LiveState:
 
     def _replay(self, waiting: Iterable[UUID]) -> SchedulerState:
         """A new picture of what is known, with only these of the waiting jobs."""
-        state = SchedulerState((Queue(tenant) for tenant in sorted(self._tenants)), self._settings)
+        state = SchedulerState(self._queues.values(), self._settings)
+        state.inherit(self.policy)
         for node in self._nodes.values():
             state.node_joined(_all_healthy(node))
         for _, known in sorted(self._known.items()):
@@ -188,12 +219,22 @@ class LiveState:
         for node in self._nodes.values():
             state.node_joined(node)
         for job_id in sorted(waiting):
-            state.job_queued(self._known[job_id].job)
+            self._enqueue(state, self._known[job_id])
+        for running in self.policy.running.values():
+            if running.evicted_for:
+                state.eviction_ordered(Eviction(running.job.id, running.evicted_for, ""))
+        state.recall(self.policy)
         return state
 
-    def _learn(
-        self, session: Session, queued: Mapping[UUID, int], running: Mapping[UUID, int], now_ms: int
-    ) -> None:
+    @staticmethod
+    def _enqueue(state: SchedulerState, known: _Known) -> None:
+        state.job_queued(known.job)
+        if known.held:
+            state.job_held(known.job.id)
+        if known.evictions:
+            state.evictions_of[known.job.id] = known.evictions
+
+    def _learn(self, session: Session, queued: _Versions, running: _Versions, now_ms: int) -> None:
         new = [
             job_id
             for job_id in (*queued, *running)
@@ -202,13 +243,14 @@ class LiveState:
         for first in range(0, len(new), _BATCH):
             self._learn_some(session, new[first : first + _BATCH], running, now_ms)
 
-    def _learn_some(
-        self, session: Session, new: Sequence[UUID], running: Mapping[UUID, int], now_ms: int
-    ) -> None:
-        rows = session.scalars(select(JobRow).where(JobRow.id.in_(new)).order_by(JobRow.id)).all()
+    def _learn_some(self, session: Session, new: Sequence[UUID], running: _Versions, now_ms: int) -> None:
+        order = (JobRow.queued_at, JobRow.array_index, JobRow.id)
+        rows = session.scalars(select(JobRow).where(JobRow.id.in_(new)).order_by(*order)).all()
+        for needed in succeeded_among(session, list({needed for row in rows for needed in row.depends_on})):
+            self.policy.job_succeeded(str(needed), now_ms)
         placements = placements_of(session, [row.id for row in rows if row.id in running], self.devices)
         for row in rows:
-            known = _Known(row.attempt, job_of(row))
+            known = _Known((row.attempt, row.revision), job_of(row), row.held, row.evictions)
             if row.id in running:
                 began = unix_ms(row.placed_at) if row.placed_at is not None else now_ms
                 known = replace(known, start=Start(str(row.id), placements[row.id]), began_ms=began)
@@ -221,7 +263,7 @@ class LiveState:
                 self._known[row.id] = known
 
     def _add(self, known: _Known) -> None:
-        self.policy.job_queued(known.job)
+        self._enqueue(self.policy, known)
         if known.start is None:
             return
         try:
@@ -238,11 +280,3 @@ def machines_of(placements: Sequence[Placement]) -> tuple[Placement, ...]:
 
 def _all_healthy(node: Node) -> Node:
     return replace(node, devices=tuple(replace(device, healthy=True) for device in node.devices))
-
-
-def _succeeded(session: Session, job_ids: Sequence[UUID]) -> frozenset[UUID]:
-    if not job_ids:
-        return frozenset()
-    return frozenset(
-        session.scalars(select(JobRow.id).where(JobRow.id.in_(job_ids), JobRow.state == "succeeded"))
-    )

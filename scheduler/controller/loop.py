@@ -5,8 +5,8 @@ nothing: the next leader reads the same tables, syncs nodes to the same intents 
 Nothing that goes wrong in a step ends the process: the next tick begins again from the database.
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
 
@@ -15,7 +15,7 @@ from sqlalchemy import Engine, select, update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from kernel.clock import boottime_ms, utc_now
+from kernel.clock import boottime_ms, unix_ms, utc_now
 from kernel.database import transaction
 from scheduler.controller.admitting import admit
 from scheduler.controller.desired import Store, desired_runs
@@ -27,18 +27,23 @@ from scheduler.controller.ports import Accounting, Machines
 from scheduler.controller.settling import end_waiting, settle, unsettled
 from scheduler.controller.stopwatch import Stopwatch
 from scheduler.controller.wakeups import Wakeups
+from scheduler.controller.watching import Nobody, Watcher
 from scheduler.jobs import WAKE_CHANNEL
 from scheduler.leadership import Leadership, acquire, fence, renew, resign
 from scheduler.node.protocol import Report, SyncRequest
-from scheduler.policy.settings import policy_named
+from scheduler.policy.model import Queue
+from scheduler.policy.settings import PolicySettings, policy_named
 from scheduler.refusals import LeadershipLost
 from scheduler.tables import JobRow, NodeRow
 
 _ROUNDS_MAX: Final = 20
 """Cycles in one step; what is still moving after so many is taken up at the next tick."""
 
-LIVE_POLICY: Final = replace(policy_named("default"), evicts=False)
-"""The default policy without preemption, which the live cluster does not carry out yet."""
+_STANDBY_LOOK_MS: Final = 250
+"""How often a standby looks whether the leader's lease has lapsed."""
+
+_BREATH_MS: Final = 40
+"""Between two steps, so that under load a step serves many words; the first word after a pause is served at once."""
 
 _log = structlog.get_logger(__name__)
 
@@ -60,10 +65,15 @@ class _Term:
     nodes: Nodes
     live: LiveState
     stopwatch: Stopwatch
+    renewed_boot_ms: int
 
 
 class Controller:
-    """One process of the controller; `run` returns when `stop` was called."""
+    """One process of the controller; `run` returns when `stop` was called.
+
+    `queues` are those the operator configured; a queue named by a tenant's id is that tenant's, everybody else gets one
+    without guarantee and bound.
+    """
 
     def __init__(
         self,
@@ -75,6 +85,9 @@ class Controller:
         holder: str,
         pace: Pace,
         wakeups: Wakeups,
+        policy: PolicySettings | None = None,
+        queues: Sequence[Queue] = (),
+        watcher: Watcher | None = None,
     ) -> None:
         self._engine = engine
         self._machines = machines
@@ -83,7 +96,11 @@ class Controller:
         self._holder = holder
         self._pace = pace
         self._wakeups = wakeups
+        self._policy = policy or policy_named("default")
+        self._queues = tuple(queues)
+        self._watcher = watcher or Nobody()
         self._term: _Term | None = None
+        self._prepared = LiveState(self._policy, self._queues)
         self._stopping = False
 
     def stop(self) -> None:
@@ -93,45 +110,71 @@ class Controller:
 
     def run(self) -> None:
         """Lead while the lease can be had, stand by while it cannot."""
-        next_tick = 0
+        next_tick = rested = 0
         while not self._stopping:
             words = self._wakeups.wait(max(0, next_tick - boottime_ms()) / 1000)
+            words |= self._wakeups.gather((rested - boottime_ms()) / 1000)
             ticking = boottime_ms() >= next_tick
             if ticking:
                 next_tick = boottime_ms() + self._pace.tick_ms
             self.attempt(words, ticking=ticking)
+            rested = boottime_ms() + _BREATH_MS
+            next_tick = min(next_tick, self._next_look())
         self.resign()
+
+    def _next_look(self) -> int:
+        """When to look though nobody says a word and no tick is due."""
+        if self._term is None:
+            return boottime_ms() + _STANDBY_LOOK_MS
+        lost_next = self._term.nodes.lost_next()
+        return boottime_ms() + self._pace.tick_ms if lost_next is None else max(lost_next, boottime_ms() + 1)
 
     def attempt(self, words: Iterable[str], *, ticking: bool) -> None:
         """Lead and step; whatever goes wrong is logged, and the next tick begins again from the database."""
         try:
             if self.lead():
-                self.step(words, ticking=ticking)
+                with self._watcher.timing("tick"):
+                    self.step(words, ticking=ticking)
+            elif ticking:
+                self._prepare()
         except LeadershipLost as lost:
             _log.warning("leadership_lost", reason=str(lost))
             self._term = None
         except DBAPIError as error:
             # The database is away or refused. Whether the lease survives that is for the lease to say.
             _log.error("database_failed", reason=str(error.orig))
+            self._watcher.failed()
         except Exception:  # noqa: BLE001 - the loop outlives every step
             _log.exception("step_failed")
+            self._watcher.failed()
             if self._term is not None:
-                self._term.live = LiveState(LIVE_POLICY)
+                self._term.live = LiveState(self._policy, self._queues)
+        finally:
+            self._watcher.led(leading=self._term is not None)
 
     def lead(self) -> bool:
         """Renew the lease or try to get it; whether this controller leads. Raises LeadershipLost."""
-        lease, at = timedelta(milliseconds=self._pace.leader_lease_ms), utc_now()
+        now_ms, lease, at = boottime_ms(), timedelta(milliseconds=self._pace.leader_lease_ms), utc_now()
+        if self._term is not None and now_ms < self._term.renewed_boot_ms + self._pace.leader_lease_ms // 4:
+            return True
         with transaction(self._engine) as session:
             if self._term is not None:
                 renew(session, self._term.leadership, lease, at)
+                self._term.renewed_boot_ms = now_ms
                 return True
             leadership = acquire(session, self._holder, lease, at)
         if leadership is None:
             return False
         _log.info("leading", epoch=leadership.epoch, holder=self._holder)
         nodes = Nodes(self._pace.node_lease_ms, boottime_ms())
-        self._term = _Term(leadership, nodes, LiveState(LIVE_POLICY), Stopwatch())
+        self._term = _Term(leadership, nodes, self._prepared, Stopwatch(), now_ms)
+        self._prepared = LiveState(self._policy, self._queues)
         return True
+
+    def _prepare(self) -> None:
+        """While another leads: keep the picture up to date, so that taking over takes no time."""
+        with transaction(self._engine) as session:
+            self._prepared.refresh(session, unix_ms(utc_now()), frozenset())
 
     def resign(self) -> None:
         """Let a standby take over at once; if the database is away, the lease lapses by itself."""
@@ -155,18 +198,20 @@ class Controller:
             due |= self._withdraw() & reachable
         unheard = reachable - self._led.nodes.answering()
         if unheard & due:
-            due = self._sync(unheard & due, reachable) | (due - unheard)
+            due = self._sync(unheard & due, reachable)[1] | (due - unheard)
+        freed = True
         for _ in range(_ROUNDS_MAX):
-            due |= self._admit() & reachable
+            if freed:
+                due |= self._admit(explaining=ticking) & reachable
             if not due:
                 return
-            due = self._sync(due, reachable)
+            freed, due = self._sync(due, reachable)
 
-    def _admit(self) -> set[str]:
+    def _admit(self, *, explaining: bool) -> set[str]:
         nodes: set[str] = set()
         term = self._led
         for _ in range(_ROUNDS_MAX):
-            with transaction(self._engine) as session:
+            with self._watcher.timing("admit"), transaction(self._engine) as session:
                 admitted = admit(
                     session,
                     term.leadership,
@@ -174,6 +219,7 @@ class Controller:
                     self._accounting,
                     utc_now(),
                     answering=term.nodes.answering(),
+                    explaining=explaining,
                 )
             nodes |= admitted.nodes
             if not admitted.stood_back:
@@ -189,26 +235,24 @@ class Controller:
             settle(session, loose, self._accounting, at)
         return set(self._machines.reachable()) if loose else set()
 
-    def _sync(self, names: set[str], reachable: set[str]) -> set[str]:
-        """One round trip to these nodes; returns those worth another one."""
+    def _sync(self, names: set[str], reachable: set[str]) -> tuple[bool, set[str]]:
+        """One round trip to these nodes; whether devices were given back, and the nodes worth another one."""
         term = self._led
         self.lead()  # a step may be longer than the lease
         with transaction(self._engine) as session:
-            fence(session, term.leadership)
             desired = desired_runs(session, self._store, names)
         requests: dict[str, SyncRequest] = {}
         certain: dict[str, bool] = {}
         for name in sorted(names):
             now_ms = boottime_ms()
-            request = term.nodes.request(name, term.leadership.epoch, desired.get(name, ()), now_ms)
-            if request is not None:
-                requests[name], certain[name] = request, term.nodes.certain(name, now_ms)
+            requests[name] = term.nodes.request(name, term.leadership.epoch, desired.get(name, ()), now_ms)
+            certain[name] = term.nodes.certain(name, now_ms)
         reports = {
             name: report
             for name, report in self._machines.sync(requests).items()
             if _is_from(name, report) and name in requests
         }
-        at = utc_now()
+        heard_ms, at = boottime_ms(), utc_now()
         observed = {
             name: Observed(report, frozenset(spec.run_id for spec in requests[name].desired), certain[name])
             for name, report in reports.items()
@@ -216,11 +260,11 @@ class Controller:
         with transaction(self._engine) as session:
             fence(session, term.leadership)
             self._describe(session, reports)
-            moved, kept = observe(session, term.leadership, observed, self._accounting, at)
+            settled, kept = observe(session, term.leadership, observed, self._accounting, at)
         for name in kept:
-            term.nodes.answered(name, reports[name])
-        more = {name for name in kept if reports[name].usage_pending}
-        return set(reachable) if moved else more
+            term.nodes.answered(name, reports[name], heard_ms)
+        more = {name for name in kept if reports[name].usage_pending or not requests[name].as_of_boot_ms}
+        return settled.freed, set(reachable) if settled.stopping else more
 
     def _describe(self, session: Session, reports: Mapping[str, Report]) -> None:
         at = utc_now()

@@ -10,19 +10,20 @@ from typing import Final
 
 from scheduler.node.protocol import Report, RunSpec, RunState, SyncRequest
 
-STOP_MARGIN_MS: Final = 5000
-"""After a lease lapsed: the grace of a lapsed run (2 s) and the supervisor's dead man's margin (3 s)."""
+STOP_MARGIN_MS: Final = 3000
+"""After a lease lapsed: the grace of a lapsed run (1.5 s), the dead man's margin (1 s) and the kill itself."""
 
 
 @dataclass
 class _Node:
-    asked_boot_ms: int
-    """When a lease was last renewed for certain or perhaps: the last request that was answered, or the first since."""
+    heard_boot_ms: int
+    """When its last answer came; no lease there goes on longer than one lease after this (see `SyncRequest`)."""
+    as_of_boot_ms: int = 0
+    """When the node gave that answer, by its own clock."""
     answering: bool = False
     """Whether it answered this controller, and its last request."""
     doubtful_until_boot_ms: int = 0
     """Until then a request that was never answered may still arrive there."""
-    known: bool = False
     acknowledged_usage: tuple[str, ...] = ()
     acknowledged_exits: tuple[str, ...] = ()
     described: Report | None = None
@@ -40,33 +41,33 @@ class Nodes:
         self._lease_ms = lease_ms
         self._began_boot_ms = began_boot_ms
         self._nodes: dict[str, _Node] = {}
+        self._asked = 0
 
     def answering(self) -> frozenset[str]:
         """Nodes whose last request was answered; only they may be given new jobs."""
         return frozenset(name for name, node in self._nodes.items() if node.answering)
 
-    def request(self, name: str, epoch: int, desired: Sequence[RunSpec], now_ms: int) -> SyncRequest | None:
-        """What to ask of a node, or None while its leases are left to lapse.
-
-        A node that did not answer is asked again, but no lease goes beyond that of the first unanswered request:
-        so the time after which it is given up does not move.
-        """
+    def request(self, name: str, epoch: int, desired: Sequence[RunSpec], now_ms: int) -> SyncRequest:
+        """What to ask of a node. One that was never heard of only answers: it obeys from the second request on."""
         node = self._node(name)
-        lease_ms = self._lease_ms
-        if node.known and not node.answering:
-            lease_ms -= now_ms - node.asked_boot_ms
+        if not node.answering:
             node.doubtful_until_boot_ms = now_ms + self._lease_ms
-        if lease_ms <= 0:
-            return None
-        if node.answering or not node.known:
-            node.asked_boot_ms = now_ms
-        node.known, node.answering = True, False
-        return SyncRequest(epoch, lease_ms, tuple(desired), node.acknowledged_usage, node.acknowledged_exits)
+        node.answering = False
+        self._asked += 1
+        return SyncRequest(
+            epoch,
+            self._lease_ms,
+            tuple(desired),
+            node.acknowledged_usage,
+            node.acknowledged_exits,
+            as_of_boot_ms=node.as_of_boot_ms,
+            number=self._asked,
+        )
 
-    def answered(self, name: str, report: Report) -> None:
-        """Its report is safe in the database and need not be repeated."""
+    def answered(self, name: str, report: Report, heard_boot_ms: int) -> None:
+        """Its report came then, is safe in the database and need not be repeated."""
         node = self._node(name)
-        node.answering = True
+        node.answering, node.heard_boot_ms, node.as_of_boot_ms = True, heard_boot_ms, report.boot_ms
         node.acknowledged_usage = tuple(record.id for record in report.usage)
         node.acknowledged_exits = tuple(run.run_id for run in report.runs if run.state is RunState.ENDED)
         node.described = description(report)
@@ -81,17 +82,25 @@ class Nodes:
 
     def lost(self, names: Iterable[str], now_ms: int) -> list[str]:
         """Of these nodes, those on which every lease has lapsed for certain."""
-        patience_ms = self._lease_ms + STOP_MARGIN_MS
-        return [name for name in sorted(names) if now_ms - self._node(name).asked_boot_ms > patience_ms]
+        return [name for name in sorted(names) if now_ms >= self._lost_at(name)]
+
+    def lost_next(self) -> int | None:
+        """When the first of the nodes that do not answer will be lost; None while all answer."""
+        return min(
+            (self._lost_at(name) for name, node in self._nodes.items() if not node.answering), default=None
+        )
 
     def forget(self, name: str) -> None:
         """The node was given up; it is asked anew, as one that was never heard of."""
         self._nodes.pop(name, None)
 
+    def _lost_at(self, name: str) -> int:
+        return self._node(name).heard_boot_ms + self._lease_ms + STOP_MARGIN_MS
+
     def _node(self, name: str) -> _Node:
-        return self._nodes.setdefault(name, _Node(asked_boot_ms=self._began_boot_ms))
+        return self._nodes.setdefault(name, _Node(heard_boot_ms=self._began_boot_ms))
 
 
 def description(report: Report) -> Report:
     """The part of a report that describes the node rather than what happens on it."""
-    return replace(report, runs=(), usage=(), usage_pending=0, refused=(), seq=0, epoch_seen=0)
+    return replace(report, boot_ms=0, runs=(), usage=(), usage_pending=0, refused=(), seq=0, epoch_seen=0)

@@ -4,11 +4,11 @@ A run only moves forward. It ends when its node says so, when its node certainly
 given up; its slices are free from the moment we know that, and no sooner.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final
+from typing import Final
 from uuid import UUID
 
 import structlog
@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 
 from kernel.clock import from_unix_ms
 from scheduler.controller.ports import Accounting
-from scheduler.controller.settling import settle
+from scheduler.controller.settling import PREEMPTED, Settled, settle
 from scheduler.leadership import Leadership, fence
 from scheduler.node.protocol import EndReason, Refusal, Report, RunState, RunStatus
 from scheduler.tables import AllocationRow, DeviceRow, JobRow, RunRow
@@ -50,11 +50,11 @@ def observe(
     observed: Mapping[str, Observed],
     accounting: Accounting,
     at: datetime,
-) -> tuple[bool, list[str]]:
+) -> tuple[Settled, list[str]]:
     """Apply reports. A report that cannot be applied is left out, loudly, and holds nobody else up.
 
     Returns:
-        Whether something changed that makes another cycle or sync worth while, and the nodes whose report is kept.
+        What moved with it, and the nodes whose report is kept.
 
     Raises:
         LeadershipLost: nothing was written.
@@ -77,22 +77,23 @@ def observe(
 
 def lose_node(
     session: Session, leadership: Leadership, node: str, accounting: Accounting, at: datetime
-) -> bool:
-    """End every run of a node whose leases have lapsed unseen; true when there were any. Raises LeadershipLost."""
+) -> Settled:
+    """End every run of a node whose leases have lapsed unseen. Raises LeadershipLost."""
     fence(session, leadership)
     runs = session.scalars(
         select(RunRow).where(RunRow.node == node, RunRow.state != "ended").order_by(RunRow.id).with_for_update()
     ).all()
     for run in runs:
-        _end_run(session, run, "node_lost", f"node {node} has not been heard of", None, at, at)
+        _end_run(run, "node_lost", f"node {node} has not been heard of", None, at)
     session.flush()
+    _free(session, runs, at)
     return settle(session, {run.job_id for run in runs}, accounting, at)
 
 
 def _apply(session: Session, node: str, observed: Observed, at: datetime) -> set[UUID]:
     statuses = {status.run_id: status for status in observed.report.runs}
     refusals = {refusal.run_id: refusal for refusal in observed.report.refused}
-    touched = set()
+    touched: list[RunRow] = []
     runs = session.execute(
         select(RunRow, JobRow.stop_reason)
         .join(JobRow, JobRow.id == RunRow.job_id)
@@ -103,18 +104,19 @@ def _apply(session: Session, node: str, observed: Observed, at: datetime) -> set
     for run, stop_reason in runs.all():
         run_id = str(run.id)
         if run_id in statuses:
-            moved = _advance(session, run, statuses[run_id], stop_reason, at)
+            moved = _advance(run, statuses[run_id], stop_reason, at)
         elif run_id in refusals:
-            moved = _refuse(session, run, refusals[run_id], at)
+            moved = _refuse(run, refusals[run_id], at)
         else:
-            moved = observed.certain and run_id not in observed.asked and _miss(session, run, at)
+            moved = observed.certain and run_id not in observed.asked and _miss(run, at)
         if moved:
-            touched.add(run.job_id)
+            touched.append(run)
     session.flush()
-    return touched
+    _free(session, [run for run in touched if run.state == "ended"], at)
+    return {run.job_id for run in touched}
 
 
-def _advance(session: Session, run: RunRow, status: RunStatus, stop_reason: str | None, at: datetime) -> bool:
+def _advance(run: RunRow, status: RunStatus, stop_reason: str | None, at: datetime) -> bool:
     if _ORDER[status.state] <= _ORDER[run.state]:
         return False
     run.state = status.state.value
@@ -125,48 +127,60 @@ def _advance(session: Session, run: RunRow, status: RunStatus, stop_reason: str 
         reason = (status.end_reason or EndReason.SUPERVISOR_LOST).value
         if reason == EndReason.STOPPED and stop_reason is None:
             reason = "node_stopped"  # nobody asked for it: the node was shut down in order
+        elif reason == EndReason.STOPPED and stop_reason == PREEMPTED:
+            reason = PREEMPTED
         code = status.exit_code if status.exit_code is not None else -(status.signal or 0) or None
-        _end_run(session, run, reason, status.reason, code, ended, at)
+        _end_run(run, reason, status.reason, code, ended)
     return True
 
 
-def _refuse(session: Session, run: RunRow, refusal: Refusal, at: datetime) -> bool:
+def _refuse(run: RunRow, refusal: Refusal, at: datetime) -> bool:
     if refusal.code in _FOR_NOW:
         _log.warning("run_not_started_now", run=str(run.id), node=run.node, reason=refusal.reason)
         return False
     reason = "supervisor_lost" if refusal.code == "already_ran" else "start_failed"
-    _end_run(session, run, reason, refusal.reason, None, at, at)
+    _end_run(run, reason, refusal.reason, None, at)
     return True
 
 
-def _miss(session: Session, run: RunRow, at: datetime) -> bool:
+def _miss(run: RunRow, at: datetime) -> bool:
     """The node certainly does not have a run that is no longer asked of it."""
     if run.state == "placed":
-        _end_run(session, run, "never_started", "it was stopped before it was started", None, at, at)
+        _end_run(run, "never_started", "it was stopped before it was started", None, at)
     else:
-        _end_run(session, run, "supervisor_lost", f"node {run.node} has forgotten it", None, at, at)
+        _end_run(run, "supervisor_lost", f"node {run.node} has forgotten it", None, at)
     return True
 
 
-def _end_run(
-    session: Session, run: RunRow, reason: str, detail: str, code: int | None, ended: datetime, at: datetime
-) -> None:
+def _end_run(run: RunRow, reason: str, detail: str, code: int | None, ended: datetime) -> None:
     run.state, run.end_reason, run.end_detail = "ended", reason, detail
     run.exit_code, run.ended_at = code, ended
-    # Free from when we know, which is never before the process was dead; a clock set back must not empty the span.
+
+
+def _free(session: Session, runs: Sequence[RunRow], at: datetime) -> None:
+    """Give back what runs held that have ended, from when we know, which is never before the process was dead."""
+    if not runs:
+        return
+    # A clock that was set back must not empty the span.
     least = func.lower(AllocationRow.span) + text("interval '1 microsecond'")
     freed = func.greatest(literal(at), least)
-    spans: Any = session.execute(
+    spans = (
         update(AllocationRow)
-        .where(AllocationRow.run_id == run.id, func.upper_inf(AllocationRow.span))
+        .where(AllocationRow.run_id.in_([run.id for run in runs]), func.upper_inf(AllocationRow.span))
         .values(span=func.tstzrange(func.lower(AllocationRow.span), freed))
-        .returning(AllocationRow.node, AllocationRow.device_index, func.upper(AllocationRow.span))
+        .returning(
+            AllocationRow.node, AllocationRow.device_index, func.upper(AllocationRow.span).label("until")
+        )
+        .cte()
+    )
+    latest = (
+        select(spans.c.node, spans.c.device_index, func.max(spans.c.until).label("until"))
+        .group_by(spans.c.node, spans.c.device_index)
+        .cte()
+    )
+    session.execute(
+        update(DeviceRow)
+        .where(DeviceRow.node == latest.c.node, DeviceRow.index == latest.c.device_index)
+        .values(freed_at=func.greatest(DeviceRow.freed_at, latest.c.until))
         .execution_options(synchronize_session=False)
     )
-    for node, index, upper in spans.all():
-        session.execute(
-            update(DeviceRow)
-            .where(DeviceRow.node == node, DeviceRow.index == index)
-            .values(freed_at=func.greatest(DeviceRow.freed_at, upper))
-            .execution_options(synchronize_session=False)
-        )

@@ -14,7 +14,8 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from kernel.clock import unix_ms
-from scheduler.policy.model import DeviceSlice, DeviceState, Job, Node, Placement
+from scheduler.fitting import stated_pflops_milli
+from scheduler.policy.model import DeviceSlice, DeviceState, Job, Node, Placement, Topology
 from scheduler.tables import DeviceRow, JobRow, NodeRow, RunRow
 
 
@@ -48,13 +49,21 @@ def job_of(row: JobRow) -> Job:
         submitted_ms=unix_ms(row.queued_at),
         time_limit_ms=row.time_limit_ms,
         models=tuple(row.models),
+        min_pflops_milli=row.min_pflops_milli,
         nodes=row.node_count,
         devices_per_node=row.devices_per_node,
         slots_milli=row.slots_milli,
         cpu_milli=row.cpu_milli,
         memory_mib=row.memory_mib,
         priority=row.priority,
+        preemptible=row.preemptible,
+        topology=Topology(row.topology),
+        not_before_ms=max((unix_ms(at) for at in (row.not_before, row.retry_at) if at is not None), default=0),
+        depends_on=tuple(str(needed) for needed in row.depends_on),
+        array_id="" if row.array_id is None else str(row.array_id),
+        array_running_max=row.array_running_max,
         attempt=row.attempt + 1,
+        attained_ms=row.attained_ms,
     )
 
 
@@ -76,6 +85,7 @@ def nodes_of(
             devices=tuple(of_model),
             cpu_milli=machines[machine].cpu_milli,
             memory_mib=machines[machine].memory_mib,
+            pflops_milli=stated_pflops_milli(machines[machine].labels),
             topology=tuple(
                 str(machines[machine].labels[key])
                 for key in ("zone", "switch")

@@ -5,6 +5,7 @@ its hold, or an observation and its usage, are one commit.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 from uuid import UUID
@@ -27,18 +28,23 @@ class Machines(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Admission:
+    """A job about to start, and what one millisecond of its placement uses, by accelerator model."""
+
+    job: JobRow
+    slot_ms_by_model: Mapping[str, int]
+
+
 class Accounting(Protocol):
     """Whoever answers for the money and keeps the meter's records; always inside the controller's transaction."""
 
-    def admit(
-        self, session: Session, job: JobRow, slot_ms_by_model: Mapping[str, int], at: datetime
-    ) -> str | None:
-        """Set funds aside for a job about to start; a sentence when there are not enough, which then waits.
+    def admit(self, session: Session, admissions: Sequence[Admission], at: datetime) -> Mapping[UUID, str]:
+        """Set funds aside for jobs about to start; a sentence for each that has not enough, which then waits.
 
         Args:
             session: the admission's transaction.
-            job: about to start.
-            slot_ms_by_model: what one millisecond of the placement uses, by accelerator model.
+            admissions: in the order of their tenants.
             at: now.
         """
         ...

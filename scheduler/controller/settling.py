@@ -5,7 +5,9 @@ The first rank that failed of itself says why.
 """
 
 from collections.abc import Sequence
-from datetime import datetime
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Final
 from uuid import UUID
 
@@ -14,33 +16,71 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from scheduler.controller.ports import Accounting
+from scheduler.dependencies import waiting_in_vain
 from scheduler.leadership import Leadership, fence
 from scheduler.node.protocol import EndReason
 from scheduler.tables import JobRow, RunRow
 
-_INFRASTRUCTURE: Final = frozenset({"lease_lost", "supervisor_lost", "node_lost", "node_stopped"})
+INFRASTRUCTURE: Final = frozenset({"lease_lost", "supervisor_lost", "node_lost", "node_stopped"})
 """Ends that are the centre's fault: the job is tried again if it has retries left."""
 
-_STOPPED: Final = frozenset({EndReason.STOPPED.value, "never_started"})
+_RETRIED: Final = frozenset({"exited", "oom", "disk_full", "start_failed"})
+"""Ends that are the program's own fault: tried again only where the job says so."""
+
+RETRY_MS: Final = 1000
+"""The pause before the first retry; doubled for each further one."""
+
+RETRY_MS_MAX: Final = 300_000
+
+PREEMPTED: Final = "preempted"
+"""Why a job is stopped for another one, and how its runs end then."""
+
+_STOPPED: Final = frozenset({EndReason.STOPPED.value, "never_started", PREEMPTED})
 
 _log = structlog.get_logger(__name__)
 
 
-def settle(session: Session, job_ids: set[UUID], accounting: Accounting, at: datetime) -> bool:
-    """Bring the state of jobs in line with their runs; true when one of them moved.
+@dataclass(frozen=True)
+class Settled:
+    """What moved: whether a job gave its devices back, and whether one is to be stopped everywhere."""
+
+    freed: bool = False
+    stopping: bool = False
+
+
+def settle(session: Session, job_ids: AbstractSet[UUID], accounting: Accounting, at: datetime) -> Settled:
+    """Bring the state of jobs in line with their runs.
 
     A job that cannot be settled is left as it is, loudly; its runs are settled with again at the next tick.
     """
-    moved = False
-    for job_id in sorted(job_ids):
-        try:
-            with session.begin_nested():
-                job = session.scalars(select(JobRow).where(JobRow.id == job_id).with_for_update()).one()
-                moved |= _settle(session, job, accounting, at)
-                session.flush()
-        except Exception:  # noqa: BLE001 - one row must not stop all others
-            _log.exception("job_not_settled", job=str(job_id))
-    return moved
+    if not job_ids:
+        return Settled()
+    try:
+        with session.begin_nested():
+            return _settle_all(session, job_ids, accounting, at)
+    except Exception:  # noqa: BLE001 - one row must not stop all others
+        if len(job_ids) == 1:
+            _log.exception("job_not_settled", job=str(*job_ids))
+            return Settled()
+    alone = [settle(session, {job_id}, accounting, at) for job_id in sorted(job_ids)]
+    return Settled(any(one.freed for one in alone), any(one.stopping for one in alone))
+
+
+def _settle_all(session: Session, job_ids: AbstractSet[UUID], accounting: Accounting, at: datetime) -> Settled:
+    jobs = session.scalars(
+        select(JobRow).where(JobRow.id.in_(job_ids)).order_by(JobRow.id).with_for_update()
+    ).all()
+    runs: dict[UUID, list[RunRow]] = {job.id: [] for job in jobs}
+    latest = (RunRow.job_id == JobRow.id) & (RunRow.attempt == JobRow.attempt)
+    query = select(RunRow).join(JobRow, latest).where(JobRow.id.in_(job_ids)).order_by(RunRow.rank)
+    for run in session.scalars(query):
+        runs[run.job_id].append(run)
+    moved = [job for job in jobs if _settle(session, job, runs[job.id], accounting, at)]
+    session.flush()
+    return Settled(
+        freed=any(job.state == "queued" or job.ended_at is not None for job in moved),
+        stopping=any(job.stop_reason is not None for job in moved),
+    )
 
 
 def unsettled(session: Session) -> set[UUID]:
@@ -55,7 +95,14 @@ def unsettled(session: Session) -> set[UUID]:
 
 
 def end_waiting(session: Session, leadership: Leadership, accounting: Accounting, at: datetime) -> bool:
-    """End jobs that were cancelled before they were placed; true when there were any. Raises LeadershipLost."""
+    """End jobs that were cancelled before they were placed, or wait for one that will not succeed.
+
+    Returns:
+        Whether there were any.
+
+    Raises:
+        LeadershipLost: nothing was written.
+    """
     fence(session, leadership)
     jobs = session.scalars(
         select(JobRow)
@@ -65,15 +112,28 @@ def end_waiting(session: Session, leadership: Leadership, accounting: Accounting
     ).all()
     for job in jobs:
         _end(session, job, "cancelled", "cancelled while it waited", accounting, at)
-    return bool(jobs)
+    vain = _end_in_vain(session, accounting, at)
+    return bool(jobs) or vain
 
 
-def _settle(session: Session, job: JobRow, accounting: Accounting, at: datetime) -> bool:
+def _end_in_vain(session: Session, accounting: Accounting, at: datetime) -> bool:
+    """End what waits for a job that will not succeed, and what waits for that in turn."""
+    any_ended = False
+    while vain := waiting_in_vain(session):
+        for job, needed, state in vain:
+            job.stop_reason = "dependency_failed"
+            why = f"never started, because job {needed}, which it depends on, ended without success ({state})"
+            _end(session, job, "failed", why, accounting, at)
+        session.flush()
+        any_ended = True
+    return any_ended
+
+
+def _settle(
+    session: Session, job: JobRow, runs: Sequence[RunRow], accounting: Accounting, at: datetime
+) -> bool:
     if job.ended_at is not None or job.state == "queued":
         return False
-    runs = session.scalars(
-        select(RunRow).where(RunRow.job_id == job.id, RunRow.attempt == job.attempt).order_by(RunRow.rank)
-    ).all()
     failed = next((run for run in runs if run.state == "ended" and not _succeeded(run)), None)
     if all(run.state == "ended" for run in runs):
         _conclude(session, job, runs, failed, accounting, at)
@@ -103,9 +163,15 @@ def _conclude(
     at: datetime,
 ) -> None:
     job.started_at = job.started_at or _started_at(runs)
-    culprit = _culprit(runs) or failed
-    wanted = job.stop_reason not in {None, "rank_failed"}
-    if culprit is None and not wanted:
+    own = _culprit(runs)
+    culprit = own or failed
+    wanted = job.stop_reason not in {None, "rank_failed", PREEMPTED}
+    centres = own is None or own.end_reason in INFRASTRUCTURE
+    if job.stop_reason == PREEMPTED and failed is not None and centres:
+        job.evictions += 1
+        _requeue(job, f"attempt {job.attempt} was stopped for another job; it waits to be tried again", at, 0)
+        job.lost_attempts = [*job.lost_attempts, job.attempt]
+    elif culprit is None and not wanted:
         job.exit_code = 0
         _end(session, job, "succeeded", "finished", accounting, at)
     elif wanted:
@@ -138,12 +204,28 @@ def _fail_or_requeue(
 ) -> None:
     rank = f"rank {culprit.rank}: " if job.node_count > 1 else ""
     detail = culprit.end_detail or f"its program ended with exit status {culprit.exit_code}"
-    if culprit.end_reason in _INFRASTRUCTURE and job.attempt <= job.max_retries:
-        job.state, job.stop_reason, job.placed_at, job.started_at = "queued", None, None, None
-        job.reason = f"attempt {job.attempt} was lost ({culprit.end_reason}); it waits to be tried again"
+    lost = culprit.end_reason in INFRASTRUCTURE
+    failed = job.retry_on == "failure" and culprit.end_reason in _RETRIED
+    counted = job.attempt - job.evictions
+    if lost:
+        job.lost_attempts = [*job.lost_attempts, job.attempt]
+    if (lost or failed) and counted <= job.max_retries:
+        what = f"was lost ({culprit.end_reason})" if lost else f"failed ({detail})"
+        pause_ms = min(RETRY_MS << (counted - 1), RETRY_MS_MAX)
+        why = f"attempt {job.attempt} {what}; it is tried again ({counted} of {job.max_retries} retries)"
+        _requeue(job, why, at, pause_ms)
         return
     job.exit_code, job.end_reason = culprit.exit_code, culprit.end_reason
     _end(session, job, "failed", f"{rank}{detail}", accounting, at)
+
+
+def _requeue(job: JobRow, why: str, at: datetime, pause_ms: int) -> None:
+    """Let the job wait for its next attempt, which may start after a pause."""
+    if job.started_at is not None:
+        job.attained_ms += max(0, (at - job.started_at) // timedelta(milliseconds=1))
+    job.state, job.stop_reason, job.reason = "queued", None, why
+    job.placed_at, job.started_at, job.evicted_for = None, None, None
+    job.retry_at = at + timedelta(milliseconds=pause_ms) if pause_ms else None
 
 
 def _end(session: Session, job: JobRow, state: str, reason: str, accounting: Accounting, at: datetime) -> None:

@@ -6,6 +6,7 @@ work. A source that breaks is tried again after a pause, and the tick covers the
 
 import queue
 import threading
+import time
 from collections.abc import Callable
 from typing import Final
 
@@ -31,11 +32,16 @@ class Wakeups:
         """Everything that was said until now, waiting up to the timeout for the first word."""
         words: set[str] = set()
         try:
-            words.add(self._words.get(timeout=timeout_s))
+            words.add(self._words.get(timeout=timeout_s) if timeout_s > 0 else self._words.get_nowait())
             while True:
                 words.add(self._words.get_nowait())
         except queue.Empty:
             return words
+
+    def gather(self, seconds: float) -> set[str]:
+        """Everything that is said within so long a time."""
+        time.sleep(max(0, seconds))
+        return self.wait(0)
 
     def watch(self, name: str, wait_once: Callable[[], str | None]) -> None:
         """Run `wait_once` for ever in a thread of its own and put what it returns."""

@@ -78,17 +78,21 @@ class SupervisorClient:
             raise SupervisorRefused(method=method, **answer["error"])
         return answer["ok"]
 
+    def connect(self) -> socket.socket:
+        """A fresh connection to the supervisor. Raises OSError."""
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        connection.settimeout(self._timeout_s)
+        try:
+            with reachable(self._path) as address:
+                connection.connect(address)
+        except OSError:
+            connection.close()
+            raise
+        return connection
+
     def _connected(self) -> socket.socket:
         if self._socket is None:
-            connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            connection.settimeout(self._timeout_s)
-            try:
-                with reachable(self._path) as address:
-                    connection.connect(address)
-            except OSError:
-                connection.close()
-                raise
-            self._socket = connection
+            self._socket = self.connect()
         return self._socket
 
     def _read_line(self, connection: socket.socket) -> bytes:

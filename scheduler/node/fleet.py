@@ -56,6 +56,7 @@ class Fleet:
         self._hello = Hello(config.node, config.host_id, boot_id, instance, PROTOCOL_VERSION, pid, isolation)
         self._runs: dict[str, Run] = {}
         self._seq = 0
+        self._number = 0
         self._waiting: set[asyncio.Event] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._deadman = DeadMansTimer()
@@ -73,6 +74,12 @@ class Fleet:
         """Obey the controller and report. Raises StaleEpoch, OSError when the journal cannot be written."""
         self._obey_epoch(request.epoch)
         self._forget_acknowledged(request)
+        now_ms = boottime_ms()
+        as_of_ms = now_ms if request.as_of_boot_ms is None else min(request.as_of_boot_ms, now_ms)
+        lease_until_ms = as_of_ms + request.lease_ms
+        if lease_until_ms <= now_ms or request.number < self._number:
+            return self._report(())
+        self._number = request.number
         memory = self._spool.memory
         alive = {run_id: Alive(run.spec, run.stopping) for run_id, run in self._runs.items()}
         plan = plan_sync(
@@ -82,7 +89,6 @@ class Fleet:
         for run_id in plan.stop:
             run = self._runs[run_id]
             run.stop(EndReason.STOPPED, "It was no longer wanted.", run.spec.grace_ms)
-        lease_until_ms = boottime_ms() + request.lease_ms
         for run_id in plan.renew:
             self._runs[run_id].lease_until_ms = lease_until_ms
             if run_id in request.notices:
@@ -130,6 +136,7 @@ class Fleet:
             node=self._config.node,
             host_id=self._config.host_id,
             boot_id=self._hello.boot_id,
+            boot_ms=boottime_ms(),
             epoch_seen=memory.epoch,
             instance=self._hello.instance,
             seq=self._seq,
@@ -150,6 +157,7 @@ class Fleet:
             raise StaleEpoch(epoch=epoch, seen=seen)
         if epoch > seen:
             self._spool.append({"kind": "epoch", "epoch": epoch})
+            self._number = 0
 
     def _forget_acknowledged(self, request: SyncRequest) -> None:
         memory = self._spool.memory

@@ -119,7 +119,7 @@ class RunSpec:
     grace_ms: int = 5000
     network: Network = Network.NONE
     gang: Gang | None = None
-    secrets: dict[str, str] = field(default_factory=dict)
+    secrets: dict[str, str] = field(default_factory=dict, repr=False)
     notice_signal: int = 0
 
 
@@ -200,9 +200,13 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class SyncRequest:
-    """What the controller of an epoch wants on this node: exactly these runs, for `lease_ms` from now on.
+    """What the controller of an epoch wants on this node: exactly these runs, for `lease_ms` from `as_of` on.
 
     Args:
+        as_of_boot_ms: `boot_ms` of the node's last report that the sender has; None counts from the arrival. A request
+            that was so long on its way that its lease is over is only answered, never obeyed: whatever was delayed
+            or repeated, no lease goes on longer than `lease_ms` after the sender last heard of the node.
+        number: counts the requests of an epoch; one that was overtaken by a later one is only answered, too.
         acknowledged_usage: ids of usage records that are safe with the controller.
         acknowledged_exits: run ids whose end is safe with the controller.
         notices: by run id, a sentence the job is told once, in the file /job/HUB_NOTICE.
@@ -214,15 +218,18 @@ class SyncRequest:
     acknowledged_usage: tuple[str, ...] = ()
     acknowledged_exits: tuple[str, ...] = ()
     notices: dict[str, str] = field(default_factory=dict)
+    as_of_boot_ms: int | None = None
+    number: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Everything the node knows; `seq` is what `wait_for_change` waits beyond."""
+    """Everything the node knew at `boot_ms`; `seq` is what `wait_for_change` waits beyond."""
 
     node: str
     host_id: str
     boot_id: str
+    boot_ms: int
     epoch_seen: int
     instance: str
     seq: int

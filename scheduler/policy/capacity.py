@@ -204,6 +204,22 @@ class Pool:
         self.sharing &= ~state.bit
         self.capacity_milli -= state.healthy_mask.bit_count() * WHOLE_MILLI
 
+    def place(self, state: NodeState, topology: tuple[str, ...]) -> None:
+        """The node lies in these domains."""
+        for depth in range(1, len(topology) + 1):
+            domain = topology[:depth]
+            self.domains[domain] = self.domains.get(domain, 0) | state.bit
+
+    def displace(self, state: NodeState, topology: tuple[str, ...]) -> None:
+        """The node no longer lies in these domains; one that nobody is left in is forgotten."""
+        for depth in range(1, len(topology) + 1):
+            domain = topology[:depth]
+            left = self.domains.get(domain, 0) & ~state.bit
+            if left:
+                self.domains[domain] = left
+            else:
+                self.domains.pop(domain, None)
+
     def take_whole(self, state: NodeState, devices: int) -> tuple[DeviceSlice, ...]:
         """Take the lowest wholly free devices of an open node that has enough of them."""
         mask = state.whole_mask
@@ -304,9 +320,7 @@ class Capacity:
         pool.buckets.extend([0] * (width - len(pool.buckets)))
         pool.free_milli += state.healthy_mask.bit_count() * WHOLE_MILLI
         pool.pflops_milli = node.pflops_milli or pool.pflops_milli
-        for depth in range(1, len(node.topology) + 1):
-            domain = node.topology[:depth]
-            pool.domains[domain] = pool.domains.get(domain, 0) | state.bit
+        pool.place(state, node.topology)
         if node.schedulable:
             pool.open(state)
         self.shape_version += 1
@@ -319,6 +333,10 @@ class Capacity:
         pool.free_milli += (healthy.bit_count() - state.healthy_mask.bit_count()) * WHOLE_MILLI
         state.cpu_free_milli += node.cpu_milli - state.node.cpu_milli
         state.memory_free_mib += node.memory_mib - state.node.memory_mib
+        if node.topology != state.node.topology:
+            pool.displace(state, state.node.topology)
+            pool.place(state, node.topology)
+        pool.pflops_milli = node.pflops_milli or pool.pflops_milli
         state.node = node
         state.healthy_mask = healthy
         state.times = None

@@ -72,6 +72,12 @@ class SliceTaken(Conflict):
     sentence = "{field}: slots [{slot_lo}, {slot_hi}) of device {device} on node {node!r} are not free."
 
 
+class DuplicateQueue(Conflict):
+    """A queue name that is taken."""
+
+    sentence = "{field}: there is a queue {queue!r} already."
+
+
 class DuplicateJob(Conflict):
     """A job id that is already queued or running."""
 

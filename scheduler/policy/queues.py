@@ -12,6 +12,7 @@ from typing import Final
 from scheduler.policy.decay import decayed
 from scheduler.policy.errors import (
     CyclicQueues,
+    DuplicateQueue,
     GuaranteeAboveCapacity,
     QueueIsNotALeaf,
     UnknownModel,
@@ -194,6 +195,51 @@ class QueueTree:
         parent.children.append(state)
         self.states[name] = state
         return state
+
+    def add(self, queue: Queue) -> None:
+        """A queue more, under a parent that is here; what the others have used stays known.
+
+        Raises:
+            UnknownQueue: its parent is not here. DuplicateQueue: it is here already.
+        """
+        if queue.name in self.states:
+            raise DuplicateQueue(field="name", queue=queue.name)
+        state = self._settle(queue.name, {queue.name: queue}, ())
+        assert state.parent is not None  # noqa: S101 - only the root has none
+        for child in state.parent.children:
+            child.lonely = len(state.parent.children) == 1
+        was_plain = self.plain
+        limited = queue.running_max is not None or queue.user_running_max is not None
+        self.plain = was_plain and not queue.quotas and not limited
+        if not self.plain:
+            self._recount()
+
+    def inherit(self, before: "QueueTree") -> None:
+        """Take over what the queues of the same names have used lately."""
+        for name, state in self.states.items():
+            if name in before.states:
+                state.recent = dict(before.states[name].recent)
+                state.share_until_ms = -1
+
+    def remember(self, leaf: QueueState, pool: str, recent_milli: int, now_ms: int) -> None:
+        """Say what half-life average a leaf's use of a pool comes to, where it was not seen happening."""
+        for state in leaf.path():
+            before = 0 if state is leaf else state.recent.get(pool, (0, now_ms))[0]
+            state.recent[pool] = (before + recent_milli, now_ms)
+            state.share_until_ms = -1
+
+    def _recount(self) -> None:
+        """Work out `inner` and `effective` of every queue from what the leaves use."""
+        deepest_first = sorted(self.states.values(), key=lambda one: -len(one.ancestry))
+        for state in deepest_first:
+            state.inner, state.effective = {}, {}
+        for state in deepest_first:
+            counted = state.inner if state.children else state.used
+            for pool in {*counted, *state.floor}:
+                state.effective[pool] = max(counted.get(pool, 0), state.floor.get(pool, 0))
+                if state.parent is not None:
+                    above = state.parent.inner
+                    above[pool] = above.get(pool, 0) + state.effective[pool]
 
     @staticmethod
     def _raise_floors(state: QueueState) -> None:

@@ -7,6 +7,7 @@ Invariant: a job is in exactly one of `queued` and `running`.
 
 from collections import Counter
 from collections.abc import Iterable
+from copy import copy
 from dataclasses import dataclass
 from heapq import heappop, heappush
 
@@ -77,6 +78,23 @@ class SchedulerState:
         self._awaiting: dict[str, set[str]] = {}
         self._alarms: list[tuple[int, str]] = []
         self._sequence = 0
+
+    def queue_added(self, queue: Queue) -> None:
+        """A queue more; nothing that is known of the others is lost. Raises UnknownQueue, DuplicateQueue."""
+        self.queues.add(queue)
+
+    def inherit(self, before: "SchedulerState") -> None:
+        """Begin with what an earlier state had learned, which no node, queue or live job says."""
+        self.predictor = before.predictor
+        self.sizes = copy(before.sizes)
+        self.succeeded = set(before.succeeded)
+        self.failed = set(before.failed)
+
+    def recall(self, before: "SchedulerState") -> None:
+        """After live jobs and evictions were replayed: counts and past use are those of the earlier state."""
+        self.evictions_of = Counter(before.evictions_of)
+        self.claims_of = Counter(before.claims_of)
+        self.queues.inherit(before.queues)
 
     # -- nodes ---------------------------------------------------------------------------------------
 

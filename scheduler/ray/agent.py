@@ -4,13 +4,17 @@ It keeps nothing: Ray may kill and restart it at any time without a job noticing
 """
 
 import os
+import threading
 from pathlib import Path
 
 from scheduler.node.client import SupervisorClient
+from scheduler.node.errors import SupervisorUnreachable
 from scheduler.node.protocol import Change, Report, SyncRequest
 
 SOCKET_VARIABLE = "HUB_NODE_SOCKET"
 """Set by `hub node` in its raylet's environment, which the raylet's workers inherit."""
+
+_TIMEOUT_S = 2.0
 
 
 class NodeAgent:
@@ -18,13 +22,22 @@ class NodeAgent:
 
     def __init__(self) -> None:
         self._socket = Path(os.environ[SOCKET_VARIABLE])  # noqa: TID251 - all a raylet can hand to its workers
+        self._clients = threading.local()
 
     def sync(self, request: SyncRequest) -> Report:
-        """One `sync` of the node's supervisor."""
-        with SupervisorClient(self._socket) as supervisor:
-            return supervisor.sync(request)
+        """One `sync` of the node's supervisor; once more on a new connection if it has been started anew."""
+        try:
+            return self._supervisor().sync(request)
+        except SupervisorUnreachable:
+            return self._supervisor().sync(request)
 
     def wait_for_change(self, after_seq: int, timeout_ms: int) -> Change:
         """Return when a run of this node changed state after `after_seq`, or after the timeout."""
-        with SupervisorClient(self._socket) as supervisor:
-            return supervisor.wait_for_change(after_seq, timeout_ms)
+        return self._supervisor().wait_for_change(after_seq, timeout_ms)
+
+    def _supervisor(self) -> SupervisorClient:
+        """A connection of this thread's own; one that broke is opened anew by the next call."""
+        client: SupervisorClient | None = getattr(self._clients, "client", None)
+        if client is None:
+            client = self._clients.client = SupervisorClient(self._socket, timeout_s=_TIMEOUT_S)
+        return client

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import select
 import signal
 import socket
@@ -31,6 +32,8 @@ class RunningHub:
     keys: dict[str, str]
     state: Path
     process: subprocess.Popen[bytes]
+    prometheus: str = ""
+    alertmanager: str = ""
 
     def client(self, role: str) -> HubClient:
         return HubClient(self.url, self.keys[role])
@@ -48,14 +51,13 @@ class RunningHub:
             check=False,
         )
 
-    def child(self, word: str) -> psutil.Process:
-        """The hub's own process that runs `hub WORD`."""
-        (found,) = [
+    def children(self, word: str) -> list[psutil.Process]:
+        """The hub's own processes that run `hub WORD`."""
+        return [
             child
             for child in psutil.Process(self.process.pid).children()
-            if child.cmdline()[-1] == word and str(HUB) in child.cmdline()
+            if child.cmdline()[-1:] == [word] and str(HUB) in child.cmdline()
         ]
-        return found
 
 
 def free_port() -> int:
@@ -88,24 +90,48 @@ def read_until(process: subprocess.Popen[bytes], word: str) -> str:
 @pytest.fixture(scope="session")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningHub]:
     state = tmp_path_factory.mktemp("hub")
-    port = free_port()
+    port, prometheus, alertmanager = free_port(), free_port(), free_port()
+    rules = tmp_path_factory.mktemp("rules")
+    for file in (ROOT / "deploy" / "prometheus").glob("*.rules.yml"):
+        # What must hold for minutes before somebody is woken holds for a second here.
+        patient = file.read_text(encoding="utf-8")
+        (rules / file.name).write_text(re.sub(r"\bfor: .*", "for: 1s", patient), encoding="utf-8")
     environment = {
         **os.environ,
         "HUB_STATE_DIRECTORY": str(state),
         "HUB_API_PORT": str(port),
         "HUB_RAY_PORT": str(free_port()),
         "HUB_METER_INTERVAL_MS": "1000",
+        "HUB_SCRAPE_INTERVAL_MS": "1000",
+        "HUB_AUDIT_INTERVAL_MS": "2000",
+        "HUB_RULES_DIRECTORY": str(rules),
+        "HUB_PROMETHEUS_PORT": str(prometheus),
+        "HUB_ALERTMANAGER_PORT": str(alertmanager),
+        "HUB_GRAFANA_PORT": str(free_port()),
         "HUB_NODE_LEASE_MS": "20000",  # a busy machine takes long to start a new controller
     }
     process = subprocess.Popen(
-        [str(HUB), "up"], env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, bufsize=0
+        [str(HUB), "up", "--with-monitoring"],
+        env=environment,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        bufsize=0,
     )
     try:
         text = read_until(process, "Ctrl-C")
         keys = json.loads((state / "keys.json").read_text(encoding="utf-8"))["keys"]
         assert all(key in text for key in keys.values())
         assert (state / "keys.json").stat().st_mode & 0o077 == 0
-        yield RunningHub(f"http://127.0.0.1:{port}", keys, state, process)
+        assert "Prometheus" in text
+        yield RunningHub(
+            f"http://127.0.0.1:{port}",
+            keys,
+            state,
+            process,
+            f"http://127.0.0.1:{prometheus}",
+            f"http://127.0.0.1:{alertmanager}",
+        )
     finally:
         process.send_signal(signal.SIGINT)
         rest, _ = process.communicate(timeout=90)

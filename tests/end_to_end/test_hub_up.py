@@ -5,6 +5,7 @@ import subprocess
 import threading
 from decimal import Decimal
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -51,6 +52,24 @@ def test_a_running_job_can_be_cancelled_and_its_cards_are_free_again(hub: Runnin
     assert sum(device["allocated_milli"] for node in nodes for device in node["devices"]) == 0
 
 
+def test_a_job_gets_its_secret_is_followed_and_leaves_a_file_that_can_be_fetched(
+    hub: RunningHub, tmp_path: Path
+) -> None:
+    value = tmp_path / "token"
+    value.write_text("open sesame\n", encoding="utf-8")
+    assert hub.command("secret", "put", "token", "--file", str(value)).returncode == 0
+    script = "wc -c < $HUB_SECRETS/token; echo done > result; sleep 1; echo over"
+    job = submit(hub, "--secret", "token", "--", "sh", "-c", script)
+    followed = hub.command("job", "logs", "-f", job["id"])
+    assert (followed.returncode, followed.stdout) == (0, "11\nover\n")
+    assert "result" in hub.command("job", "artifacts", job["id"]).stdout
+    target = tmp_path / "result"
+    assert hub.command("job", "download", job["id"], "result", "--to", str(target)).returncode == 0
+    assert target.read_text(encoding="utf-8") == "done\n"
+    stored = b"".join(file.read_bytes() for file in (hub.state / "logs").iterdir())
+    assert b"open sesame" not in stored
+
+
 def test_listings_show_vouchers_and_cluster_and_the_audit_is_clean(hub: RunningHub) -> None:
     assert json.loads(hub.command("voucher", "list", "--json").stdout) == []
     cluster = json.loads(hub.command("cluster", "show", "--json").stdout)
@@ -68,19 +87,6 @@ def test_a_refusal_is_one_sentence_on_standard_error(hub: RunningHub) -> None:
     )
 
 
-def test_metrics_show_jobs_devices_and_voucher_money_without_a_failed_part(hub: RunningHub) -> None:
-    submit(hub, "--wait", "--", "true")
-    text = httpx.get(f"{hub.url}/metrics").text
-    values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
-    assert float(values['hub_jobs{state="succeeded"}']) >= 1
-    assert float(values[f'hub_devices{{model="{MODEL}"}}']) == 8
-    assert f'hub_devices_allocated{{model="{MODEL}"}}' in values
-    assert "hub_voucher_held_yuan" in text
-    failed = {name: value for name, value in values.items() if name.startswith("hub_collector_failed")}
-    assert len(failed) == 3
-    assert set(failed.values()) == {"0.0"}
-
-
 def test_a_second_hub_on_the_same_state_directory_is_refused(hub: RunningHub) -> None:
     environment = {**os.environ, "HUB_STATE_DIRECTORY": str(hub.state)}
     done = subprocess.run(
@@ -95,11 +101,11 @@ def test_a_job_survives_the_death_of_controller_biller_and_api_and_is_billed_onc
     job = submit(hub, "--", "sleep", "6")
     with hub.client("tenant") as client:
         wait_until(client, job["id"], "running")
-    killed = {word: hub.child(word) for word in ("controller", "biller", "api")}
-    for process in killed.values():
+    killed = [process for word in ("controller", "biller", "api") for process in hub.children(word)]
+    assert len(killed) == 4  # two controllers, one of which stands by
+    for process in killed:
         process.send_signal(signal.SIGKILL)
     await_answer(hub)
-    assert hub.child("controller").pid != killed["controller"].pid
     with hub.client("tenant") as client, hub.client("auditor") as auditor:
         ended = wait_until(client, job["id"], "succeeded")
         usage = until_charged(auditor, job["id"])

@@ -5,8 +5,6 @@ from datetime import datetime
 
 import psycopg
 import pytest
-from alembic.autogenerate import compare_metadata
-from alembic.migration import MigrationContext
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import DBAPIError
 
@@ -25,8 +23,7 @@ from ledger.domain.transfers import (
 )
 from ledger.errors import refusal
 from ledger.posting import BATCH_MAX, BatchTooLarge, open_accounts, post
-from ledger.tables import AccountRow, HoldRow, TransferRow
-from migrations.schema import metadata
+from ledger.tables import TransferRow
 from tests.conftest import Database
 from tests.ledger.world import (
     LATER,
@@ -289,23 +286,3 @@ def test_an_error_of_the_database_comes_wrapped_and_frees_the_connection(
         post(session, [held("h", 1)], at=T0)
     assert caught.value.connection_invalidated
     assert posting(funded, held("h", 1), at=T0)[0].status is Status.POSTED
-
-
-@pytest.mark.usefixtures("funded")
-def test_the_tables_are_what_the_migration_makes(engine: Engine) -> None:
-    ours = {row.__tablename__ for row in (AccountRow, TransferRow, HoldRow)}
-    with engine.connect() as connection:
-        context = MigrationContext.configure(
-            connection,
-            opts={
-                "compare_type": True,
-                "compare_server_default": True,
-                "include_name": lambda name, kind, _: kind != "table" or name in ours,
-            },
-        )
-        differences = [d for d in compare_metadata(context, metadata) if "ledger" in str(d) or _names(d) & ours]
-    assert differences == []
-
-
-def _names(difference: object) -> set[str]:
-    return {name for name in ("accounts", "transfers", "holds") if f"'{name}'" in repr(difference)}

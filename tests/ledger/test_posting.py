@@ -39,6 +39,11 @@ REFUSALS = [
     ([move("x", WORLD, OWED, 1)], T0, Status.INSUFFICIENT_FUNDS),
     ([held("h", 60), held("x", 41)], T0, Status.INSUFFICIENT_FUNDS),
     ([held("h", 60), move("x", POOL, SPENT, 41)], T0, Status.INSUFFICIENT_FUNDS),
+    (
+        [move("o", OWED, WORLD, 9), held("h", 2, WORLD, OWED), move("x", WORLD, OWED, 8)],
+        T0,
+        Status.INSUFFICIENT_FUNDS,
+    ),
     ([held("h", 60), more("x", "h", 41)], T0, Status.INSUFFICIENT_FUNDS),
     ([move("m", POOL, SPENT, 100), undo("x", "fund")], T0, Status.INSUFFICIENT_FUNDS),
     ([held("h", 60), take("x", "h", 61)], T0, Status.HOLD_EXHAUSTED),

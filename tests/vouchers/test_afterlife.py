@@ -11,21 +11,20 @@ from vouchers.afterlife import (
     expiry_forecast,
     lapsing_by_month,
     recall_voucher,
-    restore_charge,
 )
 from vouchers.capturing import capture_charge
-from vouchers.claims import make_claim
 from vouchers.domain.forecast import Forecast, forecast
 from vouchers.errors import (
     ChargeBeyondHold,
-    ChargeClaimed,
     NotApplicationsVoucher,
+    ValidityOver,
     VoucherEnded,
     VoucherExpired,
+    VoucherPastUse,
 )
 from vouchers.issuing import issue_voucher, release_tranche, voucher_of
 from vouchers.redemption import extend_hold, lapse_holds, place_hold, quote, release_hold
-from vouchers.wallets import allot_part, set_budget
+from vouchers.wallets import allot_part
 
 # Issued on 10 March 2026 for twelve months: ends when 10 March 2027 begins in Shanghai.
 END = datetime(2027, 3, 9, 16, 0, tzinfo=UTC)
@@ -97,6 +96,55 @@ def test_usage_that_outlasts_a_voucher_is_not_covered_by_it(world: World) -> Non
             quote(session, place.tenant, YUAN, FACTS, [voucher], BEFORE, usage_until=until)
 
 
+def test_after_its_use_by_deadline_a_voucher_pays_only_for_usage_before_it_until_it_expires(
+    world: World,
+) -> None:
+    with transaction(world.engine) as session:
+        place = world.place(session, use_by={"clause": "§5(2)", "days": 30})
+        voucher = place.voucher(session, 1_000)
+        row = voucher_of(session, voucher)
+        deadline = datetime(2026, 4, 8, 16, 0, tzinfo=UTC)  # when 9 April begins in Shanghai
+        assert (row.use_by_at, row.expires_at) == (deadline, END)
+        just_before, later = deadline - timedelta(microseconds=1), deadline + timedelta(days=1)
+        place_hold(session, place.job(), place.tenant, 100 * YUAN, FACTS, None, just_before)
+        for at, until in ((deadline, deadline), (just_before, later)):
+            offered = quote(session, place.tenant, YUAN, FACTS, None, at, usage_until=until)
+            assert offered.public_micros == 0
+            with pytest.raises(VoucherPastUse) as refused:
+                quote(session, place.tenant, YUAN, FACTS, [voucher], at, usage_until=until)
+            assert refused.value.facts["use_by_at"] == deadline.isoformat()
+        last = quote(session, place.tenant, YUAN, FACTS, None, just_before, usage_until=deadline)
+        assert last.public_micros == 300_000
+        with pytest.raises(ChargeBeyondHold):
+            capture_charge(session, place.job(), place.charge(2), YUAN, FACTS, later)
+        paid = capture_charge(
+            session, place.job(), place.charge(), 50 * YUAN, FACTS, later, used_until=just_before
+        )
+        assert paid.public_micros == 15 * YUAN
+    assert voucher not in expire_all(world, later)
+    with transaction(world.engine) as session:
+        assert place.left(session, voucher) == ("active", 15, 15, 970)
+        (entry,) = expiry_forecast(session, NOW + timedelta(days=15), slug=place.programme)
+        # ¥15 in 15 days: at that pace another ¥14.90 until the deadline, not until it expires.
+        assert 14 * YUAN < entry.forecast.used_by_then < 15 * YUAN
+        early = world.voucher(session, place.tenant, place.programme, YUAN, NOW)
+        with pytest.raises(ValidityOver) as over:
+            world.voucher(
+                session,
+                place.tenant,
+                world.programme(session, use_by={"clause": "§5(2)", "until": "2026-03-09"}),
+                YUAN,
+            )
+        assert over.value.facts["clause"] == "§5(2)"
+    with transaction(world.engine) as session:
+        sooner = world.place(
+            session, validity={"clause": "§5", "days": 10}, use_by={"clause": "§6", "days": 30}
+        )
+        ends = voucher_of(session, sooner.voucher(session, 1))
+        assert ends.use_by_at == ends.expires_at
+    assert early in expire_all(world, END)
+
+
 def test_a_recalled_voucher_keeps_only_what_is_set_aside(world: World) -> None:
     with transaction(world.engine) as session:
         place = world.place(session)
@@ -112,56 +160,6 @@ def test_a_recalled_voucher_keeps_only_what_is_set_aside(world: World) -> None:
             quote(session, place.tenant, YUAN, FACTS, [voucher], NOW)
         release_hold(session, place.job(), NOW)
         assert place.pool(session) == before + 1_000
-
-
-def test_lost_usage_goes_back_to_the_very_lots_it_came_from(world: World) -> None:
-    with transaction(world.engine) as session:
-        place = world.place(session)
-        first = place.voucher(session, 20, NOW - timedelta(days=1))
-        second = place.voucher(session, 500)
-        project = {
-            "starts_at": NOW - timedelta(days=1),
-            "ends_at": NOW + timedelta(days=1),
-            "reference": "1",
-            "by": "boss",
-        }
-        set_budget(session, place.tenant, "moulds", amount_micros=100 * YUAN, at=NOW, **project)  # type: ignore[arg-type]
-        facts = type(FACTS)(model="MLU370", project="moulds")
-        place_hold(session, place.job(), place.tenant, 100 * YUAN, facts, None, NOW)
-        capture_charge(session, place.job(), place.charge(), 100 * YUAN, facts, NOW)
-        release_hold(session, place.job(), NOW)
-        lots = {place.left(session, voucher)[2] for voucher in (first, second)}
-        assert lots == {20, 10}
-        assert place.prepaid(session) == 930
-        for _ in range(2):
-            restore_charge(session, place.charge(), reason="node failed", by="hub", at=NOW)
-            assert place.left(session, first) == ("active", 0, 0, 20)
-            assert place.left(session, second) == ("active", 0, 0, 500)
-            assert place.prepaid(session) == 1_000
-        whole_budget = place_hold(session, place.job(2), place.tenant, 100 * YUAN, facts, [], NOW)
-        assert whole_budget.tenant_micros == 100 * YUAN
-
-
-def test_a_restored_share_of_an_ended_voucher_goes_on_to_the_pool(world: World) -> None:
-    with transaction(world.engine) as session:
-        place = world.place(session)
-        voucher = place.voucher(session, 1_000)
-        place.run(session, 100)
-        recall_voucher(session, voucher, by="officer", reason="closed", at=NOW)
-        before = place.pool(session)
-        restore_charge(session, place.charge(), reason="node failed", by="hub", at=NOW)
-        assert place.pool(session) == before + 30
-        assert place.left(session, voucher) == ("recalled", 0, 0, 0)
-
-
-def test_a_claimed_charge_is_not_restored(world: World) -> None:
-    with transaction(world.engine) as session:
-        place = world.place(session)
-        place.voucher(session, 1_000)
-        place.run(session, 100)
-        make_claim(session, place.programme, "2026-03", by="centre", at=NOW)
-        with pytest.raises(ChargeClaimed):
-            restore_charge(session, place.charge(), reason="node failed", by="hub", at=NOW)
 
 
 def test_the_second_tranche_waits_for_a_report_and_lapses_with_the_first(world: World) -> None:
@@ -229,7 +227,7 @@ def test_forecasts_at_the_edges(captured: int, remaining: int, days_gone: int, e
         captured=captured,
         remaining=remaining,
         issued_at=NOW,
-        expires_at=NOW + timedelta(days=30),
+        use_by_at=NOW + timedelta(days=30),
         at=NOW + timedelta(days=days_gone),
     )
     assert made == expected

@@ -16,15 +16,16 @@ from kernel.ids import derived_id
 from ledger.reading import balances
 from tests.vouchers.world import FACTS, NOW, YUAN, Place, World
 from vouchers import accounts
-from vouchers.afterlife import expire_vouchers, recall_voucher, restore_charge
+from vouchers.afterlife import expire_vouchers, recall_voucher
 from vouchers.capturing import capture_charge
 from vouchers.claims import make_claim
 from vouchers.clawback import claw_back_line
 from vouchers.domain.facts import ChargeFacts
 from vouchers.enterprises import enterprise_facts, record_controller
 from vouchers.issuing import issue_voucher
-from vouchers.reading import list_vouchers
+from vouchers.reading import claim_view, list_vouchers
 from vouchers.redemption import extend_hold, place_hold, release_hold
+from vouchers.restoration import restore_charge
 from vouchers.settlement import approve_claim, check_claim, review_claim
 from vouchers.tables import Claim, Voucher
 from vouchers.wallets import allot_part, set_budget, wallet_balance
@@ -155,6 +156,34 @@ def test_one_clawback_by_32_clients_is_one(place: Place) -> None:
     assert outcomes == {"ok": 32}
     with transaction(place.world.engine) as session:
         assert place.pool(session) == before + 30
+
+
+def test_what_is_given_back_while_claims_are_made_is_never_claimed(place: Place) -> None:
+    """Write-skew probe: half the clients claim, half give half of a charge back."""
+    facts = ChargeFacts(model="MLU370", card_ms=2)
+    with transaction(place.world.engine) as session:
+        place.voucher(session, 900)
+        for number in range(1, 17):
+            place.run(session, 10, number, facts=facts)
+
+    def act(session: Session, number: int) -> None:
+        if number % 2:
+            charge = place.charge(number // 2 + 1)
+            restore_charge(session, charge, reason="lost", by="hub", at=NOW, lost_ms=1)
+        else:
+            make_claim(session, place.programme, "2026-03", by="centre", at=NOW)
+
+    assert race(place.world, act, AT_ONCE) == {"ok": AT_ONCE}
+    with transaction(place.world.engine) as session:
+        claim = session.scalars(select(Claim).where(Claim.slug == place.programme)).one()
+        lines = claim_view(session, claim.id).lines
+        standing = [line.amount for line in lines if line.state == "claimed"]
+        waiting = accounts.claimable(place.programme, place.tenant, "CNY")
+        left = balances(session, [waiting.id])[waiting.id].net
+        assert sum(standing) + left == 16 * 10 * YUAN * 3 // 10 // 2
+        # Whatever was given back in time was claimed at half, and whatever later left the claim again.
+        assert all(line.amount in {3 * YUAN, 3 * YUAN // 2} for line in lines)
+        assert all(line.amount == 3 * YUAN // 2 for line in lines if line.state == "claimed")
 
 
 def test_one_claim_is_made_by_32_clients(place: Place) -> None:

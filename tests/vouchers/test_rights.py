@@ -21,6 +21,7 @@ FORBIDDEN = [
     "UPDATE application_steps SET actor = 'x'",
     "UPDATE claim_steps SET actor = 'x'",
     "UPDATE restorations SET reason = 'x'",
+    "UPDATE charge_stretches SET until_micros = 1",
     "DELETE FROM vouchers",
     "DELETE FROM coverage_lines",
     "DELETE FROM covered_charges",
@@ -28,6 +29,7 @@ FORBIDDEN = [
     "DELETE FROM claim_lines",
     "DELETE FROM application_steps",
     "DELETE FROM restorations",
+    "DELETE FROM charge_stretches",
     "DELETE FROM controllers",
     "TRUNCATE vouchers CASCADE",
 ]

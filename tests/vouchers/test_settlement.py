@@ -13,7 +13,7 @@ from kernel.database import transaction
 from ledger.reading import balances
 from tests.vouchers.world import NOW, YUAN, Place, World
 from vouchers import accounts
-from vouchers.afterlife import recall_voucher, restore_charge
+from vouchers.afterlife import recall_voucher
 from vouchers.claims import claim_of, make_claim, resubmit_claim
 from vouchers.clawback import claw_back_line
 from vouchers.domain.calendar import MalformedPeriod
@@ -33,6 +33,7 @@ from vouchers.errors import (
     SamePerson,
 )
 from vouchers.reading import claim_view, list_vouchers, programme_totals
+from vouchers.restoration import restore_charge
 from vouchers.settlement import (
     advance_reserve,
     approve_claim,

@@ -18,7 +18,7 @@ class HeldVoucher:
     terms: Terms
     holder: EnterpriseFacts
     issued_at: datetime
-    expires_at: datetime
+    use_by_at: datetime
     remaining: int
 
 
@@ -60,7 +60,7 @@ def ratio_for(voucher: HeldVoucher, charge: ChargeFacts) -> RatioTier | NotAppli
 
 
 def candidate(voucher: HeldVoucher, tier: RatioTier, charge: ChargeFacts) -> Candidate:
-    """The voucher as the coverage solver sees it. It burns by priority, expiry, width of scope, age and id."""
+    """The voucher as the coverage solver sees it. It burns by priority, last usage, width of scope, age and id."""
     terms = voucher.terms
     return Candidate(
         voucher=voucher.voucher,
@@ -74,7 +74,7 @@ def candidate(voucher: HeldVoucher, tier: RatioTier, charge: ChargeFacts) -> Can
         clause=tier.clause,
         burn=(
             terms.priority,
-            voucher.expires_at.isoformat(),
+            voucher.use_by_at.isoformat(),
             terms.scope_width,
             voucher.issued_at.isoformat(),
             voucher.voucher,

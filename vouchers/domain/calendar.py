@@ -43,7 +43,7 @@ def add_months(day: date, count: int) -> date:
 
 
 def expiry(validity: Validity, issued_at: datetime, time_zone: str) -> datetime:
-    """The instant at which a voucher issued then stops paying: the end of its last day in the time zone."""
+    """The instant at which what a voucher issued then may do ends: the end of its last day in the time zone."""
     issued = local_day(issued_at, time_zone)
     if validity.until is not None:
         end = validity.until + timedelta(days=1)

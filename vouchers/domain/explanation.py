@@ -75,12 +75,21 @@ class Coverage:
 
 
 def voucher_line(
-    plan: Plan, share: Share, amount: int, quantity: int, cost_micros: int, segment: int = 0
+    plan: Plan,
+    share: Share,
+    exact: Fraction,
+    cost_micros: int,
+    *,
+    amount: int,
+    quantity: int,
+    segment: int = 0,
 ) -> Line:
-    """The line of one voucher for a charge, of which `amount` and `quantity` are its parts."""
+    """The line of one voucher for a charge of `cost_micros`, of which it pays `exact`, rounded down to `amount`."""
     candidate = share.candidate
+    part = exact / cost_micros if cost_micros else Fraction(0)
+    allowed = "" if part == candidate.ratio else f"up to {percent_of(candidate.ratio)}, "
     words = [
-        f"{candidate.level} voucher {candidate.number} pays {percent(amount, cost_micros)} ({candidate.clause})"
+        f"{candidate.level} voucher {candidate.number} pays {percent_of(part)} ({allowed}{candidate.clause})"
     ]
     if candidate.asset != CNY:
         words[0] += f" with {_hours(quantity)} card-hours"
@@ -144,15 +153,11 @@ def yuan(micros: int) -> str:
     return f"¥{text[:-4]}" if micros % (MICROS_PER_YUAN // 100) == 0 else f"¥{text}"
 
 
-def percent(part: int, whole: int) -> str:
-    """A part of a whole in per cent with at most two places, rounded down."""
-    return percent_of(Fraction(part, whole)) if whole else "0 %"
-
-
 def percent_of(ratio: Fraction) -> str:
-    """A ratio in per cent with at most two places, rounded down."""
-    hundredths = int(ratio * 10_000)
-    text = f"{hundredths // 100}.{hundredths % 100:02d}".rstrip("0").rstrip(".")
+    """A ratio in per cent: exactly where four places suffice, as for every ratio of a programme, else two of them."""
+    places = 4 if (ratio * 10**6).denominator == 1 else 2
+    units = int(ratio * 10 ** (places + 2))
+    text = f"{units // 10**places}.{units % 10**places:0{places}d}".rstrip("0").rstrip(".")
     return f"{text} %"
 
 

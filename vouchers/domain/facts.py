@@ -35,6 +35,14 @@ class EnterpriseFacts:
 
 
 @dataclass(frozen=True)
+class CentreFacts:
+    """A compute centre as the rules see it: its division code, and its installed peak in whole PFLOPS."""
+
+    region: str
+    pflops: int
+
+
+@dataclass(frozen=True)
 class ChargeFacts:
     """A piece of usage as the rules see it.
 

@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 
 @dataclass(frozen=True)
 class Forecast:
-    """What remains, what will probably still be used before the end, and what will then lapse."""
+    """What remains, what will probably still be used in time, and what will then lapse."""
 
     remaining: int
     used_by_then: int
@@ -14,14 +14,14 @@ class Forecast:
 
 
 def forecast(
-    *, face: int, captured: int, remaining: int, issued_at: datetime, expires_at: datetime, at: datetime
+    *, face: int, captured: int, remaining: int, issued_at: datetime, use_by_at: datetime, at: datetime
 ) -> Forecast:
-    """Project the mean use since issue to the end of the voucher; a new voucher has no pace yet.
+    """Project the mean use since issue to the last usage the voucher pays for; a new one has no pace yet.
 
     Amounts are in the smallest unit of the voucher's asset.
     """
     elapsed = (at - issued_at) // timedelta(seconds=1)
-    left = max((expires_at - at) // timedelta(seconds=1), 0)
+    left = max((use_by_at - at) // timedelta(seconds=1), 0)
     projected = captured * left // elapsed if elapsed > 0 else 0
     used = min(projected, remaining, face)
     return Forecast(remaining, used, remaining - used)

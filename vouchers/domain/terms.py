@@ -17,6 +17,8 @@ from vouchers.domain.facts import ChargeFacts, EnterpriseFacts
 
 CNY: Final = "CNY"
 MS_PER_HOUR: Final = 3_600_000
+RETURNED: Final = "returned"
+CARRIED_OVER: Final = "carried_over"
 
 YEAR_MIN: Final = 1949
 YEAR_MAX: Final = 2199
@@ -68,12 +70,13 @@ class Split:
 
 @dataclass(frozen=True)
 class Budget:
-    """What the programme may issue in a cycle, in its asset's smallest unit."""
+    """What the programme may issue in a cycle, in its asset's smallest unit, and what becomes of the rest of it."""
 
     clause: str
     cycle: str
     amount: int
     split: tuple[Split, ...]
+    unspent: str = RETURNED
 
 
 @dataclass(frozen=True)
@@ -146,7 +149,7 @@ class CeilingTier:
 
 @dataclass(frozen=True)
 class Validity:
-    """How long a voucher lasts: exactly one of days, months and a last day."""
+    """How long a voucher lasts, or until when usage counts: exactly one of days, months and a last day."""
 
     clause: str
     days: int
@@ -214,6 +217,7 @@ class Terms:
     exclusions: tuple[Exclusion, ...]
     ceilings: tuple[CeilingTier, ...]
     validity: Validity
+    use_by: Validity | None
     tranches: tuple[Tranche, ...]
     review: Review
     settlement: Settlement
@@ -311,7 +315,8 @@ def read_terms(document: dict[str, Any]) -> Terms:
             )
             for entry in document.get("ceilings", ())
         ),
-        validity=_validity(document["validity"]),
+        validity=_validity(document, "validity"),
+        use_by=_validity(document, "use_by") if "use_by" in document else None,
         tranches=tranches or (Tranche(document["validity"]["clause"], 1, "award"),),
         review=Review(**({"rounds": False} | document["review"])),
         settlement=_settlement(document["settlement"]),
@@ -323,7 +328,8 @@ def _budget(entry: dict[str, Any], asset: str) -> Budget:
     split = tuple(Split(**part) for part in entry.get("split", ()))
     if len({part.authority for part in split}) < len(split):
         raise ProgrammeInvalid(field="budget.split", reason="an authority is named twice")
-    return Budget(entry["clause"], entry["cycle"], parse_amount(entry["amount"], asset, "budget.amount"), split)
+    amount = parse_amount(entry["amount"], asset, "budget.amount")
+    return Budget(entry["clause"], entry["cycle"], amount, split, entry.get("unspent", RETURNED))
 
 
 def _cap(entry: dict[str, Any], asset: str) -> Cap:
@@ -363,13 +369,10 @@ def _eligible(entry: dict[str, Any]) -> Eligible:
     )
 
 
-def _validity(entry: dict[str, Any]) -> Validity:
-    return Validity(
-        entry["clause"],
-        entry.get("days", 0),
-        entry.get("months", 0),
-        _optional_date(entry, "until", "validity.until"),
-    )
+def _validity(document: dict[str, Any], field: str) -> Validity:
+    entry = document[field]
+    until = _optional_date(entry, "until", f"{field}.until")
+    return Validity(entry["clause"], entry.get("days", 0), entry.get("months", 0), until)
 
 
 def _settlement(entry: dict[str, Any]) -> Settlement:

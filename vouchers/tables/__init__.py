@@ -10,6 +10,7 @@ from vouchers.tables.programmes import (
     ApplicationCheck,
     ApplicationStep,
     Appropriation,
+    CycleClosing,
     Objection,
     Programme,
     ProgrammeVersion,
@@ -18,7 +19,15 @@ from vouchers.tables.programmes import (
     Voucher,
     VoucherPart,
 )
-from vouchers.tables.redemption import CoverageLine, CoveredCharge, HoldLine, HoldSegment, JobHold, Restoration
+from vouchers.tables.redemption import (
+    ChargeStretch,
+    CoverageLine,
+    CoveredCharge,
+    HoldLine,
+    HoldSegment,
+    JobHold,
+    Restoration,
+)
 from vouchers.tables.settlement import Claim, ClaimLine, ClaimStep, ReserveAdvance
 
 __all__ = [
@@ -26,12 +35,14 @@ __all__ = [
     "ApplicationCheck",
     "ApplicationStep",
     "Appropriation",
+    "ChargeStretch",
     "Claim",
     "ClaimLine",
     "ClaimStep",
     "Controller",
     "CoverageLine",
     "CoveredCharge",
+    "CycleClosing",
     "Enterprise",
     "GroupMember",
     "HoldLine",

@@ -62,6 +62,26 @@ class Appropriation(Table):
     )
 
 
+class CycleClosing(Table):
+    """What was left in the pool of a cycle that was over, and where it went: on to a cycle, or back."""
+
+    __tablename__ = "cycle_closings"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    slug: Mapped[str] = mapped_column(ForeignKey("programmes.slug"))
+    cycle: Mapped[str]
+    number: Mapped[int]
+    amount: Mapped[int]
+    carried_to: Mapped[str | None]
+    closed_at: Mapped[datetime]
+
+    __table_args__ = (
+        UniqueConstraint("slug", "cycle", "number"),
+        CheckConstraint("amount > 0", name="amount"),
+        CheckConstraint("carried_to <> cycle", name="carried"),
+    )
+
+
 class Round(Table):
     """A call for applications with its cut-off."""
 
@@ -181,6 +201,7 @@ class Voucher(Table):
     issued_on: Mapped[str]
     issued_by: Mapped[str]
     issued_at: Mapped[datetime]
+    use_by_at: Mapped[datetime]
     expires_at: Mapped[datetime]
     state: Mapped[str]
     ended_at: Mapped[datetime | None]
@@ -192,7 +213,7 @@ class Voucher(Table):
         Index("ix_vouchers_slug_cycle", "slug", "cycle"),
         Index("ix_vouchers_due", "expires_at", "id", postgresql_where=text("state = 'active'")),
         CheckConstraint("face > 0", name="face"),
-        CheckConstraint("expires_at > issued_at", name="validity"),
+        CheckConstraint("issued_at < use_by_at AND use_by_at <= expires_at", name="validity"),
         CheckConstraint("state IN ('active','expired','recalled')", name="state"),
         CheckConstraint("(state = 'active') = (ended_at IS NULL)", name="ended"),
     )

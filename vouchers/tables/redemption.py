@@ -88,6 +88,31 @@ class CoveredCharge(Table):
     facts: Mapped[dict[str, Any]]
     used_until: Mapped[datetime]
     captured_at: Mapped[datetime]
+    restored_micros: Mapped[int]
+    restored_ms: Mapped[int]
+
+    __table_args__ = (
+        CheckConstraint("restored_micros BETWEEN 0 AND cost_micros", name="restored"),
+        CheckConstraint("restored_ms BETWEEN 0 AND card_ms", name="restored_time"),
+    )
+
+
+class ChargeStretch(Table):
+    """Which part of a segment a charge took: from where to where of its cumulative cost and card time."""
+
+    __tablename__ = "charge_stretches"
+
+    charge_id: Mapped[UUID] = mapped_column(ForeignKey("covered_charges.charge_id"), primary_key=True)
+    segment: Mapped[int] = mapped_column(primary_key=True)
+    from_micros: Mapped[int]
+    until_micros: Mapped[int]
+    from_ms: Mapped[int]
+    until_ms: Mapped[int]
+
+    __table_args__ = (
+        CheckConstraint("0 <= from_micros AND from_micros < until_micros", name="cost"),
+        CheckConstraint("0 <= from_ms AND from_ms <= until_ms", name="time"),
+    )
 
 
 class CoverageLine(Table):
@@ -123,15 +148,27 @@ class CoverageLine(Table):
 
 
 class Restoration(Table):
-    """Lost usage given back to the very lots it came from."""
+    """What of a coverage line was given back to the very lot it came from, or clawed back to the pool.
+
+    A line may be given back in parts, one row each; `captured` less all of them is what still stands.
+    """
 
     __tablename__ = "restorations"
 
-    line_id: Mapped[UUID] = mapped_column(ForeignKey("coverage_lines.id"), primary_key=True)
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    line_id: Mapped[UUID] = mapped_column(ForeignKey("coverage_lines.id"))
+    number: Mapped[int]
     reason: Mapped[str]
     kind: Mapped[str]
-    transfer_id: Mapped[UUID] = mapped_column(unique=True)
+    amount_micros: Mapped[int]
+    quantity: Mapped[int]
+    transfer_id: Mapped[UUID | None] = mapped_column(unique=True)
     restored_by: Mapped[str]
     restored_at: Mapped[datetime]
 
-    __table_args__ = (CheckConstraint("kind IN ('restored','clawed_back')", name="kind"),)
+    __table_args__ = (
+        UniqueConstraint("line_id", "number"),
+        CheckConstraint("kind IN ('restored','clawed_back')", name="kind"),
+        CheckConstraint("amount_micros >= 0 AND quantity >= 0", name="amount"),
+        CheckConstraint("(quantity > 0) = (transfer_id IS NOT NULL)", name="moved"),
+    )

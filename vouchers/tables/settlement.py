@@ -28,6 +28,7 @@ class Claim(Table):
     first_reviewer: Mapped[str | None]
     approver: Mapped[str | None]
     approved: Mapped[int | None]
+    disbursed: Mapped[int | None]
     from_reserve: Mapped[int | None]
     bank_reference: Mapped[str | None] = mapped_column(unique=True)
     sample_seed: Mapped[str | None]
@@ -49,7 +50,8 @@ class Claim(Table):
         ),
         CheckConstraint("amount > 0", name="amount"),
         CheckConstraint("approved BETWEEN 0 AND amount", name="approved"),
-        CheckConstraint("from_reserve BETWEEN 0 AND approved", name="from_reserve"),
+        CheckConstraint("disbursed BETWEEN 0 AND approved", name="disbursed"),
+        CheckConstraint("from_reserve BETWEEN 0 AND disbursed", name="from_reserve"),
         CheckConstraint("first_reviewer <> approver", name="two_people"),
         CheckConstraint("approver IS NULL OR first_reviewer IS NOT NULL", name="review_order"),
         CheckConstraint(
@@ -70,15 +72,19 @@ class ClaimLine(Table):
     sampled: Mapped[bool]
     state: Mapped[str]
     reason: Mapped[str]
+    from_reserve: Mapped[int | None]
 
     __table_args__ = (
         Index(
             "uq_claim_lines_coverage_line_id",
             "coverage_line_id",
             unique=True,
-            postgresql_where=text("state <> 'disputed'"),
+            postgresql_where=text("state NOT IN ('disputed','restored')"),
         ),
-        CheckConstraint("state IN ('claimed','disputed','rejected','approved','clawed_back')", name="state"),
+        CheckConstraint(
+            "state IN ('claimed','disputed','rejected','approved','clawed_back','restored')", name="state"
+        ),
+        CheckConstraint("from_reserve BETWEEN 0 AND amount", name="from_reserve"),
         CheckConstraint("amount > 0", name="amount"),
     )
 

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -25,6 +26,7 @@ from compute_hub.settings import Settings
 from kernel.clock import utc_now
 from kernel.database import Table, transaction
 from kernel.ids import derived_id, new_id
+from scheduler.controller.ports import Admission
 from scheduler.tables import DeviceRow, JobRow, NodeRow
 
 Json = Any
@@ -189,14 +191,15 @@ class House:
         issued: dict[str, Any] = self.authority.post(f"/v1/applications/{application}:issue")
         return issued
 
-    def use(self, job_id: str, card_ms: int) -> None:
+    def use(self, job_id: str, card_ms: int, used_at: datetime | None = None) -> None:
         """Let a queued job be admitted, use card time and be charged, as controller and biller would."""
         with transaction(self.engine) as session:
             job = session.get_one(JobRow, UUID(job_id))
-            funding = Funding(self.settings.hold_horizon_ms)
-            assert funding.admit(session, job, {MODEL: 1000}, utc_now()) is None
+            funding = Funding(self.settings.hold_horizon_ms, self.settings.centre_facts)
+            assert funding.admit(session, [Admission(job, {MODEL: 1000})], utc_now()) == {}
+            job.state, job.attempt, job.placed_at = "running", 1, utc_now()
         with transaction(self.engine) as session:
-            session.add(usage(UUID(job_id), card_ms))
+            session.add(usage(UUID(job_id), card_ms, used_at or utc_now()))
             session.flush()
             record_id = derived_id("record", job_id, card_ms)
             session.add(UnchargedUsageRow(record_id=record_id, job_id=UUID(job_id)))
@@ -245,8 +248,7 @@ def node(name: str) -> NodeRow:
     )
 
 
-def usage(job_id: UUID, card_ms: int) -> UsageRecordRow:
-    now = utc_now()
+def usage(job_id: UUID, card_ms: int, used_at: datetime) -> UsageRecordRow:
     return UsageRecordRow(
         id=derived_id("record", job_id, card_ms),
         job_id=job_id,
@@ -257,11 +259,12 @@ def usage(job_id: UUID, card_ms: int) -> UsageRecordRow:
         node="a",
         boot_id="boot",
         model=MODEL,
-        started_at=now,
+        started_at=used_at,
+        offset_ms=0,
         duration_ms=card_ms,
         slot_ms=card_ms * 1000,
         busy_ms=0,
         final=True,
         content_sha256="0" * 64,
-        received_at=now,
+        received_at=utc_now(),
     )

@@ -53,6 +53,11 @@ def test_what_is_anothers_looks_like_nothing(house: House) -> None:
     voucher = house.voucher(owner, programme, requested_cny="50.00")["id"]
     submitted = owner.post("/v1/jobs", job())["id"]
     house.use(submitted, 1000)
+    array = owner.post("/v1/job-arrays", {"job": job(), "size": 2})["id"]
+    owner.ask("PUT", "/v1/secrets/mine", {"value": "v"})
+    owner.ask("PUT", "/v1/job-templates/mine", {"fields": {"nodes": 1}})
+    thief.refused(404, "secret_not_found", "DELETE", "/v1/secrets/mine")
+    thief.refused(404, "template_not_found", "GET", "/v1/job-templates/mine")
     other = house.programme()
     application = owner.post("/v1/applications:draft", {"programme": other, "requested_cny": "1.00"})["id"]
     part = {"project": "p", "amount_cny": "1.00", "reference": "r"}
@@ -61,7 +66,17 @@ def test_what_is_anothers_looks_like_nothing(house: House) -> None:
         ("GET", "/v1/jobs/{}/logs", submitted, None),
         ("GET", "/v1/jobs/{}/charges", submitted, None),
         ("GET", "/v1/jobs/{}/usage", submitted, None),
+        ("GET", "/v1/jobs/{}/attempts", submitted, None),
+        ("GET", "/v1/jobs/{}/explanation", submitted, None),
+        ("GET", "/v1/jobs/{}/artifacts", submitted, None),
+        ("GET", "/v1/jobs/{}/artifacts:download?path=x", submitted, None),
+        ("GET", "/v1/jobs/{}/logs?follow=true", submitted, None),
         ("POST", "/v1/jobs/{}:cancel", submitted, None),
+        ("POST", "/v1/jobs/{}:hold", submitted, None),
+        ("POST", "/v1/jobs/{}:release", submitted, None),
+        ("POST", "/v1/jobs/{}:depend", submitted, {"depends_on": []}),
+        ("GET", "/v1/job-arrays/{}", array, None),
+        ("POST", "/v1/job-arrays/{}:cancel", array, None),
         ("GET", "/v1/vouchers/{}", voucher, None),
         ("POST", "/v1/vouchers/{}:allot", voucher, part),
         ("POST", "/v1/vouchers/{}:return-part", voucher, part),
@@ -77,7 +92,16 @@ def test_what_is_anothers_looks_like_nothing(house: House) -> None:
             there, nowhere = (thief.ask(method, path.format(name), body) for name in (anothers, str(NOBODY)))
             assert there.status_code == nowhere.status_code == 404, (path, there.text)
             assert there.text.replace(anothers, "?") == nowhere.text.replace(str(NOBODY), "?")
-    for listing in ("jobs", "vouchers", "applications", "restorations", "claims", "budgets"):
+    for listing in (
+        "jobs",
+        "vouchers",
+        "applications",
+        "restorations",
+        "claims",
+        "budgets",
+        "secrets",
+        "job-templates",
+    ):
         assert thief.get(f"/v1/{listing}")["items"] == []
     assert [entry["id"] for entry in thief.get("/v1/enterprises")["items"]] == [str(thief.tenant_id)]
     assert thief.get("/v1/jobs", after=submitted)["items"] == []

@@ -1,5 +1,6 @@
 """A tenant with money, a priced card, and a job whose runs are written by hand."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -12,24 +13,29 @@ from compute_hub.billing.rates import set_rate
 from compute_hub.workers.biller import bill_once
 from kernel.database import transaction
 from kernel.ids import derived_id, new_id
+from scheduler.controller.ports import Admission
+from scheduler.controller.settling import INFRASTRUCTURE
 from scheduler.jobs import JobRequest, submit_job
 from scheduler.node.protocol import DeviceShare, UsageRecord
 from scheduler.tables import JobRow
 from tests.vouchers.world import World
+from vouchers.domain.facts import CentreFacts
 from vouchers.wallets import deposit, wallet_balance
 
 NOW = datetime(2026, 3, 10, 2, 0, tzinfo=UTC)
 YUAN = 1_000_000
 HOUR_MS = 3_600_000
+HUANGYAN = CentreFacts("331003", 0)
 PRICE = {"sim-a": 36 * YUAN, "sim-b": 72 * YUAN}
 
 
 class House:
     """Everything a test of money begins with; time is said by the test."""
 
-    def __init__(self, engine: Engine, prepaid_yuan: int = 1000) -> None:
+    def __init__(self, engine: Engine, prepaid_yuan: int = 1000, centre: CentreFacts = HUANGYAN) -> None:
         self.engine = engine
-        self.funding = Funding(HOUR_MS)
+        self.centre = centre
+        self.funding = Funding(HOUR_MS, centre)
         with transaction(engine) as session:
             self.tenant = World(engine).enterprise(session)
             if prepaid_yuan:
@@ -37,7 +43,7 @@ class House:
             for model, price in PRICE.items():
                 set_rate(session, model, price, effective_from=NOW, by=new_id(), at=NOW)
             session.execute(
-                text("INSERT INTO nodes VALUES ('n', 'h', 'up', '{}', 1000, 1000, '{}', :at, :at);").bindparams(
+                text("INSERT INTO nodes VALUES ('n', 'h', 'up', '{}', 4000, 4096, '{}', :at, :at);").bindparams(
                     at=NOW
                 )
             )
@@ -50,7 +56,12 @@ class House:
                 )
 
     def submit(
-        self, *, limit_ms: int = 10 * HOUR_MS, grace_ms: int = 5000, models: tuple[str, ...] = tuple(PRICE)
+        self,
+        *,
+        limit_ms: int = 10 * HOUR_MS,
+        grace_ms: int = 5000,
+        models: tuple[str, ...] = tuple(PRICE),
+        vouchers: Sequence[UUID] | None = (),
     ) -> UUID:
         job_id = new_id()
         request = JobRequest(
@@ -71,7 +82,7 @@ class House:
                 environments=("e",),
                 at=NOW,
             )
-            pledge_funding(session, job, [], horizon_ms=HOUR_MS, at=NOW)
+            pledge_funding(session, job, vouchers, centre=self.centre, horizon_ms=HOUR_MS, at=NOW)
         return job_id
 
     def admit(self, job_id: UUID, model: str = "sim-a", at: datetime = NOW) -> str | None:
@@ -79,7 +90,7 @@ class House:
         with transaction(self.engine) as session:
             job = session.get_one(JobRow, job_id)
             job.attempt += 1
-            refused = self.funding.admit(session, job, {model: 1000}, at)
+            refused = self.funding.admit(session, [Admission(job, {model: 1000})], at).get(job_id)
             if refused is not None:
                 session.rollback()
                 return refused
@@ -138,11 +149,30 @@ class House:
         with transaction(self.engine) as session:
             self.funding.record_usage(session, "n", records, at)
 
-    def end(self, job_id: UUID, at: datetime = NOW) -> None:
+    def lose(self, job_id: UUID) -> None:
+        """The node is lost and the job waits to be tried again, as the controller settles it."""
         with transaction(self.engine) as session:
             job = session.get_one(JobRow, job_id)
-            job.state, job.ended_at = "succeeded", at
-            session.execute(text("UPDATE runs SET state = 'ended', end_reason = 'exited'"))
+            job.state, job.placed_at, job.lost_attempts = "queued", None, [*job.lost_attempts, job.attempt]
+            self._end_runs(session, job_id, "node_lost")
+
+    def _end_runs(self, session: Session, job_id: UUID, reason: str) -> None:
+        session.execute(
+            text(
+                "UPDATE runs SET state = 'ended', end_reason = :reason WHERE job_id = :job AND state <> 'ended'"
+            ),
+            {"reason": reason, "job": job_id},
+        )
+
+    def end(
+        self, job_id: UUID, at: datetime = NOW, *, state: str = "succeeded", reason: str = "exited"
+    ) -> None:
+        with transaction(self.engine) as session:
+            job = session.get_one(JobRow, job_id)
+            job.state, job.ended_at, job.end_reason = state, at, reason
+            if reason in INFRASTRUCTURE:
+                job.lost_attempts = [*job.lost_attempts, job.attempt]
+            self._end_runs(session, job_id, reason)
             session.flush()
             self.funding.ended(session, job, at)
 

@@ -1,15 +1,21 @@
 """`hub` as its users meet it: the whole story by commands, readable tables, one sentence when refused."""
 
+import io
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from uuid import UUID
 
 import pytest
+from structlog.testing import capture_logs
 
 from compute_hub.cli.main import app, main
 from kernel.clock import utc_now
-from tests.compute_hub.api.house import EXAMPLES, MODEL, Asker, House, Json
+from kernel.database import transaction
+from scheduler.tables import JobRow
+from tests.compute_hub.api.house import EXAMPLES, MODEL, Asker, House, Json, job
 
 ROOT = Path(__file__).parents[3]
 
@@ -42,8 +48,11 @@ class Terminal:
 
 
 @pytest.fixture
-def terminal(house: House, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Terminal:
-    return Terminal(house, monkeypatch, capsys)
+def terminal(
+    house: House, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Terminal]:
+    with capture_logs():  # the hub in this process would write between the lines of its client
+        yield Terminal(house, monkeypatch, capsys)
 
 
 def test_the_story_from_programme_to_reconciliation_by_commands(terminal: Terminal, tmp_path: Path) -> None:
@@ -101,6 +110,122 @@ def test_the_story_from_programme_to_reconciliation_by_commands(terminal: Termin
     assert "allot_part" in history
 
 
+def test_everything_an_enterprise_asks_of_a_job_can_be_typed(
+    terminal: Terminal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house = terminal.house
+    firm = house.enterprise("1000.00")
+    monkeypatch.setattr(sys, "stdin", io.StringIO("very secret\n"))
+    assert terminal.gets(firm, "secret", "put", "token")[0]["size_bytes"] == len("very secret")
+    file = tmp_path / "small.json"
+    file.write_text(
+        json.dumps({"accelerator": MODEL, "time_limit_s": 60, "priority": "low", "env": {"A": "1"}})
+    )
+    assert "time_limit_s" in terminal.types(firm, "template", "save", "small", str(file))[0]
+    wishes = ["--hold", "--preemptible", "--retries", "2", "--retry-on", "failure", "--priority", "high"]
+    wishes += ["--not-before", "2100-01-01T00:00:00Z", "--topology", "spread", "--secret", "token"]
+    submit = ["job", "submit", "--template", "small", "--env", "B=2", *wishes, "--json", "--", "true"]
+    (first,) = json.loads(terminal.types(firm, *submit)[0])
+    assert (first["time_limit_s"], first["priority"], first["topology"]) == (60, "high", "spread")
+    assert (first["held"], first["preemptible"], first["max_retries"]) == (True, True, 2)
+    assert first["secrets"] == ["token"]
+    plain = ["job", "submit", "--accelerator", MODEL, "--after", first["id"], "--json", "--", "true"]
+    (second,) = json.loads(terminal.types(firm, *plain)[0])
+    assert second["depends_on"] == [first["id"]]
+    assert terminal.gets(firm, "job", "explain", second["id"])[0]["code"] == "dependency"
+    assert "waiting for job" in terminal.types(firm, "job", "explain", second["id"])[0]
+    assert terminal.gets(firm, "job", "depend", second["id"])[0]["depends_on"] == []
+    assert terminal.gets(firm, "job", "hold", second["id"])[0]["held"]
+    assert not terminal.gets(firm, "job", "release", second["id"])[0]["held"]
+    many = [
+        "job",
+        "submit",
+        "--accelerator",
+        MODEL,
+        "--array",
+        "3",
+        "--array-running",
+        "1",
+        "--json",
+        "--",
+        "true",
+    ]
+    (array,) = json.loads(terminal.types(firm, *many)[0])
+    assert terminal.gets(firm, "job", "array", array["id"])[0]["states"] == {"queued": 3}
+    assert len(terminal.gets(firm, "job", "list", "--array", array["id"], "--state", "queued")) == 3
+    assert terminal.gets(firm, "job", "show", f"{array['id']}.2")[0]["array_index"] == 2
+    assert "queued: 3" in terminal.types(firm, "job", "cancel", "--array", array["id"])[0]
+    _, refusal = terminal.types(firm, *many[:-3], "--wait", "--", "true", status=1)
+    assert refusal.startswith("hub: --wait: an array cannot be waited for")
+    assert terminal.gets(firm, "job", "attempts", first["id"]) == []
+    _, refusal = terminal.types(firm, "secret", "delete", "token", status=1)
+    assert refusal.startswith("hub: Secret 'token' is named by job")
+    assert terminal.gets(firm, "template", "delete", "small")[0]["name"] == "small"
+
+
+def test_what_a_job_left_can_be_followed_listed_and_fetched(terminal: Terminal, tmp_path: Path) -> None:
+    house = terminal.house
+    firm = house.enterprise("1000.00")
+    submitted = firm.post("/v1/jobs", job())
+    with transaction(house.engine) as session:
+        row = session.get_one(JobRow, UUID(submitted["id"]))
+        row.state, row.attempt, row.ended_at = "succeeded", 1, utc_now()
+    folder = house.settings.workspaces / str(firm.tenant_id) / submitted["id"] / "attempt-1"
+    (folder / "rank-0" / "out").mkdir(parents=True)
+    (folder / "rank-0" / "out" / "model").write_bytes(b"weights")
+    (folder / "rank-0.log").write_text("epoch 1\n", encoding="utf-8")
+    for follow in ([], ["-f"]):
+        assert terminal.types(firm, "job", "logs", submitted["id"], *follow)[0] == "epoch 1\n"
+    (entry,) = terminal.gets(firm, "job", "artifacts", submitted["id"], "out")
+    assert (entry["path"], entry["size_bytes"]) == ("out/model", 7)
+    target = tmp_path / "fetched"
+    said, _ = terminal.types(firm, "job", "download", submitted["id"], "out/model", "--to", str(target))
+    assert (target.read_bytes(), said) == (b"weights", f"{target}: 7 bytes\n")
+
+
+def test_a_programme_that_counts_card_hours_is_run_by_commands_too(terminal: Terminal) -> None:
+    house = terminal.house
+    programme = house.programme(
+        "uk-airr",
+        asset=f"card_ms:{MODEL}",
+        reserve={"clause": "AIRR §9", "amount": "1"},
+        review={"clause": "AIRR §6", "first_review": "panel", "final_approval": "board", "notice_days": 0},
+        settlement={"clause": "AIRR §7", "direction": "centre_claims", "cycle": "month"},
+        eligible={
+            "clause": "AIRR §1",
+            "enterprise_regions": ["any"],
+            "centre_regions": ["any"],
+            "cost_kinds": ["compute"],
+        },
+    )
+    firm = house.enterprise("100.00")
+    (application,) = terminal.gets(firm, "application", "apply", programme, "--amount", "20h")
+    assert application["requested_card_ms"] == 72_000_000
+    terminal.types(house.reviewer, "application", "review", application["id"])
+    terminal.types(house.approver, "application", "approve", application["id"], "--amount", "12.5h")
+    (voucher,) = terminal.gets(house.authority, "application", "issue", application["id"])
+    part = [voucher["id"], "moulds"]
+    assert "12.50 card-h" in terminal.types(firm, "voucher", "allot", *part, "2.5h", "--reference", "1")[0]
+    terminal.types(firm, "voucher", "return-part", *part, "0.5h", "--reference", "2")
+    assert "2.00 card-h" in terminal.types(firm, "voucher", "show", voucher["id"])[0]
+    _, err = terminal.types(firm, "voucher", "allot", *part, "1.00", "--reference", "3", status=1)
+    assert "amount_card_ms" in err
+    _, err = terminal.types(firm, "voucher", "allot", *part, "0.0000001h", "--reference", "4", status=1)
+    assert err == "hub: '0.0000001h' is no whole number of card-milliseconds.\n"
+    reserve = ["programme", "advance-reserve", programme, "0.05h", "--reference", "1"]
+    terminal.types(house.authority, *reserve)
+    submit = ["job", "submit", "--accelerator", MODEL, "--time-limit", "600", "--json", "--", "x"]
+    (job,) = json.loads(terminal.types(firm, *submit)[0])
+    house.use(job["id"], 360_000)
+    (claim,) = terminal.gets(house.operator, "claim", "make", programme, f"{utc_now():%Y-%m}")
+    terminal.types(house.reviewer, "claim", "check", claim["id"], "--centre", "91331003CENTRE0001")
+    terminal.types(house.reviewer, "claim", "review", claim["id"])
+    terminal.types(house.approver, "claim", "approve", claim["id"])
+    terminal.types(house.authority, "claim", "disburse", claim["id"], "--bank-reference", f"B {programme}")
+    reconcile = ["claim", "reconcile", claim["id"], "--received", "0.05h", "--statement", "S"]
+    assert "reconciled" in terminal.types(house.operator, *reconcile)[0]
+
+
 def test_a_refusal_is_one_sentence_on_standard_error_and_exit_status_one(terminal: Terminal) -> None:
     house = terminal.house
     out, err = terminal.types(house.operator, "programme", "publish", __file__, status=1)
@@ -135,6 +260,8 @@ LISTINGS = [
     ("tenant", ["wallet", "show"]),
     ("tenant", ["wallet", "history"]),
     ("tenant", ["wallet", "budgets"]),
+    ("tenant", ["secret", "list"]),
+    ("tenant", ["template", "list"]),
 ]
 
 

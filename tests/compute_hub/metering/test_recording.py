@@ -1,11 +1,16 @@
 """Usage is kept once, in any order; what contradicts is an alarm and never billed."""
 
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 
-from tests.compute_hub.billing.house import House
+from compute_hub.billing.charging import LATE
+from compute_hub.metering.gaps import list_gap_cases
+from compute_hub.metering.holding import held_time
+from kernel.database import transaction
+from tests.compute_hub.billing.house import NOW, House
 
 
 @pytest.fixture
@@ -54,3 +59,38 @@ def test_usage_of_an_unknown_run_another_job_or_too_many_slots_is_an_alarm(house
     house.meter(good)
     house.bill()
     assert house.charged()[0] == 1_000_000
+
+
+def test_a_gap_opens_a_case_that_is_filled_when_the_record_arrives_after_all(house: House) -> None:
+    job_id = house.submit()
+    house.admit(job_id)
+    house.meter(house.record(job_id, 0, 1000), house.record(job_id, 2, 1000, final=True))
+    house.end(job_id)
+    house.bill()
+    assert house.sql("SELECT count(*) FROM gap_cases") == [(0,)]
+    house.bill(NOW + LATE + timedelta(seconds=1))
+    with transaction(house.engine) as session:
+        (gap,) = list_gap_cases(session, limit=10)
+    assert (gap.case.job_id, gap.case.first_missing_k, gap.case.kind) == (job_id, 1, "missing_record")
+    assert (gap.node, gap.filled) == ("n", False)
+    house.meter(house.record(job_id, 1, 1000))
+    house.bill(NOW + timedelta(days=10))
+    with transaction(house.engine) as session:
+        (gap,) = list_gap_cases(session, limit=10)
+        assert gap.filled
+        assert list_gap_cases(session, limit=10, after=(job_id, 1, 0, 1)) == []
+    assert house.charged()[0] == 3_000_000
+
+
+def test_what_was_allocated_and_not_metered_is_the_holders_and_so_is_what_was_idle(house: House) -> None:
+    job_id = house.submit()
+    house.admit(job_id)
+    house.meter(house.record(job_id, 0, 60_000, cpu_ms=45_000, final=True))
+    with transaction(house.engine) as session:
+        session.execute(
+            text("UPDATE allocations SET span = tstzrange(lower(span), lower(span) + interval '100 s')")
+        )
+    with transaction(house.engine) as session:
+        (held,) = held_time(session, job_id=job_id, at=NOW + timedelta(hours=1))
+    assert (held.allocated_ms, held.metered_ms, held.busy_ms) == (100_000, 60_000, 45_000)
+    assert (held.unused_ms, held.idle_ms, held.tenant_id) == (40_000, 15_000, house.tenant)

@@ -1,4 +1,4 @@
-# ruff: noqa: ARG002, TC003 - a test accounting ignores what the port hands it; types are few
+# ruff: noqa: ARG002, TC001, TC003 - a test accounting ignores what the port hands it; types are few
 """A controller on real supervisors over their sockets and the real database; only Ray is left out."""
 
 import os
@@ -18,11 +18,14 @@ from kernel.errors import HubError
 from kernel.ids import new_id
 from scheduler.controller.desired import Store
 from scheduler.controller.loop import Controller, Pace
-from scheduler.controller.ports import Accounting
+from scheduler.controller.ports import Accounting, Admission
 from scheduler.controller.wakeups import Wakeups
 from scheduler.jobs import WAKE_CHANNEL, JobRequest, cancel_job, submit_job
 from scheduler.node.client import SupervisorClient
 from scheduler.node.protocol import Report, SyncRequest, UsageRecord
+from scheduler.policy.model import Queue
+from scheduler.policy.settings import policy_named
+from scheduler.secrets import Vault, new_vault_key
 from scheduler.tables import JobRow, RunRow
 from tests.scheduler.node.harness import Machine, Node
 
@@ -69,10 +72,8 @@ class Free:  # its arguments are the port's
     ended_jobs: list[UUID] = field(default_factory=list)
     refusing: set[UUID] = field(default_factory=set)
 
-    def admit(
-        self, session: Session, job: JobRow, slot_ms_by_model: Mapping[str, int], at: datetime
-    ) -> str | None:
-        return "waiting for funds: none" if job.id in self.refusing else None
+    def admit(self, session: Session, admissions: Sequence[Admission], at: datetime) -> Mapping[UUID, str]:
+        return {one.job.id: "waiting for funds: none" for one in admissions if one.job.id in self.refusing}
 
     def keep_funded(
         self, session: Session, jobs: Sequence[JobRow], elapsed_ms: Mapping[UUID, int], at: datetime
@@ -96,7 +97,10 @@ class Cluster:
         self.accounting: Accounting = accounting or self.free
         self.sockets = Sockets(machine)
         self.tenant = new_id()
-        self.store = Store(machine.folder / "store" / "uploads", machine.folder / "store")
+        self.vault = Vault([new_vault_key()])
+        self.store = Store(machine.folder / "store" / "uploads", machine.folder / "store", self.vault)
+        self.policy = policy_named("default")
+        self.queues: Sequence[Queue] = ()
         self.controller = self.new_controller("first")
 
     def new_controller(self, holder: str, **pace: int) -> Controller:
@@ -109,6 +113,8 @@ class Cluster:
             holder=holder,
             pace=Pace(**paces),
             wakeups=Wakeups(),
+            policy=self.policy,
+            queues=self.queues,
         )
 
     def node(self, name: str = "n", **changes: Any) -> Node:  # noqa: ANN401 - any field of the configuration

@@ -123,7 +123,7 @@ def test_a_supervisor_stopped_in_order_is_the_centres_doing_not_the_jobs(cluster
 
 @pytest.mark.slow
 def test_a_node_out_of_reach_keeps_its_devices_until_every_lease_has_lapsed(cluster: Cluster) -> None:
-    cluster.controller = cluster.new_controller("brief", node_lease_ms=1000)
+    cluster.controller = cluster.new_controller("brief", node_lease_ms=3000)
     cluster.node(devices=[{"index": 0, "model": "sim-a"}])
     job_id = cluster.submit(*FOREVER)
     cluster.until_state(job_id, "running")

@@ -117,6 +117,25 @@ def test_a_job_whose_upload_has_vanished_fails_to_start_with_a_sentence(cluster:
     assert len(job.reason) > 20
 
 
+def test_a_program_that_is_missing_or_cannot_be_run_says_so_and_garbage_is_kept_as_it_is(
+    cluster: Cluster,
+) -> None:
+    cluster.node()
+    missing = cluster.submit("/job/train")
+    forbidden = cluster.submit("/etc/passwd")
+    garbage = cluster.submit("/bin/sh", "-c", "printf '\\377\\376\\033]0;x'")
+    job = cluster.ended(missing)
+    assert (job.state, job.exit_code) == ("failed", 127)
+    assert job.reason == "Status 127: most likely /job/train is not in the sandbox."
+    job = cluster.ended(forbidden)
+    assert (job.state, job.exit_code) == ("failed", 126)
+    assert job.reason == "Status 126: most likely /etc/passwd is not executable."
+    job = cluster.ended(garbage)
+    assert job.state == "succeeded"
+    log = cluster.store.attempt(job, 1) / "rank-0.log"
+    assert log.read_bytes() == b"\xff\xfe\x1b]0;x"
+
+
 def test_a_job_whose_funds_are_missing_blocks_nobody(cluster: Cluster) -> None:
     cluster.node(devices=[{"index": 0, "model": "sim-a"}])
     poor = cluster.submit("/bin/true")

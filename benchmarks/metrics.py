@@ -1,0 +1,135 @@
+"""What a scrape costs of a large centre: 10,000 devices, 1,000 enterprises, 100,000 jobs in the database.
+
+`scrape_ms_p99` is the time of scrapes that each find every part due, in the process that serves them; what a scrape
+does not wait for is `collect_ms_max`, the longest reading of a part. `bytes` and `series` are of one exposition.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+
+from sqlalchemy import Connection, create_engine, text
+
+from compute_hub.telemetry.centre import Centre
+from compute_hub.telemetry.metrics import parts
+from kernel.database import open_engine
+from kernel.migrations import migrate
+from kernel.postgres import OWNER_ROLE, PrivatePostgres
+from vouchers.accounts import CREDIT_GRANTED
+
+MODELS = ("A100", "910B", "MLU590", "V100")
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large the centre is. Of the jobs a fifth waits, at most one per device runs, the rest has ended."""
+
+    devices: int
+    tenants: int
+    jobs: int
+
+    @property
+    def waiting(self) -> int:
+        """Jobs in the queue."""
+        return self.jobs // 5
+
+    @property
+    def running(self) -> int:
+        """Jobs with one card each."""
+        return min(self.devices, self.jobs // 10)
+
+    @property
+    def ended(self) -> int:
+        """Jobs with a run, two usage records and a charge of ¥1, six tenths of it paid by vouchers."""
+        return self.jobs - self.waiting - self.running
+
+
+_SEED = Path(__file__).with_name("metrics_seed.sql")
+
+
+def seed(connection: Connection, size: Size) -> None:
+    """Fill an empty database with a centre of that size, as its owner."""
+    facts = {
+        **vars(size),
+        "waiting": size.waiting,
+        "running": size.running,
+        "models": list(MODELS),
+        "credit_granted": CREDIT_GRANTED.id,
+    }
+    for statement in _SEED.read_text(encoding="utf-8").split(";\n"):
+        if statement.strip():
+            connection.execute(text(statement), facts)
+
+
+def measure(centre: Centre, scrapes: int) -> dict[str, float | int]:
+    """Scrape again and again, each time when everything that was being read is there."""
+    exposition, took_ms = centre.scrape().decode(), []
+    for _ in range(scrapes):
+        centre.settle()
+        began_ns = time.perf_counter_ns()
+        exposition = centre.scrape().decode()
+        took_ms.append((time.perf_counter_ns() - began_ns) / 1e6)
+    samples = [line for line in exposition.splitlines() if not line.startswith("#")]
+    return {
+        "scrape_ms_p50": round(_quantile(took_ms, 0.5), 1),
+        "scrape_ms_p99": round(_quantile(took_ms, 0.99), 1),
+        "collect_ms_max": round(1000 * _largest(samples, "hub_collector_duration_seconds")),
+        "failed_parts": int(sum(_values(samples, "hub_collector_failed"))),
+        "bytes": len(exposition.encode()),
+        "series": len(samples),
+    }
+
+
+def _quantile(values: Sequence[float], share: float) -> float:
+    return sorted(values)[min(len(values) - 1, int(share * len(values)))]
+
+
+def _values(samples: Sequence[str], family: str) -> list[float]:
+    return [float(line.rpartition(" ")[2]) for line in samples if line.startswith(f"{family}{{")]
+
+
+def _largest(samples: Sequence[str], family: str) -> float:
+    return max(_values(samples, family))
+
+
+def main() -> None:
+    """Run and print."""
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--json", action="store_true", help="print one JSON object")
+    options.add_argument("--devices", type=int, default=10_000)
+    options.add_argument("--tenants", type=int, default=1_000)
+    options.add_argument("--jobs", type=int, default=100_000)
+    options.add_argument("--scrapes", type=int, default=100)
+    chosen = options.parse_args()
+    with tempfile.TemporaryDirectory(prefix="hub-bench-") as folder:
+        server = PrivatePostgres(Path(folder) / "pg", durable=False)
+        server.start()
+        try:
+            server.create_database("hub")
+            migrate(server.url("hub", OWNER_ROLE))
+            owner = create_engine(server.url("hub", OWNER_ROLE))
+            with owner.begin() as connection:
+                seed(connection, Size(chosen.devices, chosen.tenants, chosen.jobs))
+            with owner.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+                connection.execute(text("ANALYZE"))
+            owner.dispose()
+            engine = open_engine(server.url("hub"))
+            peaks = {model: ("fp16", Fraction(312, 1000)) for model in MODELS}
+            centre = Centre(engine, [replace(part, interval_ms=0) for part in parts(peaks)])
+            figures = measure(centre, chosen.scrapes)
+            centre.close()
+            engine.dispose()
+        finally:
+            server.stop()
+    print(
+        json.dumps(figures) if chosen.json else "\n".join(f"{name}: {value}" for name, value in figures.items())
+    )
+
+
+if __name__ == "__main__":
+    main()

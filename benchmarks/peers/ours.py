@@ -1,0 +1,217 @@
+"""The hub as the benchmarks drive it: through its HTTP API, as an enterprise that pays for every job."""
+
+import json
+import shutil
+import socket
+import statistics
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from datetime import datetime
+from http.client import HTTPConnection
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+from urllib.parse import urlsplit
+
+import psutil
+
+from compute_hub.identity.roles import Role
+from compute_hub.sdk import ENDED, HubClient
+from compute_hub.settings import Settings
+from compute_hub.stack.up import LocalStack
+from kernel.clock import boottime_ms, unix_ms, utc_now
+from kernel.errors import HubError
+from kernel.ids import new_id
+
+MODEL: Final = "MLU370-X8"
+_CLIENTS: Final = 8
+_PATIENCE_S: Final = 300
+_LOOK_S: Final = 0.05
+_SELDOM_S: Final = 0.5
+_WATCHED_S: Final = 20
+_CREDIT_CODE: Final = "91331003MA0EXAMPL0"
+
+
+class NotDone(HubError):
+    """A job of the benchmark did not do what it should."""
+
+    sentence = "{what} after {seconds} s; the logs are in {logs}."
+
+
+class Hub:
+    """A hub of 2 nodes × 8 devices with one enterprise that has money; a context manager that leaves nothing.
+
+    Args:
+        folder: where its state goes; emptied first.
+        say: is told what is being started.
+        changes: more `HUB_*` variables, without the prefix and in lower case.
+    """
+
+    def __init__(self, folder: Path, say: Callable[[str], None], **changes: str) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        plain = folder.resolve() / "plain"
+        plain.mkdir(parents=True)
+        nodes = [
+            {
+                "name": f"node-{number}",
+                "devices": [{"model": MODEL, "vendor": "cambricon", "count": 8}],
+                "cpu_milli": 16_000,
+                "memory_mib": 32_768,
+            }
+            for number in (1, 2)
+        ]
+        facts = {
+            "state_directory": str(folder.resolve() / "state"),
+            "api_port": str(free_port()),
+            "ray_port": str(free_port()),
+            "nodes": json.dumps(nodes),
+            "environments": json.dumps({"plain": {"directory": str(plain)}}),
+            "prices": json.dumps([{"model": MODEL, "price_cny_per_card_hour": "12.50"}]),
+        } | changes
+        parsed: dict[str, Any] = {
+            name: json.loads(value) if value.startswith(("[", "{")) else value for name, value in facts.items()
+        }
+        variables = {f"HUB_{name.upper()}": value for name, value in facts.items()}
+        self.stack = LocalStack(Settings(**parsed), variables, say)
+        self._key = ""
+
+    def __enter__(self) -> Self:
+        self.stack.__enter__()
+        with HubClient(self.stack.url, self.stack.key(Role.OPERATOR, "benchmark")) as operator:
+            firm = operator.post(
+                "/v1/enterprises", {"credit_code": _CREDIT_CODE, "name": "Benchmark Ltd.", "region": "331003"}
+            )
+            request = {"role": "tenant", "person": "benchmark", "tenant_id": firm["id"]}
+            self._key = operator.post("/v1/api-keys", request)["key"]
+            deposit = {"amount_cny": "1000000.00", "reference": "benchmark"}
+            operator.post(f"/v1/enterprises/{firm['id']}/deposits", deposit)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stack.__exit__(kind, error, trace)
+
+    def client(self) -> HubClient:
+        """A connection of the enterprise."""
+        return HubClient(self.stack.url, self._key)
+
+    def submit(self, client: HubClient, *argv: str, **changes: object) -> str:
+        """Submit a job of one device; returns its id."""
+        return str(client.post("/v1/jobs", self._job(*argv, **changes))["id"])
+
+    def start_ms(self, count: int) -> dict[str, float]:
+        """One job after the other on the idle cluster: from before the submission to the program's own first word."""
+        found = []
+        with self.client() as client:
+            for _ in range(count):
+                submitted_ms = unix_ms(utc_now())
+                job_id = self.submit(client, "/usr/bin/date", "+%s%3N")
+                self.await_ended(client, [job_id])
+                found.append(int(client.log(job_id).decode()) - submitted_ms)
+        found.sort()
+        return {
+            "start_p50_ms": round(statistics.median(found), 1),
+            "start_p99_ms": float(found[max(0, -(-99 * count // 100) - 1)]),
+        }
+
+    def throughput(self, count: int) -> dict[str, float]:
+        """Submit so many jobs from several connections at once; from the first submission to the last end."""
+        began = utc_now()
+        with ThreadPoolExecutor(_CLIENTS) as pool:
+            ids = [one for some in pool.map(self._submit_some, _shares(count, _CLIENTS)) for one in some]
+        submitted = utc_now()
+        with self.client() as client:
+            jobs = self.await_ended(client, ids, _SELDOM_S)
+        bad = [job for job in jobs if job["state"] != "succeeded"]
+        if bad:
+            raise NotDone(
+                what=f"{len(bad)} jobs failed, one says {bad[0]['reason']!r}", seconds=0, logs=self.stack.logs
+            )
+        last = max(datetime.fromisoformat(job["ended_at"]) for job in jobs)
+        return {
+            "ours_jobs_per_s": round(count / (last - began).total_seconds(), 2),
+            "ours_submissions_per_s": round(count / (submitted - began).total_seconds(), 2),
+        }
+
+    def await_ended(
+        self, client: HubClient, ids: Sequence[str], look_s: float = _LOOK_S
+    ) -> list[dict[str, Any]]:
+        """The jobs once all have ended; the last is looked at until it has, then all. Raises NotDone."""
+        deadline, never = boottime_ms() + _PATIENCE_S * 1000, threading.Event()
+        found: dict[str, dict[str, Any]] = {}
+        for job_id in reversed(ids):
+            while (job := client.get(f"/v1/jobs/{job_id}"))["state"] not in ENDED:
+                if boottime_ms() > deadline:
+                    raise NotDone(what="jobs had not ended", seconds=_PATIENCE_S, logs=self.stack.logs)
+                never.wait(look_s)
+            found[job_id] = job
+        return [found[job_id] for job_id in ids]
+
+    def supervisor_load(self) -> dict[str, float]:
+        """The CPU and memory of one node's supervisor while 8 jobs run there."""
+        with self.client() as client:
+            ids = [self.submit(client, "/usr/bin/sleep", "600", time_limit_s=700) for _ in range(16)]
+            self._await_running(client, ids)
+            (supervisor, *_) = self.supervisors()
+            before, never = sum(supervisor.cpu_times()[:2]), threading.Event()
+            never.wait(_WATCHED_S)
+            used = sum(supervisor.cpu_times()[:2]) - before
+            for job_id in ids:
+                client.post(f"/v1/jobs/{job_id}:cancel")
+            self.await_ended(client, ids)
+        memory = supervisor.memory_full_info()
+        return {
+            "supervisor_cpu_percent": round(100 * used / _WATCHED_S, 2),
+            "supervisor_rss_mb": round(memory.rss / 1e6, 1),
+        }
+
+    def supervisors(self) -> list[psutil.Process]:
+        """The supervisors' processes, by their configuration's place."""
+        state = str(self.stack.settings.state_directory.resolve())
+        found = [
+            process
+            for process in psutil.process_iter(["cmdline"])
+            if "scheduler.node.supervisor" in (process.info["cmdline"] or ())
+            and any(word.startswith(state) for word in process.info["cmdline"])
+            and process.info["cmdline"][0] != "setpriv"
+        ]
+        return sorted(found, key=lambda process: process.cmdline()[-1])
+
+    def _await_running(self, client: HubClient, ids: Sequence[str]) -> None:
+        deadline, never = boottime_ms() + _PATIENCE_S * 1000, threading.Event()
+        while any(client.get(f"/v1/jobs/{job_id}")["state"] != "running" for job_id in ids):
+            if boottime_ms() > deadline:
+                raise NotDone(what="jobs did not run", seconds=_PATIENCE_S, logs=self.stack.logs)
+            never.wait(_LOOK_S)
+
+    def _submit_some(self, count: int) -> list[str]:
+        """Over one connection of the standard library, so that the client takes little of the machine."""
+        address = urlsplit(self.stack.url)
+        connection = HTTPConnection(str(address.hostname), address.port, timeout=60)
+        body = json.dumps(self._job("/usr/bin/true"))
+        found = []
+        for _ in range(count):
+            headers = {"Authorization": f"Bearer {self._key}", "Content-Type": "application/json"}
+            connection.request("POST", "/v1/jobs", body, headers | {"Idempotency-Key": str(new_id())})
+            found.append(str(json.loads(connection.getresponse().read())["id"]))
+        connection.close()
+        return found
+
+    def _job(self, *argv: str, **changes: object) -> dict[str, object]:
+        facts = {"name": "bench", "argv": list(argv), "accelerator": MODEL, "environment": "plain"}
+        limits = {"time_limit_s": 60, "grace_s": 1, "memory_mib": 256, "cpu_milli": 1000}
+        return facts | limits | changes
+
+
+def free_port() -> int:
+    """A port nobody listens on at the moment."""
+    with closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _shares(count: int, parts: int) -> list[int]:
+    return [count // parts + (1 if part < count % parts else 0) for part in range(parts)]

@@ -1,0 +1,66 @@
+"""How many jobs a second the hub starts and ends, beside Slurm and Ray's Jobs API on the same machine in the same run.
+
+A job does nothing on one device of 2 nodes × 8 devices. Ours go through the HTTP API, a sandbox each, are metered and
+paid for; a peer's have none of that. Figures are from the first submission to the end of the last job.
+
+    python -m benchmarks.throughput --jobs 300 --peers slurm,ray-jobs --json
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from benchmarks.peers.ours import Hub
+from benchmarks.peers.ray_jobs import ray_jobs_per_s
+from benchmarks.peers.slurm import slurm_jobs_per_s
+from kernel.errors import HubError
+
+FOLDER: Final = Path("var/bench/throughput")
+_STARTS: Final = 40
+_RAY_JOBS: Final = 20
+
+Figures = dict[str, float]
+_Say = Callable[[str], None]
+
+
+def main() -> int:
+    """Measure and print; 2 when a peer is missing."""
+    parser = argparse.ArgumentParser(prog="benchmarks.throughput", description=__doc__)
+    parser.add_argument("--jobs", type=int, default=300)
+    parser.add_argument("--peers", default="slurm,ray-jobs", help="of slurm, ray-jobs; empty for none")
+    parser.add_argument("--json", action="store_true", help="as ever: the figures are one JSON line")
+    arguments = parser.parse_args()
+    say: _Say = partial(print, file=sys.stderr)
+    peers = [name for name in arguments.peers.split(",") if name]
+    try:
+        print(json.dumps(measure(arguments.jobs, peers, say)))
+    except HubError as refusal:
+        print(refusal, file=sys.stderr)
+        return 2
+    return 0
+
+
+def measure(jobs: int, peers: list[str], say: _Say) -> Figures:
+    """All figures. Raises HubError when something does not come up or a job does not succeed."""
+    say(f"the hub: {_STARTS} starts one by one, then {jobs} jobs at once")
+    with Hub(FOLDER / "hub", say) as hub:
+        figures = hub.start_ms(_STARTS) | hub.throughput(jobs) | hub.supervisor_load()
+    ours = figures["ours_jobs_per_s"]
+    if "slurm" in peers:
+        say("Slurm: as many, one by one and as an array")
+        single, array = slurm_jobs_per_s(FOLDER / "slurm", jobs)
+        figures |= {"slurm_jobs_per_s": round(single, 2), "slurm_array_jobs_per_s": round(array, 2)}
+        figures["ratio_slurm"] = round(ours / single, 2)
+    if "ray-jobs" in peers:
+        say(f"Ray's Jobs API: {_RAY_JOBS} jobs")
+        rate = ray_jobs_per_s(FOLDER / "ray", _RAY_JOBS)
+        figures |= {"ray_jobs_per_s": round(rate, 3), "ratio_ray": round(ours / rate, 1)}
+    return figures
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,150 @@
+"""What jobs leave behind: their logs, read or followed, and the files of their working directories."""
+
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated
+from urllib.parse import quote
+
+from fastapi import APIRouter, Header, Query
+from fastapi.responses import StreamingResponse
+
+from compute_hub.api.call import Call, Caller
+from compute_hub.api.job_reference import JobId
+from compute_hub.api.shapes import Limit, Page, View, page_of
+from compute_hub.job_files import list_artifacts, log_chunks, open_download
+from compute_hub.job_following import Followed, Followers, follow_log
+from scheduler.jobs import find_job
+from scheduler.tables import JobRow
+
+router = APIRouter(prefix="/v1", tags=["jobs"])
+
+Rank = Annotated[int, Query(ge=0, le=10_000, description="Which process of the job.")]
+Attempt = Annotated[
+    int | None, Query(ge=1, le=1_000_000, description="Which attempt; the latest, if left out.")
+]
+_FOLLOWERS = Followers()
+
+
+@router.get(
+    "/jobs/{job_id}/logs",
+    name="read_job_log",
+    response_class=StreamingResponse,
+    responses={
+        200: {
+            "content": {"text/plain": {}, "text/event-stream": {}},
+            "description": "The log's bytes, or with `follow` events `log`, `state` and `end`.",
+        }
+    },
+)
+def logs(
+    job_id: JobId,
+    call: Caller,
+    *,
+    rank: Rank = 0,
+    attempt: Attempt = None,
+    offset: Annotated[int, Query(ge=0, le=2**53)] = 0,
+    follow: Annotated[
+        bool, Query(description="Go on, as Server-Sent Events, until the job has ended.")
+    ] = False,
+    last_event_id: Annotated[
+        str | None, Header(pattern=r"^\d{1,9}\.\d{1,16}$", description="Go on after this event.")
+    ] = None,
+) -> StreamingResponse:
+    """What one rank printed, from a byte offset on. With `follow` all attempts from that one on are followed."""
+    found = _find(call, job_id)
+    if not follow:
+        path = job_directory(call, found, attempt) / f"rank-{rank}.log"
+        chunks = log_chunks(job_id, rank, path, offset)
+        return StreamingResponse(chunks, media_type="text/plain; charset=utf-8")
+    begin = found.attempt if attempt is None else attempt
+    if last_event_id is not None:
+        begin, offset = map(int, last_event_id.split("."))
+    _FOLLOWERS.check()
+    events = follow_log(
+        lambda: _stands(_find(call, job_id)),
+        lambda one: job_directory(call, found, one) / f"rank-{rank}.log",
+        job=job_id,
+        rank=rank,
+        attempt=begin,
+        offset=offset,
+    )
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    return StreamingResponse(_FOLLOWERS.counted(events), media_type="text/event-stream", headers=headers)
+
+
+class ArtifactView(View):
+    """Something a job left: a `file`, a `directory`, or `other` (links, pipes), which cannot be downloaded."""
+
+    path: str
+    kind: str
+    size_bytes: int
+    modified_at: datetime
+
+
+@router.get("/jobs/{job_id}/artifacts", name="list_job_artifacts")
+def artifacts(
+    job_id: JobId,
+    call: Caller,
+    folder: Annotated[str, Query(max_length=4096, description="A folder of the working directory.")] = "",
+    rank: Rank = 0,
+    attempt: Attempt = None,
+    limit: Limit = 100,
+    after: Annotated[str, Query(max_length=4096, description="Continue after this path.")] = "",
+) -> Page[ArtifactView]:
+    """What lies in one folder of the working directory of one rank, by name."""
+    found = _find(call, job_id)
+    above = "".join(f"{part}/" for part in folder.split("/") if part not in {"", "."})
+    views = [
+        ArtifactView(
+            path=above + entry.name,
+            kind=entry.kind,
+            size_bytes=entry.size_bytes,
+            modified_at=entry.modified_at,
+        )
+        for entry in list_artifacts(job_id, _workspace(call, found, attempt, rank), folder)
+    ]
+    items = [view for view in views if view.path > after][:limit]
+    return page_of(items, limit, items[-1].path if items else "")
+
+
+@router.get(
+    "/jobs/{job_id}/artifacts:download",
+    name="read_job_artifact",
+    response_class=StreamingResponse,
+    responses={200: {"content": {"application/octet-stream": {}}, "description": "The file's bytes."}},
+)
+def download(
+    job_id: JobId,
+    call: Caller,
+    path: Annotated[str, Query(min_length=1, max_length=4096, description="A file of the working directory.")],
+    rank: Rank = 0,
+    attempt: Attempt = None,
+) -> StreamingResponse:
+    """A plain file that a job left in its working directory; links are never followed."""
+    found = _find(call, job_id)
+    size, chunks = open_download(job_id, _workspace(call, found, attempt, rank), path)
+    name = quote(path.rsplit("/", 1)[-1], safe="")
+    headers = {
+        "Content-Length": str(size),
+        "Content-Disposition": f"attachment; filename*=UTF-8''{name}",
+        "X-Content-Type-Options": "nosniff",
+    }
+    return StreamingResponse(chunks, media_type="application/octet-stream", headers=headers)
+
+
+def job_directory(call: Call, found: JobRow, attempt: int | None) -> Path:
+    """Where an attempt of a job keeps its files; the latest one, when none is named."""
+    number = found.attempt if attempt is None else attempt
+    return call.settings.workspaces / str(found.tenant_id) / str(found.id) / f"attempt-{number}"
+
+
+def _workspace(call: Call, found: JobRow, attempt: int | None, rank: int) -> Path:
+    return job_directory(call, found, attempt) / f"rank-{rank}"
+
+
+def _find(call: Call, job_id: JobId) -> JobRow:
+    return call.read(lambda session: find_job(session, job_id, tenant_id=call.scope))
+
+
+def _stands(job: JobRow) -> Followed:
+    return Followed(job.state, job.reason, job.attempt)

@@ -1,0 +1,1 @@
+"""Rules of rating and invoicing: pure functions over frozen facts."""

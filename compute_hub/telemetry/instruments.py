@@ -1,0 +1,158 @@
+"""What each process counts of itself as it works; served on the process's own port and gone with the process.
+
+Labels are bounded: routes are templates, never paths; no job, tenant or person is ever a label.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from datetime import datetime
+from typing import Final
+from uuid import UUID
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, GCCollector, Histogram, PlatformCollector
+from prometheus_client.process_collector import ProcessCollector
+from sqlalchemy.orm import Session
+
+from compute_hub.telemetry.parts.sizes import size_class
+from scheduler.controller.ports import Accounting, Admission, Machines
+from scheduler.node.protocol import Report, SyncRequest, UsageRecord
+from scheduler.tables import JobRow
+
+REGISTRY: Final = CollectorRegistry(auto_describe=True)
+ProcessCollector(registry=REGISTRY)
+PlatformCollector(registry=REGISTRY)
+GCCollector(registry=REGISTRY)
+
+_FAST: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+_SLOW: Final = (0.1, 0.5, 1, 5, 15, 60, 300, 900, 3600, 14_400, 43_200, 86_400, 259_200, 604_800)
+
+REQUESTS: Final = Counter(
+    "hub_http_requests_total",
+    "Requests answered, by route and status.",
+    ("method", "route", "status"),
+    registry=REGISTRY,
+)
+REQUEST_SECONDS: Final = Histogram(
+    "hub_http_request_duration_seconds",
+    "Time from a request's head to the end of its answer; exemplars carry trace ids.",
+    ("method", "route"),
+    buckets=_FAST,
+    registry=REGISTRY,
+)
+IN_FLIGHT: Final = Gauge("hub_http_requests_in_flight", "Requests being answered.", registry=REGISTRY)
+
+LEADING: Final = Gauge("hub_scheduler_leading", "Whether this controller leads.", registry=REGISTRY)
+STEP_SECONDS: Final = Histogram(
+    "hub_scheduler_step_seconds",
+    "Time of the controller's steps: admit (a policy cycle with its transaction), sync (a round trip to nodes), "
+    "tick (a whole round).",
+    ("step",),
+    buckets=_FAST,
+    registry=REGISTRY,
+)
+STEP_FAILURES: Final = Counter(
+    "hub_scheduler_step_failures_total", "Rounds of the controller that ended in an error.", registry=REGISTRY
+)
+UNANSWERED: Final = Counter(
+    "hub_scheduler_sync_unanswered_total",
+    "Requests to nodes that were not answered in time.",
+    registry=REGISTRY,
+)
+ADMISSIONS: Final = Counter(
+    "hub_scheduler_admissions_total",
+    "Jobs the policy wanted to start, by outcome: admitted, or unfunded (not enough could be set aside).",
+    ("outcome",),
+    registry=REGISTRY,
+)
+WAIT_SECONDS: Final = Histogram(
+    "hub_job_wait_seconds",
+    "Time from a job's queueing to its admission, by size class in cards; exemplars carry job ids as trace ids.",
+    ("size",),
+    buckets=_SLOW,
+    registry=REGISTRY,
+)
+
+BILL_SECONDS: Final = Histogram(
+    "hub_biller_round_seconds",
+    "Time of a biller's round over all that is due.",
+    buckets=_FAST,
+    registry=REGISTRY,
+)
+BILLED: Final = Counter("hub_biller_jobs_total", "Jobs charged or released by this biller.", registry=REGISTRY)
+BILL_REFUSALS: Final = Counter(
+    "hub_biller_refusals_total",
+    "Jobs that could not be billed in a round, by what refused.",
+    ("kind",),
+    registry=REGISTRY,
+)
+BILL_LAST: Final = Gauge(
+    "hub_biller_last_round_timestamp_seconds", "When this biller last finished a round.", registry=REGISTRY
+)
+
+OWN_REGISTRY_PREFIXES: Final = ("process_", "python_")
+
+
+class MeasuredAccounting:
+    """An `Accounting` that counts admissions and waits on their way."""
+
+    def __init__(self, inner: Accounting) -> None:
+        self._inner = inner
+
+    def admit(self, session: Session, admissions: Sequence[Admission], at: datetime) -> Mapping[UUID, str]:
+        """As the inner one; an admission that is rolled back afterwards is counted all the same."""
+        refused = self._inner.admit(session, admissions, at)
+        for job in (admission.job for admission in admissions):
+            ADMISSIONS.labels("unfunded" if job.id in refused else "admitted").inc()
+            if job.id not in refused:
+                cards_milli = job.node_count * job.devices_per_node * job.slots_milli
+                waited = max(0.0, (at - job.queued_at).total_seconds())
+                WAIT_SECONDS.labels(size_class(cards_milli)).observe(waited, {"trace_id": job.id.hex})
+        return refused
+
+    def keep_funded(
+        self, session: Session, jobs: Sequence[JobRow], elapsed_ms: Mapping[UUID, int], at: datetime
+    ) -> Mapping[UUID, str]:
+        """As the inner one."""
+        return self._inner.keep_funded(session, jobs, elapsed_ms, at)
+
+    def record_usage(self, session: Session, node: str, records: Sequence[UsageRecord], at: datetime) -> None:
+        """As the inner one."""
+        self._inner.record_usage(session, node, records, at)
+
+    def ended(self, session: Session, job: JobRow, at: datetime) -> None:
+        """As the inner one."""
+        self._inner.ended(session, job, at)
+
+
+class MeasuredMachines:
+    """`Machines` whose round trips are timed and whose silences are counted."""
+
+    def __init__(self, inner: Machines) -> None:
+        self._inner = inner
+
+    def sync(self, requests: Mapping[str, SyncRequest]) -> Mapping[str, Report]:
+        """As the inner one."""
+        with STEP_SECONDS.labels("sync").time():
+            reports = self._inner.sync(requests)
+        UNANSWERED.inc(len(requests) - len(reports))
+        return reports
+
+    def reachable(self) -> Sequence[str]:
+        """As the inner one."""
+        return self._inner.reachable()
+
+
+class ControllerGauge:
+    """What the controller tells of itself (`scheduler.controller.watching.Watcher`)."""
+
+    def timing(self, step: str) -> AbstractContextManager[object]:
+        """Time one step."""
+        return STEP_SECONDS.labels(step).time()
+
+    def led(self, *, leading: bool) -> None:
+        """Whether this controller leads now."""
+        LEADING.set(leading)
+
+    def failed(self) -> None:
+        """A round ended in an error."""
+        STEP_FAILURES.inc()

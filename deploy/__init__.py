@@ -1,0 +1,1 @@
+"""What a real installation is made of; a package only so that the boards can be built."""

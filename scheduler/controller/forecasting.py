@@ -1,0 +1,64 @@
+"""Why a job waits and when it will probably start, worked out on a picture of one's own, beside the controller."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from kernel.clock import from_unix_ms, unix_ms
+from scheduler.controller.live_state import LiveState
+from scheduler.policy.forecast import estimate_starts
+from scheduler.policy.model import Queue
+from scheduler.policy.reasons import explain
+from scheduler.policy.settings import PolicySettings, policy_named
+from scheduler.tables import JobRow, NodeRow
+
+LIVE_JOBS_MAX: Final = 1000
+"""With more jobs waiting and running no picture is built for one question; what the controller wrote has to do."""
+
+STEPS_MAX: Final = 500
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Why a job is where it is. `code` is one of `scheduler.policy.reasons`, or None when no rule of it applies."""
+
+    code: str | None
+    sentence: str
+    start_estimate: datetime | None
+
+
+def explain_job(
+    session: Session,
+    job: JobRow,
+    at: datetime,
+    *,
+    policy: PolicySettings | None = None,
+    queues: Sequence[Queue] = (),
+) -> Explanation:
+    """Play the policy forward from the tables as they are. Reads only.
+
+    The estimate knows of no job that has not been submitted yet, evicts nobody, and rests on predicted durations.
+    """
+    written = Explanation(None, job.reason, None)
+    if job.state != "queued" or job.stop_reason is not None:
+        return written
+    live_jobs = session.scalar(select(func.count()).select_from(JobRow).where(JobRow.ended_at.is_(None)))
+    if live_jobs is None or live_jobs > LIVE_JOBS_MAX:
+        return written
+    now_ms, name = unix_ms(at), str(job.id)
+    up = frozenset(session.scalars(select(NodeRow.name).where(NodeRow.state == "up")))
+    live = LiveState(policy or policy_named("default"), queues)
+    live.refresh(session, now_ms, up)
+    if name not in live.policy.queued:
+        return written
+    live.plan(now_ms)
+    starts = estimate_starts(live.policy, frozenset({name}), now_ms, STEPS_MAX)
+    why = explain(live.policy, name, now_ms)
+    estimate = from_unix_ms(starts[name]) if name in starts else None
+    # What only the controller knows, such as missing funds, stands in the reason it wrote.
+    sentence = job.reason if why.code == "order" else why.sentence
+    return Explanation(why.code, sentence, estimate)

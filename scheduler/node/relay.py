@@ -1,0 +1,137 @@
+"""The second way to a supervisor, for the time Ray is away: a door of `hub node` that hands bytes on to its socket.
+
+Whoever knocks proves that he knows the cluster's token, and so does the door, before a byte of either is read; then
+the supervisor's own protocol is spoken (`protocol.py`). Nothing secret travels but what Ray's own calls carry too.
+"""
+
+import hashlib
+import hmac
+import secrets
+import socket
+import threading
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from scheduler.node.client import SupervisorClient
+from scheduler.node.sockets import reachable
+
+LINK_LABEL: Final = "hub.link"
+"""Label by which a node says where its relay listens: `host:port`."""
+
+_NONCE_BYTES: Final = 32
+_PATIENCE_S: Final = 5.0
+_CHUNK: Final = 1 << 16
+_CONNECTIONS_MAX: Final = 32
+
+
+class Refused(ConnectionError):
+    """The other side does not know the token."""
+
+
+class Relay:
+    """Listens on one address for as long as its process lives.
+
+    Args:
+        host: where to listen; a loopback or private address.
+        token: of the cluster.
+        supervisor: the supervisor's socket; each connection is handed on to a new one there.
+    """
+
+    def __init__(self, host: str, token: bytes, supervisor: Path) -> None:
+        self._token = token
+        self._supervisor = supervisor
+        self._free = threading.BoundedSemaphore(_CONNECTIONS_MAX)
+        self._listener = socket.create_server((host, 0))
+        self.address = f"{host}:{self._listener.getsockname()[1]}"
+        threading.Thread(target=self._accept, name="relay", daemon=True).start()
+
+    def close(self) -> None:
+        """Listen no more."""
+        self._listener.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            if self._free.acquire(blocking=False):
+                threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+            else:
+                connection.close()
+
+    def _serve(self, connection: socket.socket) -> None:
+        try:
+            with connection, socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as inner:
+                _shake_hands(connection, self._token, b"relay", b"caller")
+                with reachable(self._supervisor) as address:
+                    inner.connect(address)
+                back = threading.Thread(target=_pump, args=(inner, connection), daemon=True)
+                back.start()
+                _pump(connection, inner)
+                back.join()
+        except OSError:
+            return
+        finally:
+            self._free.release()
+
+
+class RelayedClient(SupervisorClient):
+    """One connection to a supervisor through its node's relay."""
+
+    def __init__(self, address: str, token: bytes, *, timeout_s: float) -> None:
+        super().__init__(Path(address), timeout_s=timeout_s)
+        host, _, port = address.rpartition(":")
+        self._address = (host, int(port))
+        self._token = token
+
+    def connect(self) -> socket.socket:
+        """A connection on which the supervisor answers. Raises OSError."""
+        connection = socket.create_connection(self._address, timeout=self._timeout_s)
+        try:
+            _shake_hands(connection, self._token, b"caller", b"relay")
+        except OSError:
+            connection.close()
+            raise
+        return connection
+
+
+def _shake_hands(connection: socket.socket, token: bytes, me: bytes, other: bytes) -> None:
+    connection.settimeout(_PATIENCE_S)
+    mine = secrets.token_bytes(_NONCE_BYTES)
+    connection.sendall(mine)
+    theirs = _exactly(connection, _NONCE_BYTES)
+    connection.sendall(_proof(token, me, theirs, mine))
+    if not hmac.compare_digest(_exactly(connection, _NONCE_BYTES), _proof(token, other, mine, theirs)):
+        raise Refused("the other side does not know the token")
+    connection.settimeout(None)
+
+
+def _proof(token: bytes, who: bytes, asked: bytes, mine: bytes) -> bytes:
+    return hmac.new(token, who + asked + mine, hashlib.sha256).digest()
+
+
+def _exactly(connection: socket.socket, count: int) -> bytes:
+    data = b""
+    while len(data) < count:
+        more = connection.recv(count - len(data))
+        if not more:
+            raise ConnectionError("it hung up")
+        data += more
+    return data
+
+
+def _pump(source: socket.socket, sink: socket.socket) -> None:
+    """Hand on until one side ends, then end the other."""
+    with suppress(OSError):
+        while data := source.recv(_CHUNK):
+            sink.sendall(data)
+    for end in (source, sink):
+        with suppress(OSError):
+            end.shutdown(socket.SHUT_RDWR)
+
+
+def read_token(path: Path) -> bytes:
+    """The cluster's token in its file. Raises OSError."""
+    return path.read_bytes().strip()

@@ -1,0 +1,63 @@
+"""An estimate says what a submission would do, and does nothing."""
+
+from kernel.money import parse_yuan
+from tests.compute_hub.api.house import House, job
+
+
+def test_an_estimate_names_cost_payers_and_start_and_leaves_no_trace(house: House) -> None:
+    firm, programme = house.enterprise("100.00"), house.programme()
+    voucher = house.voucher(firm, programme, requested_cny="100.00")
+    with house.untouched():
+        found = firm.post("/v1/jobs:estimate", job(time_limit_s=3600))
+    limit, predicted = found["limit"], found["predicted"]
+    assert (limit["cost_cny"], limit["duration_s"], limit["affordable"]) == ("36.000000", 3600, True)
+    assert [line["voucher_id"] for line in limit["coverage"]["lines"] if line["voucher_id"]] == [voucher["id"]]
+    assert parse_yuan(limit["voucher_cny"]) + parse_yuan(limit["tenant_cny"]) == parse_yuan(limit["cost_cny"])
+    assert parse_yuan(predicted["cost_cny"]) <= parse_yuan(limit["cost_cny"])
+    assert (found["start_sentence"], found["warnings"]) == ("it would start at once", [])
+    assert limit["prices"] == [
+        {"price_cny_per_card_hour": "36.000000", "time_window": "", "card_ms": 3_600_000}
+    ]
+
+
+def test_an_estimate_warns_of_a_voucher_that_ends_first_and_says_what_is_not_affordable(house: House) -> None:
+    firm = house.enterprise("1.00")
+    programme = house.programme(validity={"clause": "§5", "days": 1})
+    voucher = house.voucher(firm, programme, requested_cny="100.00")
+    found = firm.post("/v1/jobs:estimate", job(time_limit_s=3 * 86_400))
+    (warning,) = found["warnings"]
+    assert voucher["number"] in warning
+    assert (found["limit"]["affordable"], found["limit"]["coverage"]) == (False, None)
+    assert found["limit"]["cost_cny"] == "2592.000000"
+
+
+def test_an_estimate_of_what_can_never_run_is_refused_like_its_submission(house: House) -> None:
+    firm = house.enterprise()
+    with house.untouched():
+        firm.refused(422, "unknown_accelerator", "POST", "/v1/jobs:estimate", job(accelerator="H100"))
+        house.operator.refused(403, "wrong_role", "POST", "/v1/jobs:estimate", job())
+
+
+def test_a_price_list_is_set_whole_or_not_at_all_and_an_agreement_is_seen_by_its_tenant_only(
+    house: House,
+) -> None:
+    firm, other = house.enterprise("100.00"), house.enterprise()
+    night = [{"from": "00:00", "until": "24:00", "factor": "0.5"}]
+    own = {"model": "MLU370-X8", "price_cny_per_card_hour": "30", "time_of_day": night}
+    own |= {"tenant_id": str(firm.tenant_id), "agreement": "KH-7", "reason": "contract KH-7"}
+    with house.untouched():
+        broken = {
+            "model": "Z",
+            "price_cny_per_card_hour": "1",
+            "volume": [{"from_card_hours": 1, "factor": "1"}],
+        }
+        sentence = house.operator.refused(
+            422, "rate_card_refused", "POST", "/v1/rates:publish", {"cards": [own, broken]}
+        )
+        assert sentence.startswith("cards[1].volume[0].from_card_hours: ")
+    house.operator.post("/v1/rates:publish", {"cards": [own]})
+    assert [rate["agreement"] for rate in firm.get("/v1/rates")["items"]].count("KH-7") == 1
+    assert [rate["agreement"] for rate in other.get("/v1/rates")["items"]].count("KH-7") == 0
+    limit = firm.post("/v1/jobs:estimate", job(time_limit_s=3600))["limit"]
+    assert limit["cost_cny"] == "15.000000"
+    assert limit["prices"][0]["time_window"] == "all 00:00-24:00"

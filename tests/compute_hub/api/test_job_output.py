@@ -1,0 +1,182 @@
+"""Logs and files of jobs over HTTP: followed to the end, and nothing given away that a job only points to."""
+
+import os
+import threading
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from compute_hub.job_following import Followers, TooManyFollowers
+from compute_hub.sdk import HubClient, Refused
+from kernel.clock import utc_now
+from kernel.database import transaction
+from scheduler.tables import JobRow
+from tests.compute_hub.api.house import Asker, House, job
+
+
+def _change(house: House, job_id: str, **fields: object) -> None:
+    with transaction(house.engine) as session:
+        row = session.get_one(JobRow, UUID(job_id))
+        for name, value in fields.items():
+            setattr(row, name, value)
+
+
+def _folder(house: House, firm: Asker, job_id: str, attempt: int = 1) -> Path:
+    folder = house.settings.workspaces / str(firm.tenant_id) / job_id / f"attempt-{attempt}"
+    (folder / "rank-0").mkdir(parents=True)
+    return folder
+
+
+def _say(folder: Path, data: bytes, rank: int = 0) -> None:
+    with (folder / f"rank-{rank}.log").open("ab") as log:
+        log.write(data)
+
+
+def test_a_log_is_followed_over_attempts_until_the_job_has_ended(house: House) -> None:
+    firm = house.enterprise("1000.00")
+    job_id = firm.post("/v1/jobs", job(max_retries=1))["id"]
+    _change(house, job_id, state="running", attempt=1)
+    first = _folder(house, firm, job_id)
+    _say(first, "épo".encode()[:1])  # half a character
+    seen: list[tuple[str, Any]] = []
+    with HubClient(house.server.url, firm.key) as hub:
+        for kind, data in hub.follow(job_id):
+            seen.append((kind, data))
+            texts = [part["text"] for what, part in seen if what == "log"]
+            if len(seen) == 1:
+                _say(first, "épo".encode()[1:] + b"ch 1\n\xff\n")
+            if "".join(texts).endswith("�\n") and data.get("attempt") == 1 and kind == "log":
+                _say(_folder(house, firm, job_id, 2), b"epoch 2\n")
+                _change(house, job_id, attempt=2)
+            if texts[-1:] == ["epoch 2\n"] and kind == "log":
+                _change(house, job_id, state="succeeded", reason="finished", ended_at=utc_now())
+    assert "".join(data["text"] for kind, data in seen if kind == "log") == "époch 1\n�\nepoch 2\n"
+    assert [data["attempt"] for kind, data in seen if kind == "log" and data["text"]][-1] == 2
+    assert seen[-1] == ("end", {"state": "succeeded", "reason": "finished"})
+    assert [data["state"] for kind, data in seen if kind == "state"] == ["running", "running", "succeeded"]
+    assert (
+        firm.ask("GET", f"/v1/jobs/{job_id}/logs", params={"attempt": "1"}).content == b"\xc3\xa9poch 1\n\xff\n"
+    )
+
+
+def test_a_broken_connection_goes_on_after_the_last_event(house: House) -> None:
+    firm = house.enterprise("1000.00")
+    job_id = firm.post("/v1/jobs", job())["id"]
+    _change(house, job_id, state="failed", attempt=1, ended_at=utc_now())
+    _say(_folder(house, firm, job_id), b"one two")
+    path, asked = f"/v1/jobs/{job_id}/logs", {"params": {"follow": "true"}}
+    whole = firm.ask("GET", path, **asked).text
+    assert "id: 1.7\n" in whole
+    assert '"text": "one two"' in whole
+    rest = firm.ask("GET", path, **asked, headers={"Last-Event-ID": "1.4"}).text
+    assert '"text": "two"' in rest
+    for broken in ("x", "1", "1.-1", "1.2.3"):
+        firm.refused(422, "malformed_request", "GET", path, headers={"Last-Event-ID": broken})
+
+
+def test_followers_are_bounded(house: House) -> None:
+    with pytest.raises(TooManyFollowers):
+        Followers(0).check()
+    with HubClient(house.server.url, house.enterprise().key) as hub, pytest.raises(Refused) as refused:
+        next(hub.follow("00000000-0000-0000-0000-000000000000"))
+    assert refused.value.problem_code == "job_not_found"
+
+
+@pytest.mark.slow
+def test_many_follow_a_log_at_once_and_none_holds_a_thread(house: House) -> None:
+    firm = house.enterprise("1000.00")
+    job_id = firm.post("/v1/jobs", job())["id"]
+    _change(house, job_id, state="running", attempt=1)
+    _say(_folder(house, firm, job_id), b"hello")
+    reached, ends = threading.Barrier(61, timeout=60), []
+
+    def follow() -> None:
+        with HubClient(house.server.url, firm.key) as hub:
+            for kind, _ in hub.follow(job_id):
+                if kind == "log":
+                    reached.wait()
+            ends.append(kind)
+
+    threads = [threading.Thread(target=follow) for _ in range(60)]
+    for thread in threads:
+        thread.start()
+    reached.wait()
+    assert firm.get(f"/v1/jobs/{job_id}")["state"] == "running"
+    _change(house, job_id, state="succeeded", ended_at=utc_now())
+    for thread in threads:
+        thread.join()
+    assert ends == ["end"] * 60
+
+
+def test_files_of_a_job_are_listed_and_downloaded(house: House, tmp_path: Path) -> None:
+    firm = house.enterprise("1000.00")
+    job_id = firm.post("/v1/jobs", job())["id"]
+    path = f"/v1/jobs/{job_id}/artifacts"
+    assert firm.get(path)["items"] == []
+    _change(house, job_id, attempt=1)
+    work = _folder(house, firm, job_id) / "rank-0"
+    (work / "out").mkdir()
+    (work / "out" / "modèle 1.bin").write_bytes(b"x" * 100_000)
+    (work / "out" / "two").write_bytes(b"")
+    (listed,) = firm.get(path)["items"]
+    assert (listed["path"], listed["kind"]) == ("out", "directory")
+    below = firm.get(path, folder="out/")["items"]
+    assert [(entry["path"], entry["size_bytes"]) for entry in below] == [
+        ("out/modèle 1.bin", 100_000),
+        ("out/two", 0),
+    ]
+    page = firm.get(path, folder="out", limit=1)
+    assert firm.get(path, folder="out", after=page["next"])["items"] == below[1:]
+    with HubClient(house.server.url, firm.key) as hub:
+        target = tmp_path / "model"
+        assert hub.download(job_id, "out/modèle 1.bin", target) == 100_000
+        assert target.read_bytes() == b"x" * 100_000
+        with pytest.raises(Refused, match="left nothing readable at 'out'"):
+            hub.download(job_id, "out", tmp_path / "folder")
+    assert list(tmp_path.iterdir()) == [target]
+    answer = firm.ask("GET", f"{path}:download", params={"path": "out/modèle 1.bin"})
+    assert answer.headers["content-disposition"] == "attachment; filename*=UTF-8''mod%C3%A8le%201.bin"
+    thief = house.enterprise("1.00")
+    thief.refused(404, "job_not_found", "GET", path)
+    thief.refused(404, "job_not_found", "GET", f"{path}:download", params={"path": "out/two"})
+
+
+def test_links_pipes_and_ways_out_of_the_working_directory_give_nothing_away(house: House) -> None:
+    firm = house.enterprise("1000.00")
+    job_id = firm.post("/v1/jobs", job())["id"]
+    _change(house, job_id, attempt=1)
+    work = _folder(house, firm, job_id) / "rank-0"
+    secret = house.folder / f"secret-{job_id}"
+    secret.write_text("secret", encoding="utf-8")
+    (work / "link").symlink_to(secret)
+    (work / "folder-link").symlink_to(house.folder)
+    (work / "up").symlink_to("..")
+    (work / "hard").hardlink_to(secret)
+    os.mkfifo(work / "pipe")
+    (work / "deep").mkdir()
+    (work / "deep" / "loop").symlink_to("../deep")
+    kinds = {entry["path"]: entry["kind"] for entry in firm.get(f"/v1/jobs/{job_id}/artifacts")["items"]}
+    assert kinds == dict.fromkeys(("link", "folder-link", "up", "hard", "pipe"), "other") | {
+        "deep": "directory"
+    }
+    download = f"/v1/jobs/{job_id}/artifacts:download"
+    for name in (
+        "link",
+        "hard",
+        "pipe",
+        "up",
+        "deep",
+        f"folder-link/{secret.name}",
+        "deep/loop/loop",
+        "nothing",
+    ):
+        words = firm.refused(404, "artifact_not_readable", "GET", download, params={"path": name})
+        assert "secret." not in words
+    for name in ("..", "../rank-0.log", "/etc/passwd", "deep/../../rank-0.log", "a\x00b", "."):
+        firm.refused(422, "malformed_artifact_path", "GET", download, params={"path": name})
+    listing = f"/v1/jobs/{job_id}/artifacts"
+    for name in ("folder-link", "up", "deep/loop", "link", "nothing"):
+        firm.refused(404, "artifact_not_readable", "GET", listing, params={"folder": name})
+    firm.refused(422, "malformed_artifact_path", "GET", listing, params={"folder": "../.."})

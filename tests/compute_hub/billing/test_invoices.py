@@ -1,0 +1,200 @@
+"""Months: closed once, numbered without gaps, to the fen, and every line leads back to what was measured."""
+
+import io
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, date, datetime, timedelta
+from uuid import UUID
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from openpyxl import load_workbook
+
+from compute_hub.billing.corrections import correct_charge, records_of
+from compute_hub.billing.documents.content import content_of
+from compute_hub.billing.documents.pdf import render_pdf
+from compute_hub.billing.documents.workbook import render_workbook
+from compute_hub.billing.domain.invoices import FEN_MICROS, Standing, add_up, outstanding, standing, to_fen
+from compute_hub.billing.domain.rate_cards import RateCard
+from compute_hub.billing.invoicing import (
+    LaterMonthClosed,
+    MonthClosed,
+    MonthNotOver,
+    NothingToInvoice,
+    charges_of_line,
+    close_month,
+    credit_invoice,
+    draft_invoice,
+    lines_of,
+)
+from compute_hub.billing.rates import Setting, set_card
+from compute_hub.billing.statements import daily_statement
+from compute_hub.billing.tables import InvoiceRow
+from kernel.database import transaction
+from kernel.ids import new_id
+from ledger.audit import audit
+from tests.compute_hub.billing.house import HOUR_MS, NOW, YUAN, House
+from vouchers.wallets import grant_credit, repay_credit
+
+APRIL = datetime(2026, 4, 1, tzinfo=UTC)  # 08:00 at the centre
+MICROS = st.integers(0, 10**12)
+
+
+def run(house: House, ms: int, *, started: datetime = NOW, model: str = "sim-a") -> UUID:
+    job_id = house.submit(limit_ms=ms)
+    assert house.admit(job_id, model, started) is None
+    house.meter(house.record(job_id, 0, ms, started_unix_ms=int(started.timestamp() * 1000), final=True))
+    house.end(job_id)
+    house.bill()
+    return job_id
+
+
+def close(house: House, month: str = "2026-03", at: datetime = APRIL) -> InvoiceRow:
+    with transaction(house.engine) as session:
+        return close_month(session, house.tenant, month, by=new_id(), at=at)
+
+
+@given(MICROS, MICROS, st.integers(0, 300_000))
+def test_what_is_payable_is_in_whole_fen_and_contains_its_tax(prepaid: int, credit: int, vat_ppm: int) -> None:
+    totals = add_up(
+        gross_micros=prepaid + credit,
+        voucher_micros=0,
+        rounding_micros=0,
+        prepaid_micros=prepaid,
+        credit_micros=credit,
+        vat_ppm=vat_ppm,
+    )
+    assert totals.payable_micros % FEN_MICROS == totals.vat_micros % FEN_MICROS == 0
+    assert abs(totals.fen_micros) <= FEN_MICROS // 2
+    assert abs(totals.vat_micros * (10**6 + vat_ppm) - totals.payable_micros * vat_ppm) <= 5001 * (
+        10**6 + vat_ppm
+    )
+    assert totals.net_micros + totals.vat_micros == totals.payable_micros == to_fen(prepaid + credit)
+
+
+@given(st.lists(MICROS, max_size=8), MICROS)
+def test_repayments_settle_the_oldest_first_and_never_more_than_is_owed(lent: list[int], repaid: int) -> None:
+    owed = outstanding(lent, repaid)
+    assert sum(owed) == max(0, sum(lent) - repaid)
+    open_from = next((n for n, one in enumerate(owed) if one), len(owed))
+    assert owed[open_from + 1 :] == lent[open_from + 1 :]
+
+
+@pytest.mark.parametrize(
+    ("owed", "days", "expected"),
+    [(0, 99, Standing.PAID), (1, 30, Standing.OPEN), (1, 31, Standing.OVERDUE), (1, 61, Standing.IN_DEFAULT)],
+)
+def test_an_invoice_stands_where_its_date_and_its_payments_put_it(
+    owed: int, days: int, expected: Standing
+) -> None:
+    assert standing(owed, NOW + timedelta(days=30), NOW + timedelta(days=days)) == expected
+
+
+def test_a_month_is_closed_once_and_its_invoice_adds_up_to_charges_ledger_and_usage(house: House) -> None:
+    first, second = run(house, 123_457), run(house, 98_765, model="sim-b")
+    with transaction(house.engine) as session:
+        draft = draft_invoice(session, house.tenant, "2026-03")
+    row = close(house)
+    assert (row.number, row.kind, row.gross_micros) == ("INV-2026-000001", "invoice", house.charged()[1])
+    assert draft.totals.payable_micros == row.payable_micros == to_fen(house.charged()[1])
+    with transaction(house.engine) as session:
+        lines = lines_of(session, row.id)
+        assert sum(line.amount_micros for line in lines) == row.gross_micros
+        assert sum(line.slot_ms for line in lines) == house.charged()[0]
+        ((charge, job, slot_ms, _),) = charges_of_line(session, lines[0], after=None, limit=10)
+        (record,) = records_of(session, charge)
+        assert (job, slot_ms, record.job_id, record.node) == (first, 123_457_000, first, "n")
+        assert charges_of_line(session, lines[1], after=None, limit=10)[0][1] == second
+        assert not audit(session).differences
+    revenue = "SELECT credits_posted - debits_posted FROM accounts WHERE name LIKE '%/revenue'"
+    assert house.sql(revenue) == [(row.payable_micros,)]
+    with pytest.raises(MonthClosed, match="INV-2026-000001"):
+        close(house)
+    with pytest.raises(MonthNotOver):
+        close(house, "2026-04", APRIL)
+
+
+def test_two_who_close_a_month_at_once_make_one_invoice(house: House) -> None:
+    run(house, 60_000)
+
+    def attempt(_: int) -> str:
+        try:
+            return close(house).number
+        except MonthClosed:
+            return "refused"
+
+    with ThreadPoolExecutor(2) as pool:
+        assert sorted(pool.map(attempt, range(2))) == ["INV-2026-000001", "refused"]
+
+
+def test_usage_reported_after_closing_stands_on_the_next_invoice_under_its_own_month(house: House) -> None:
+    run(house, 60_000)
+    close(house)
+    run(house, 30_000, started=NOW + timedelta(days=1))
+    with pytest.raises(MonthClosed):
+        close(house)
+    row = close(house, "2026-04", APRIL + timedelta(days=31))
+    with transaction(house.engine) as session:
+        assert [(line.month, line.slot_ms) for line in lines_of(session, row.id)] == [("2026-03", 30_000_000)]
+    with pytest.raises(LaterMonthClosed):
+        close(house, "2026-02", APRIL + timedelta(days=31))
+    with pytest.raises(NothingToInvoice):
+        close(house, "2026-05", APRIL + timedelta(days=70))
+
+
+def test_a_correction_after_closing_becomes_a_credit_note_and_the_right_charge_an_adjustment(
+    house: House,
+) -> None:
+    run(house, HOUR_MS)
+    invoice = close(house)
+    ((charge_id,),) = house.sql("SELECT id FROM charges")
+    with transaction(house.engine) as session:
+        with pytest.raises(NothingToInvoice):
+            credit_invoice(session, invoice.id, reason="r", by=new_id(), at=APRIL)
+        card = RateCard.from_json({"price_cny_per_card_hour": "30.000001"})
+        cheap = Setting("sim-a", card, APRIL, tenant_id=house.tenant, agreement="KH-7")
+        rate_id = set_card(session, cheap, by=new_id(), at=APRIL).id
+    with transaction(house.engine) as session:
+        correct_charge(session, charge_id, rate_id, reason="signed late", by=new_id(), at=APRIL)
+    with transaction(house.engine) as session:
+        note = credit_invoice(session, invoice.id, reason="signed late", by=new_id(), at=APRIL)
+        assert (note.number, note.payable_micros, note.refers_to) == ("CN-2026-000001", 36 * YUAN, invoice.id)
+        with pytest.raises(NothingToInvoice):
+            credit_invoice(session, invoice.id, reason="again", by=new_id(), at=APRIL)
+    row = close(house, "2026-04", APRIL + timedelta(days=31))
+    assert (row.tenant_micros, row.fen_micros, row.payable_micros) == (30 * YUAN + 1, -1, 30 * YUAN)
+    with transaction(house.engine) as session:
+        assert not audit(session).differences
+        assert [line.month for line in lines_of(session, row.id)] == ["2026-03"]
+
+
+def test_a_day_shows_balances_before_and_after_and_what_moved_them(house: House) -> None:
+    job_id = run(house, HOUR_MS)
+    with transaction(house.engine) as session:
+        grant_credit(session, house.tenant, 5 * YUAN, "line", NOW)
+        repay_credit(session, house.tenant, YUAN, "paid", NOW + timedelta(days=1))
+        day = daily_statement(session, house.tenant, date(2026, 3, 10))
+        after = daily_statement(session, house.tenant, date(2026, 3, 11))
+    assert [(job.job_id, job.cost_micros) for job in day.jobs] == [(job_id, 36 * YUAN)]
+    assert (day.prepaid_before_micros, day.prepaid_after_micros) == (0, 964 * YUAN)
+    assert (
+        day.prepaid_before_micros + sum(m.micros for m in day.movements if m.account == "prepaid") == 964 * YUAN
+    )
+    assert (after.jobs, after.credit_before_micros, after.credit_after_micros) == ((), 5 * YUAN, 6 * YUAN)
+
+
+def test_an_invoice_is_typeset_in_both_languages_and_its_workbook_adds_up(house: House) -> None:
+    run(house, 123_457)
+    run(house, 98_765, model="sim-b")
+    row = close(house)
+    with transaction(house.engine) as session:
+        lines = lines_of(session, row.id)
+    for language, title in (("zh", "算力服务账单"), ("en", "Invoice for Computing Services")):
+        content = content_of(row, lines, language, seller="智能计算中心")  # type: ignore[arg-type]
+        assert content.title == title
+        assert render_pdf(content).startswith(b"%PDF-")
+        sheet = load_workbook(io.BytesIO(render_workbook(content))).active
+        cells = [[cell.value for cell in line] for line in sheet.iter_rows()]
+        assert cells[0][0] == title
+        amounts = [line[6] for line in cells if line[0] in {1, 2}]
+        assert sum(round(amount * YUAN) for amount in amounts) == row.gross_micros
