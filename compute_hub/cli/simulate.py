@@ -54,9 +54,9 @@ def _with_progress(options: Options, console: Console) -> list[Result]:
 
 
 def _print_table(results: list[Result], out: Path) -> None:
-    table = Table(
-        "policy", "jobs", "mean completion s", "mean wait s", "longest wait s", "allocation", "jobs/s"
-    )
+    table = Table("policy")
+    for head in ("jobs", "completion s", "wait s", "longest s", "allocated", "jobs/s"):
+        table.add_column(head, justify="right")
     for result in results:
         summary = result.summary
         table.add_row(

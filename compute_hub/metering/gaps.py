@@ -3,13 +3,12 @@
 A run's records are numbered from 0 without a gap up to one marked final, so what is missing is known exactly.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Final
 from uuid import UUID
 
-from sqlalchemy import func, select
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import func, select, text
 from sqlalchemy.orm import Session
 
 from compute_hub.metering.tables import GapCaseRow, UsageRecordRow
@@ -25,45 +24,35 @@ class GapCase:
     filled: bool
 
 
+_GAPS: Final = text("""
+    WITH seen AS (
+        SELECT runs.attempt, runs.rank, count(k) AS records, coalesce(max(k), -1) AS last,
+               coalesce(bool_or(final), false) AS ended
+        FROM runs LEFT JOIN usage_records ON usage_records.job_id = runs.job_id
+             AND usage_records.attempt = runs.attempt AND usage_records.rank = runs.rank
+        WHERE runs.job_id = :job AND runs.end_reason IS DISTINCT FROM 'never_started'
+        GROUP BY runs.attempt, runs.rank)
+    INSERT INTO gap_cases (job_id, attempt, rank, first_missing_k, kind, opened_at)
+    SELECT :job, attempt, rank, last + 1, 'no_final_record', :at FROM seen WHERE records = last + 1 AND NOT ended
+    UNION ALL
+    SELECT :job, attempt, rank, (
+        SELECT coalesce(min(k), -1) + 1 FROM usage_records AS here
+        WHERE job_id = :job AND here.attempt = seen.attempt AND here.rank = seen.rank
+          AND EXISTS (SELECT FROM usage_records AS first WHERE first.job_id = :job AND first.attempt = seen.attempt
+                      AND first.rank = seen.rank AND first.k = 0)
+          AND NOT EXISTS (SELECT FROM usage_records AS next WHERE next.job_id = :job
+                          AND next.attempt = seen.attempt AND next.rank = seen.rank AND next.k = here.k + 1)
+        ), 'missing_record', :at FROM seen WHERE records < last + 1
+    ON CONFLICT DO NOTHING
+""")
+
+
 def open_gap_cases(session: Session, job_id: UUID, at: datetime) -> None:
     """Open a case for every run of a job whose records stop before their end. Opening it again does nothing.
 
-    A run that never started has no records and no case.
+    A run that never started has no records and no case. The database does the looking: a job may have millions.
     """
-    numbers: dict[tuple[int, int], list[tuple[int, bool]]] = {}
-    runs = session.execute(
-        select(RunRow.attempt, RunRow.rank).where(
-            RunRow.job_id == job_id, RunRow.end_reason.is_distinct_from("never_started")
-        )
-    )
-    for attempt, rank in runs:
-        numbers[attempt, rank] = []
-    records = session.execute(
-        select(UsageRecordRow.attempt, UsageRecordRow.rank, UsageRecordRow.k, UsageRecordRow.final)
-        .where(UsageRecordRow.job_id == job_id)
-        .order_by(UsageRecordRow.attempt, UsageRecordRow.rank, UsageRecordRow.k)
-    )
-    for attempt, rank, k, final in records:
-        numbers.setdefault((attempt, rank), []).append((k, final))
-    cases = [
-        {"job_id": job_id, "attempt": attempt, "rank": rank, "opened_at": at} | gap
-        for (attempt, rank), seen in sorted(numbers.items())
-        if (gap := first_gap(seen)) is not None
-    ]
-    if cases:
-        session.execute(insert(GapCaseRow).values(cases).on_conflict_do_nothing())
-
-
-def first_gap(seen: Sequence[tuple[int, bool]]) -> dict[str, object] | None:
-    """The first number missing among records in order, each with whether it is final; None when all are there."""
-    expected = 0
-    for k, _ in seen:
-        if k != expected:
-            return {"first_missing_k": expected, "kind": "missing_record"}
-        expected += 1
-    if seen and seen[-1][1]:
-        return None
-    return {"first_missing_k": expected, "kind": "no_final_record"}
+    session.execute(_GAPS, {"job": job_id, "at": at})
 
 
 def list_gap_cases(

@@ -18,6 +18,7 @@ from compute_hub.stack.children import Child, ChildEnded, end_processes, process
 from compute_hub.stack.database import application_url, prepare_database
 from compute_hub.stack.monitoring import Program, monitoring
 from compute_hub.stack.ray_node import ray_directory, ray_environment
+from compute_hub.telemetry.serving import targets_directory
 from kernel.clock import boottime_ms, utc_now
 from kernel.database import open_engine, transaction
 from kernel.errors import HubError
@@ -158,6 +159,13 @@ class LocalStack:
         )
         for number in range(1, self.settings.controllers):
             self._child(f"controller-{number + 1}", "controller", **ray_environment(self.settings))
+        self._wait(
+            "a standby",
+            lambda: (
+                len(list(targets_directory(self.settings).glob("controller-*.json")))
+                >= self.settings.controllers
+            ),
+        )
         if self._monitored:
             self._start_monitoring()
 

@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+import threading
 
 from compute_hub.billing.funding import Funding
 from compute_hub.queues import live_queues
@@ -25,7 +26,9 @@ from scheduler.node.relay import read_token
 def run_controller(settings: Settings) -> None:
     """Lead (or stand by) until SIGTERM or SIGINT."""
     configure_logs("controller")
-    serve_metrics(settings, "controller")
+    stopping = {signal.SIGTERM, signal.SIGINT}
+    # Waited for, not handled: Ray puts its own handlers over ours whenever it connects.
+    signal.pthread_sigmask(signal.SIG_BLOCK, stopping)
     export_ray_environment(settings)
     from scheduler.ray.cluster import RayMachines  # noqa: PLC0415 - Ray reads its environment when it is imported
 
@@ -46,10 +49,15 @@ def run_controller(settings: Settings) -> None:
         queues=live_queues(settings),
         watcher=ControllerGauge(),
     )
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: controller.stop())
+    threading.Thread(target=_stop_when_told, args=(controller, stopping), daemon=True).start()
     wakeups.watch("database", notifications(url, WAKE_CHANNEL))
+    serve_metrics(settings, "controller")  # says that it is ready to lead
     controller.run()
     wakeups.stop()
     machines.close()
     engine.dispose()
+
+
+def _stop_when_told(controller: Controller, signals: set[signal.Signals]) -> None:
+    signal.sigwait(signals)
+    controller.stop()

@@ -28,6 +28,7 @@ class Contest:
         self._now_ms = now_ms
         self._hindered = hindered
         self._promises = state.promises.by_pool
+        self._queued = state.queued
         self._capacities = state.capacities()
         self._classes: dict[QueueState, list[JobClass]] = {}
         for job_class in candidates:
@@ -133,20 +134,23 @@ class Contest:
         return line[-1].entry if line else None
 
     def passed_over(self, job_class: JobClass) -> bool:
-        """Whether nobody of the class can start in this cycle, as has been found for its shape."""
+        """Whether nobody of the class can start in this cycle, as has been found for its shape.
+
+        Not so in the queue of a promise's holder: there somebody earlier may set the promise aside.
+        """
         shape = job_class.shape
         longest_ms = self._hindered.get(shape)
         if longest_ms is None:
             return False
         if not longest_ms:
             return True
-        shortest, first = job_class.shortest(), job_class.head()
-        if shortest is None or first is None:
+        shortest = job_class.shortest()
+        if shortest is None:
             return True
         if shortest[3].job.time_limit_ms <= longest_ms:
             return False
-        job_id = first[3].job.id
-        return all(promise.job_id != job_id for promise in self._promises.values())
+        holders = (self._queued.get(promise.job_id) for promise in self._promises.values())
+        return all(holder is None or holder.leaf is not job_class.leaf for holder in holders)
 
     def _row(self, queue: QueueState) -> tuple[Tier, int, str, QueueState]:
         if queue.lonely:

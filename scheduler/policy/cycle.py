@@ -5,6 +5,8 @@ feeds the events. `run_cycle` decides and applies at once, which is what the sim
 Invariant: equal states and times give equal plans.
 """
 
+from typing import Final
+
 from scheduler.policy.capacity import Pool
 from scheduler.policy.contest import Contest
 from scheduler.policy.model import Eviction, Plan, Start
@@ -16,6 +18,9 @@ from scheduler.policy.queues import QueueState
 from scheduler.policy.settings import Backfill, PlacementRule
 from scheduler.policy.shapes import Shape
 from scheduler.policy.state import SchedulerState
+
+CONTESTS_MAX: Final = 8
+"""How often one cycle offers what is free again because a promise was redeemed or moved."""
 
 
 def plan_cycle(state: SchedulerState, now_ms: int) -> Plan:
@@ -51,7 +56,7 @@ class Cycle:
     def run(self) -> Plan:
         """The pipeline.
 
-        1. Wake what was waiting for the time; start whom others have made room for.
+        1. Wake what was waiting for the time; start whom a promise is due to and whom others have made room for.
         2. Order: queues by tier and weighted share, at every level of the tree; inside a queue by priority and
            latest turn.
         3. Quota: a claim beyond a bound of any level waits.
@@ -61,6 +66,7 @@ class Cycle:
         """
         state = self.state
         state.wake(self.now_ms)
+        self._start_promised()
         self._start_nominees()
         self._hold_contests()
         evictions: tuple[Eviction, ...] = ()
@@ -77,7 +83,9 @@ class Cycle:
         return Plan(self.now_ms, tuple(self.starts), evictions, next_wake)
 
     def _hold_contests(self) -> None:
-        while self._hold_contest():
+        for _ in range(CONTESTS_MAX):
+            if not self._hold_contest():
+                return
             self._hindered.clear()  # whom the promise hindered may go now
 
     def _hold_contest(self) -> bool:
@@ -113,6 +121,19 @@ class Cycle:
         before = {name: known for name, known in self._nominated.items() if name in kept or name in begun}
         state.promises.nominations.restore({**before, **kept})
 
+    def _start_promised(self) -> None:
+        """Start every holder of a hard promise whose time has come, whoever else is ahead of it in its class."""
+        state = self.state
+        for model, promise in list(state.promises.by_pool.items()):
+            queued = state.queued.get(promise.job_id)
+            if queued is None or queued.home is None or not promise.hard or promise.from_ms > self.now_ms:
+                continue
+            pool = state.capacity.pools[model]
+            if pool in self._allowed_pools(queued):
+                placed = self._place(queued, (pool,))[0]
+                if placed is not None:
+                    self._start(queued, queued.home, *placed)
+
     def _start_nominees(self) -> None:
         """Start every claimant whose room is there; void a nomination that nobody is leaving for any more."""
         state = self.state
@@ -127,7 +148,7 @@ class Cycle:
                 if placed is not None:
                     self._start(queued, home, *placed)
                     continue
-            if not any(victim in state.running for victim in known.victims):
+            if not nominations.awaits_any(known.pool, state.running):
                 nominations.forget(known.job_id)
 
     def _reserved(self, queued: QueuedJob, pool: Pool) -> int:
@@ -170,7 +191,7 @@ class Cycle:
         for queued in arrived:
             if queued.entry is not None and queued.ready and not queued.shape.may_fit():
                 self._claim(queued)
-                pools = self._allowed_pools(queued)
+                pools = self._allowed_pools(queued, once_free=True)
                 self._promise(queued, tuple(pool for pool in pools if pool.model in state.promises.by_pool))
                 freed = freed or len(state.promises.by_pool) < len(state.capacity.pools)
         for model, pool in state.capacity.pools.items():
@@ -194,7 +215,7 @@ class Cycle:
                 del self._vacant[pool]
             elif entry is None or (-first.job.priority, first.entry[:3]) < (-priority, entry[:3]):
                 del self._vacant[pool]
-                if pool in self._allowed_pools(first):
+                if pool in self._allowed_pools(first, once_free=True):
                     self._promise(first, (pool,))
 
     def _first_unfit(self, pool: Pool) -> QueuedJob | None:
@@ -206,7 +227,7 @@ class Cycle:
                 continue
             if shape.may_fit() and shape not in self._hindered:
                 continue
-            row = pending.first_of(shape, lambda queued: pool in self._allowed_pools(queued))
+            row = pending.first_of(shape, lambda queued: pool in self._allowed_pools(queued, once_free=True))
             if row is not None and (best is None or row < best):
                 best = row
         return None if best is None else best[1][3]
@@ -219,18 +240,18 @@ class Cycle:
             return
         pools = self._allowed_pools(queued)
         if not pools:
-            self._not_served(job_class, queued)
+            self._pass_over(job_class, queued, entry)
             contest.drop(leaf, job_class)
             return
         shape = job_class.shape
         if shape.may_fit():
             aside = self._set_aside(queued, entry, pools)
+            self._redeemed = self._redeemed or (bool(aside) and any(self._hindered.values()))
             placed, hindered = self._place(queued, pools)
             if placed is not None:
                 self._start(queued, job_class, *placed)
                 for holder, pool in aside:
                     self._promise(holder, (pool,))
-                    self._redeemed = self._redeemed or any(self._hindered.values())
                 contest.advance(leaf)
                 return
             if not hindered and pools is shape.pools:
@@ -316,10 +337,10 @@ class Cycle:
         return made
 
     def _pass_over(self, job_class: JobClass, queued: QueuedJob, entry: Entry) -> None:
-        """Nobody of the class fits, as is known already; its head may still be due a promise."""
+        """Nobody of the class fits or may start now; its head may still be due a promise."""
         self._not_served(job_class, queued)
         if self.state.settings.backfill is Backfill.RESERVED and self._deserves_promise(queued, entry):
-            self._promise(queued, self._allowed_pools(queued))
+            self._promise(queued, self._allowed_pools(queued, once_free=True))
 
     def _deserves_promise(self, queued: QueuedJob, entry: Entry) -> bool:
         """Whether some pool promises nothing yet, or to somebody who comes later."""
@@ -339,8 +360,8 @@ class Cycle:
             return True
         return (-holder.job.priority, holder.entry[:3]) < (-queued.job.priority, entry[:3])
 
-    def _allowed_pools(self, queued: QueuedJob) -> tuple[Pool, ...]:
-        """The pools in which quota and limits allow the job now."""
+    def _allowed_pools(self, queued: QueuedJob, *, once_free: bool = False) -> tuple[Pool, ...]:
+        """The pools in which quota and limits allow the job now, or would `once_free` is what others use there."""
         state, job, leaf = self.state, queued.job, queued.leaf
         pools = queued.shape.pools
         if state.queues.plain and not job.array_running_max:
@@ -349,14 +370,17 @@ class Cycle:
             return ()
         if job.array_running_max and state.array_running[job.array_id] >= job.array_running_max:
             return ()
-        milli, spare = job.devices_milli, job.preemptible
-        refusal = state.queues.refusal
-        allowed = tuple(
-            pool
-            for pool in pools
-            if refusal(leaf, pool.model, milli, pool.capacity_milli, opportunistic=spare) is None
-        )
-        return pools if len(allowed) == len(pools) else allowed
+        milli, spare, queues = job.devices_milli, job.preemptible, state.queues
+        allowed = []
+        for pool in pools:
+            refusing = queues.refusal(leaf, pool.model, milli, pool.capacity_milli, opportunistic=spare)
+            if refusing is None or (
+                once_free
+                and refusing.parent is None
+                and queues.ever_allows(leaf, pool.model, milli, pool.capacity_milli, opportunistic=spare)
+            ):
+                allowed.append(pool)
+        return pools if len(allowed) == len(pools) else tuple(allowed)
 
     def _place(self, queued: QueuedJob, pools: tuple[Pool, ...]) -> tuple[tuple[Pool, Found] | None, bool]:
         """Room in the first pool that has it; and whether somebody's promise stood in the way."""

@@ -5,6 +5,7 @@ the wait of a claim inside its guarantee has an end that no later start can move
 one nomination, and only while it waits.
 """
 
+from collections.abc import Container
 from typing import NamedTuple
 
 
@@ -42,6 +43,15 @@ class Nominations:
         """The nodes nominated to this job."""
         mine = self.by_job.get(job_id)
         return mine.nodes if mine is not None and mine.pool == pool else 0
+
+    def awaits_any(self, pool: str, running: Container[str]) -> bool:
+        """Whether somebody still has to leave the pool for one of those nominated in it."""
+        return any(
+            victim in running
+            for known in self.by_job.values()
+            if known.pool == pool
+            for victim in known.victims
+        )
 
     def make(self, nomination: Nomination) -> None:
         """Enter a nomination in place of the claimant's former one."""

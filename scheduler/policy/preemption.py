@@ -35,12 +35,8 @@ CLAIMS_PER_JOB_MAX: Final = 16
 
 
 def may_evict(state: SchedulerState) -> bool:
-    """Whether any eviction is thinkable, so that cycles without one do not pay for it."""
-    return (
-        state.settings.evicts
-        and bool(state.running)
-        and (not state.queues.plain or state.preemptible_running > 0)
-    )
+    """Whether any claim is thinkable (on jobs, or on promised nodes), so that other cycles do not pay for it."""
+    return state.settings.evicts and (not state.queues.plain or state.preemptible_running > 0)
 
 
 def find_evictions(

@@ -55,6 +55,7 @@ class QueueState:
         "running_by_user",
         "share_known",
         "share_until_ms",
+        "unused",
         "used",
         "user_limited",
     )
@@ -78,6 +79,8 @@ class QueueState:
         """What its children together count as used."""
         self.effective: dict[str, int] = {}
         """What siblings must regard as used: at least the part of the guarantee that is never lent."""
+        self.unused: dict[str, int] = {}
+        """The same while nobody uses anything."""
         self.recent: dict[str, tuple[int, int]] = {}
         """Per pool: the half-life average of use, and when it was brought up to date."""
         self.lonely = False
@@ -250,6 +253,7 @@ class QueueTree:
     def _raise_floors(state: QueueState) -> None:
         for pool in {*state.floor, *state.inner}:
             state.effective[pool] = max(state.inner.get(pool, 0), state.floor.get(pool, 0))
+            state.unused[pool] = state.effective[pool]
             if state.parent is not None:
                 above = state.parent.inner
                 above[pool] = above.get(pool, 0) + state.effective[pool]
@@ -324,10 +328,23 @@ class QueueTree:
             delta = max(inner + delta, state.floor.get(pool, 0)) - state.effective.get(pool, 0)
         return False
 
-    def ever_allows(self, leaf: QueueState, pool: str, milli: int) -> bool:
-        """Whether the bounds of all levels would allow the claim if nobody else used anything."""
-        bounds = (state.bound(pool) for state in leaf.ancestry)
-        return self.plain or all(bound is None or milli <= bound for bound in bounds)
+    def ever_allows(
+        self, leaf: QueueState, pool: str, milli: int, capacity_milli: int, *, opportunistic: bool
+    ) -> bool:
+        """Whether all levels would allow the claim if nobody used anything; what is not lent stays kept."""
+        if self.plain:
+            return milli <= capacity_milli
+        delta = milli
+        for state in leaf.path():
+            unused = state.unused.get(pool, 0)
+            inner = sum(child.unused.get(pool, 0) for child in state.children)
+            bound = None if opportunistic else state.bound(pool)
+            if bound is not None and inner + delta > bound:
+                return False
+            if state.parent is None:
+                return unused + delta <= capacity_milli
+            delta = max(inner + delta, state.floor.get(pool, 0)) - unused
+        return True
 
     def charge(self, leaf: QueueState, pool: str, milli: int, now_ms: int) -> None:
         """Record that the leaf uses `milli` more (or less, when negative) of a pool from now on."""

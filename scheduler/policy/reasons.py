@@ -85,10 +85,18 @@ def impossible(state: SchedulerState, queued: QueuedJob) -> tuple[str, str] | No
         shape.possible = tuple(pool for pool in pools if could_ever_fit(shape, pool))
     if not shape.possible:
         return "too_large", f"asks for {wording(shape)}, more than this cluster has even when it is empty"
-    milli = queued.job.devices_milli
-    if not any(state.queues.ever_allows(queued.leaf, pool.model, milli) for pool in shape.possible):
+    milli, spare = queued.job.devices_milli, queued.job.preemptible
+    if not any(
+        state.queues.ever_allows(queued.leaf, pool.model, milli, _installed_milli(pool), opportunistic=spare)
+        for pool in shape.possible
+    ):
         return "beyond_quota", f"asks for {whole_devices(milli)} devices, more than its queue may ever use"
     return None
+
+
+def _installed_milli(pool: Pool) -> int:
+    """Healthy devices of the pool, those of drained and lost nodes included: they may come back."""
+    return sum(state.healthy_mask.bit_count() for state in pool.states) * WHOLE_MILLI
 
 
 def could_ever_fit(shape: Shape, pool: Pool) -> bool:

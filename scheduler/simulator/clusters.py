@@ -71,7 +71,20 @@ def _hub_cluster(file: Path) -> Cluster:
         row = Row(file, place, values)
         back_ms = row.milliseconds("back_s", 0) or None
         failures.append(Failure(row.text("node"), row.milliseconds("at_s"), back_ms))
+    known = {node.name for node in nodes}
+    for place, kept in enumerate(reservations, start=1):
+        _check_nodes(file, place, "reservations.nodes", kept.nodes, known)
+    for place, failure in enumerate(failures, start=1):
+        _check_nodes(file, place, "failures.node", (failure.node,), known)
     return Cluster(tuple(nodes), tuple(queues), tuple(reservations), tuple(failures))
+
+
+def _check_nodes(file: Path, place: int, field: str, names: tuple[str, ...], known: set[str]) -> None:
+    for name in names:
+        if name not in known:
+            some = ", ".join(sorted(known)[:8])
+            why = f"is no node of this cluster; it has {some}" + (" and others" if len(known) > 8 else "")  # noqa: PLR2004 - as many as are named
+            raise MalformedTrace(file=file, line=place, field=field, value=name, why=why)
 
 
 def _rows(file: Path, data: dict[str, Any], field: str) -> list[dict[str, Any]]:
@@ -105,7 +118,10 @@ def _machines(row: Row, topology: list[str]) -> list[Node]:
 def _queue(file: Path, place: int, values: dict[str, Any]) -> Queue:
     row = Row(file, place, values)
     quotas = {}
-    for pool, quota in values.get("quotas", {}).items():
+    written = values.get("quotas", {})
+    if not isinstance(written, dict) or not all(isinstance(quota, dict) for quota in written.values()):
+        raise row.refuse("quotas", written, "is not an object of one object per accelerator model")
+    for pool, quota in written.items():
         inner = Row(file, place, quota)
         quotas[pool] = Quota(
             round(inner.number("guarantee", 0) * 1000),

@@ -18,6 +18,9 @@ Row = tuple[str, Outcome, dict[str, Any]]
 _WIDTH: Final = 960
 _HEIGHT: Final = 160
 _STEPS: Final = 480
+_LEFT: Final = 84
+_PLOT: Final = _WIDTH - _LEFT
+_FOOT: Final = 20
 _NODES_SHOWN: Final = 40
 _BARS_SHOWN: Final = 4000
 _ROW: Final = 12
@@ -26,7 +29,9 @@ _STYLE: Final = """body{font:15px/1.45 system-ui,sans-serif;margin:2rem auto;max
 1rem;color:#1b1f24} table{border-collapse:collapse;width:100%;margin:.5rem 0 1.5rem}
 th,td{padding:.3rem .6rem;text-align:right;border-bottom:1px solid #d8dee4}
 th:first-child,td:first-child{text-align:left}svg{width:100%;height:auto;background:#f6f8fa}
-figure{margin:0 0 1.5rem}figcaption{color:#57606a;font-size:.9em}h2{margin-top:2rem}.key{margin-right:1.2rem}"""
+figure{margin:0 0 1.5rem}
+svg text{font:11px system-ui,sans-serif;fill:#57606a}
+figcaption{color:#57606a;font-size:.9em}h2{margin-top:2rem}.key{margin-right:1.2rem}"""
 
 
 def write_report(file: Path, cluster: Cluster, rows: list[Row]) -> None:
@@ -39,7 +44,7 @@ def write_report(file: Path, cluster: Cluster, rows: list[Row]) -> None:
         _comparison(rows),
         _legend(rows),
         "<h2>Allocation rate</h2>",
-        _curves(rows, _allocated(cluster), "Share of the devices allocated, over time; the top is 100 %"),
+        _curves(rows, _allocated(cluster), "Share of the devices that are allocated, over time", percent=True),
         "<h2>Jobs waiting</h2>",
         _curves(rows, _waiting, "Jobs that wait for their first start, over time"),
         "<h2>Waiting by size</h2>",
@@ -110,7 +115,7 @@ def _allocated(cluster: Cluster) -> Measure:
     return measure
 
 
-def _curves(rows: list[Row], measure: Measure, caption: str) -> str:
+def _curves(rows: list[Row], measure: Measure, caption: str, *, percent: bool = False) -> str:
     sampled = []
     begin = min((run.start_ms for _, outcome, _ in rows for run in outcome.runs), default=0)
     end = max((outcome.end_ms for _, outcome, _ in rows), default=1)
@@ -118,22 +123,48 @@ def _curves(rows: list[Row], measure: Measure, caption: str) -> str:
     for _, outcome, _ in rows:
         changes, ceiling = measure(outcome)
         values = _sample(sorted(changes), begin, max(end, begin + 1))
+        if percent:  # a share is drawn against the most there is, in thousandths
+            values, ceiling = [value * 1000 // max(1, ceiling) for value in values], 1000
         top = max(top, ceiling, *values)
         sampled.append(values)
     lines = "".join(
         f"<polyline fill='none' stroke='{_COLOURS[index % len(_COLOURS)]}' stroke-width='1.4' points='"
         + " ".join(
-            f"{step * _WIDTH / _STEPS:.1f},{_HEIGHT - value * (_HEIGHT - 4) / top:.1f}"
-            for step, value in enumerate(values)
+            f"{_LEFT + step * _PLOT / _STEPS:.1f},{_high(value, top):.1f}" for step, value in enumerate(values)
         )
         + "'/>"
         for index, values in enumerate(sampled)
     )
-    days = (end - begin) / 86_400_000
+    levels = "".join(
+        f"<line x1='{_LEFT}' x2='{_WIDTH}' y1='{_high(top * part, 4 * top):.1f}' y2='{_high(top * part, 4 * top):.1f}' "
+        f"stroke='#d8dee4'/><text x='{_LEFT - 6}' y='{_high(top * part, 4 * top) + 4:.1f}' text-anchor='end'>"
+        f"{_level(top * part / 4, percent=percent)}</text>"
+        for part in (0, 2, 4)
+    )
     return (
-        f"<figure><svg viewBox='0 0 {_WIDTH} {_HEIGHT}' role='img'>{lines}</svg>"
-        f"<figcaption>{escape(caption)}; {days:.1f} days; highest {max(map(max, sampled)):,}"
-        "</figcaption></figure>"
+        f"<figure><svg viewBox='0 0 {_WIDTH} {_HEIGHT + _FOOT}' role='img'>{levels}{lines}{_days(begin, end)}</svg>"
+        f"<figcaption>{escape(caption)}</figcaption></figure>"
+    )
+
+
+def _high(value: int, top: int) -> float:
+    """Where a value lies on a chart whose upper edge is `top`."""
+    return _HEIGHT - value * (_HEIGHT - 10) / top
+
+
+def _level(value: float, *, percent: bool) -> str:
+    return f"{value / 10:.0f} %" if percent else f"{value:,.1f}".removesuffix(".0")
+
+
+def _days(begin: int, end: int, y: int = _HEIGHT) -> str:
+    """Marks of time under a chart, in days or hours since its beginning."""
+    unit, name = (86_400_000, "d") if end - begin >= 3 * 86_400_000 else (3_600_000, "h")
+    step = max(1, -(-(end - begin) // unit) // 8)
+    marks = range(0, (end - begin) // unit + 1, step)
+    return "".join(
+        f"<text x='{_LEFT + mark * unit * _PLOT / max(1, end - begin):.1f}' y='{y + 14}'>{mark} {name}</text>"
+        for mark in marks
+        if mark * unit * _PLOT / max(1, end - begin) < _PLOT - 24
     )
 
 
@@ -171,7 +202,7 @@ def _by_size(rows: list[Row]) -> str:
 def _gantt(cluster: Cluster, outcome: Outcome) -> str:
     shown = {node.name: (index, len(node.devices)) for index, node in enumerate(cluster.nodes[:_NODES_SHOWN])}
     begin = min((run.start_ms for run in outcome.runs), default=0)
-    scale = _WIDTH / max(1, outcome.end_ms - begin)
+    scale = _PLOT / max(1, outcome.end_ms - begin)
     bars: list[str] = []
     for run in sorted(outcome.runs, key=lambda one: (one.start_ms - one.end_ms, one.job.id)):
         if len(bars) >= _BARS_SHOWN:
@@ -180,16 +211,21 @@ def _gantt(cluster: Cluster, outcome: Outcome) -> str:
             if placement.node in shown and placement.devices:
                 index, devices = shown[placement.node]
                 bars.append(_bar(run, placement.devices, index, devices, begin, scale))
-    caption = f"{len(shown)} of {len(cluster.nodes)} nodes, a row each; the {len(bars)} longest allocations"
+    names = "".join(
+        f"<text x='{_LEFT - 6}' y='{(index + 1) * _ROW - 2}' text-anchor='end'>{escape(name[-13:])}</text>"
+        for name, (index, _) in shown.items()
+    )
+    high = max(1, len(shown)) * _ROW
     return (
-        f"<figure><svg viewBox='0 0 {_WIDTH} {max(1, len(shown)) * _ROW}' role='img'>{''.join(bars)}</svg>"
-        f"<figcaption>{caption} on them</figcaption></figure>"
+        f"<figure><svg viewBox='0 0 {_WIDTH} {high + _FOOT}' role='img'>{names}{''.join(bars)}"
+        f"{_days(begin, outcome.end_ms, high)}</svg><figcaption>{len(shown)} of {len(cluster.nodes)} nodes, a row "
+        f"each, devices from top to bottom; the {len(bars)} longest allocations on them</figcaption></figure>"
     )
 
 
 def _bar(run: Run, pieces: tuple[DeviceSlice, ...], index: int, devices: int, begin: int, scale: float) -> str:
-    each = (_ROW - 1) / max(1, devices)
-    x = (run.start_ms - begin) * scale
+    each = (_ROW - 2) / max(1, devices)
+    x = _LEFT + (run.start_ms - begin) * scale
     y = index * _ROW + min(piece.device for piece in pieces) * each
     wide = max(0.4, (run.end_ms - run.start_ms) * scale)
     high = max(0.6, each * len(pieces))

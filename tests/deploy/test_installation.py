@@ -43,10 +43,9 @@ def test_systemd_finds_nothing_wrong_with_the_units(installed: Path) -> None:
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("unit", HARDENED, ids=lambda unit: unit.name)
-def test_everything_but_nodes_is_confined_to_systemds_content(unit: Path) -> None:
+def test_everything_but_nodes_is_confined_to_systemds_content() -> None:
     done = subprocess.run(
-        ["systemd-analyze", "security", "--offline=yes", "--threshold=20", str(unit)],
+        ["systemd-analyze", "security", "--offline=yes", "--threshold=20", *map(str, HARDENED)],
         capture_output=True,
         text=True,
         check=False,

@@ -84,8 +84,7 @@ class MoneyMachine(RuleBasedStateMachine):
         try:
             self.money.check_balances()
             with self.money.step() as session:
-                owners = [*self.model.purses, *self.model.lots]
-                check_raw_transfers(session, self.money.slug, owners)
+                check_raw_transfers(session, self.money.accounts())
         finally:
             self.undo.rollback()
             self.connection.close()

@@ -433,6 +433,17 @@ class Money:
         charges, lots = list(self.model.charges), list(self.model.lots)
         return charges.index(line.charge_id), lots.index(line.voucher_id) if line.voucher_id else -1
 
+    def accounts(self) -> list[UUID]:
+        """The accounts of the programme, its vouchers and its tenants."""
+        named = [accounts.pool(self.slug, "once", "CNY"), accounts.disbursed(self.slug, accounts.CENTRE, "CNY")]
+        of_programme = (accounts.claimed, accounts.payable, accounts.reserve, accounts.reserve_used)
+        named += [account(self.slug, "CNY") for account in of_programme]
+        for tenant in self.model.purses:
+            named += [accounts.wallet(tenant), accounts.revenue(tenant)]
+            named.append(accounts.claimable(self.slug, tenant, "CNY"))
+        named += [accounts.voucher(voucher, "CNY") for voucher in self.model.lots]
+        return [account.id for account in named]
+
     def check_balances(self) -> None:
         """Each voucher and purse, the pool, the reserve and what can be claimed hold what the model says."""
         model = self.model

@@ -9,15 +9,12 @@ from sqlalchemy import Row, text
 from sqlalchemy.orm import Session
 
 
-def check_raw_transfers(session: Session, slug: str, owners: Sequence[UUID]) -> None:
+def check_raw_transfers(session: Session, accounts: Sequence[UUID]) -> None:
     """The raw transfers recompute to the balances, without gaps, and no bounded account was ever overdrawn."""
-    prefixes = [f"programme/{slug}/%", *(f"enterprise/{owner}/%" for owner in owners)]
-    prefixes += [f"voucher/{owner}%" for owner in owners]
-    found = session.execute(_ACCOUNTS, {"prefixes": prefixes}).all()
     legs: dict[UUID, list[Row[Any]]] = defaultdict(list)
-    for row in session.execute(_LEGS, {"accounts": [account.id for account in found]}):
+    for row in session.execute(_LEGS, {"accounts": accounts}):
         legs[row.account].append(row)
-    for account in found:
+    for account in session.execute(_ACCOUNTS, {"accounts": accounts}):
         _check_account(account, legs[account.id])
 
 
@@ -49,7 +46,7 @@ def _effect(kind: str, amount: int, held: int) -> tuple[int, int]:
     return 0, -held
 
 
-_ACCOUNTS: Final = text("SELECT * FROM accounts WHERE name LIKE ANY (:prefixes) ORDER BY id")
+_ACCOUNTS: Final = text("SELECT * FROM accounts WHERE id = ANY (:accounts) ORDER BY id")
 _LEGS: Final = text(
     "SELECT debit AS account, id, kind, amount, hold_id, 'debit' AS side, debit_sequence AS sequence"
     " FROM transfers WHERE debit = ANY (:accounts)"

@@ -15,7 +15,7 @@ from kernel.money import MICROS_PER_YUAN
 from ledger.domain.accounts import CNY
 
 STAGES: Final = {
-    "budget": "Appropriated to a programme, over all cycles",
+    "budget": "Appropriated to a programme, over all cycles, less what went back to the authority",
     "pool": "What a programme can still issue",
     "issued": "Face value of all vouchers ever issued",
     "remaining": "What is left on vouchers, neither held nor used",
@@ -40,7 +40,7 @@ CARD: Final = {
 }
 EXPIRING = Family(
     "hub_voucher_expiring_yuan",
-    "What is left on vouchers that expire within 30, 60 or 90 days.",
+    "What is left on vouchers that pay for nothing any more in 30, 60 or 90 days.",
     ("programme", "within"),
 )
 VOUCHERS = Family("hub_vouchers", "Vouchers by state.", ("programme", "state"))
@@ -81,13 +81,14 @@ _ACCOUNTS = text("""
       FROM accounts WHERE name::text LIKE 'programme/%' GROUP BY 1, 2, 3""")
 _ON_VOUCHERS = text("""
     SELECT v.slug, v.asset, sum(a.credits_posted - a.debits_posted - a.debits_pending), sum(a.debits_pending),
-           sum(a.credits_posted - a.debits_posted) FILTER (WHERE v.expires_at <= :in_30),
-           sum(a.credits_posted - a.debits_posted) FILTER (WHERE v.expires_at <= :in_60),
-           sum(a.credits_posted - a.debits_posted) FILTER (WHERE v.expires_at <= :in_90)
+           sum(a.credits_posted - a.debits_posted) FILTER (WHERE v.use_by_at <= :in_30),
+           sum(a.credits_posted - a.debits_posted) FILTER (WHERE v.use_by_at <= :in_60),
+           sum(a.credits_posted - a.debits_posted) FILTER (WHERE v.use_by_at <= :in_90)
       FROM accounts a JOIN vouchers v ON v.id = CAST(split_part(a.name::text, '/', 2) AS uuid)
      WHERE a.name::text LIKE 'voucher/%' GROUP BY v.slug, v.asset""")
 _PROGRAMMES = text("""
-    SELECT p.slug, p.asset, coalesce((SELECT sum(amount) FROM appropriations a WHERE a.slug = p.slug), 0),
+    SELECT p.slug, p.asset, coalesce((SELECT sum(amount) FROM appropriations a WHERE a.slug = p.slug), 0)
+           - coalesce((SELECT sum(amount) FROM cycle_closings c WHERE c.slug = p.slug AND c.carried_to IS NULL), 0),
            (SELECT document ->> 'authority' FROM programme_versions v WHERE v.slug = p.slug
              ORDER BY version DESC LIMIT 1)
       FROM programmes p ORDER BY p.slug""")
@@ -108,10 +109,11 @@ _PRICE = text("""
              ORDER BY model, effective_from DESC) r
       JOIN (SELECT model, count(*) AS devices FROM devices GROUP BY model) d ON d.model = r.model""")
 _FIRMS = text("""
-    WITH taken AS (
-        SELECT c.voucher_id, sum(c.quantity) AS captured FROM coverage_lines c
-         WHERE c.voucher_id IS NOT NULL AND NOT EXISTS (SELECT FROM restorations r WHERE r.line_id = c.id)
-         GROUP BY c.voucher_id)
+    WITH back AS (SELECT line_id, sum(quantity) AS quantity FROM restorations GROUP BY line_id),
+    taken AS (
+        SELECT c.voucher_id, sum(c.quantity - coalesce(b.quantity, 0)) AS captured
+          FROM coverage_lines c LEFT JOIN back b ON b.line_id = c.id
+         WHERE c.voucher_id IS NOT NULL GROUP BY c.voucher_id)
     SELECT v.slug, v.asset, e.size_class, e.industry, sum(v.face), coalesce(sum(t.captured), 0)
       FROM vouchers v JOIN enterprises e ON e.id = v.enterprise_id LEFT JOIN taken t ON t.voucher_id = v.id
      GROUP BY 1, 2, 3, 4""")

@@ -101,6 +101,9 @@ def test_what_is_anothers_looks_like_nothing(house: House) -> None:
         "budgets",
         "secrets",
         "job-templates",
+        "invoices",
+        "alerts",
+        "alert-rules",
     ):
         assert thief.get(f"/v1/{listing}")["items"] == []
     assert [entry["id"] for entry in thief.get("/v1/enterprises")["items"]] == [str(thief.tenant_id)]

@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import Engine, text
 
 from compute_hub.billing.charging import LATE
-from compute_hub.metering.gaps import list_gap_cases
+from compute_hub.metering.gaps import list_gap_cases, open_gap_cases
 from compute_hub.metering.holding import held_time
 from kernel.database import transaction
 from tests.compute_hub.billing.house import NOW, House
@@ -94,3 +94,25 @@ def test_what_was_allocated_and_not_metered_is_the_holders_and_so_is_what_was_id
         (held,) = held_time(session, job_id=job_id, at=NOW + timedelta(hours=1))
     assert (held.allocated_ms, held.metered_ms, held.busy_ms) == (100_000, 60_000, 45_000)
     assert (held.unused_ms, held.idle_ms, held.tenant_id) == (40_000, 15_000, house.tenant)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "final", "expected"),
+    [
+        ((), None, [(0, "no_final_record")]),
+        ((0, 1), None, [(2, "no_final_record")]),
+        ((0, 1), 1, []),
+        ((1, 2), 2, [(0, "missing_record")]),
+        ((0, 2, 4), 4, [(1, "missing_record")]),
+    ],
+)
+def test_a_case_names_the_first_record_that_is_missing(
+    house: House, numbers: tuple[int, ...], final: int | None, expected: list[tuple[int, str]]
+) -> None:
+    job_id = house.submit()
+    house.admit(job_id)
+    house.meter(*(house.record(job_id, k, 1000, final=k == final) for k in numbers))
+    with transaction(house.engine) as session:
+        for _ in range(2):
+            open_gap_cases(session, job_id, NOW)
+    assert house.sql("SELECT first_missing_k, kind FROM gap_cases") == expected

@@ -38,7 +38,9 @@ def api(database: Database, state: Path) -> Iterator[str]:
         "HUB_API_PORT": str(port),
         "HUB_API_WORKERS": "2",
     }
-    process = subprocess.Popen([str(HUB), "api"], env=environment, stderr=subprocess.DEVNULL)
+    log = state.with_name("api.log").open("wb")
+    process = subprocess.Popen([str(HUB), "api"], env=environment, stderr=log)
+    log.close()
     workers = psutil.Process(process.pid)
     yield f"http://127.0.0.1:{port}"
     tree = workers.children(recursive=True)
@@ -89,6 +91,11 @@ def test_what_several_api_workers_count_adds_up_to_what_was_asked_of_them(api: s
     assert unmatched.labels["route"] == "other"
     exemplars = {s.exemplar.labels["trace_id"] for s in found if s.exemplar is not None}
     assert TRACE in exemplars
+    answer = httpx.post(f"{api}/v1/jobs", json={})
+    lines = [json.loads(line) for line in state.with_name("api.log").read_text().splitlines()]
+    (line,) = [line for line in lines if line["event"] == "request"]
+    assert (line["route"], line["status"], line["process"]) == ("/v1/jobs", answer.status_code, "api")
+    assert line["request_id"] == answer.headers["x-request-id"]
     centre = httpx.get(f"{api}/metrics").text
     assert "hub_devices" in centre
     assert "hub_http_requests_total" not in centre
@@ -103,6 +110,7 @@ sys.stdin.read()
 """
 
 
+@pytest.mark.slow
 def test_a_process_clears_away_what_a_killed_one_announced_and_its_own_file_goes_with_it(
     tmp_path: Path,
 ) -> None:

@@ -1,7 +1,9 @@
 """Readers refuse by file, line and field; runs write what they promise; policies keep their order."""
 
 import json
+import re
 from pathlib import Path
+from xml.etree import ElementTree as ET
 
 import pytest
 
@@ -143,3 +145,57 @@ def test_a_cluster_file_gives_nodes_queues_and_failures(tmp_path: Path) -> None:
     assert cluster.failures[0].back_ms == 20_000
     with pytest.raises(HubError, match="holds no node"):
         read_cluster(written(tmp_path, "{}", "empty.json"))
+
+
+ONE_NODE = {"nodes": [{"name": "a", "model": "A100", "devices": 4}]}
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (
+            {"failures": [{"node": "z", "at_s": 1}]},
+            "field 'failures.node': 'z' is no node of this cluster; it has a",
+        ),
+        (
+            {"reservations": [{"id": "r", "nodes": ["z"], "from_s": 1, "to_s": 2}]},
+            "'reservations.nodes': 'z' is no",
+        ),
+        ({"queues": [{"name": "q", "quotas": {"A100": 4}}]}, "field 'quotas'"),
+        (
+            {"queues": [{"name": "q", "quotas": {"A100": {"guarantee": -1}}}]},
+            "field 'guarantee': -1 must be at least",
+        ),
+        ({"queues": [{}]}, "field 'name': None is missing"),
+        ({"queues": "q"}, "is not a list of objects"),
+        ({"nodes": [{"name": "a", "model": "A100"}]}, "field 'devices': None is missing"),
+    ],
+)
+def test_bad_cluster_files_are_refused_by_place_and_field(
+    tmp_path: Path, more: dict[str, object], told: str
+) -> None:
+    with pytest.raises(HubError, match=re.escape(told)):
+        read_cluster(written(tmp_path, json.dumps({**ONE_NODE, **more}), "cluster.json"))
+
+
+def test_the_reservations_of_a_cluster_file_are_kept(tmp_path: Path) -> None:
+    kept = {**ONE_NODE, "reservations": [{"id": "r", "nodes": ["a"], "from_s": 5, "to_s": 60}]}
+    cluster = written(tmp_path, json.dumps(kept), "cluster.json")
+    trace = written(tmp_path, "job_id,submitted_s,duration_s\nlong,0,10\nshort,0,5\n")
+    out = tmp_path / "out"
+    run_simulation(Options(trace, "csv", out, ("default",), cluster=cluster))
+    rows = [line.split(",") for line in (out / "schedule.csv").read_text().splitlines()[1:]]
+    assert {row[0]: row[6] for row in rows} == {"short": "0", "long": "60"}
+
+
+def test_the_report_is_one_page_whose_drawings_are_well_formed(tmp_path: Path) -> None:
+    trace, out = written(tmp_path, ELASTIC), tmp_path / "out"
+    run_simulation(Options(trace, "elasticflow", out, ("default", "fifo"), nodes=3))
+    page = (out / "report.html").read_text()
+    drawings = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
+    assert len(drawings) == 3
+    for drawing in drawings:
+        texts = [one.text for one in ET.fromstring(drawing).iter("text")]  # noqa: S314 - our own page
+        assert texts
+    assert "100 %" in page
+    assert "node-0002" in page

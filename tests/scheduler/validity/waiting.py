@@ -24,7 +24,7 @@ def promises(log: Log, asked: dict[str, Asked]) -> list[str]:
     found = []
     for (job, _), made in rows.items():
         for before, after in pairwise(made):
-            same_wait = not any(before.at_ms < start <= after.at_ms for start in starts[job])
+            same_wait = not any(before.at_ms <= start <= after.at_ms for start in starts[job])
             if same_wait and after.from_ms > before.from_ms and not _excused(log, asked, before, after.at_ms):
                 found.append(f"the promise to {job} moves from {before.from_ms} back to {after.from_ms}")
         last = made[-1]
