@@ -15,6 +15,7 @@ from random import Random
 from scheduler.policy.boards import Boards
 from scheduler.policy.capacity import Capacity
 from scheduler.policy.model import WHOLE_MILLI, Job
+from scheduler.policy.promises import FOREVER_MS
 from scheduler.policy.settings import PlacementRule, placement_named
 from scheduler.policy.shapes import Shapes
 from scheduler.simulator.clusters import read_cluster
@@ -61,7 +62,7 @@ def run(cluster: Cluster, pods: list[Job], rule: PlacementRule, seed: int) -> tu
             pool.take(state, piece)
         state.cpu_free_milli -= pod.cpu_milli
         state.memory_free_mib -= pod.memory_mib
-        state.move_in(str(number), pieces, (0, pod.cpu_milli, pod.memory_mib))
+        state.move_in(str(number), pieces, (0, pod.cpu_milli, pod.memory_mib), leaves_ms=FOREVER_MS)
         placed += 1
     took = time.process_time() - began
     free = sum(pool.free_milli for pool in capacity.pools.values())
