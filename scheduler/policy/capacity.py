@@ -35,6 +35,7 @@ class NodeState:
         "cpu_free_milli",
         "healthy_mask",
         "held",
+        "leaves",
         "memory_free_mib",
         "node",
         "opened",
@@ -67,6 +68,8 @@ class NodeState:
         self.held: dict[str, tuple[DeviceSlice, ...]] = {}
         self.tenants: dict[str, tuple[int, int, int]] = {}
         """Per running job: when its limit ends it, its processors, its memory."""
+        self.leaves: dict[str, int] = {}
+        """Per running job: when it will probably be gone."""
         self.times: tuple[int, ...] | None = None
         self.ordinal = position
         self.version = 0
@@ -89,8 +92,11 @@ class NodeState:
             self.times = tuple(sorted(busy.get(index, 0) for index in healthy))
         return self.times
 
-    def move_in(self, job_id: str, pieces: tuple[DeviceSlice, ...], facts: tuple[int, int, int]) -> None:
-        """A job runs here until (its limit), with (processors, memory)."""
+    def move_in(
+        self, job_id: str, pieces: tuple[DeviceSlice, ...], facts: tuple[int, int, int], leaves_ms: int
+    ) -> None:
+        """A job runs here until (its limit), with (processors, memory); it will probably leave before."""
+        self.leaves[job_id] = leaves_ms
         self.held[job_id] = pieces
         self.version += 1
         self.pool.changes.note(self)
@@ -100,6 +106,7 @@ class NodeState:
     def move_out(self, job_id: str) -> None:
         """The job no longer runs here."""
         del self.held[job_id]
+        del self.leaves[job_id]
         self.version += 1
         self.pool.changes.note(self)
         del self.tenants[job_id]

@@ -4,11 +4,15 @@ Invariant: a start moves only the queues above its leaf, so that the next questi
 """
 
 from heapq import heapify, heappop, heappush
+from typing import Final
 
-from scheduler.policy.pending import Entry, JobClass
+from scheduler.policy.pending import Entry, JobClass, QueuedJob
 from scheduler.policy.queues import QueueState, Tier
 from scheduler.policy.shapes import Shape
 from scheduler.policy.state import SchedulerState
+
+BACKFILL_MAX: Final = 1000
+"""Short enough jobs of a class that one cycle looks at for backfill."""
 
 
 class Contest:
@@ -31,35 +35,46 @@ class Contest:
             self._classes.setdefault(job_class.leaf, []).append(job_class)
         self._heads: dict[QueueState, tuple[JobClass, Entry]] = {}
         self._children: dict[QueueState, list[tuple[Tier, int, str, QueueState]]] = {}
+        self._lines: dict[JobClass, list[QueuedJob]] = {}
+        """Of classes whose head a promise hinders: who would be gone before, the first in order last."""
         self._root = state.queues.root
         inner: dict[QueueState, None] = {}
-        for leaf in sorted(self._classes, key=lambda one: one.name):
-            if self._refresh(leaf):
-                for above in leaf.path():
-                    if above is not leaf:
-                        inner[above] = None
+        self._unseen: set[QueueState] = set(self._classes)
+        """Leaves whose first job nobody has looked up yet; until then they stand where they could at best."""
+        for leaf in self._classes:
+            inner.update(dict.fromkeys(leaf.ancestry[:-1]))
         self._fill(inner)
 
     def _fill(self, inner: dict[QueueState, None]) -> None:
-        for queue in sorted(inner, key=lambda one: -sum(1 for _ in one.path())):
-            rows = [self._row(child) for child in queue.children if child in self._heads]
+        for queue in inner:
+            rows = [self._row(child) for child in queue.children if child in self._unseen or child in inner]
             heapify(rows)
             self._children[queue] = rows
-            if rows:
-                self._heads[queue] = self._heads[rows[0][3]]
 
     def next_leaf(self) -> QueueState | None:
         """The leaf that may start a job next, or None when no candidate is left."""
-        at = self._root
-        if not self._children.get(at):
-            return None
-        while at in self._children:
-            at = self._children[at][0][3]
-        return at
+        while self._children.get(self._root):
+            at = self._root
+            while at in self._children:
+                at = self._children[at][0][3]
+            if at not in self._unseen:
+                return at
+            self.advance(at)
+            self._unseen.remove(at)
+        return None
 
     def head_of(self, leaf: QueueState) -> tuple[JobClass, Entry]:
         """The leaf's first job and its class."""
         return self._heads[leaf]
+
+    def line_up(self, leaf: QueueState, job_class: JobClass) -> bool:
+        """Its first job is hindered by a promise: let those of its class go on that are gone before, in their order."""
+        longest_ms = self._hindered.get(job_class.shape, 0)
+        if job_class in self._lines or not longest_ms:
+            return False
+        self._lines[job_class] = job_class.within(longest_ms, BACKFILL_MAX)
+        self.advance(leaf)
+        return True
 
     def drop(self, leaf: QueueState, job_class: JobClass) -> None:
         """This class cannot start anything in this cycle."""
@@ -83,18 +98,22 @@ class Contest:
             if alive:
                 heappush(rows, self._row(below))
             alive = bool(rows)
-            if alive:
-                self._heads[queue] = self._heads[rows[0][3]]
-            else:
+            head = self._heads.get(rows[0][3]) if rows else None
+            if head is None:
                 self._heads.pop(queue, None)
+            else:
+                self._heads[queue] = head
             below = queue
 
     def _refresh(self, leaf: QueueState) -> bool:
         best: tuple[int, Entry, JobClass] | None = None
+        seen = (
+            leaf not in self._unseen
+        )  # each leaf's first job is considered once, whatever is known of its shape
         for job_class in self._classes[leaf]:
-            if self.passed_over(job_class):
+            if seen and job_class.shape in self._hindered and self.passed_over(job_class):
                 continue
-            entry = job_class.head()
+            entry = self._first_of(job_class) if self._lines else job_class.head()
             if entry is None:
                 continue
             row = (-job_class.priority, entry, job_class)
@@ -106,6 +125,14 @@ class Contest:
         self._heads[leaf] = (best[2], best[1])
         return True
 
+    def _first_of(self, job_class: JobClass) -> Entry | None:
+        line = self._lines.get(job_class)
+        if line is None:
+            return job_class.head()
+        while line and line[-1].home is not job_class:
+            line.pop()
+        return line[-1].entry if line else None
+
     def passed_over(self, job_class: JobClass) -> bool:
         """Whether nobody of the class can start in this cycle, as has been found for its shape.
 
@@ -115,6 +142,8 @@ class Contest:
         longest_ms = self._hindered.get(shape)
         if longest_ms is None:
             return False
+        if not longest_ms:
+            return True
         shortest = job_class.shortest()
         if shortest is None:
             return True
@@ -126,8 +155,10 @@ class Contest:
     def _row(self, queue: QueueState) -> tuple[Tier, int, str, QueueState]:
         if queue.lonely:
             return (Tier.BORROWING, 0, queue.name, queue)
-        job_class, _ = self._heads[queue]
-        shape = job_class.shape
+        share = queue.share(self._capacities, self._now_ms)
+        head = self._heads.get(queue)
+        if head is None:
+            return (queue.best_tier(), share, queue.name, queue)
+        shape = head[0].shape
         pool = shape.pools[0].model if shape.pools else ""
-        tier = queue.tier(pool, shape.demand_milli())
-        return (tier, queue.share(self._capacities, self._now_ms), queue.name, queue)
+        return (queue.tier(pool, shape.demand_milli()), share, queue.name, queue)

@@ -11,11 +11,11 @@ from scheduler.policy.capacity import Pool
 from scheduler.policy.contest import Contest
 from scheduler.policy.model import Eviction, Plan, Start
 from scheduler.policy.pending import Entry, JobClass, QueuedJob
-from scheduler.policy.placement import Found, as_placements, find
+from scheduler.policy.placement import Found, as_placements, find, find_among_lasting
 from scheduler.policy.preemption import CLAIMS_MAX, find_evictions, may_evict
 from scheduler.policy.promises import FOREVER_MS, Promise, earliest
 from scheduler.policy.queues import QueueState
-from scheduler.policy.settings import Backfill
+from scheduler.policy.settings import Backfill, PlacementRule
 from scheduler.policy.shapes import Shape
 from scheduler.policy.state import SchedulerState
 
@@ -48,6 +48,8 @@ class Cycle:
         self._hindered: dict[Shape, int] = {}
         """Shapes a promise stands in the way of, and how long a job of it may last to be gone before."""
         self._redeemed = False
+        self._vacant: dict[Pool, QueuedJob] = {}
+        """Pools that promise nothing yet, and the first job known not to fit there."""
         self._may_evict = may_evict(state)
         self._nominated = dict(state.promises.nominations.by_job)
 
@@ -91,6 +93,7 @@ class Cycle:
         self._redeemed = False
         candidates = self._candidates()
         if not candidates:
+            self._fill_vacancies(None, 0)
             return False
         contest = Contest(self.state, self.now_ms, candidates, self._hindered)
         shapes = {job_class.shape for job_class in candidates}
@@ -98,7 +101,10 @@ class Cycle:
             if len(self._hindered) >= len(shapes) and all(self._hindered.get(shape) == 0 for shape in shapes):
                 break  # nothing of any shape fits any more, whoever asks
             job_class, entry = contest.head_of(leaf)
+            if self._vacant:
+                self._fill_vacancies(entry, job_class.priority)
             self._consider(contest, leaf, job_class, entry)
+        self._fill_vacancies(None, 0)
         return self._redeemed
 
     def undo(self) -> None:
@@ -108,6 +114,7 @@ class Cycle:
             state.stop(queued.job.id, self.now_ms)
             state.queued[queued.job.id] = queued
             state.pending.class_of(queued).restore(queued)
+            state.pending.line_up(queued)
             queued.ready = True
         kept = state.promises.nominations.by_job
         begun = {queued.job.id for queued in self._begun}
@@ -181,34 +188,48 @@ class Cycle:
         A promise stays with its holder until that starts; an earlier job that arrives takes it over.
         """
         state = self.state
-        if freed:
-            for model, pool in state.capacity.pools.items():
-                held = state.promises.by_pool.get(model)
-                if held is None:
-                    first = self._first_unfit(pool)
-                    if first is not None:
-                        self._promise(first, (pool,))
-                elif held.job_id in state.queued:
-                    self._promise(state.queued[held.job_id], (pool,))
         for queued in arrived:
             if queued.entry is not None and queued.ready and not queued.shape.may_fit():
                 self._claim(queued)
-                self._promise(queued, self._allowed_pools(queued, once_free=True))
+                pools = self._allowed_pools(queued, once_free=True)
+                self._promise(queued, tuple(pool for pool in pools if pool.model in state.promises.by_pool))
+                freed = freed or len(state.promises.by_pool) < len(state.capacity.pools)
+        for model, pool in state.capacity.pools.items():
+            held = state.promises.by_pool.get(model)
+            if held is not None and held.job_id in state.queued:
+                if held.freed != pool.freed or not held.hard:
+                    self._promise(state.queued[held.job_id], (pool,))
+            elif freed:
+                self._vacate(pool)
+
+    def _vacate(self, pool: Pool) -> None:
+        """Nobody holds the pool's promise: the first that does not fit is due it, unless an earlier one fails, too."""
+        first = self._first_unfit(pool)
+        if first is not None:
+            self._vacant[pool] = first
+
+    def _fill_vacancies(self, entry: Entry | None, priority: int) -> None:
+        """Promise what is vacant to those who come before the job that is considered next (None: nobody is left)."""
+        for pool, first in list(self._vacant.items()):
+            if pool.model in self.state.promises.by_pool or first.entry is None or first.home is None:
+                del self._vacant[pool]
+            elif entry is None or (-first.job.priority, first.entry[:3]) < (-priority, entry[:3]):
+                del self._vacant[pool]
+                if pool in self._allowed_pools(first, once_free=True):
+                    self._promise(first, (pool,))
 
     def _first_unfit(self, pool: Pool) -> QueuedJob | None:
+        """The first job in order whose shape is known not to fit in the pool, or not beside what is promised."""
         best: tuple[int, Entry] | None = None
-        for shape, classes in self.state.pending.by_shape.items():
-            if pool not in shape.pools or shape.may_fit() or shape.possible == ():
+        pending = self.state.pending
+        for shape in list(pending.by_order):
+            if pool not in shape.pools or shape.possible == ():
                 continue
-            for job_class in classes.values():
-                entry = job_class.head()
-                row = None if entry is None else (-job_class.priority, entry)
-                if (
-                    row is not None
-                    and (best is None or row < best)
-                    and pool in self._allowed_pools(row[1][3], once_free=True)
-                ):
-                    best = row
+            if shape.may_fit() and shape not in self._hindered:
+                continue
+            row = pending.first_of(shape, lambda queued: pool in self._allowed_pools(queued, once_free=True))
+            if row is not None and (best is None or row < best):
+                best = row
         return None if best is None else best[1][3]
 
     def _consider(self, contest: Contest, leaf: QueueState, job_class: JobClass, entry: Entry) -> None:
@@ -242,9 +263,9 @@ class Cycle:
         if self.state.settings.backfill is Backfill.NONE:
             contest.close(leaf)
             return
-        if self.state.settings.backfill is Backfill.RESERVED and not self._promise(queued, pools):
-            self._backfill(job_class, queued)
-        contest.drop(leaf, job_class)
+        promised = self.state.settings.backfill is Backfill.RESERVED and self._promise(queued, pools)
+        if promised or not shape.may_fit() or not contest.line_up(leaf, job_class):
+            contest.drop(leaf, job_class)
 
     def _is_full(self, shape: Shape) -> bool:
         """Whether no pool has so many slots free at all; then nobody's job of this shape can start."""
@@ -311,7 +332,7 @@ class Cycle:
             found = earliest(queued.shape, pool, promises, job.id, self.now_ms, job.time_limit_ms)
             if found is not None:
                 hard = entry[0] <= self.now_ms
-                promises.make(pool.model, Promise(job.id, found[1], found[0], hard))
+                promises.make(pool.model, Promise(job.id, found[1], found[0], hard, pool.freed))
                 made = True
         return made
 
@@ -338,22 +359,6 @@ class Cycle:
         if holder.leaf is not queued.leaf:
             return True
         return (-holder.job.priority, holder.entry[:3]) < (-queued.job.priority, entry[:3])
-
-    def _backfill(self, job_class: JobClass, head: QueuedJob) -> None:
-        """Start the class's jobs with the shortest limits as long as they are gone before what is promised."""
-        tried = head
-        while (entry := job_class.shortest()) is not None:
-            queued = entry[3]
-            if queued is tried or queued.job.time_limit_ms >= head.job.time_limit_ms:
-                return
-            pools = self._allowed_pools(queued)
-            if not pools or not queued.shape.may_fit():
-                return
-            placed, _ = self._place(queued, pools)
-            if placed is None:
-                return
-            self._start(queued, job_class, *placed)
-            tried = queued
 
     def _allowed_pools(self, queued: QueuedJob, *, once_free: bool = False) -> tuple[Pool, ...]:
         """The pools in which quota and limits allow the job now, or would `once_free` is what others use there."""
@@ -386,11 +391,25 @@ class Cycle:
             return self._place_scored(queued, pools, end_ms)
         for pool in pools:
             barred = promises.barred(pool.model, queued.job.id, self.now_ms, end_ms)
-            found = find(queued.shape, pool, barred)
+            found = self._find(queued, pool, barred)
             if found is not None:
                 return (pool, found), False
             hindered = hindered or (barred != 0 and find(queued.shape, pool) is not None)
         return None, hindered
+
+    def _find(self, queued: QueuedJob, pool: Pool, barred: int) -> Found | None:
+        """Room in one pool, as the placement rule of the policy chooses it."""
+        shape = queued.shape
+        aligned = self.state.settings.placement is PlacementRule.DEFAULT
+        if (
+            not aligned
+            or not shape.devices_per_node
+            or not shape.whole
+            or shape.nodes > 1
+            or shape.tail_devices
+        ):
+            return find(shape, pool, barred)
+        return find_among_lasting(shape, pool, barred, self.now_ms, self.now_ms + queued.predicted_ms)
 
     def _place_scored(
         self, queued: QueuedJob, pools: tuple[Pool, ...], end_ms: int
@@ -431,8 +450,6 @@ class Cycle:
         self._begun.append(queued)
         if redeemed:
             self._redeemed = self._redeemed or any(self._hindered.values())
+            for model in redeemed:
+                self._vacate(state.capacity.pools[model])
             self._hindered.clear()
-        for model in redeemed:
-            following = self._first_unfit(state.capacity.pools[model])
-            if following is not None:
-                self._promise(following, (state.capacity.pools[model],))

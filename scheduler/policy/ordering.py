@@ -4,7 +4,7 @@
 
 `size` is the predicted duration × √devices (a gang waits for its nodes as well as for its turn, so its width
 counts less than its length), `large` is six mean sizes, and `horizon` is the queue's `max_wait` or, without
-one, ten mean predicted durations. So small jobs are ordered nearly by size as in shortest-service-first, the
+one, 25 mean predicted durations. So small jobs are ordered nearly by size as in shortest-service-first, the
 large ones nearly by arrival, and once a job's turn has come nobody who arrives later passes it. The rule has
 no unit of time of its own: a trace played ten times faster gives the same order.
 """
@@ -14,7 +14,7 @@ from typing import Final
 
 from scheduler.policy.model import Job
 
-HORIZON_IN_MEAN_DURATIONS: Final = 10
+HORIZON_IN_MEAN_DURATIONS: Final = 25
 LARGE_IN_MEAN_SIZES: Final = 6
 _ROOT_SHIFT: Final = 20
 

@@ -5,12 +5,16 @@ has exactly one live heap entry (stale ones, of withdrawn or promoted jobs, are 
 """
 
 from collections import deque
+from collections.abc import Callable
 from heapq import heappop, heappush
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from scheduler.policy.model import Job
 from scheduler.policy.queues import QueueState
 from scheduler.policy.shapes import Shape
+
+PROMOTED: Final = -(2**62)
+"""The order key of a job that has waited longer than first come, first served would have let it."""
 
 Entry = tuple[int, int, int, "QueuedJob"]
 """(order key, submitted_ms, sequence, job); the sequence makes the order total."""
@@ -72,6 +76,11 @@ class JobClass:
         heappush(self.heap, entry)
         heappush(self.by_limit, (queued.job.time_limit_ms, queued.sequence, queued))
 
+    def promote(self, queued: QueuedJob) -> None:
+        """Put the job before all that are not promoted, in the order of submission among those that are."""
+        queued.entry = (PROMOTED, queued.job.submitted_ms, queued.sequence, queued)
+        heappush(self.heap, queued.entry)
+
     def restore(self, queued: QueuedJob) -> None:
         """Take back a removal, at the place it had."""
         entry = queued.entry
@@ -111,6 +120,20 @@ class JobClass:
                     heappush(edge, (self.heap[below], below))
         return found
 
+    def within(self, limit_ms: int, most: int) -> list[QueuedJob]:
+        """Up to so many jobs whose limit is at most `limit_ms`, the first in order last."""
+        heap = self.by_limit
+        found: dict[QueuedJob, Entry] = {}
+        edge = deque([0])
+        while edge and len(found) < most:
+            at = edge.popleft()
+            if at < len(heap) and heap[at][0] <= limit_ms:
+                queued = heap[at][2]
+                if queued.home is self and queued.entry is not None:
+                    found[queued] = queued.entry
+                edge.extend((2 * at + 1, 2 * at + 2))
+        return [entry[3] for entry in sorted(found.values(), reverse=True)]
+
     def shortest(self) -> Entry | None:
         """The live entry with the shortest time limit."""
         heap = self.by_limit
@@ -125,10 +148,41 @@ class JobClass:
 class Pending:
     """All classes, by queue and by shape."""
 
+    REFUSED_MAX = 16
+    """Jobs of a shape whose quota is looked at for one that may start."""
+
     def __init__(self) -> None:
         self.classes: dict[ClassKey, JobClass] = {}
         self.by_shape: dict[Shape, dict[ClassKey, JobClass]] = {}
+        self.by_order: dict[Shape, list[tuple[int, Entry]]] = {}
+        """Per shape all its jobs by priority and order, whatever their queue."""
         self._turn: deque[ClassKey] = deque()
+
+    def line_up(self, queued: QueuedJob) -> None:
+        """The job has a (new) place in its class; give it the same among all of its shape."""
+        if queued.entry is not None:
+            line = self.by_order.setdefault(queued.shape, [])
+            heappush(line, (-queued.job.priority, queued.entry))
+
+    def first_of(self, shape: Shape, allowed: Callable[[QueuedJob], bool]) -> tuple[int, Entry] | None:
+        """The first job of a shape that may start; None when none of the first few may."""
+        line = self.by_order.get(shape, [])
+        aside: list[tuple[int, Entry]] = []
+        found: tuple[int, Entry] | None = None
+        while line and found is None and len(aside) < self.REFUSED_MAX:
+            entry = line[0][1]
+            queued = entry[3]
+            if queued.entry is not entry or queued.home is None:
+                heappop(line)
+            elif allowed(queued):
+                found = line[0]
+            else:
+                aside.append(heappop(line))
+        for row in aside:
+            heappush(line, row)
+        if not line:
+            self.by_order.pop(shape, None)
+        return found
 
     def class_of(self, queued: QueuedJob) -> JobClass:
         """The class of a queued job, made when it is the first."""

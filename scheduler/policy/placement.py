@@ -52,6 +52,34 @@ def _find_one(shape: Shape, pool: Pool, barred: int) -> Found | None:
     return None
 
 
+def find_among_lasting(shape: Shape, pool: Pool, barred: int, now_ms: int, leaves_ms: int) -> Found | None:
+    """Room for whole devices of one node that will probably be left at `leaves_ms`, where it prolongs least.
+
+    A node is free for a gang when the last job has left it: so short jobs go to nodes that stay in use anyway,
+    and what counts is how much longer the node is in use, times the devices that stand idle meanwhile
+    (lifetime alignment, as LAVA, MLSys '25, does for virtual machines).
+    """
+    devices = shape.devices_per_node
+    best: tuple[int, NodeState] | None = None
+    for free in range(max(1, devices), len(pool.buckets)):
+        nodes = pool.buckets[free] & ~barred
+        while nodes:
+            bit = nodes & -nodes
+            nodes ^= bit
+            state = pool.states[bit.bit_length() - 1]
+            if not _has_room(state, shape):
+                continue
+            last_ms = max(state.leaves.values(), default=0)
+            cost = (1 + max(0, leaves_ms - max(now_ms, last_ms))) * free
+            if best is None or cost < best[0]:
+                best = (cost, state)
+            if not state.leaves:
+                break  # the next one of the bucket is at best idle, too, or nearly as good
+    if best is None:
+        return None
+    return ((best[1], lowest_devices(best[1].whole_mask, devices)[1]),)
+
+
 def _find_fraction(shape: Shape, pool: Pool, barred: int) -> Found | None:
     """The tightest hole on devices already shared; otherwise a whole device of the fullest node."""
     best: tuple[int, int, tuple[DeviceSlice, ...]] | None = None

@@ -22,6 +22,8 @@ class Promise(NamedTuple):
     nodes: int
     from_ms: int
     hard: bool
+    freed: int
+    """The pool's counter of what was freed when the promise was last worked out."""
 
 
 class Span(NamedTuple):

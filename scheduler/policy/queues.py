@@ -118,6 +118,14 @@ class QueueState:
             return Tier.BORROWING
         return Tier.OPPORTUNISTIC
 
+    def best_tier(self) -> Tier:
+        """The strongest claim that it could make at this level, whatever its jobs ask for."""
+        used = self.used
+        for pool, quota in self.quotas.items():
+            if used.get(pool, 0) < quota.guarantee_milli:
+                return Tier.GUARANTEED
+        return Tier.BORROWING
+
     def bound(self, pool: str) -> int | None:
         """Guarantee and borrow limit together; None is no bound."""
         quota = self.quotas.get(pool)

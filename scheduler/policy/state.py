@@ -13,6 +13,7 @@ from heapq import heappop, heappush
 
 from scheduler.policy.boards import Boards
 from scheduler.policy.capacity import Capacity
+from scheduler.policy.congestion import Congestion
 from scheduler.policy.errors import DuplicateJob, MalformedJob, UnknownJob, UnknownModel
 from scheduler.policy.model import WHOLE_MILLI, Eviction, Job, Node, Placement, Queue, Reservation, Start
 from scheduler.policy.nominations import Nomination
@@ -59,6 +60,7 @@ class SchedulerState:
         self.shapes = Shapes()
         self.predictor = Predictor()
         self.sizes = Sizes()
+        self.congestion = Congestion()
         self.queued: dict[str, QueuedJob] = {}
         self.running: dict[str, RunningJob] = {}
         self.held: set[str] = set()
@@ -87,6 +89,7 @@ class SchedulerState:
         """Begin with what an earlier state had learned, which no node, queue or live job says."""
         self.predictor = before.predictor
         self.sizes = copy(before.sizes)
+        self.congestion.inherit(before.congestion)
         self.succeeded = set(before.succeeded)
         self.failed = set(before.failed)
 
@@ -186,7 +189,11 @@ class SchedulerState:
         queued.ready = True
         queued.predicted_ms = self.predict_ms(job)
         self.pending.class_of(queued).push(queued, self.order_key(queued))
+        self.pending.line_up(queued)
         self.arrived.append(queued)
+        if self.settings.order is Order.TURN:
+            queued.shape.resolve(self.capacity)
+            self.congestion.arrived(queued, now_ms)
 
     def predict_ms(self, job: Job) -> int:
         """What ordering believes the job will run."""
@@ -207,13 +214,16 @@ class SchedulerState:
 
     def job_withdrawn(self, job_id: str) -> None:
         """The job no longer waits. Raises UnknownJob."""
-        self._take_out(self.waiting(job_id))
+        queued = self.waiting(job_id)
+        self.congestion.left(queued)
+        self._take_out(queued)
 
     def job_held(self, job_id: str) -> None:
         """The job keeps waiting and does not start until it is released. Raises UnknownJob."""
         queued = self.waiting(job_id)
         self.held.add(job_id)
         self.promises.nominations.forget(job_id)
+        self.congestion.left(queued)
         self._unready(queued)
 
     def job_released(self, job_id: str, now_ms: int) -> None:
@@ -274,7 +284,7 @@ class SchedulerState:
         facts = (running.ends_by_ms, job.cpu_milli, job.memory_mib)
         nodes = self.capacity.nodes
         for name, pieces in placements:
-            nodes[name].move_in(job.id, pieces, facts)
+            nodes[name].move_in(job.id, pieces, facts, now_ms + queued.predicted_ms)
         self.queues.charge(queued.leaf, pool, job.devices_milli, now_ms)
         self.queues.count(queued.leaf, job.user, 1)
         self.preemptible_running += job.preemptible
@@ -286,6 +296,7 @@ class SchedulerState:
         """The job holds nothing any more; another attempt is queued by the caller. Raises UnknownJob."""
         running = self.stop(job_id, now_ms)
         job = running.job
+        self.congestion.ended(job_id, now_ms - running.started_ms)
         if succeeded:
             self.predictor.learn(job, now_ms - running.started_ms)
             self.job_succeeded(job_id, now_ms)
@@ -342,7 +353,7 @@ class SchedulerState:
     # -- time ----------------------------------------------------------------------------------------
 
     def wake(self, now_ms: int) -> None:
-        """Let jobs whose not-before has come be candidates."""
+        """Let jobs whose not-before has come be candidates, and promote those that have waited too long."""
         while self._alarms and self._alarms[0][0] <= now_ms:
             _, job_id = heappop(self._alarms)
             if not job_id:
@@ -350,6 +361,12 @@ class SchedulerState:
                     pool.freed += 1
             elif job_id in self.queued:
                 self._make_ready(self.queued[job_id], now_ms)
+        for queued in self.congestion.due(now_ms, self.capacity.pools, self.running):
+            home = queued.home
+            if home is not None:
+                home.promote(queued)
+                self.pending.line_up(queued)
+                self.arrived.append(queued)
 
     def next_alarm_ms(self) -> int | None:
         """When `wake` next has something to do."""

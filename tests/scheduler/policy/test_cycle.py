@@ -147,3 +147,52 @@ def test_a_drained_node_takes_nothing_and_a_returned_one_does() -> None:
     assert plan_cycle(state, 0).starts == ()
     state.node_resumed("n")
     assert len(plan_cycle(state, 0).starts) == 1
+
+
+def test_a_redeemed_promise_goes_to_the_next_in_order_though_nobody_has_asked_for_it_yet() -> None:
+    state = state_of([node(f"n{number}", 2) for number in range(3)], settings=POLICIES["easy"])
+    for number, hours in enumerate((1, 5, 9)):
+        state.job_queued(job(f"run-{number}", 2, time_limit_ms=hours * 3_600_000))
+    run_cycle(state, 0)
+    state.job_queued(job("first", 2, submitted_ms=1, time_limit_ms=7_200_000))
+    state.job_queued(job("second", 2, submitted_ms=2, time_limit_ms=7_200_000))
+    state.job_queued(job("third", 2, nodes=2, submitted_ms=3))
+    run_cycle(state, 4)
+    state.allocation_ended("run-0", 3_600_000, succeeded=True)
+    assert [start.job_id for start in run_cycle(state, 3_600_000).starts] == ["first"]
+    assert state.promises.by_pool["A100"].job_id == "second"
+
+
+def test_who_is_gone_before_a_promise_goes_in_order_of_arrival_across_shapes() -> None:
+    state = state_of([node("n1", 4), node("n2", 4)], settings=POLICIES["easy"])
+    state.job_queued(job("long", 4, time_limit_ms=7_200_000))
+    run_cycle(state, 0)
+    state.job_queued(job("gang", 4, nodes=2, submitted_ms=1))
+    state.job_queued(job("wide-and-long", 2, submitted_ms=2, time_limit_ms=9_000_000))
+    state.job_queued(job("narrow", 1, submitted_ms=3))
+    state.job_queued(job("narrow-later", 1, submitted_ms=4))
+    state.job_queued(job("wide", 2, submitted_ms=5))
+    state.job_queued(job("narrow-shortest", 1, submitted_ms=6, time_limit_ms=60_000))
+    started = [start.job_id for start in run_cycle(state, 7).starts]
+    assert started == ["narrow", "narrow-later", "wide"]
+
+
+@pytest.mark.parametrize(
+    ("hours", "expected"),
+    [(1, "n2"), (4, "n2"), (6, "n3"), (20, "n3")],
+    ids=["prolongs-nothing", "as-long-as-its-neighbour", "prolongs-less", "never-opens-an-idle-node"],
+)
+def test_a_job_goes_to_the_node_that_it_keeps_in_use_least_longer(hours: int, expected: str) -> None:
+    state = state_of([node("n1", 4), node("n2", 4), node("n3", 4)])
+    for number, lasts in enumerate((4, 9)):
+        held = job(f"run-{number}", 3, time_limit_ms=lasts * 3_600_000, estimate_ms=lasts * 3_600_000)
+        state.job_queued(held)
+        plan = plan_cycle(state, 0)
+        state.allocation_started(
+            plan.starts[0]._replace(
+                placements=tuple(one._replace(node=f"n{number + 2}") for one in plan.starts[0].placements)
+            ),
+            0,
+        )
+    state.job_queued(job("new", 1, time_limit_ms=hours * 3_600_000, estimate_ms=hours * 3_600_000))
+    assert [start.placements[0].node for start in run_cycle(state, 0).starts] == [expected]

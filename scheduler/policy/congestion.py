@@ -1,0 +1,176 @@
+"""How long first come, first served would have made jobs wait: the bound on waiting that a trace brings itself.
+
+Beside each pool an imaginary one of equal size is played in strict order of arrival, with predicted durations
+until the true ones are known. The longest wait seen there lately is what a job may have to wait in the real
+pool: who has waited longer is promoted to first-come order. So no constant says how long is long; where first
+come, first served would make people wait for minutes it is minutes, under a heavy load days.
+Invariant: the imaginary pool never uses more than the pool has, and takes its jobs strictly in their order.
+"""
+
+from collections import deque
+from collections.abc import Iterator, Mapping
+from heapq import heappop, heappush
+from typing import Final, Protocol
+
+from scheduler.policy.capacity import Pool
+from scheduler.policy.pending import QueuedJob
+
+ALLOWANCE_PERCENT: Final = 105
+"""The imaginary pool knows no nodes, so nothing in it is wasted on their edges; the real one may take this long."""
+
+MEMORY_IN_BOUNDS: Final = 20
+"""A wait is forgotten after once to twice so many times the longest wait."""
+
+
+class Started(Protocol):
+    """What must be known of a job that runs in the real pool."""
+
+    started_ms: int
+
+
+class Guest:
+    """A job in the imaginary pool."""
+
+    __slots__ = ("arrived_ms", "ends_ms", "lasts_ms", "milli")
+
+    def __init__(self, arrived_ms: int, milli: int, lasts_ms: int) -> None:
+        self.arrived_ms = arrived_ms
+        self.milli = milli
+        self.lasts_ms = lasts_ms
+        self.ends_ms: int | None = None
+
+
+class FirstCome:
+    """One pool as first come, first served would run it."""
+
+    def __init__(self) -> None:
+        self._guests: dict[str, Guest] = {}
+        self._line: deque[str] = deque()
+        self._ends: list[tuple[int, str]] = []
+        self._used_milli = 0
+        self.longest_ms = 0
+        self.before_ms = 0
+        self.since_ms = 0
+
+    def inherit(self, before: "FirstCome") -> None:
+        """Remember the waits an earlier imagination of the same pool has seen."""
+        self.longest_ms = max(self.longest_ms, before.longest_ms)
+        self.before_ms = max(self.before_ms, before.before_ms)
+        self.since_ms = before.since_ms
+
+    def bound_ms(self) -> int:
+        """How long a job may wait before it is promoted."""
+        return max(self.longest_ms, self.before_ms) * ALLOWANCE_PERCENT // 100
+
+    def arrived(self, job_id: str, milli: int, lasts_ms: int, now_ms: int) -> None:
+        """A job joins the line, unless it stands there already."""
+        if job_id not in self._guests:
+            self._guests[job_id] = Guest(now_ms, milli, lasts_ms)
+            self._line.append(job_id)
+
+    def ended(self, job_id: str, ran_ms: int) -> None:
+        """How long a job lasts is known better."""
+        guest = self._guests.get(job_id)
+        if guest is None:
+            return
+        if guest.ends_ms is not None:
+            guest.ends_ms += ran_ms - guest.lasts_ms
+            heappush(self._ends, (guest.ends_ms, job_id))
+        guest.lasts_ms = ran_ms
+
+    def left(self, job_id: str) -> None:
+        """The job will not run, or not yet."""
+        guest = self._guests.pop(job_id, None)
+        if guest is not None and guest.ends_ms is not None:
+            self._used_milli -= guest.milli
+
+    def advance(self, now_ms: int, capacity_milli: int, running: Mapping[str, Started]) -> None:
+        """Play until now."""
+        if now_ms - self.since_ms > MEMORY_IN_BOUNDS * max(self.longest_ms, self.before_ms):
+            self.before_ms, self.longest_ms, self.since_ms = self.longest_ms, 0, now_ms
+        ends = self._ends
+        while ends and ends[0][0] <= now_ms:
+            ends_ms, job_id = heappop(ends)
+            guest = self._guests.get(job_id)
+            if guest is not None and guest.ends_ms == ends_ms:
+                real = running.get(job_id)
+                if real is not None and guest.lasts_ms < now_ms - real.started_ms:
+                    # it outlives its prediction in the real pool, so it does in the imaginary one
+                    self.ended(job_id, max(now_ms - real.started_ms, guest.lasts_ms * 9 // 8))
+                    continue
+                del self._guests[job_id]
+                self._used_milli -= guest.milli
+                if self._line:
+                    self._admit(ends_ms, capacity_milli)
+        if self._line:
+            self._admit(now_ms, capacity_milli)
+
+    def _admit(self, at_ms: int, capacity_milli: int) -> None:
+        """Start the first of the line as long as it fits."""
+        line, guests = self._line, self._guests
+        while line:
+            guest = guests.get(line[0])
+            if guest is not None:
+                self.longest_ms = max(self.longest_ms, at_ms - guest.arrived_ms)
+                if self._used_milli + guest.milli <= capacity_milli:
+                    guest.ends_ms = max(at_ms, guest.arrived_ms) + guest.lasts_ms
+                    self._used_milli += guest.milli
+                    heappush(self._ends, (guest.ends_ms, line[0]))
+                elif guest.milli <= capacity_milli:
+                    return
+                else:
+                    del guests[line[0]]  # it fits no more; the line does not wait for it
+            line.popleft()
+
+
+class Congestion:
+    """The imaginary pools, and who has waited longer than they would have made it wait."""
+
+    def __init__(self) -> None:
+        self.pools: dict[str, FirstCome] = {}
+        self._patient: dict[str, list[tuple[int, int, int, QueuedJob]]] = {}
+        """Per pool the jobs that are not promoted yet, by submission."""
+        self._counted = 0
+
+    def inherit(self, before: "Congestion") -> None:
+        """Remember the waits of an earlier state's imaginary pools."""
+        for model, first_come in before.pools.items():
+            self.pools.setdefault(model, FirstCome()).inherit(first_come)
+
+    def arrived(self, queued: QueuedJob, now_ms: int) -> None:
+        """A job may start from now on; it counts in the pool it likes best."""
+        if not queued.shape.pools:
+            return
+        model, milli = queued.shape.pools[0].model, queued.job.devices_milli
+        first_come = self.pools.setdefault(model, FirstCome())
+        if milli:
+            first_come.arrived(queued.job.id, milli, queued.predicted_ms, now_ms)
+        if queued.leaf.queue.max_wait_ms is None:
+            patient = self._patient.setdefault(model, [])
+            self._counted += 1
+            heappush(patient, (queued.job.submitted_ms, queued.sequence, self._counted, queued))
+
+    def ended(self, job_id: str, ran_ms: int) -> None:
+        """A job ran so long and no longer."""
+        for first_come in self.pools.values():
+            first_come.ended(job_id, ran_ms)
+
+    def left(self, queued: QueuedJob) -> None:
+        """A job was withdrawn or held."""
+        for first_come in self.pools.values():
+            first_come.left(queued.job.id)
+
+    def due(
+        self, now_ms: int, pools: Mapping[str, Pool], running: Mapping[str, Started]
+    ) -> Iterator[QueuedJob]:
+        """The jobs that have waited too long, those submitted first before the others."""
+        for model, first_come in self.pools.items():
+            first_come.advance(now_ms, pools[model].capacity_milli, running)
+            patient = self._patient.get(model)
+            if not patient:
+                continue
+            latest_ms = now_ms - first_come.bound_ms()
+            while patient and (patient[0][0] < latest_ms or not patient[0][3].ready):
+                queued = heappop(patient)[3]
+                if queued.ready:
+                    yield queued

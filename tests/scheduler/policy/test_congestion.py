@@ -1,0 +1,83 @@
+"""The imaginary pool: what first come, first served would have made jobs wait, and who is promoted by it."""
+
+import pytest
+
+from scheduler.policy.congestion import FirstCome
+from scheduler.policy.cycle import run_cycle
+from scheduler.policy.model import Queue
+from tests.scheduler.policy.builders import job, node, state_of
+
+Arrival = tuple[int, int, int]
+"""When, how many milli-slots, for how long."""
+
+
+@pytest.mark.parametrize(
+    ("arrivals", "until_ms", "bound_ms"),
+    [
+        ([(0, 1000, 100)], 50, 0),
+        ([(0, 2000, 100), (0, 1000, 100)], 60, 63),
+        ([(0, 2000, 100), (0, 1000, 100)], 500, 105),
+        ([(0, 1000, 100), (0, 2000, 100), (0, 1000, 100)], 500, 210),
+        ([(0, 2000, 100), (0, 3000, 100), (0, 1000, 100)], 500, 105),
+        ([(0, 2000, 100), (0, 1000, 100)], 100 + 41 * 100, 0),
+    ],
+    ids=["alone", "waiting-still", "waited", "nobody-passes", "too-large-is-left-out", "forgotten"],
+)
+def test_the_bound_is_the_longest_wait_in_strict_order_and_a_twentieth(
+    arrivals: list[Arrival], until_ms: int, bound_ms: int
+) -> None:
+    pool = FirstCome()
+    for number, (at_ms, milli, lasts_ms) in enumerate(arrivals):
+        pool.arrived(f"job-{number}", milli, lasts_ms, at_ms)
+    for now_ms in range(0, until_ms + 1, 10):
+        pool.advance(now_ms, 2000, {})
+    assert pool.bound_ms() == bound_ms
+
+
+def test_a_job_that_ends_early_ends_early_in_the_imagination_too() -> None:
+    pool = FirstCome()
+    pool.arrived("a", 2000, 1000, 0)
+    pool.arrived("b", 2000, 1000, 0)
+    pool.advance(0, 2000, {})
+    pool.ended("a", 200)
+    pool.advance(1000, 2000, {})
+    assert pool.bound_ms() == 210
+
+
+def test_a_job_that_is_withdrawn_holds_up_nobody() -> None:
+    pool = FirstCome()
+    for name in ("a", "b", "c"):
+        pool.arrived(name, 2000, 1000, 0)
+    pool.advance(0, 2000, {})
+    pool.left("a")
+    pool.left("b")
+    pool.advance(100, 2000, {})
+    pool.advance(900, 2000, {})
+    assert pool.bound_ms() == 105
+
+
+HOUR_MS = 3_600_000
+
+
+@pytest.mark.parametrize(
+    ("max_wait_ms", "first"),
+    [(None, "large"), (1000 * HOUR_MS, "small")],
+    ids=["bound-from-congestion", "bound-of-the-queue"],
+)
+def test_who_waits_longer_than_first_come_would_have_let_it_goes_first(
+    max_wait_ms: int | None, first: str
+) -> None:
+    state = state_of([node("n", 1)], [Queue("main", max_wait_ms=max_wait_ms)])
+    state.job_queued(job("running", 1, time_limit_ms=HOUR_MS))
+    run_cycle(state, 0)
+    state.job_queued(job("large", 1, submitted_ms=0, time_limit_ms=100 * HOUR_MS))
+    for number in range(3):
+        at_ms = number * HOUR_MS // 4
+        state.job_queued(job(f"small-{number}", 1, submitted_ms=at_ms, time_limit_ms=HOUR_MS // 60), at_ms)
+        run_cycle(state, at_ms)
+    state.allocation_ended("running", HOUR_MS, succeeded=True)
+    state.job_queued(job("small", 1, submitted_ms=HOUR_MS, time_limit_ms=1000), HOUR_MS)
+    for number in range(3):
+        state.job_withdrawn(f"small-{number}")
+    started = [start.job_id for start in run_cycle(state, 2 * HOUR_MS).starts]
+    assert started == [first]
