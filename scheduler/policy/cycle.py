@@ -122,11 +122,11 @@ class Cycle:
         state.promises.nominations.restore({**before, **kept})
 
     def _start_promised(self) -> None:
-        """Start every holder of a hard promise whose time has come, whoever else is ahead of it in its class."""
+        """Start every holder of a hard promise that fits, sooner or on time, whoever is ahead of it in its class."""
         state = self.state
         for model, promise in list(state.promises.by_pool.items()):
             queued = state.queued.get(promise.job_id)
-            if queued is None or queued.home is None or not promise.hard or promise.from_ms > self.now_ms:
+            if queued is None or queued.home is None or not promise.hard:
                 continue
             pool = state.capacity.pools[model]
             if pool in self._allowed_pools(queued):

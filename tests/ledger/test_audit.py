@@ -11,6 +11,7 @@ from kernel.database import transaction
 from ledger.audit import audit
 from tests.ledger.world import (
     LATER,
+    OWED,
     POOL,
     SPENT,
     WORLD,
@@ -95,6 +96,14 @@ def test_each_tampering_is_found_and_explained(root: Engine, statement: str, che
 # Each row: what is changed, the check that finds it, and the whole of what it says.
 SENTENCES = [
     (
+        "UPDATE accounts SET credits_pending = 1 WHERE id = '{owed}'",
+        "balances",
+        (
+            "account centre/owed says 0 debited, 0 credited, 0 debits and 1 credits on hold after 0"
+            " transfers; its transfers give 0, 0, 0, 0 after 0"
+        ),
+    ),
+    (
         (
             "UPDATE accounts SET debits_posted = 3, credits_posted = 99, debits_pending = 5, credits_pending = 6,"
             " version = 77 WHERE id = '{pool}'"
@@ -154,6 +163,7 @@ def test_a_difference_is_told_in_a_sentence(root: Engine, statement: str, check:
     names = {name: ident(name) for name in ("h", "c", "u", "m", "fund")} | {
         "pool": POOL.id,
         "world": WORLD.id,
+        "owed": OWED.id,
     }
     with tampered(root, statement.format(**names)) as session:
         found = {(difference.check, difference.explanation) for difference in audit(session).differences}

@@ -179,7 +179,7 @@ BAD_TRANSFERS = [
     (lambda: Account(ident("x"), "x", "USD", Bound.NONE), MalformedAsset),
     (lambda: Account(ident("x"), "x", "card_ms:", Bound.NONE), MalformedAsset),
     (lambda: Account(ident("x"), "x", "card_ms:a b", Bound.NONE), MalformedAsset),
-    (lambda: card_time("m" * 200), MalformedAsset),
+    (lambda: card_time("m" * 193), MalformedAsset),
     (lambda: Account(ident("x"), "", CNY, Bound.NONE), MalformedAccountName),
     (lambda: Account(ident("x"), "a//b", CNY, Bound.NONE), MalformedAccountName),
     (lambda: Account(ident("x"), "a/b ", CNY, Bound.NONE), MalformedAccountName),

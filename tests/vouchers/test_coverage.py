@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vouchers.domain.coverage import Candidate, Plan, TooManyProgrammes, plan_coverage
+from vouchers.domain.coverage import BUYER_REIMBURSED, Candidate, Plan, TooManyProgrammes, plan_coverage
+from vouchers.domain.segments import Segment, fill_in_order
 from vouchers.domain.terms import CNY, Ceiling, Exclusion
 
 LEVELS = ("national", "province", "city", "district")
@@ -44,6 +45,25 @@ def test_a_single_voucher_pays_its_ratio_and_the_tenant_the_rest() -> None:
 def test_a_voucher_pays_no_more_than_remains_on_it() -> None:
     plan = plan_coverage(100, 0, [voucher("a", limit=7)])
     assert amounts(plan) == {"a": 7}
+
+
+@pytest.mark.parametrize("cost", [1, 7, 100, 999])
+def test_the_parts_of_a_segment_add_up_and_a_reimbursed_share_is_paid_by_the_buyer_first(cost: int) -> None:
+    centre, buyer = voucher("a", "0.3"), voucher("b", "0.25", direction=BUYER_REIMBURSED)
+    division = Segment(plan_coverage(999, 0, [centre, buyer]), (400, 300))
+    paid, reimbursed = cost * 3 // 10, cost // 4
+    tenant = cost - cost * 55 // 100
+    parts = division.parts(cost, 0)
+    assert [share.amount_micros for share in parts.shares] == [paid, reimbursed]
+    assert sum(parts.own) == division.own_micros(cost) == tenant + reimbursed
+    assert parts.own == (min(400, tenant + reimbursed), max(0, tenant + reimbursed - 400))
+    assert paid + sum(parts.own) + parts.rounding == cost
+    assert parts.rounding in {0, 1}
+
+
+def test_what_sources_cannot_give_is_missing() -> None:
+    assert fill_in_order(10, (4, 0, 3)) == ((4, 0, 3), 3)
+    assert fill_in_order(5, (4, 2)) == ((4, 1), 0)
 
 
 def test_two_vouchers_of_one_programme_together_pay_one_ratio() -> None:
