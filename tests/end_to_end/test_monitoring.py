@@ -191,7 +191,7 @@ def test_a_false_balance_a_stopped_biller_and_a_killed_node_reach_the_alertmanag
     assert not firing(hub) & {"HubLedgerAuditFailed", "HubBillerDown", "HubNodeLost"}
     settings = Settings(state_directory=hub.state)
     owner = open_engine(private_server(settings).url("hub", OWNER_ROLE), pool_size=1)
-    biller = hub.child("biller")
+    billers = hub.children("biller")
     hub.process.send_signal(signal.SIGSTOP)  # whoever would start the node again
     try:
         for process in reversed(node_processes(hub, "node-2")):
@@ -199,10 +199,12 @@ def test_a_false_balance_a_stopped_biller_and_a_killed_node_reach_the_alertmanag
         shift_a_balance(owner, +1)
         until(lambda: "HubLedgerAuditFailed" in firing(hub))
         shift_a_balance(owner, -1)
-        biller.send_signal(signal.SIGSTOP)
+        for biller in billers:
+            biller.send_signal(signal.SIGSTOP)
         until(lambda: {"HubBillerDown", "HubNodeLost"} <= firing(hub))
     finally:
-        biller.send_signal(signal.SIGCONT)
+        for biller in billers:
+            biller.send_signal(signal.SIGCONT)
         hub.process.send_signal(signal.SIGCONT)
         owner.dispose()
     until(lambda: figure(prometheus, "sum(hub_node_up)") == 2)
