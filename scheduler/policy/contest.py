@@ -3,7 +3,7 @@
 Invariant: a start moves only the queues above its leaf, so that the next question costs a walk down the tree.
 """
 
-from heapq import heapify, heappop, heappush
+from heapq import heapify, heappop, heapreplace
 from typing import Final
 
 from scheduler.policy.pending import Entry, JobClass, QueuedJob
@@ -94,9 +94,10 @@ class Contest:
             if queue is leaf:
                 continue
             rows = self._children[queue]
-            heappop(rows)
             if alive:
-                heappush(rows, self._row(below))
+                heapreplace(rows, self._row(below))
+            else:
+                heappop(rows)
             alive = bool(rows)
             head = self._heads.get(rows[0][3]) if rows else None
             if head is None:
@@ -106,29 +107,30 @@ class Contest:
             below = queue
 
     def _refresh(self, leaf: QueueState) -> bool:
-        best: tuple[int, Entry, JobClass] | None = None
+        first: tuple[int, Entry] | None = None
+        best: JobClass | None = None
+        lines, hindered = self._lines, self._hindered
         seen = (
             leaf not in self._unseen
         )  # each leaf's first job is considered once, whatever is known of its shape
         for job_class in self._classes[leaf]:
-            if seen and job_class.shape in self._hindered and self.passed_over(job_class):
-                continue
-            entry = self._first_of(job_class) if self._lines else job_class.head()
+            entry = self._first_of(job_class) if job_class in lines else job_class.head()
             if entry is None:
                 continue
-            row = (-job_class.priority, entry, job_class)
-            if best is None or row[:2] < best[:2]:
-                best = row
-        if best is None:
+            row = (-job_class.priority, entry)
+            if first is not None and first < row:
+                continue
+            if seen and job_class.shape in hindered and self.passed_over(job_class):
+                continue
+            first, best = row, job_class
+        if best is None or first is None:
             self._heads.pop(leaf, None)
             return False
-        self._heads[leaf] = (best[2], best[1])
+        self._heads[leaf] = (best, first[1])
         return True
 
     def _first_of(self, job_class: JobClass) -> Entry | None:
-        line = self._lines.get(job_class)
-        if line is None:
-            return job_class.head()
+        line = self._lines[job_class]
         while line and line[-1].home is not job_class:
             line.pop()
         return line[-1].entry if line else None
@@ -149,8 +151,11 @@ class Contest:
             return True
         if shortest[3].job.time_limit_ms <= longest_ms:
             return False
-        holders = (self._queued.get(promise.job_id) for promise in self._promises.values())
-        return all(holder is None or holder.leaf is not job_class.leaf for holder in holders)
+        for promise in self._promises.values():
+            holder = self._queued.get(promise.job_id)
+            if holder is not None and holder.leaf is job_class.leaf:
+                return False
+        return True
 
     def _row(self, queue: QueueState) -> tuple[Tier, int, str, QueueState]:
         if queue.lonely:
