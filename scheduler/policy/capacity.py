@@ -177,6 +177,8 @@ class Pool:
         self.domains: dict[tuple[str, ...], int] = {}
         """Every topology domain (a path prefix, innermost longest) as a set of node positions."""
         self.capacity_milli = 0
+        self.installed_milli = 0
+        """Healthy devices, those of drained and lost nodes included: they may come back."""
         self.free_milli = 0
         self.freed = 0
         """Counts everything that could make an impossible placement possible."""
@@ -326,6 +328,7 @@ class Capacity:
         width = 1 + max((device.index + 1 for device in node.devices), default=0)
         pool.buckets.extend([0] * (width - len(pool.buckets)))
         pool.free_milli += state.healthy_mask.bit_count() * WHOLE_MILLI
+        pool.installed_milli += state.healthy_mask.bit_count() * WHOLE_MILLI
         pool.pflops_milli = node.pflops_milli or pool.pflops_milli
         pool.place(state, node.topology)
         if node.schedulable:
@@ -337,7 +340,9 @@ class Capacity:
         pool = state.pool
         pool.close(state)
         healthy = sum(1 << device.index for device in node.devices if device.healthy)
-        pool.free_milli += (healthy.bit_count() - state.healthy_mask.bit_count()) * WHOLE_MILLI
+        more_milli = (healthy.bit_count() - state.healthy_mask.bit_count()) * WHOLE_MILLI
+        pool.free_milli += more_milli
+        pool.installed_milli += more_milli
         state.cpu_free_milli += node.cpu_milli - state.node.cpu_milli
         state.memory_free_mib += node.memory_mib - state.node.memory_mib
         if node.topology != state.node.topology:

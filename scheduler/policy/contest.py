@@ -31,8 +31,13 @@ class Contest:
         self._queued = state.queued
         self._capacities = state.capacities()
         self._classes: dict[QueueState, list[JobClass]] = {}
+        classes = self._classes
         for job_class in candidates:
-            self._classes.setdefault(job_class.leaf, []).append(job_class)
+            leaf = job_class.leaf
+            if leaf in classes:
+                classes[leaf].append(job_class)
+            else:
+                classes[leaf] = [job_class]
         self._heads: dict[QueueState, tuple[JobClass, Entry]] = {}
         self._children: dict[QueueState, list[tuple[Tier, int, str, QueueState]]] = {}
         self._lines: dict[JobClass, list[QueuedJob]] = {}
@@ -90,9 +95,7 @@ class Contest:
         """Work out the leaf's next candidate and where its ancestors now stand."""
         alive = self._refresh(leaf)
         below = leaf
-        for queue in leaf.path():
-            if queue is leaf:
-                continue
+        for queue in leaf.ancestry[-2::-1]:
             rows = self._children[queue]
             if alive:
                 heapreplace(rows, self._row(below))
@@ -114,6 +117,8 @@ class Contest:
             leaf not in self._unseen
         )  # each leaf's first job is considered once, whatever is known of its shape
         for job_class in self._classes[leaf]:
+            if seen and hindered.get(job_class.shape) == 0:
+                continue
             entry = self._first_of(job_class) if job_class in lines else job_class.head()
             if entry is None:
                 continue

@@ -92,12 +92,13 @@ class Cycle:
     def _hold_contest(self) -> bool:
         """Offer what is free to everybody in turn; whether a promise that hindered somebody was redeemed or moved."""
         self._redeemed = False
-        candidates = self._candidates()
+        shapes = self._fitting_shapes()
+        by_shape = self.state.pending.by_shape
+        candidates = [job_class for shape in shapes for job_class in by_shape[shape].values()]
         if not candidates:
             self._fill_vacancies(None, 0)
             return False
         contest = Contest(self.state, self.now_ms, candidates, self._hindered)
-        shapes = {job_class.shape for job_class in candidates}
         while (leaf := contest.next_leaf()) is not None:
             if len(self._hindered) >= len(shapes) and all(self._hindered.get(shape) == 0 for shape in shapes):
                 break  # nothing of any shape fits any more, whoever asks
@@ -158,24 +159,24 @@ class Cycle:
             pool.model, job.id, self.now_ms, self.now_ms + job.time_limit_ms
         )
 
-    def _candidates(self) -> list[JobClass]:
-        """Classes of shapes that fit now; the first of those that do not is promised nodes."""
+    def _fitting_shapes(self) -> list[Shape]:
+        """Shapes that fit now; the first job of those that do not is promised nodes."""
         state = self.state
         capacity = state.capacity
         arrived, state.arrived = state.arrived, []
-        found: list[JobClass] = []
+        found: list[Shape] = []
         if state.settings.backfill is Backfill.NONE:
-            for shape, classes in state.pending.by_shape.items():
+            for shape in state.pending.by_shape:
                 shape.resolve(capacity)
-                found.extend(classes.values())
+                found.append(shape)
             return found
         freed = False
-        for shape, classes in state.pending.by_shape.items():
+        for shape in state.pending.by_shape:
             pools = shape.resolve(capacity)
             if not shape.may_fit():
                 continue
             if shape.scored or any(find(shape, pool) is not None for pool in pools):
-                found.extend(classes.values())
+                found.append(shape)
             else:
                 shape.does_not_fit()
                 freed = True

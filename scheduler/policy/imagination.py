@@ -145,11 +145,11 @@ class Imagination:
     def _is_borrowing(self, levels: tuple[QueueState, ...], model: str) -> bool:
         """Whether each of these queues has more of the pool than its guarantee, what it does not lend included."""
         coming = self._coming
-        return all(
-            level.effective.get(model, level.used.get(model, 0)) - coming.get((level.name, model), 0)
-            > level.quota(model).guarantee_milli
-            for level in levels
-        )
+        for level in levels:
+            used = level.effective.get(model, level.used.get(model, 0)) - coming.get((level.name, model), 0)
+            if used <= level.quota(model).guarantee_milli:
+                return False
+        return True
 
     def _by_preference(self, rows: list[RunningJob], pool: Pool) -> list[RunningJob]:
         """Users of what stood idle first, then preemptible ones, low priorities, the latest started."""

@@ -87,16 +87,11 @@ def impossible(state: SchedulerState, queued: QueuedJob) -> tuple[str, str] | No
         return "too_large", f"asks for {wording(shape)}, more than this cluster has even when it is empty"
     milli, spare = queued.job.devices_milli, queued.job.preemptible
     if not any(
-        state.queues.ever_allows(queued.leaf, pool.model, milli, _installed_milli(pool), opportunistic=spare)
+        state.queues.ever_allows(queued.leaf, pool.model, milli, pool.installed_milli, opportunistic=spare)
         for pool in shape.possible
     ):
         return "beyond_quota", f"asks for {whole_devices(milli)} devices, more than its queue may ever use"
     return None
-
-
-def _installed_milli(pool: Pool) -> int:
-    """Healthy devices of the pool, those of drained and lost nodes included: they may come back."""
-    return sum(state.healthy_mask.bit_count() for state in pool.states) * WHOLE_MILLI
 
 
 def could_ever_fit(shape: Shape, pool: Pool) -> bool:
