@@ -9,6 +9,7 @@ from typing import Final
 
 from scheduler.policy.capacity import Pool
 from scheduler.policy.contest import Contest
+from scheduler.policy.imagination import leaves_nominated_quota
 from scheduler.policy.model import Eviction, Plan, Start
 from scheduler.policy.pending import Entry, JobClass, QueuedJob
 from scheduler.policy.placement import Found, as_placements, find, find_among_lasting
@@ -371,10 +372,14 @@ class Cycle:
         if job.array_running_max and state.array_running[job.array_id] >= job.array_running_max:
             return ()
         milli, spare, queues = job.devices_milli, job.preemptible, state.queues
+        contested = bool(state.promises.nominations)
         allowed = []
         for pool in pools:
             refusing = queues.refusal(leaf, pool.model, milli, pool.capacity_milli, opportunistic=spare)
-            if refusing is None or (
+            if refusing is None:
+                if once_free or not contested or leaves_nominated_quota(state, queued, pool):
+                    allowed.append(pool)
+            elif (
                 once_free
                 and refusing.parent is None
                 and queues.ever_allows(leaf, pool.model, milli, pool.capacity_milli, opportunistic=spare)

@@ -22,10 +22,14 @@ FAIRNESS: Final = "is further below its fair share"
 
 
 class Outcome(NamedTuple):
-    """How room can be made for a claim: whom to stop, why, where it will lie, and when the last victim is ripe."""
+    """How room can be made for a claim: whom to stop, why, where it will lie, and when the last victim is ripe.
+
+    `beside` are on its nodes as well, but leave for the sake of other claims; their minimum counts too.
+    """
 
     pool: str
     victims: tuple[RunningJob, ...]
+    beside: tuple[RunningJob, ...]
     reason: str
     nodes: int
     due_ms: int | None
@@ -53,6 +57,8 @@ class Imagination:
         self._come: list[tuple[QueuedJob, Pool, Found]] = []
         self._coming: Counter[tuple[str, str]] = Counter()
         """By queue and pool, what imagined starts use: nobody is beyond its guarantee by what it has not started."""
+        self._unsettled: Counter[str] = Counter()
+        """By pool, nodes nominated to claimants who would not even fit there with everybody gone who is to go."""
         self.matures_ms: int | None = None
         """When the next victim that a claim could use is past its minimum run time."""
         nominations = state.promises.nominations.by_job.values()
@@ -65,6 +71,8 @@ class Imagination:
             found = find(queued.shape, pool, ~known.nodes)
             if found is not None:
                 self._settle(queued, pool, found)
+            else:
+                self._unsettled[pool.model] |= known.nodes
 
     def undo(self) -> None:
         """Take everything back, the last first."""
@@ -193,7 +201,7 @@ class Imagination:
         """Nodes the claim may not use: reserved ones, and those promised to a claim as strong as itself."""
         job, promises = claim.job, self._state.promises
         end_ms = self._now_ms + job.time_limit_ms
-        barred = promises.reserved_from(pool.model, job.id, self._now_ms, end_ms)
+        barred = promises.reserved_from(pool.model, job.id, self._now_ms, end_ms) | self._unsettled[pool.model]
         promise = promises.by_pool.get(pool.model)
         if promise is None or promise.job_id == job.id or promise.from_ms >= end_ms:
             return barred
@@ -201,8 +209,9 @@ class Imagination:
         if holder is None or promise.job_id in promises.nominations.by_job:
             return barred  # what has been nominated to it takes the promise's place
         if guaranteed and holder.leaf is not claim.leaf:
-            milli = holder.job.devices_milli
-            if not self._state.queues.guarantees(holder.leaf, claim.leaf, pool.model, milli):
+            guarantees = self._state.queues.guarantees
+            stronger = guarantees(claim.leaf, holder.leaf, pool.model, job.devices_milli)
+            if stronger and not guarantees(holder.leaf, claim.leaf, pool.model, holder.job.devices_milli):
                 return barred
         return barred | promise.nodes
 
@@ -273,13 +282,21 @@ class Imagination:
 
     def _outcome(self, attempt: _Attempt, found: Found) -> Outcome:
         victims = tuple(sorted(attempt.taken, key=lambda one: one.job.id))
-        ripe_ms = max((one.started_ms for one in victims), default=0) + self._state.settings.min_run_ms
         reason = attempt.reasons[victims[0].job.id] if victims else GUARANTEE
         nodes = 0
         for state, _ in found:
             nodes |= state.bit
-        due_ms = ripe_ms if victims and ripe_ms > self._now_ms else None
-        return Outcome(attempt.pool.model, victims, reason, nodes, due_ms)
+        names, taken = {state.node.name for state, _ in found}, {one.job.id for one in victims}
+        beside = tuple(
+            one
+            for name, one in self._gone.items()
+            if name not in taken and any(part.node in names for part in one.placements)
+        )
+        green_ms = [
+            one.started_ms for one in (*victims, *beside) if not one.evicted_for and not self._is_ripe(one)
+        ]
+        due_ms = max(green_ms) + self._state.settings.min_run_ms if green_ms else None
+        return Outcome(attempt.pool.model, victims, beside, reason, nodes, due_ms)
 
     def _is_ripe(self, running: RunningJob) -> bool:
         return running.started_ms + self._state.settings.min_run_ms <= self._now_ms
@@ -325,6 +342,36 @@ class Imagination:
         after = (mine.used.get(model, 0) + claim.job.devices_milli) * theirs.quota(model).weight
         before = (self._runs_milli(theirs, model) - victim.job.devices_milli) * mine.quota(model).weight
         return after < before
+
+
+def leaves_nominated_quota(state: SchedulerState, queued: QueuedJob, pool: Pool) -> bool:
+    """Whether a job may start without using up quota that a claim counts on which makes way for nobody like it.
+
+    Room is kept by nodes, but the first of several victims to go leaves quota that any node would do for. Of two
+    claimants the earlier nominated one goes first.
+    """
+    supposed: list[tuple[QueueState, int]] = []
+    for known in state.promises.nominations.by_job.values():
+        if known.job_id == queued.job.id:
+            break
+        claimant = state.queued[known.job_id]
+        leaf, milli = claimant.leaf, claimant.job.devices_milli
+        if known.pool != pool.model or not (
+            leaf is queued.leaf or state.queues.guarantees(leaf, queued.leaf, pool.model, milli)
+        ):
+            continue
+        supposed.append((leaf, milli))
+        leaving = (state.running.get(victim) for victim in known.victims)
+        supposed += [(one.leaf, -one.job.devices_milli) for one in leaving if one is not None]
+    for leaf, milli in supposed:
+        state.queues.suppose(leaf, pool.model, milli)
+    job = queued.job
+    refusing = state.queues.refusal(
+        queued.leaf, pool.model, job.devices_milli, pool.capacity_milli, opportunistic=job.preemptible
+    )
+    for leaf, milli in supposed:
+        state.queues.suppose(leaf, pool.model, -milli)
+    return refusing is None
 
 
 def apart(leaf: QueueState, other: QueueState) -> tuple[QueueState, ...]:

@@ -53,6 +53,23 @@ class Nominations:
             for victim in known.victims
         )
 
+    def due(self, now_ms: int) -> list[str]:
+        """Claimants whose last victim may be told to stop, and those who count on one of the same victims."""
+        found = {
+            name for name, known in self.by_job.items() if known.due_ms is not None and known.due_ms <= now_ms
+        }
+        grown = bool(found)
+        while grown:
+            victims = {victim for name in found for victim in self.by_job[name].victims}
+            more = {
+                name
+                for name, known in self.by_job.items()
+                if name not in found and known.due_ms is not None and not victims.isdisjoint(known.victims)
+            }
+            found |= more
+            grown = bool(more)
+        return [name for name in self.by_job if name in found]
+
     def make(self, nomination: Nomination) -> None:
         """Enter a nomination in place of the claimant's former one."""
         self.by_job[nomination.job_id] = nomination

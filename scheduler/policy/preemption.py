@@ -44,16 +44,13 @@ def find_evictions(
 ) -> tuple[tuple[Eviction, ...], int | None]:
     """Evictions for the claims in their order, and when the next protected victim has run its minimum."""
     nominations = state.promises.nominations
-    for known in list(nominations.by_job.values()):
-        if known.due_ms is not None and known.due_ms <= now_ms:
-            nominations.forget(
-                known.job_id
-            )  # its victims are ripe: it is planned for anew, on what is true now
-            unserved.insert(0, state.queued[known.job_id])
+    again = [state.queued[job_id] for job_id in nominations.due(now_ms)]
+    for queued in again:
+        nominations.forget(queued.job.id)  # its victims are ripe: it is planned for anew, on what is true now
     wakes: list[int] = []
     evictions: list[Eviction] = []
     told: set[str] = set()
-    claims = _claims(state, unserved)
+    claims = _claims(state, unserved, again)
     if claims and len(nominations.by_job) < OUTSTANDING_MAX:
         imagination = Imagination(state, now_ms)
         for claim in claims:
@@ -62,7 +59,7 @@ def find_evictions(
             outcome = imagination.plan(claim)
             if outcome is None:
                 continue
-            ordered = _order(state, claim, outcome, len(evictions), now_ms)
+            ordered = _order(state, claim, outcome, evictions, now_ms)
             evictions += ordered
             told.update(eviction.for_job_id for eviction in ordered)
         imagination.undo()
@@ -77,26 +74,30 @@ def find_evictions(
 
 
 def _order(
-    state: SchedulerState, claim: QueuedJob, outcome: Outcome, ordered: int, now_ms: int
+    state: SchedulerState, claim: QueuedJob, outcome: Outcome, ordered: list[Eviction], now_ms: int
 ) -> list[Eviction]:
     """The evictions of one claim's plan, unless the cycle has ordered as many as it may; then they are due next."""
     victims = tuple(victim.job.id for victim in outcome.victims)
-    nomination = Nomination(claim.job.id, outcome.pool, outcome.nodes, victims, outcome.due_ms or now_ms)
-    state.promises.nominate(nomination)
-    ripe = outcome.due_ms is None
-    if not ripe or (ordered and ordered + len(victims) > state.settings.evictions_per_cycle_max):
+    beside = tuple(victim.job.id for victim in outcome.beside)
+    due_ms = outcome.due_ms or now_ms
+    state.promises.nominate(Nomination(claim.job.id, outcome.pool, outcome.nodes, (*victims, *beside), due_ms))
+    told = {eviction.job_id for eviction in ordered}
+    ripe = outcome.due_ms is None and all(one.evicted_for or one.job.id in told for one in outcome.beside)
+    if not ripe or (ordered and len(ordered) + len(victims) > state.settings.evictions_per_cycle_max):
         return []
     return [Eviction(victim, claim.job.id, outcome.reason) for victim in victims]
 
 
-def _claims(state: SchedulerState, unserved: list[QueuedJob]) -> list[QueuedJob]:
+def _claims(state: SchedulerState, unserved: list[QueuedJob], again: list[QueuedJob]) -> list[QueuedJob]:
     """Who may claim: the heads that did not start in this cycle, and the first of the classes, each in its turn.
 
-    A class gives its next job as well as long as its queue stays inside a guarantee with it.
+    A class gives its next job as well as long as its queue stays inside a guarantee with it. Whose nomination has
+    come due goes before others who are inside a guarantee: it has waited for its victims' minimum.
     """
     few = len(state.pending.classes) <= CLASSES_FEW
     most = CLASSES_FEW if few else CLAIMS_MAX
-    claims: dict[QueuedJob, None] = {}
+    claims = dict.fromkeys(again)
+    waited = {queued.job.id: place for place, queued in enumerate(again)}
     for key in state.pending.rotation(most):
         job_class = state.pending.classes[key]
         if job_class.shape.pools:
@@ -111,7 +112,15 @@ def _claims(state: SchedulerState, unserved: list[QueuedJob]) -> list[QueuedJob]
         and state.claims_of[claim.job.id] < CLAIMS_PER_JOB_MAX
         and _may_claim(state, claim)
     ]
-    rows.sort(key=lambda one: (not in_guarantee(one), -one.job.priority, one.entry or (0,), one.sequence))
+    rows.sort(
+        key=lambda one: (
+            not in_guarantee(one),
+            waited.get(one.job.id, len(waited)),
+            -one.job.priority,
+            one.entry or (0,),
+            one.sequence,
+        )
+    )
     return rows if few else rows[:CLAIMS_MAX]
 
 

@@ -154,12 +154,11 @@ class QueueState:
         self.share_until_ms = now_ms + self.half_life_ms // 64
         return largest
 
-    def shift(self, pool: str, milli: int, now_ms: int) -> None:
-        """Add to what this queue alone uses, bringing the half-life average up to date first."""
+    def shift(self, pool: str, now_ms: int) -> None:
+        """Bring the half-life average up to date before its use changes."""
         if not self.lonely:
             self.share_until_ms = -1
             self.recent[pool] = (self.recent_milli(pool, now_ms), now_ms)
-        self.used[pool] = self.used.get(pool, 0) + milli
 
 
 class QueueTree:
@@ -352,9 +351,15 @@ class QueueTree:
             leaf.used[pool] = leaf.used.get(pool, 0) + milli
             self.root.used[pool] = leaf.used[pool]
             return
+        for state in leaf.path():
+            state.shift(pool, now_ms)
+        self.suppose(leaf, pool, milli)
+
+    def suppose(self, leaf: QueueState, pool: str, milli: int) -> None:
+        """Count so much more as used as of now without a trace in any average; the opposite takes it back."""
         delta = milli
         for state in leaf.path():
-            state.shift(pool, milli, now_ms)
+            state.used[pool] = state.used.get(pool, 0) + milli
             if self.plain:
                 continue
             if state.children:
