@@ -199,7 +199,6 @@ class House:
             job = session.get_one(JobRow, UUID(job_id))
             funding = Funding(self.settings.hold_horizon_ms, self.settings.centre_facts)
             assert funding.admit(session, [Admission(job, {MODEL: 1000})], utc_now()) == {}
-            job.state, job.attempt, job.placed_at = "running", 1, utc_now()
         with transaction(self.engine) as session:
             session.add(usage(UUID(job_id), card_ms, used_at or utc_now()))
             session.flush()

@@ -7,6 +7,8 @@ import pytest
 from scheduler.node.protocol import EndReason, Gang, Network, RunSpec
 from tests.scheduler.node.harness import Machine, Node
 
+pytestmark = pytest.mark.slow
+
 SERVE = """
 import socket, os
 s = socket.create_server((os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])))

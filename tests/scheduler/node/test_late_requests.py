@@ -6,6 +6,8 @@ from scheduler.node.errors import SupervisorUnreachable
 from scheduler.node.relay import Relay, RelayedClient
 from tests.scheduler.node.harness import Node
 
+pytestmark = pytest.mark.slow
+
 TOKEN = b"the cluster's token"
 
 
