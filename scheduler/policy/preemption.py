@@ -50,6 +50,7 @@ def find_evictions(
     wakes: list[int] = []
     evictions: list[Eviction] = []
     told: set[str] = set()
+    postponed: set[str] = set()
     claims = _claims(state, unserved, again)
     if claims and len(nominations.by_job) < OUTSTANDING_MAX:
         imagination = Imagination(state, now_ms)
@@ -59,33 +60,42 @@ def find_evictions(
             outcome = imagination.plan(claim)
             if outcome is None:
                 continue
-            ordered = _order(state, claim, outcome, evictions, now_ms)
-            evictions += ordered
-            told.update(eviction.for_job_id for eviction in ordered)
+            _nominate(state, claim, outcome, now_ms)
+            if not _is_ripe(outcome, evictions):
+                continue
+            count = len(evictions) + len(outcome.victims)
+            if evictions and count > state.settings.evictions_per_cycle_max:
+                postponed.add(claim.job.id)
+            elif outcome.victims:
+                told.add(claim.job.id)
+                evictions += [
+                    Eviction(victim.job.id, claim.job.id, outcome.reason) for victim in outcome.victims
+                ]
         imagination.undo()
         if imagination.matures_ms is not None:
             wakes.append(imagination.matures_ms)
     wakes += [
         known.due_ms
         for known in nominations.by_job.values()
-        if known.due_ms is not None and known.job_id not in told and known.victims
+        if known.due_ms is not None
+        and known.job_id not in told
+        and known.victims
+        # Who waits for the victims of another claim is planned anew with it, not every instant until then.
+        and (known.due_ms > now_ms or known.job_id in postponed)
     ]
     return tuple(evictions), min((max(wake, now_ms + 1) for wake in wakes), default=None)
 
 
-def _order(
-    state: SchedulerState, claim: QueuedJob, outcome: Outcome, ordered: list[Eviction], now_ms: int
-) -> list[Eviction]:
-    """The evictions of one claim's plan, unless the cycle has ordered as many as it may; then they are due next."""
-    victims = tuple(victim.job.id for victim in outcome.victims)
-    beside = tuple(victim.job.id for victim in outcome.beside)
+def _nominate(state: SchedulerState, claim: QueuedJob, outcome: Outcome, now_ms: int) -> None:
+    victims = tuple(victim.job.id for victim in (*outcome.victims, *outcome.beside))
     due_ms = outcome.due_ms or now_ms
-    state.promises.nominate(Nomination(claim.job.id, outcome.pool, outcome.nodes, (*victims, *beside), due_ms))
+    state.promises.nominate(Nomination(claim.job.id, outcome.pool, outcome.nodes, victims, due_ms))
+
+
+def _is_ripe(outcome: Outcome, ordered: list[Eviction]) -> bool:
+    """Whether the victims may be told now: past their minimum, and whoever else is on the nodes has been told."""
     told = {eviction.job_id for eviction in ordered}
-    ripe = outcome.due_ms is None and all(one.evicted_for or one.job.id in told for one in outcome.beside)
-    if not ripe or (ordered and len(ordered) + len(victims) > state.settings.evictions_per_cycle_max):
-        return []
-    return [Eviction(victim, claim.job.id, outcome.reason) for victim in victims]
+    return outcome.due_ms is None and all(one.evicted_for or one.job.id in told for one in outcome.beside)
 
 
 def _claims(state: SchedulerState, unserved: list[QueuedJob], again: list[QueuedJob]) -> list[QueuedJob]:
