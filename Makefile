@@ -5,11 +5,11 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 DIGITS := var/environments/digits
 # Programs that come from the operating system, and the Debian packages that hold them.
-NEEDED := bwrap:bubblewrap setpriv:util-linux promtool:prometheus \
-          prometheus-alertmanager:prometheus-alertmanager systemd-analyze:systemd
+NEEDED := bwrap:bubblewrap setpriv:util-linux
+TESTED := promtool:prometheus prometheus-alertmanager:prometheus-alertmanager systemd-analyze:systemd
 PIP    := --disable-pip-version-check --quiet
 
-.PHONY: help setup demo test check lint bench bench-peers up clean
+.PHONY: help setup tested demo test check lint bench bench-peers up clean
 
 help:            ## What there is to type.
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' $(MAKEFILE_LIST)
@@ -22,11 +22,14 @@ demo: setup      ## The whole story on real parts, to its end.
 up: setup        ## The hub on this machine, until Ctrl-C.
 	$(BIN)/hub up
 
-test: setup lint ## Every test.
+test: setup tested lint ## Every test.
 	$(BIN)/pytest
 
-check: setup lint ## The fast part of the tests.
+check: setup tested lint ## The fast part of the tests.
 	$(BIN)/pytest -m "not slow"
+
+tested:
+	sh deploy/system-packages $(PYTHON) $(TESTED)
 
 lint: setup      ## Style, types and the direction of imports.
 	$(BIN)/ruff format --check --quiet .
