@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from typing import Any
 
@@ -81,8 +81,23 @@ def node_of(hub: Hub, job_id: str) -> str:
 def machine_processes(node: str) -> list[psutil.Process]:
     """`hub node` and everything below it, supervisor and raylet included."""
     children = psutil.Process(os.getpid()).children()
-    (parent,) = [process for process in children if f" node --name {node}" in " ".join(process.cmdline())]
+    (parent,) = [process for process in children if f" node --name {node}" in command(process)]
     return [parent, *parent.children(recursive=True)]
+
+
+def command(process: psutil.Process) -> str:
+    """Its command line; nothing of one that has ended meanwhile."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return ""
+
+
+def signal_all(processes: list[psutil.Process], number: signal.Signals) -> None:
+    """Send a signal to each that is still there: some end as soon as their parent does."""
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.send_signal(number)
 
 
 @pytest.mark.parametrize("part", SOURCES)
@@ -126,14 +141,11 @@ def test_jobs_of_a_partitioned_node_are_queued_again_within_ten_seconds_and_neve
     lost = node_of(hub, job_id)
     frozen = machine_processes(lost)
     since = now(hub)
-    for process in frozen:
-        process.send_signal(signal.SIGSTOP)
+    signal_all(frozen, signal.SIGSTOP)
     try:
         until(client, job_id, "running", attempt=2)
     finally:
-        for process in frozen:
-            if process.is_running():
-                process.send_signal(signal.SIGCONT)
+        signal_all(frozen, signal.SIGCONT)
     assert node_of(hub, job_id) != lost
     assert given_up_after_s(hub, job_id, since) <= WITHIN_S
     with mended(hub):
@@ -145,8 +157,7 @@ def test_jobs_of_a_killed_node_are_queued_again_within_ten_seconds(hub: Hub, cli
     job_id = hub.submit(client, "/usr/bin/sleep", "5", max_retries=3)
     until(client, job_id, "running")
     since = now(hub)
-    for process in machine_processes(node_of(hub, job_id)):
-        process.kill()
+    signal_all(machine_processes(node_of(hub, job_id)), signal.SIGKILL)
     until(client, job_id, "running", "succeeded", attempt=2)
     assert given_up_after_s(hub, job_id, since) <= WITHIN_S
     with mended(hub):
