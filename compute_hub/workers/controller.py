@@ -11,10 +11,12 @@ from compute_hub.settings import Settings
 from compute_hub.stack.database import application_url
 from compute_hub.stack.ray_node import export_ray_environment, ray_address, token_file
 from compute_hub.telemetry.instruments import ControllerGauge, MeasuredAccounting, MeasuredMachines
+from compute_hub.telemetry.journeys import Journeys
 from compute_hub.telemetry.serving import serve_metrics
+from compute_hub.telemetry.tracing import open_spans
 from compute_hub.vault import open_vault
-from compute_hub.workers.logs import configure_logs
 from kernel.database import open_engine
+from kernel.logs import configure_logs
 from scheduler.controller.desired import Store
 from scheduler.controller.inventory import links_of
 from scheduler.controller.loop import Controller, Pace
@@ -38,6 +40,7 @@ def run_controller(settings: Settings) -> None:
     machines = RayMachines(
         ray_address(settings), wakeups, links=links_of(engine), token=read_token(token_file(settings))
     )
+    spans = open_spans(settings, "controller")
     controller = Controller(
         engine,
         MeasuredMachines(machines),
@@ -47,7 +50,7 @@ def run_controller(settings: Settings) -> None:
         pace=Pace(settings.tick_ms, settings.leader_lease_ms, settings.node_lease_ms),
         wakeups=wakeups,
         queues=live_queues(settings),
-        watcher=ControllerGauge(),
+        watcher=ControllerGauge(Journeys(spans).moved),
     )
     threading.Thread(target=_stop_when_told, args=(controller, stopping), daemon=True).start()
     wakeups.watch("database", notifications(url, WAKE_CHANNEL))
@@ -55,6 +58,7 @@ def run_controller(settings: Settings) -> None:
     controller.run()
     wakeups.stop()
     machines.close()
+    spans.close()
     engine.dispose()
 
 
