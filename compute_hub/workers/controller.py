@@ -23,17 +23,16 @@ from scheduler.controller.loop import Controller, Pace
 from scheduler.controller.wakeups import Wakeups, notifications
 from scheduler.jobs import WAKE_CHANNEL
 from scheduler.node.relay import read_token
+from scheduler.ray.cluster import RayMachines
 
 
 def run_controller(settings: Settings) -> None:
     """Lead (or stand by) until SIGTERM or SIGINT."""
     configure_logs("controller")
     stopping = {signal.SIGTERM, signal.SIGINT}
-    # Waited for, not handled: Ray puts its own handlers over ours whenever it connects.
+    # Waited for, not handled: whatever the main thread is in, it is in it to the end.
     signal.pthread_sigmask(signal.SIG_BLOCK, stopping)
-    export_ray_environment(settings)
-    from scheduler.ray.cluster import RayMachines  # noqa: PLC0415 - Ray reads its environment when it is imported
-
+    export_ray_environment(settings)  # for the courier
     url = application_url(settings)
     engine = open_engine(url, pool_size=2, idle_ms=settings.leader_lease_ms, ping=False)
     wakeups = Wakeups()
