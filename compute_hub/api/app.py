@@ -24,6 +24,7 @@ from compute_hub.api import (
     keys,
     ledger,
     meter,
+    nodes,
     openapi,
     problems,
     programmes,
@@ -72,6 +73,7 @@ _ROUTERS = (
     claims.router,
     claim_review.router,
     cluster.router,
+    nodes.router,
     ledger.router,
     health.router,
 )

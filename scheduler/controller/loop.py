@@ -18,6 +18,7 @@ from sqlalchemy.orm import Session
 from kernel.clock import boottime_ms, unix_ms, utc_now
 from kernel.database import transaction
 from scheduler.controller.admitting import admit
+from scheduler.controller.clearing import order_clearing
 from scheduler.controller.desired import Store, desired_runs
 from scheduler.controller.inventory import record_node
 from scheduler.controller.live_state import LiveState
@@ -31,6 +32,7 @@ from scheduler.controller.watching import Nobody, Watcher
 from scheduler.jobs import WAKE_CHANNEL
 from scheduler.leadership import Leadership, acquire, fence, renew, resign
 from scheduler.node.protocol import Report, SyncRequest
+from scheduler.operations import note
 from scheduler.policy.model import Queue
 from scheduler.policy.settings import PolicySettings, policy_named
 from scheduler.refusals import LeadershipLost
@@ -231,6 +233,7 @@ class Controller:
         at = utc_now()
         with transaction(self._engine) as session:
             end_waiting(session, self._led.leadership, self._accounting, at)
+            order_clearing(session, at)
             loose = unsettled(session)
             settle(session, loose, self._accounting, at)
         return set(self._machines.reachable()) if loose else set()
@@ -280,6 +283,7 @@ class Controller:
             for name in term.nodes.lost(up, boottime_ms()):
                 _log.warning("node_lost", node=name)
                 session.execute(update(NodeRow).where(NodeRow.name == name).values(state="down"))
+                note(session, name, "lost", "no longer answers; what ran there is given up", at=at)
                 lose_node(session, term.leadership, name, self._accounting, at)
                 term.nodes.forget(name)
 
