@@ -164,6 +164,8 @@ class Settings(BaseSettings):
     centre_name: Annotated[str, StringConstraints(min_length=1, max_length=100)] = "智能计算中心"
     """The seller's name on invoices."""
     audit_interval_ms: Annotated[int, Field(ge=100)] = 3_600_000
+    otlp_endpoint: Annotated[str, StringConstraints(pattern=r"^https?://")] | None = None
+    """Where traces go, e.g. http://collector:4318 (OTLP over HTTP); nowhere if left out."""
     scrape_interval_ms: Annotated[int, Field(ge=1000)] = 15_000
     rules_directory: Path = _DEFAULT_CONFIG.parent / "prometheus"
     prometheus_port: Annotated[int, Field(ge=1, le=65535)] = 9090

@@ -153,10 +153,11 @@ class NodeEventRow(Table):
 class JobRow(Table):
     """What an enterprise asked for, and how far it got.
 
-    `revision` grows when a waiting job is held, released or told what to wait for. `retry_at` is when the next attempt
-    may start after one was lost; `attained_ms` is what earlier attempts ran and `evictions` how many of them were
-    preempted. `lost_attempts` came to nothing through the centre's doing: lost with a node, or preempted; their time
-    is the centre's to bear. `evicted_for` names the job for which this one is being stopped.
+    `revision` grows when a waiting job is held, released or told what to wait for. `retry_at` is when the next
+    attempt may start after one was lost; `attained_ms` is what earlier attempts ran and `evictions` how many of them
+    were preempted. `traceparent` (W3C Trace Context) is what its submission belongs to. `lost_attempts` came to
+    nothing through the centre's doing: lost with a node, or preempted; their time is the centre's to bear.
+    `evicted_for` names the job for which this one is being stopped.
     """
 
     __tablename__ = "jobs"
@@ -221,6 +222,7 @@ class JobRow(Table):
     attained_ms: Mapped[int] = mapped_column(default=0)
     lost_attempts: Mapped[list[int]] = mapped_column(ARRAY(BigInteger), default=list)
     revision: Mapped[int] = mapped_column(default=0)
+    traceparent: Mapped[str] = mapped_column(Text, default="")
     queued_at: Mapped[datetime]
     attempt: Mapped[int]
     placed_at: Mapped[datetime | None]

@@ -19,9 +19,9 @@ import structlog
 from compute_hub.settings import Environment, Node, Settings, inherited_environment
 from compute_hub.stack.children import Child, ChildEnded, end_processes, processes_having, stop_all
 from compute_hub.stack.ray_node import start_ray, token_file
-from compute_hub.workers.logs import configure_logs
 from kernel.clock import boot_id
 from kernel.errors import Invalid
+from kernel.logs import configure_logs
 from scheduler.node.relay import LINK_LABEL, Relay, read_token
 
 _log = structlog.get_logger(__name__)

@@ -42,6 +42,7 @@ CREATE TABLE jobs (
     attained_ms BIGINT NOT NULL,
     lost_attempts BIGINT[] NOT NULL,
     revision BIGINT NOT NULL,
+    traceparent TEXT NOT NULL,
     queued_at TIMESTAMP WITH TIME ZONE NOT NULL,
     attempt BIGINT NOT NULL,
     placed_at TIMESTAMP WITH TIME ZONE,

@@ -28,7 +28,7 @@ from scheduler.controller.ports import Accounting, Machines
 from scheduler.controller.settling import end_waiting, settle, unsettled
 from scheduler.controller.stopwatch import Stopwatch
 from scheduler.controller.wakeups import Wakeups
-from scheduler.controller.watching import Nobody, Watcher
+from scheduler.controller.watching import Nobody, Step, Watcher
 from scheduler.jobs import WAKE_CHANNEL
 from scheduler.leadership import Leadership, acquire, fence, renew, resign
 from scheduler.node.protocol import Report, SyncRequest
@@ -223,6 +223,7 @@ class Controller:
                     answering=term.nodes.answering(),
                     explaining=explaining,
                 )
+            self._watcher.moved(admitted.steps)
             nodes |= admitted.nodes
             if not admitted.stood_back:
                 break
@@ -235,7 +236,8 @@ class Controller:
             end_waiting(session, self._led.leadership, self._accounting, at)
             order_clearing(session, at)
             loose = unsettled(session)
-            settle(session, loose, self._accounting, at)
+            settled = settle(session, loose, self._accounting, at)
+        self._watcher.moved(settled.steps)
         return set(self._machines.reachable()) if loose else set()
 
     def _sync(self, names: set[str], reachable: set[str]) -> tuple[bool, set[str]]:
@@ -261,6 +263,7 @@ class Controller:
             fence(session, term.leadership)
             self._describe(session, reports)
             settled, kept = observe(session, term.leadership, observed, self._accounting, at)
+        self._watcher.moved(settled.steps)
         for name in kept:
             term.nodes.answered(name, reports[name], heard_ms)
         more = {name for name in kept if reports[name].usage_pending or not requests[name].as_of_boot_ms}
@@ -276,7 +279,7 @@ class Controller:
 
     def _give_up_lost(self) -> None:
         """Give up nodes on which every lease this controller could have renewed has lapsed for certain."""
-        term, at = self._led, utc_now()
+        term, at, steps = self._led, utc_now(), list[Step]()
         with transaction(self._engine) as session:
             fence(session, term.leadership)
             up = session.scalars(select(NodeRow.name).where(NodeRow.state != "down")).all()
@@ -284,8 +287,9 @@ class Controller:
                 _log.warning("node_lost", node=name)
                 session.execute(update(NodeRow).where(NodeRow.name == name).values(state="down"))
                 note(session, name, "lost", "no longer answers; what ran there is given up", at=at)
-                lose_node(session, term.leadership, name, self._accounting, at)
+                steps += lose_node(session, term.leadership, name, self._accounting, at).steps
                 term.nodes.forget(name)
+        self._watcher.moved(steps)
 
     def _keep_funded(self) -> None:
         term, at = self._led, utc_now()

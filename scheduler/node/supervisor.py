@@ -19,6 +19,7 @@ from typing import Final
 from kernel.clock import boot_id, boottime_ms, unix_ms, utc_now
 from kernel.errors import HubError
 from kernel.ids import new_secret
+from kernel.logs import configure_logs
 from scheduler.node.cgroups import CgroupTree, RunCgroup
 from scheduler.node.config import NodeConfig, read_config
 from scheduler.node.errors import StateDirectoryInUse
@@ -122,7 +123,9 @@ def main() -> int:
     parser.add_argument("--config", type=Path, required=True, help="JSON file, see scheduler/node/README.md")
     arguments = parser.parse_args()
     try:
-        asyncio.run(supervise(read_config(arguments.config)))
+        config = read_config(arguments.config)
+        configure_logs(f"supervisor {config.node}")
+        asyncio.run(supervise(config))
     except (HubError, OSError) as error:
         print(error, file=sys.stderr)  # noqa: T201 - the reason we do not start belongs on standard error
         return _EXIT_REFUSED

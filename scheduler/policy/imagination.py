@@ -59,6 +59,7 @@ class Imagination:
         """By queue and pool, what imagined starts use: nobody is beyond its guarantee by what it has not started."""
         self._unsettled: Counter[str] = Counter()
         """By pool, nodes nominated to claimants who would not even fit there with everybody gone who is to go."""
+        self._yielding = state.yielding.copy()
         self.matures_ms: int | None = None
         """When the next victim that a claim could use is past its minimum run time."""
         nominations = state.promises.nominations.by_job.values()
@@ -67,6 +68,8 @@ class Imagination:
             if running.evicted_for or running.job.id in leaving:
                 self._lift(running)
         for known in nominations:
+            for victim_id in known.victims:
+                self._yielding.note(victim_id, known.job_id)
             queued, pool = state.queued[known.job_id], state.capacity.pools[known.pool]
             found = find(queued.shape, pool, ~known.nodes)
             if found is not None:
@@ -97,9 +100,13 @@ class Imagination:
             if not guaranteed and not self._state.preemptible_running:
                 continue
             ripe, green = self._candidates(claim, pool)
-            found = self._attempt(claim, pool, self._by_preference(ripe, pool), guaranteed=guaranteed)
+            found = self._attempt(claim, pool, self._by_preference(ripe, claim, pool), guaranteed=guaranteed)
             if found is None and guaranteed and green:
-                both = sorted([*ripe, *green], key=lambda one: (one.started_ms, one.job.id))
+                causes = self._yielding.leads
+                both = sorted(
+                    [*ripe, *green],
+                    key=lambda one, me=claim.job.id: (causes(me, one.job.id), one.started_ms, one.job.id),
+                )
                 found = self._attempt(claim, pool, both, guaranteed=True)
             if found is None:
                 continue
@@ -113,6 +120,7 @@ class Imagination:
         outcome, attempt, place = best
         for victim in outcome.victims:
             self._lift(victim)
+            self._yielding.note(victim.job.id, claim.job.id)
         self._settle(claim, attempt.pool, place)
         return outcome
 
@@ -151,11 +159,15 @@ class Imagination:
                 return False
         return True
 
-    def _by_preference(self, rows: list[RunningJob], pool: Pool) -> list[RunningJob]:
-        """Users of what stood idle first, then preemptible ones, low priorities, the latest started."""
+    def _by_preference(self, rows: list[RunningJob], claim: QueuedJob, pool: Pool) -> list[RunningJob]:
+        """Users of what stood idle first, then preemptible ones, low priorities, the latest started.
+
+        Last of all those for whom the claimant has made way itself: only a guarantee may turn that round.
+        """
         return sorted(
             rows,
             key=lambda one: (
+                self._yielding.leads(claim.job.id, one.job.id),
                 not self._beyond_bound(one.leaf, pool.model),
                 not one.job.preemptible,
                 one.job.priority,
@@ -166,19 +178,31 @@ class Imagination:
 
     def _reason(self, claim: QueuedJob, victim: RunningJob, pool: Pool) -> str | None:
         """The rule by which the claim may stop the job as things are imagined, or None."""
-        job, gives, model = claim.job, victim.job.preemptible, pool.model
-        capped = self._state.evictions_of[victim.job.id] >= self._state.settings.evictions_per_job_max
-        if victim.leaf is claim.leaf:
-            if gives and not capped and victim.job.priority < job.priority:
+        job, model = claim.job, pool.model
+        levels = apart(victim.leaf, claim.leaf)
+        if victim.covered >> len(victim.leaf.ancestry) - len(levels):
+            return None  # it started inside the guarantee of a level that is not the claim's as well
+        if (
+            levels
+            and self._is_borrowing(levels, model)
+            and self._state.queues.guarantees(claim.leaf, victim.leaf, model, job.devices_milli)
+        ):
+            return GUARANTEE
+        if not victim.job.preemptible or self._is_spared(claim, victim):
+            return None
+        if not levels:
+            if victim.job.priority < job.priority:
                 return PRIORITY
-        elif self._is_borrowing(apart(victim.leaf, claim.leaf), model):
-            if self._state.queues.guarantees(claim.leaf, victim.leaf, model, job.devices_milli):
-                return GUARANTEE
-            if gives and not capped and self._is_fairer(claim, victim, model):
-                return FAIRNESS
-        firm = victim.leaf is not claim.leaf or not job.preemptible
-        beyond = self._beyond_bound(victim.leaf, model)
-        return BORROWING if gives and not capped and firm and beyond else None
+        elif self._is_borrowing(levels, model) and self._is_fairer(claim, victim, model):
+            return FAIRNESS
+        return BORROWING if (levels or not job.preemptible) and self._is_excess(victim, model) else None
+
+    def _is_spared(self, claim: QueuedJob, victim: RunningJob) -> bool:
+        """Whether it has been evicted often enough, or the claimant has itself made way for it."""
+        state = self._state
+        if state.evictions_of[victim.job.id] >= state.settings.evictions_per_job_max:
+            return True
+        return self._yielding.leads(claim.job.id, victim.job.id)
 
     # -- trying victims ----------------------------------------------------------------------------------
 
@@ -334,6 +358,13 @@ class Imagination:
         return self._state.queues.bounded and any(
             bound is not None and self._runs_milli(level, model) > bound
             for level, bound in ((level, level.bound(model)) for level in leaf.ancestry)
+        )
+
+    def _is_excess(self, victim: RunningJob, model: str) -> bool:
+        """Whether a queue of its is beyond its borrow limit since its start: who was there before is not to blame."""
+        return victim.exceeding > 0 and any(
+            victim.exceeding >> depth & 1 and self._runs_milli(level, model) > (level.bound(model) or 0)
+            for depth, level in enumerate(victim.leaf.ancestry)
         )
 
     def _is_fairer(self, claim: QueuedJob, victim: RunningJob, model: str) -> bool:

@@ -24,11 +24,18 @@ from scheduler.policy.promises import Promises
 from scheduler.policy.queues import QueueState, QueueTree
 from scheduler.policy.settings import Order, PolicySettings
 from scheduler.policy.shapes import Shape, Shapes
+from scheduler.policy.yielding import Yielding
 
 
 @dataclass(slots=True)
 class RunningJob:
-    """A job that holds slices."""
+    """A job that holds slices.
+
+    Attributes:
+        covered: the levels of its queue, as bits from the root on, inside whose guarantee it was when it started.
+            What starts later counts after it, so it is inside them as long as it runs.
+        exceeding: the levels beyond whose bound it was when it started, which only an opportunistic start may be.
+    """
 
     job: Job
     leaf: QueueState
@@ -39,6 +46,8 @@ class RunningJob:
     ends_by_ms: int
     predicted_ms: int
     evicted_for: str = ""
+    covered: int = 0
+    exceeding: int = 0
 
 
 class _JobsOf(Container[object]):
@@ -87,6 +96,7 @@ class SchedulerState:
         self.evictions_of: Counter[str] = Counter()
         self.claims_of: Counter[str] = Counter()
         """How often others were told to stop for a job."""
+        self.yielding = Yielding()
         self.promises = Promises()
         self.boards = Boards(self.capacity, self.settings.placement)
         self._awaiting: dict[str, set[str]] = {}
@@ -109,6 +119,7 @@ class SchedulerState:
         """After live jobs and evictions were replayed: counts and past use are those of the earlier state."""
         self.evictions_of = Counter(before.evictions_of)
         self.claims_of = Counter(before.claims_of)
+        self.yielding = before.yielding.copy()
         self.queues.inherit(before.queues)
 
     # -- nodes ---------------------------------------------------------------------------------------
@@ -116,6 +127,7 @@ class SchedulerState:
     def node_joined(self, node: Node) -> None:
         """A node is there, for the first time or again, with these devices."""
         self.capacity.join(node)
+        self.yielding.forget()
 
     def node_drained(self, name: str) -> None:
         """The node takes no new jobs. Raises UnknownNode."""
@@ -132,6 +144,7 @@ class SchedulerState:
         state = self.capacity.state_of(name)
         state.pool.close(state)
         self.promises.node_lost(state.pool.model, state.bit)
+        self.yielding.forget()
         return tuple(
             sorted(
                 running.job.id
@@ -213,6 +226,8 @@ class SchedulerState:
         if job.depends_on and not all(needed in self.succeeded for needed in job.depends_on):
             return
         queued.ready = True
+        if job.attempt == 1:
+            self.yielding.forget()
         queued.predicted_ms = self.predict_ms(job)
         self.pending.class_of(queued).push(queued, self.order_key(queued))
         self.pending.line_up(queued)
@@ -312,6 +327,8 @@ class SchedulerState:
         for name, pieces in placements:
             nodes[name].move_in(job.id, pieces, facts, now_ms + queued.predicted_ms)
         self.queues.charge(queued.leaf, pool, job.devices_milli, now_ms)
+        if not self.queues.plain:
+            running.covered, running.exceeding = self.queues.standing(queued.leaf, pool)
         self.queues.count(queued.leaf, job.user, 1)
         self.preemptible_running += job.preemptible
         if job.array_id:
@@ -322,6 +339,8 @@ class SchedulerState:
         """The job holds nothing any more; another attempt is queued by the caller. Raises UnknownJob."""
         running = self.stop(job_id, now_ms)
         job = running.job
+        if not running.evicted_for:
+            self.yielding.forget()
         self.congestion.ended(job_id, now_ms - running.started_ms)
         if succeeded:
             self.predictor.learn(job, now_ms - running.started_ms)
@@ -352,6 +371,7 @@ class SchedulerState:
         if running is None:
             raise UnknownJob(field="job_id", job=eviction.job_id, expected="running")
         running.evicted_for = eviction.for_job_id
+        self.yielding.note(eviction.job_id, eviction.for_job_id)
         self.evictions_of[eviction.job_id] += 1
         if eviction.for_job_id not in self.queued:
             return
