@@ -26,6 +26,7 @@ from scheduler.simulator.readers import read_trace
 
 _DAY_MS: Final = 86_400_000
 _SAY_MS: Final = 10_000
+_METER_INTERVAL_MS: Final = 120_000
 _CENTRE: Final = "331003"
 
 
@@ -37,7 +38,7 @@ def replay(
     trace_format: Annotated[
         str, typer.Option("--format", help="elasticflow, openb, swf, csv or json.")
     ] = "csv",
-    speed: Annotated[int, typer.Option("--speed", min=1, help="Durations are divided by it.")] = 4320,
+    speed: Annotated[int, typer.Option("--speed", min=1, help="Durations are divided by it.")] = 5760,
     jobs: Annotated[int, typer.Option("--jobs", min=1, help="Of the first 30 days, spread evenly.")] = 2000,
     firms: Annotated[int, typer.Option("--firms", min=1, help="If the trace names no tenants.")] = 12,
     nodes: Annotated[int, typer.Option("--nodes", min=1, help="Simulated nodes.")] = 80,
@@ -70,7 +71,7 @@ def replay(
             devices=devices,
             price_cny=price_cny,
             region=rule.centre_region or _CENTRE,
-            meter_interval_ms=60_000,
+            meter_interval_ms=_METER_INTERVAL_MS,
         )
         with stack:
             story = Story(stack, played, rule, document, parse_yuan(price_cny), tell)

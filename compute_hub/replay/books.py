@@ -42,7 +42,7 @@ class Books:
     forgone: int
     claimed: Mapping[str, int]
     claim_lines: int
-    claimable: int
+    claimable: Mapping[str, int]
     ledger_differences: tuple[str, ...]
     transfers: int
     records: int
@@ -100,9 +100,10 @@ def read_books(session: Session, firms: Mapping[str, tuple[UUID, UUID]], slug: s
             ).items()
         },
         claim_lines=_one(session, "SELECT count(*) FROM claim_lines"),
-        claimable=sum(
-            _balance(session, accounts.claimable(slug, tenant, CNY).id) for tenant, _ in firms.values()
-        ),
+        claimable={
+            name: _balance(session, accounts.claimable(slug, tenant, CNY).id)
+            for name, (tenant, _) in firms.items()
+        },
         ledger_differences=tuple(str(one) for one in found.differences),
         transfers=found.transfers,
         records=_one(session, "SELECT count(*) FROM usage_records"),

@@ -14,6 +14,8 @@ from compute_hub.stack.up import LocalStack
 
 MODEL: Final = "MLU370-X8"
 ENVIRONMENT: Final = "none"
+_PATIENCE_MS: Final = 60_000
+"""A replay counts money, not failures: nobody is given up because the machine is busy with something else."""
 _CPU_MILLI: Final = 128_000
 _MEMORY_MIB: Final = 1_048_576
 
@@ -51,6 +53,8 @@ class ReplayStack(LocalStack):
             "api_port": _free_port(),
             "ray_port": _free_port(),
             "controllers": 1,
+            "leader_lease_ms": _PATIENCE_MS // 3,
+            "node_lease_ms": _PATIENCE_MS,
             "meter_interval_ms": meter_interval_ms,
             "centre": {"region": region},
             "nodes": [

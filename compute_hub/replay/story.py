@@ -26,7 +26,6 @@ from kernel.database import open_engine, transaction
 from kernel.errors import HubError
 from kernel.ids import derived_id
 from kernel.money import format_yuan, parse_yuan
-from vouchers.claims import CLAIM_LINES_MAX
 
 OFFICER: Final = derived_id("principal", "replay")
 _SUBMITTERS: Final = 4
@@ -87,7 +86,7 @@ class Story:
         self.rule = rule
         self.firms: dict[str, Firm] = {}
         self.submitted: dict[str, str] = {}
-        self.claims: list[dict[str, Any]] = []
+        self.claim: dict[str, Any] = {}
         self.months: list[str] = []
         self.lag_ms_max = 0
         self._document = document
@@ -139,7 +138,7 @@ class Story:
             {"amount_cny": deposit, "reference": f"opening balance of {name}"},
         )
         share = int(self.rule.ratio * worth)
-        wanted = max(1_000_000, share * 2 // 5 if number % _SHORT_EVERY == 1 else share * 6 // 5)
+        wanted = max(1_000_000, share * 2 // 5 if number % _SHORT_EVERY == 1 else share * 3)
         if self.rule.cap_micros is not None:
             wanted = min(wanted, self.rule.cap_micros)
         voucher = self._voucher(HubClient(self.stack.url, key), _yuan(wanted))
@@ -220,8 +219,7 @@ class Story:
     def _claim(self) -> None:
         self._tell("the centre claims", 0, 1)
         wanted = {"programme": self.rule.slug, "period": self._period(utc_now())}
-        while not self.claims or self.claims[-1]["line_count"] >= CLAIM_LINES_MAX:
-            self.claims.append(self.officers[Role.OPERATOR].post("/v1/claims", wanted))
+        self.claim = self.officers[Role.OPERATOR].post("/v1/claims", wanted)
         self._tell("the centre claims", 1, 1)
 
     def _period(self, at: datetime) -> str:

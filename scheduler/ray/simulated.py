@@ -23,7 +23,7 @@ from scheduler.ray.cluster import NAMESPACE
 SCHEDULE_HEAD: Final = "job_id,attempt,node,device,slot_lo,slot_hi,start_ms,end_ms,end_reason"
 """The columns of the schedule, as `hub simulate` writes them, but in milliseconds of the host's CLOCK_BOOTTIME."""
 
-_SYNC_S: Final = 2.0
+_SYNC_S: Final = 10.0
 _CHANGE_WAIT_MS: Final = 5000
 _SOONEST_MS: Final = 20
 _log = structlog.get_logger(__name__)
