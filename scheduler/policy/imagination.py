@@ -117,11 +117,7 @@ class Imagination:
             ripe, green = self._candidates(claim, pool)
             found = self._attempt(claim, pool, self._by_preference(ripe, claim, pool), guaranteed=guaranteed)
             if found is None and guaranteed and green:
-                causes = self._yielding.leads
-                both = sorted(
-                    [*ripe, *green],
-                    key=lambda one, me=claim.job.id: (causes(me, one.job.id), one.started_ms, one.job.id),
-                )
+                both = self._by_start([*ripe, *green], claim)
                 found = self._attempt(claim, pool, both, guaranteed=True)
             if found is None:
                 continue
@@ -139,6 +135,11 @@ class Imagination:
         self._settle(claim, attempt.pool, place)
         return outcome
 
+    def _by_start(self, victims: list[RunningJob], claim: QueuedJob) -> list[RunningJob]:
+        """The longest running first, and last those for whom the claim itself had made way."""
+        causes = self._yielding.leads
+        return sorted(victims, key=lambda one: (causes(claim.job.id, one.job.id), one.started_ms, one.job.id))
+
     # -- who may be stopped ------------------------------------------------------------------------------
 
     def _candidates(self, claim: QueuedJob, pool: Pool) -> tuple[list[RunningJob], list[RunningJob]]:
@@ -150,9 +151,7 @@ class Imagination:
         if known is None:
             known = self._known[pool.model] = self._running_in(pool)
         gone, giving = self._gone, _Giving(lambda leaf: self._leaf_may_give(claim, leaf, pool))
-        ripe, green = (
-            [one for one in rows if giving[one.leaf] and one.job.id not in gone] for rows in known
-        )
+        ripe, green = ([one for one in rows if giving[one.leaf] and one.job.id not in gone] for rows in known)
         if green:
             matures_ms = green[0].started_ms + self._state.settings.min_run_ms
             self.matures_ms = matures_ms if self.matures_ms is None else min(self.matures_ms, matures_ms)
