@@ -15,8 +15,12 @@ from scheduler.node.relay import LINK_LABEL
 from scheduler.tables import DeviceRow, NodeRow
 
 
-def record_node(session: Session, report: Report, at: datetime) -> None:
-    """Make the tables say what a node says of itself; a device that is no longer reported is unhealthy."""
+def record_node(session: Session, report: Report, at: datetime) -> bool:
+    """Make the tables say what a node says of itself; a device that is no longer reported is unhealthy.
+
+    Returns:
+        Whether the node had been given up and is back.
+    """
     seen: dict[str, Any] = {
         "host_id": report.host_id,
         "labels": dict(report.labels),
@@ -29,7 +33,8 @@ def record_node(session: Session, report: Report, at: datetime) -> None:
     statement = insert(NodeRow).values(values)
     session.execute(statement.on_conflict_do_update(index_elements=[NodeRow.name], set_=seen))
     node = session.get_one(NodeRow, report.node, populate_existing=True)
-    if node.state == "down":  # an operator's drain stays
+    back = node.state == "down"
+    if back:  # an operator's drain stays
         node.state = "up"
     known = {
         device.index: device
@@ -52,6 +57,7 @@ def record_node(session: Session, report: Report, at: datetime) -> None:
     for gone in known.values():
         gone.healthy = False
     session.flush()
+    return back
 
 
 def links_of(engine: Engine) -> Callable[[], dict[str, str]]:
