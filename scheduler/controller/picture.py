@@ -73,11 +73,25 @@ def nodes_of(
     """All devices by machine and index, and the policy's nodes; only those that answer are schedulable."""
     devices: dict[tuple[str, int], Device] = {}
     grouped: dict[tuple[str, str], list[DeviceState]] = {}
-    query = select(DeviceRow).order_by(DeviceRow.node, DeviceRow.index)
-    for row in session.scalars(query.execution_options(populate_existing=True)):
-        devices[row.node, row.index] = Device(row.number, row.model, row.freed_at)
-        grouped.setdefault((row.node, row.model), []).append(DeviceState(row.index, row.healthy))
-    machines = {row.name: row for row in session.scalars(select(NodeRow))}
+    rows = session.execute(
+        select(
+            DeviceRow.node,
+            DeviceRow.index,
+            DeviceRow.number,
+            DeviceRow.model,
+            DeviceRow.freed_at,
+            DeviceRow.healthy,
+        ).order_by(DeviceRow.node, DeviceRow.index)
+    )
+    for node, index, number, model, freed_at, healthy in rows:
+        devices[node, index] = Device(number, model, freed_at)
+        grouped.setdefault((node, model), []).append(DeviceState(index, healthy))
+    machines = {
+        row.name: row
+        for row in session.execute(
+            select(NodeRow.name, NodeRow.state, NodeRow.labels, NodeRow.cpu_milli, NodeRow.memory_mib)
+        )
+    }
     nodes = tuple(
         Node(
             name=node_name(machine, model),
