@@ -98,6 +98,7 @@ def _spec(
         memory_mib=job.memory_mib,
         time_limit_ms=job.time_limit_ms,
         grace_ms=job.grace_ms,
+        traceparent=job.traceparent,
         secrets=secrets,
         network=Network(job.network),
         gang=None if hosts is None else _gang(run, job, hosts),
