@@ -6,26 +6,20 @@ Several may run.
 import os
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Final
 from uuid import UUID
 
 import structlog
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm import Session
 
-from compute_hub.billing.charging import (
-    charge_job,
-    jobs_to_charge,
-    jobs_to_release,
-    release_job,
-    restore_lost_time,
-)
+from compute_hub.billing.charging import charge_jobs, release_job, restore_lost_time
 from compute_hub.billing.funding import WAKE_CHANNEL
 from compute_hub.billing.losses import jobs_with_losses
-from compute_hub.billing.tables import JobFundingRow
+from compute_hub.billing.uncharged import jobs_to_charge, jobs_to_release
 from compute_hub.settings import Settings
 from compute_hub.stack.database import application_url
 from compute_hub.telemetry.auditing import keep_auditing
@@ -42,9 +36,10 @@ from vouchers.cycles import begin_cycles, close_cycles
 from vouchers.redemption import lapse_holds
 
 _BATCH: Final = 200
+"""Jobs billed in one transaction: enough that its statements cost little, few enough that nobody waits long for it."""
 
-_TOGETHER: Final = 20
-"""Jobs billed in one transaction. Their tenants are locked one after the other, so they are all of one tenant."""
+_Bill = Callable[[Session, Sequence[UUID], datetime], Mapping[UUID, HubError]]
+"""Bills jobs in one transaction; the reasons of those that are set aside."""
 
 _GATHER_S: Final = 0.25
 """From the first word until what came meanwhile is billed together."""
@@ -103,29 +98,48 @@ def end_what_is_due(engine: Engine, at: datetime) -> int:
 
 
 def bill_once(engine: Engine, at: datetime) -> int:
-    """Charge, give back and release what is due now, each job in a transaction; returns how many were touched.
+    """Charge, give back and release what is due now, many jobs in a transaction; returns how many were touched.
 
-    A job that cannot be billed is logged and left for the next round; the others go on.
+    A job that cannot be billed is logged and left for the next round; the others go on. What is rare, losses and
+    releases without a last record, goes one by one.
     """
-    charged = _sweep(engine, lambda s, after: jobs_to_charge(s, _BATCH, after=after), charge_job, at)
-    lost = _sweep(engine, lambda s, after: jobs_with_losses(s, _BATCH, after=after), restore_lost_time, at)
-    over = _sweep(engine, lambda s, after: jobs_to_release(s, _BATCH, at, after=after), release_job, at)
-    return charged + lost + over
+    charged = _sweep(engine, lambda s, after: jobs_to_charge(s, _BATCH, after=after), _charge, at)
+    lost = _sweep(
+        engine, lambda s, after: jobs_with_losses(s, _BATCH, after=after), _one(restore_lost_time), at, 1
+    )
+    over = _sweep(engine, lambda s, after: jobs_to_release(s, _BATCH, at, after=after), _charge, at)
+    rest = _sweep(
+        engine, lambda s, after: jobs_to_release(s, _BATCH, at, after=after), _one(release_job), at, 1
+    )
+    return charged + lost + max(over, rest)
+
+
+def _charge(session: Session, jobs: Sequence[UUID], at: datetime) -> Mapping[UUID, HubError]:
+    return charge_jobs(session, jobs, at).refused
+
+
+def _one(bill: Callable[[Session, UUID, datetime], None]) -> _Bill:
+    def alone(session: Session, jobs: Sequence[UUID], at: datetime) -> Mapping[UUID, HubError]:
+        bill(session, jobs[0], at)
+        return {}
+
+    return alone
 
 
 def _sweep(
     engine: Engine,
     due: Callable[[Session, UUID | None], Sequence[UUID]],
-    bill: Callable[[Session, UUID, datetime], object],
+    bill: _Bill,
     at: datetime,
+    together: int = _BATCH,
 ) -> int:
     """Page through the jobs that are due, so that those which are refused again and again hide no others."""
     count, after = 0, None
     while True:
         with transaction(engine) as session:
             jobs = due(session, after)
-        for some in _of_one_tenant(engine, jobs):
-            _bill(engine, some, bill, at)
+        for first in range(0, len(jobs), together):
+            _bill(engine, jobs[first : first + together], bill, at)
         count += len(jobs)
         BILLED.inc(len(jobs))
         if len(jobs) < _BATCH:
@@ -133,32 +147,23 @@ def _sweep(
         after = jobs[-1]
 
 
-def _bill(
-    engine: Engine, jobs: Sequence[UUID], bill: Callable[[Session, UUID, datetime], object], at: datetime
-) -> None:
-    """Bill jobs together; if that is refused, one by one, so that only the culprit stays behind."""
+def _bill(engine: Engine, jobs: Sequence[UUID], bill: _Bill, at: datetime) -> None:
+    """Bill jobs together; if that is refused as a whole, each half by itself, so that only the culprit stays behind."""
     try:
         with transaction(engine) as session:
-            for job_id in jobs:
-                bill(session, job_id, at)
+            refused = bill(session, jobs, at)
     except (HubError, IntegrityError) as refusal:
         if len(jobs) == 1:
-            kind = type(refusal).__name__
-            BILL_REFUSALS.labels(kind).inc()
-            _log.error("billing_refused", job=str(jobs[0]), kind=kind, reason=str(refusal))
+            _tell(jobs[0], refusal)
             return
-        for job_id in jobs:
-            _bill(engine, [job_id], bill, at)
+        for some in (jobs[: len(jobs) // 2], jobs[len(jobs) // 2 :]):
+            _bill(engine, some, bill, at)
+    else:
+        for job_id, reason in refused.items():
+            _tell(job_id, reason)
 
 
-def _of_one_tenant(engine: Engine, jobs: Sequence[UUID]) -> list[Sequence[UUID]]:
-    by_tenant: dict[UUID, list[UUID]] = {}
-    with transaction(engine) as session:
-        query = select(JobFundingRow.tenant_id, JobFundingRow.job_id).where(JobFundingRow.job_id.in_(jobs))
-        for tenant_id, job_id in session.execute(query.order_by(JobFundingRow.tenant_id, JobFundingRow.job_id)):
-            by_tenant.setdefault(tenant_id, []).append(job_id)
-    return [
-        some[first : first + _TOGETHER]
-        for some in by_tenant.values()
-        for first in range(0, len(some), _TOGETHER)
-    ]
+def _tell(job_id: UUID, refusal: Exception) -> None:
+    kind = type(refusal).__name__
+    BILL_REFUSALS.labels(kind).inc()
+    _log.error("billing_refused", job=str(job_id), kind=kind, reason=str(refusal))
