@@ -88,6 +88,7 @@ def pledge_alike(session: Session, jobs: Sequence[JobRow], voucher_ids: Sequence
             held_slot_ms=0,
             held_micros=0,
             rated_units=0,
+            charges=0,
         )
         for job in jobs
     )
