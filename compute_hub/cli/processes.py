@@ -34,11 +34,19 @@ def api() -> None:
     run_api(settings())
 
 
-def controller() -> None:
+def controller(
+    *,
+    simulated: Annotated[
+        Path | None,
+        typer.Option(
+            dir_okay=False, help="Simulate the nodes of the settings on one Ray node; what ran is written here."
+        ),
+    ] = None,
+) -> None:
     """Schedule: lead or stand by."""
     from compute_hub.workers.controller import run_controller
 
-    run_controller(settings())
+    run_controller(settings(), simulated)
 
 
 def biller() -> None:

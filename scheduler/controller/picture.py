@@ -80,8 +80,17 @@ class Centre:
 
 def centre_of(session: Session, answering: AbstractSet[str], now_ms: int) -> Centre:
     """The centre as the tables have it. Only nodes that answer and that their operator left open take new jobs."""
-    query = select(DeviceRow).order_by(DeviceRow.node, DeviceRow.index)
-    rows = session.scalars(query.execution_options(populate_existing=True)).all()
+    rows = session.execute(
+        select(
+            DeviceRow.node,
+            DeviceRow.index,
+            DeviceRow.number,
+            DeviceRow.model,
+            DeviceRow.freed_at,
+            DeviceRow.healthy,
+            DeviceRow.cordoned,
+        ).order_by(DeviceRow.node, DeviceRow.index)
+    ).all()
     devices = {(row.node, row.index): Device(row.number, row.model, row.freed_at) for row in rows}
     names = {(row.node, row.index): node_name(row.node, row.model) for row in rows}
     kept = kept_devices(session, from_unix_ms(now_ms), names)

@@ -24,7 +24,7 @@ from scheduler.node.launched import Launched
 from scheduler.node.launching import Launcher
 from scheduler.node.meter import Meter, start_meter
 from scheduler.node.protocol import EndReason, RunSpec, RunState, RunStatus
-from scheduler.node.spool import Spool, ended_line, started_line, usage_line
+from scheduler.node.spool import JournalFailed, Spool, ended_line, started_line, usage_line
 from scheduler.node.workspace import leave_notice
 
 _SIGNAL_BASE: Final = 128
@@ -177,7 +177,10 @@ class Run:
         except (HubError, OSError) as error:
             self._launched = None
             launched.discard()
-            self._end(EndReason.START_FAILED, str(error), None)
+            if isinstance(error, JournalFailed):
+                self._end(EndReason.JOURNAL_FULL, f"The node cannot write its journal: {error.strerror}.", None)
+            else:
+                self._end(EndReason.START_FAILED, str(error), None)
             return
         self._finish(launched)
 

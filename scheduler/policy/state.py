@@ -88,8 +88,8 @@ class SchedulerState:
         self.succeeded: set[str] = set()
         self.failed: set[str] = set()
         self.preemptible_running = 0
-        self.running_in: dict[QueueState, dict[str, RunningJob]] = {}
-        """The running jobs of each leaf, in order of their starts."""
+        self.leaving: dict[str, None] = {}
+        """Running jobs that have been told to stop."""
         self.arrived: list[QueuedJob] = []
         """What became ready since the last cycle."""
         self.array_running: Counter[str] = Counter()
@@ -321,7 +321,6 @@ class SchedulerState:
             queued.predicted_ms,
         )
         self.running[job.id] = running
-        self.running_in.setdefault(queued.leaf, {})[job.id] = running
         facts = (running.ends_by_ms, job.cpu_milli, job.memory_mib)
         nodes = self.capacity.nodes
         for name, pieces in placements:
@@ -353,7 +352,7 @@ class SchedulerState:
         if running is None:
             raise UnknownJob(field="job_id", job=job_id, expected="running")
         job = running.job
-        del self.running_in[running.leaf][job_id]
+        self.leaving.pop(job_id, None)
         nodes = self.capacity.nodes
         for name, _ in running.placements:
             nodes[name].move_out(job_id)
@@ -371,6 +370,7 @@ class SchedulerState:
         if running is None:
             raise UnknownJob(field="job_id", job=eviction.job_id, expected="running")
         running.evicted_for = eviction.for_job_id
+        self.leaving[eviction.job_id] = None
         self.yielding.note(eviction.job_id, eviction.for_job_id)
         self.evictions_of[eviction.job_id] += 1
         if eviction.for_job_id not in self.queued:

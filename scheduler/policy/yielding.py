@@ -24,6 +24,10 @@ class Yielding:
         """Something happened from outside: what was decided before it says nothing any more."""
         self._for.clear()
 
+    def __contains__(self, job_id: str) -> bool:
+        """Whether the job made way for anybody."""
+        return job_id in self._for
+
     def leads(self, job_id: str, other_id: str) -> bool:
         """Whether the job made way for the other, or for somebody who did, however indirectly."""
         if job_id not in self._for:
