@@ -9,7 +9,8 @@ from uuid import UUID
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from scheduler.node.protocol import Bundle, DeviceShare, Gang, Network, RunSpec, Scope
+from scheduler.node.protocol import PIDS, Bundle, DeviceShare, Gang, Network, RunSpec, Scope
+from scheduler.ray import private
 from scheduler.secrets import Vault, opened_secrets
 from scheduler.tables import JobRow, NodeRow, RunRow
 
@@ -84,7 +85,7 @@ def _spec(
         job_id=str(job.id),
         tenant_id=str(job.tenant_id),
         attempt=run.attempt,
-        argv=tuple(job.argv),
+        argv=_argv(job),
         workspace=str(folder / f"rank-{run.rank}"),
         log=str(folder / f"rank-{run.rank}.log"),
         rank=run.rank,
@@ -96,6 +97,7 @@ def _spec(
         devices=tuple(DeviceShare(*piece) for piece in run.devices),
         cpu_milli=job.cpu_milli,
         memory_mib=job.memory_mib,
+        pids=private.PIDS if job.kind == private.KIND else PIDS,
         time_limit_ms=job.time_limit_ms,
         grace_ms=job.grace_ms,
         traceparent=job.traceparent,
@@ -103,6 +105,12 @@ def _spec(
         network=Network(job.network),
         gang=None if hosts is None else _gang(run, job, hosts),
     )
+
+
+def _argv(job: JobRow) -> tuple[str, ...]:
+    if job.kind == private.KIND:
+        return private.rank_argv(job.argv, cpu_milli=job.cpu_milli, memory_mib=job.memory_mib)
+    return tuple(job.argv)
 
 
 def _array_variables(job: JobRow) -> dict[str, str]:
