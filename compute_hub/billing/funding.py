@@ -6,7 +6,7 @@ early enough that what it has used is always covered. A hold therefore also cove
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Final
 from uuid import UUID
@@ -18,7 +18,8 @@ from compute_hub.billing.domain.days import Span
 from compute_hub.billing.domain.rating import hold_micros
 from compute_hub.billing.rates import dearest_model, dearest_price
 from compute_hub.billing.tables import FundedTimeRow, JobFundingRow
-from compute_hub.metering.recording import record_usage
+from compute_hub.metering.energy import Draw
+from compute_hub.metering.recording import NO_DRAWS, record_usage
 from compute_hub.metering.tables import UsageTotalRow
 from kernel.clock import unix_ms
 from kernel.errors import HubError
@@ -97,6 +98,7 @@ class Funding:
 
     horizon_ms: int
     centre: CentreFacts
+    draws: Mapping[str, Draw] = field(default_factory=lambda: NO_DRAWS)
 
     def admit(self, session: Session, admissions: Sequence[Admission], at: datetime) -> Mapping[UUID, str]:
         """Hold the first stretch of attempts; a sentence for each that cannot be paid."""
@@ -216,7 +218,7 @@ class Funding:
 
     def record_usage(self, session: Session, node: str, records: Sequence[UsageRecord], at: datetime) -> None:
         """Keep usage records and wake the biller."""
-        record_usage(session, node, records, at)
+        record_usage(session, node, records, at, self.draws)
         if records:
             session.execute(text(f"NOTIFY {WAKE_CHANNEL}"))
 
