@@ -344,7 +344,7 @@ def _row(job_id: UUID, request: JobRequest, tenant_id: UUID, submitted_by: UUID,
 
 def _ask_for_end(job: JobRow) -> None:
     # Over a failed rank or a preemption too, so that the attempt is not tried again.
-    if job.stop_reason in {None, "rank_failed", "preempted"}:
+    if job.stop_reason in {None, "rank_failed", "preempted", "node_drained", "device_failed"}:
         job.stop_reason = "cancelled"
 
 

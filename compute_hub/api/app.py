@@ -24,6 +24,7 @@ from compute_hub.api import (
     keys,
     ledger,
     meter,
+    nodes,
     openapi,
     problems,
     programmes,
@@ -73,6 +74,7 @@ _ROUTERS = (
     claims.router,
     claim_review.router,
     cluster.router,
+    nodes.router,
     ledger.router,
     health.router,
 )

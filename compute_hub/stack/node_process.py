@@ -104,9 +104,11 @@ def node_config(settings: Settings, node: Node, folder: Path, socket_path: Path)
                 "model": part.model,
                 "vendor": "simulated",
                 "imitates": part.vendor if part.vendor != "simulated" else "nvidia",
+                "health_file": "" if part.health_directory is None else str(part.health_directory / str(index)),
             }
             for index, part in enumerate(devices)
         ],
+        "inventory": node.inventory,
         "environments": {
             name: _environment(environment) for name, environment in sorted(settings.environments.items())
         },

@@ -4,6 +4,10 @@ import os
 import signal
 import socket
 import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sqlalchemy import Engine
 
 from compute_hub.billing.funding import Funding
 from compute_hub.queues import live_queues
@@ -23,23 +27,24 @@ from scheduler.controller.loop import Controller, Pace
 from scheduler.controller.wakeups import Wakeups, notifications
 from scheduler.jobs import WAKE_CHANNEL
 from scheduler.node.relay import read_token
+from scheduler.node.simulated import SimulatedMachine
+from scheduler.ray.cluster import RayMachines
+
+if TYPE_CHECKING:
+    from scheduler.ray.simulated import SharedRayNode
 
 
-def run_controller(settings: Settings) -> None:
-    """Lead (or stand by) until SIGTERM or SIGINT."""
+def run_controller(settings: Settings, schedule: Path | None = None) -> None:
+    """Lead (or stand by) until SIGTERM or SIGINT; with a schedule on simulated nodes that share one Ray node."""
     configure_logs("controller")
     stopping = {signal.SIGTERM, signal.SIGINT}
-    # Waited for, not handled: Ray puts its own handlers over ours whenever it connects.
+    # Waited for, not handled: whatever the main thread is in, it is in it to the end.
     signal.pthread_sigmask(signal.SIG_BLOCK, stopping)
-    export_ray_environment(settings)
-    from scheduler.ray.cluster import RayMachines  # noqa: PLC0415 - Ray reads its environment when it is imported
-
+    export_ray_environment(settings)  # for the courier
     url = application_url(settings)
     engine = open_engine(url, pool_size=2, idle_ms=settings.leader_lease_ms, ping=False)
     wakeups = Wakeups()
-    machines = RayMachines(
-        ray_address(settings), wakeups, links=links_of(engine), token=read_token(token_file(settings))
-    )
+    machines = _machines(settings, engine, wakeups, schedule)
     spans = open_spans(settings, "controller")
     controller = Controller(
         engine,
@@ -60,6 +65,43 @@ def run_controller(settings: Settings) -> None:
     machines.close()
     spans.close()
     engine.dispose()
+
+
+def _machines(
+    settings: Settings, engine: Engine, wakeups: Wakeups, schedule: Path | None
+) -> "RayMachines | SharedRayNode":
+    """The way to the nodes."""
+    if schedule is not None:
+        from scheduler.ray.simulated import (  # noqa: PLC0415 - Ray reads its environment when it is imported
+            SharedRayNode,
+        )
+
+        return SharedRayNode(
+            ray_address(settings),
+            wakeups,
+            simulated_machines(settings),
+            meter_interval_ms=settings.meter_interval_ms,
+            schedule=schedule,
+        )
+    token = read_token(token_file(settings))
+    return RayMachines(ray_address(settings), wakeups, links=links_of(engine), token=token)
+
+
+def simulated_machines(settings: Settings) -> list[SimulatedMachine]:
+    """The nodes of the settings as a replay plays them."""
+    return [
+        SimulatedMachine(
+            node=node.name,
+            host_id=f"simulated/{node.name}",
+            model=node.devices[0].model,
+            vendor="simulated",
+            devices=sum(part.count for part in node.devices),
+            cpu_milli=node.cpu_milli,
+            memory_mib=node.memory_mib,
+            labels=dict(node.labels),
+        )
+        for node in settings.nodes
+    ]
 
 
 def _stop_when_told(controller: Controller, signals: set[signal.Signals]) -> None:

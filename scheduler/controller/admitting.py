@@ -118,12 +118,15 @@ def _begin(
     at: datetime,
 ) -> dict[UUID, Step]:
     placed = {UUID(start.job_id): machines_of(start.placements) for start in starts}
-    # Locked in the order of tenants, as money is.
+    # Locked in the order of tenants, as money is; asked for in the order of the plan.
     query = select(JobRow).where(JobRow.id.in_(placed)).order_by(JobRow.tenant_id, JobRow.id).with_for_update()
     jobs = [job for job in session.scalars(query) if _may_start(job)]
     for job in jobs:
         job.attempt += 1
-    asked = [Admission(job, _slots_by_model(placed[job.id], live)) for job in jobs]
+    may = {job.id: job for job in jobs}
+    asked = [
+        Admission(may[job_id], _slots_by_model(placed[job_id], live)) for job_id in placed if job_id in may
+    ]
     refused = accounting.admit(session, asked, at)
     for job in jobs:
         if job.id in refused:

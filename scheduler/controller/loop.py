@@ -18,6 +18,7 @@ from sqlalchemy.orm import Session
 from kernel.clock import boottime_ms, unix_ms, utc_now
 from kernel.database import transaction
 from scheduler.controller.admitting import admit
+from scheduler.controller.clearing import order_clearing
 from scheduler.controller.desired import Store, desired_runs
 from scheduler.controller.inventory import record_node
 from scheduler.controller.live_state import LiveState
@@ -31,6 +32,7 @@ from scheduler.controller.watching import Nobody, Step, Watcher
 from scheduler.jobs import WAKE_CHANNEL
 from scheduler.leadership import Leadership, acquire, fence, renew, resign
 from scheduler.node.protocol import Report, SyncRequest
+from scheduler.operations import note
 from scheduler.policy.model import Queue
 from scheduler.policy.settings import PolicySettings, policy_named
 from scheduler.refusals import LeadershipLost
@@ -232,6 +234,7 @@ class Controller:
         at = utc_now()
         with transaction(self._engine) as session:
             end_waiting(session, self._led.leadership, self._accounting, at)
+            order_clearing(session, at)
             loose = unsettled(session)
             settled = settle(session, loose, self._accounting, at)
         self._watcher.moved(settled.steps)
@@ -283,6 +286,7 @@ class Controller:
             for name in term.nodes.lost(up, boottime_ms()):
                 _log.warning("node_lost", node=name)
                 session.execute(update(NodeRow).where(NodeRow.name == name).values(state="down"))
+                note(session, name, "lost", "no longer answers; what ran there is given up", at=at)
                 steps += lose_node(session, term.leadership, name, self._accounting, at).steps
                 term.nodes.forget(name)
         self._watcher.moved(steps)

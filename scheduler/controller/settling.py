@@ -36,7 +36,22 @@ RETRY_MS_MAX: Final = 300_000
 PREEMPTED: Final = "preempted"
 """Why a job is stopped for another one, and how its runs end then."""
 
-_STOPPED: Final = frozenset({EndReason.STOPPED.value, "never_started", PREEMPTED})
+NODE_DRAINED: Final = "node_drained"
+"""Why a job is stopped that still runs on a node when its drain or maintenance begins in earnest."""
+
+DEVICE_FAILED: Final = "device_failed"
+"""Why a job is stopped whose device can no longer work."""
+
+CENTRES_STOPS: Final = frozenset({PREEMPTED, NODE_DRAINED, DEVICE_FAILED})
+"""Stops the centre orders for its own purposes: the job is tried again, and the attempt's time is the centre's."""
+
+_WHY: Final = {
+    PREEMPTED: "was stopped for another job",
+    NODE_DRAINED: "was stopped because its node is taken out of service",
+    DEVICE_FAILED: "was stopped because its device failed",
+}
+
+_STOPPED: Final = frozenset({EndReason.STOPPED.value, "never_started", *CENTRES_STOPS})
 
 _log = structlog.get_logger(__name__)
 
@@ -198,11 +213,11 @@ def _conclude(
     job.started_at = job.started_at or _started_at(runs)
     own = _culprit(runs)
     culprit = own or failed
-    wanted = job.stop_reason not in {None, "rank_failed", PREEMPTED}
+    wanted = job.stop_reason not in {None, "rank_failed", *CENTRES_STOPS}
     centres = own is None or own.end_reason in INFRASTRUCTURE
-    if job.stop_reason == PREEMPTED and failed is not None and centres:
+    if job.stop_reason in CENTRES_STOPS and failed is not None and centres:
         job.evictions += 1
-        _requeue(job, f"attempt {job.attempt} was stopped for another job; it waits to be tried again", at, 0)
+        _requeue(job, f"attempt {job.attempt} {_WHY[job.stop_reason]}; it waits to be tried again", at, 0)
         job.lost_attempts = [*job.lost_attempts, job.attempt]
     elif culprit is None and not wanted:
         job.exit_code = 0

@@ -178,13 +178,14 @@ class UsageRecord:
 
 @dataclass(frozen=True, slots=True)
 class DeviceStatus:
-    """One accelerator of the node and whether it can be used."""
+    """One accelerator of the node: an unhealthy one takes no new jobs, what runs on one that has failed must stop."""
 
     index: int
     model: str
     vendor: str
     healthy: bool
     reason: str = ""
+    failed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
