@@ -21,9 +21,11 @@ from compute_hub.billing.charging import Billed, charge_jobs, release_job, resto
 from compute_hub.billing.funding import WAKE_CHANNEL
 from compute_hub.billing.losses import jobs_with_losses
 from compute_hub.billing.uncharged import jobs_to_charge, jobs_to_release
+from compute_hub.queues import live_queues
 from compute_hub.settings import Settings
 from compute_hub.stack.database import application_url
 from compute_hub.telemetry.auditing import keep_auditing
+from compute_hub.telemetry.forecasting import keep_estimating
 from compute_hub.telemetry.instruments import BILL_LAST, BILL_REFUSALS, BILL_SECONDS, BILLED
 from compute_hub.telemetry.journeys import ChargeJourneys
 from compute_hub.telemetry.serving import serve_metrics
@@ -70,6 +72,7 @@ def run_biller(settings: Settings) -> None:
     spans = open_spans(settings, "biller")
     journeys = ChargeJourneys(engine, spans)
     auditing = keep_auditing(engine, settings.audit_interval_ms, stopping)
+    estimating = keep_estimating(engine, live_queues(settings), stopping)
     alerting = keep_alerting(engine, settings.state_directory.resolve() / "mail", stopping)
     while not stopping.is_set():
         wakeups.wait(settings.tick_ms / 1000)
@@ -86,6 +89,7 @@ def run_biller(settings: Settings) -> None:
     wakeups.stop()
     auditing.join(timeout=_AUDIT_GRACE_S)
     alerting.join(timeout=_AUDIT_GRACE_S)
+    estimating.join(timeout=_AUDIT_GRACE_S)
     spans.close()
     engine.dispose()
 
