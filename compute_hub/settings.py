@@ -55,16 +55,27 @@ class Devices(_Part):
     model: Name
     vendor: Literal["nvidia", "ascend", "cambricon", "simulated"]
     count: Annotated[int, Field(ge=1, le=64)]
+    health_directory: Path | None = None
+    """Where a file named by a device's index may say `unhealthy REASON` or `failed REASON`."""
 
 
 class Node(_Part):
     """One machine that `hub up` starts a node process for; `hub node --name` picks its own entry."""
 
     name: Name
-    devices: tuple[Devices, ...]
+    devices: tuple[Devices, ...] = ()
+    inventory: Literal["configured", "nvml"] = "configured"
+    """Whether the devices are those named here, or what NVIDIA's library finds on the machine."""
     cpu_milli: Annotated[int, Field(ge=1000)] = 16_000
     memory_mib: Annotated[int, Field(ge=1024)] = 32_768
     labels: dict[str, str] = {}
+
+    @model_validator(mode="after")
+    def _devices_from_one_source(self) -> Self:
+        if bool(self.devices) == (self.inventory == "nvml"):
+            message = "a node either names its devices, or takes them from an inventory and names none"
+            raise ValueError(message)
+        return self
 
     @field_validator("devices")
     @classmethod
@@ -188,6 +199,8 @@ class Settings(BaseSettings):
     centre_name: Annotated[str, StringConstraints(min_length=1, max_length=100)] = "智能计算中心"
     """The seller's name on invoices."""
     audit_interval_ms: Annotated[int, Field(ge=100)] = 3_600_000
+    otlp_endpoint: Annotated[str, StringConstraints(pattern=r"^https?://")] | None = None
+    """Where traces go, e.g. http://collector:4318 (OTLP over HTTP); nowhere if left out."""
     scrape_interval_ms: Annotated[int, Field(ge=1000)] = 15_000
     rules_directory: Path = _DEFAULT_CONFIG.parent / "prometheus"
     prometheus_port: Annotated[int, Field(ge=1, le=65535)] = 9090

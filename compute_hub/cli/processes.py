@@ -56,17 +56,6 @@ def biller() -> None:
     run_biller(settings())
 
 
-def node(
-    name: Annotated[str, typer.Option(help="Which node of the settings this machine is.")],
-    *,
-    head: Annotated[bool, typer.Option(help="Also run the head of the Ray cluster.")] = False,
-) -> None:
-    """Join this machine to the centre: a raylet and the supervisor that runs jobs."""
-    from compute_hub.stack.node_process import run_node
-
-    run_node(settings(), name, head=head)
-
-
 def up(
     *,
     with_monitoring: Annotated[

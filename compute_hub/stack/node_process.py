@@ -19,9 +19,9 @@ import structlog
 from compute_hub.settings import Environment, Node, Settings, inherited_environment
 from compute_hub.stack.children import Child, ChildEnded, end_processes, processes_having, stop_all
 from compute_hub.stack.ray_node import start_ray, token_file
-from compute_hub.workers.logs import configure_logs
 from kernel.clock import boot_id
 from kernel.errors import Invalid
+from kernel.logs import configure_logs
 from scheduler.node.relay import LINK_LABEL, Relay, read_token
 
 _log = structlog.get_logger(__name__)
@@ -104,9 +104,11 @@ def node_config(settings: Settings, node: Node, folder: Path, socket_path: Path)
                 "model": part.model,
                 "vendor": "simulated",
                 "imitates": part.vendor if part.vendor != "simulated" else "nvidia",
+                "health_file": "" if part.health_directory is None else str(part.health_directory / str(index)),
             }
             for index, part in enumerate(devices)
         ],
+        "inventory": node.inventory,
         "environments": {
             name: _environment(environment) for name, environment in sorted(settings.environments.items())
         },

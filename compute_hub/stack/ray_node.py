@@ -6,6 +6,7 @@ dashboard, usage statistics and job server are off: the hub is the only driver.
 
 import os
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -41,7 +42,7 @@ def ray_environment(settings: Settings) -> dict[str, str]:
 
 
 def export_ray_environment(settings: Settings) -> None:
-    """Put the same into this process's own environment; do it before Ray is imported."""
+    """Put the same into this process's own environment, for its children that import Ray."""
     export_environment(ray_environment(settings))
 
 
@@ -100,4 +101,4 @@ def ray_directory(settings: Settings) -> Path:
     """Ray's session directory; short, because Ray puts sockets below it."""
     if settings.ray_directory is not None:
         return settings.ray_directory
-    return Path("/tmp") / f"hub-ray-{os.geteuid()}-{settings.ray_port}"  # noqa: S108 - made 0700 by its starter
+    return Path(tempfile.gettempdir()) / f"hub-ray-{os.geteuid()}-{settings.ray_port}"

@@ -18,7 +18,7 @@ from kernel.errors import HubError
 from scheduler.controller.wakeups import Wakeups
 from scheduler.node.protocol import Report, SyncRequest
 from scheduler.node.simulated import Ended, SimulatedMachine, SimulatedNode
-from scheduler.ray.cluster import NAMESPACE
+from scheduler.ray.courier import NAMESPACE
 
 SCHEDULE_HEAD: Final = "job_id,attempt,node,device,slot_lo,slot_hi,start_ms,end_ms,end_reason"
 """The columns of the schedule, as `hub simulate` writes them, but in milliseconds of the host's CLOCK_BOOTTIME."""
