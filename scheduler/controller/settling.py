@@ -22,7 +22,9 @@ from scheduler.leadership import Leadership, fence
 from scheduler.node.protocol import EndReason
 from scheduler.tables import JobRow, RunRow
 
-INFRASTRUCTURE: Final = frozenset({"lease_lost", "supervisor_lost", "node_lost", "node_stopped"})
+INFRASTRUCTURE: Final = frozenset(
+    {"lease_lost", "supervisor_lost", "node_lost", "node_stopped", "journal_full"}
+)
 """Ends that are the centre's fault: the job is tried again if it has retries left."""
 
 _RETRIED: Final = frozenset({"exited", "oom", "disk_full", "start_failed"})

@@ -180,7 +180,7 @@ class Fleet:
         self._spool.release_reserve()
         for run in list(self._runs.values()):
             sentence = f"The node can no longer write its journal: {error.strerror}."
-            run.stop(EndReason.DISK_FULL, sentence, self._config.limits.lease_grace_ms)
+            run.stop(EndReason.JOURNAL_FULL, sentence, self._config.limits.lease_grace_ms)
 
     def _arm(self) -> None:
         if self._timer is not None:

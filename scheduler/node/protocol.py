@@ -49,6 +49,7 @@ class EndReason(StrEnum):
     START_FAILED = "start_failed"
     OOM = "oom"
     DISK_FULL = "disk_full"
+    JOURNAL_FULL = "journal_full"
     SUPERVISOR_LOST = "supervisor_lost"
 
 

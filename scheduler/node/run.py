@@ -20,6 +20,7 @@ from kernel.clock import boottime_ms, unix_ms, utc_now
 from kernel.errors import HubError
 from kernel.traces import request_id
 from scheduler.node.config import NodeConfig
+from scheduler.node.errors import JournalFull
 from scheduler.node.launched import Launched
 from scheduler.node.launching import Launcher
 from scheduler.node.meter import Meter, start_meter
@@ -177,7 +178,8 @@ class Run:
         except (HubError, OSError) as error:
             self._launched = None
             launched.discard()
-            self._end(EndReason.START_FAILED, str(error), None)
+            full = isinstance(error, JournalFull)
+            self._end(EndReason.JOURNAL_FULL if full else EndReason.START_FAILED, str(error), None)
             return
         self._finish(launched)
 
@@ -199,7 +201,10 @@ class Run:
         now_ms, wall_ms = boottime_ms(), unix_ms(utc_now())
         self._status = replace(self._status, started_unix_ms=wall_ms, started_boot_ms=now_ms)
         meter = self._new_meter(now_ms, wall_ms)
-        self._around.spool.append(started_line(self._status, meter))
+        try:
+            self._around.spool.append(started_line(self._status, meter))
+        except OSError as error:
+            raise JournalFull(why=error.strerror) from error
         self.meter = meter
         launched.start(self._running)
         self._launched = launched
