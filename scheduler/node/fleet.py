@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 from kernel.clock import boottime_ms
 from scheduler.node.config import NodeConfig
 from scheduler.node.deadman import MARGIN_MS, DeadMansTimer
-from scheduler.node.devices import device_status
 from scheduler.node.errors import StaleEpoch
+from scheduler.node.inventory import Inventory
 from scheduler.node.launching import Launcher
 from scheduler.node.protocol import (
     PROTOCOL_VERSION,
@@ -48,11 +48,12 @@ class Fleet:
 
     def __init__(
         self, config: NodeConfig, boot_id: str, instance: str, spool: Spool, launcher: Launcher,
-        isolation: Isolation, pid: int,
+        isolation: Isolation, pid: int, inventory: Inventory,
     ) -> None:  # fmt: skip
         self._config = config
         self._spool = spool
         self._isolation = isolation
+        self._inventory = inventory
         self._hello = Hello(config.node, config.host_id, boot_id, instance, PROTOCOL_VERSION, pid, isolation)
         self._runs: dict[str, Run] = {}
         self._seq = 0
@@ -145,7 +146,7 @@ class Fleet:
             usage=usage[:USAGE_PER_REPORT_MAX],
             usage_pending=max(0, len(usage) - USAGE_PER_REPORT_MAX),
             refused=refused,
-            devices=tuple(map(device_status, self._config.devices)),
+            devices=tuple(self._inventory.health(boottime_ms())),
             isolation=self._isolation,
             labels=dict(self._config.labels),
             cpu_milli=self._config.cpu_milli,
@@ -179,7 +180,7 @@ class Fleet:
         self._spool.release_reserve()
         for run in list(self._runs.values()):
             sentence = f"The node can no longer write its journal: {error.strerror}."
-            run.stop(EndReason.DISK_FULL, sentence, self._config.limits.lease_grace_ms)
+            run.stop(EndReason.JOURNAL_FULL, sentence, self._config.limits.lease_grace_ms)
 
     def _arm(self) -> None:
         if self._timer is not None:
@@ -253,6 +254,7 @@ class Fleet:
         else:
             for run in metered:
                 run.meter = meters[run.spec.run_id]
+            self._spool.replenish()
         if now_ms >= self._cut_at_ms:
             self._cut_at_ms = now_ms + self._config.meter_interval_ms
         self._beat_at_ms = now_ms + self._config.heartbeat_ms

@@ -83,8 +83,8 @@ class Free:  # its arguments are the port's
     def record_usage(self, session: Session, node: str, records: Sequence[UsageRecord], at: datetime) -> None:
         self.usage |= {record.id: record for record in records}
 
-    def ended(self, session: Session, job: JobRow, at: datetime) -> None:
-        self.ended_jobs.append(job.id)
+    def ended(self, session: Session, jobs: Sequence[JobRow], at: datetime) -> None:
+        self.ended_jobs += [job.id for job in jobs]
 
 
 class Cluster:
