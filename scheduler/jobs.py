@@ -51,6 +51,7 @@ class JobRequest:
         depends_on: jobs or arrays that must succeed first.
         secrets: names of the tenant's secrets, which become files.
         held: does not start before it is released.
+        traceparent: what the submission belongs to (W3C Trace Context), handed on to whoever works on the job.
         max_retries, retry_on: attempts after the first; "lost": only where the centre lost one, "failure": also
             where the program failed.
     """
@@ -79,6 +80,7 @@ class JobRequest:
     upload_sha256: str | None = None
     env: dict[str, str] = field(default_factory=dict)
     secrets: Sequence[str] = ()
+    traceparent: str = ""
 
 
 def submit_job(
@@ -333,6 +335,7 @@ def _row(job_id: UUID, request: JobRequest, tenant_id: UUID, submitted_by: UUID,
         max_retries=request.max_retries,
         retry_on=request.retry_on,
         secrets=list(request.secrets),
+        traceparent=request.traceparent,
         network=request.network,
         queued_at=at,
         attempt=0,
@@ -341,7 +344,7 @@ def _row(job_id: UUID, request: JobRequest, tenant_id: UUID, submitted_by: UUID,
 
 def _ask_for_end(job: JobRow) -> None:
     # Over a failed rank or a preemption too, so that the attempt is not tried again.
-    if job.stop_reason in {None, "rank_failed", "preempted"}:
+    if job.stop_reason in {None, "rank_failed", "preempted", "node_drained", "device_failed"}:
         job.stop_reason = "cancelled"
 
 

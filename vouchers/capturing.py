@@ -28,7 +28,8 @@ from vouchers.errors import (
     ChargeNotFound,
     HoldReleased,
 )
-from vouchers.redemption import check_cost, hold_lines, locked_job, read_plan
+from vouchers.holding import check_cost
+from vouchers.redemption import hold_lines, locked_job, read_plan
 from vouchers.tables import (
     ChargeStretch,
     CoverageLine,

@@ -4,12 +4,12 @@ All that happens to a tenant's money is serialised by `lock_tenants`, always tak
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from datetime import datetime
 from typing import Final
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, or_, select
+from sqlalchemy import or_, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -141,17 +141,33 @@ def lock_tenants(session: Session, enterprise_ids: Iterable[UUID]) -> list[Enter
     return list(rows)
 
 
-def lock_payers(session: Session, tenant: ColumnElement[UUID]) -> list[UUID]:
-    """Lock a tenant's row and its group's payer's in one go, in the order of their ids; returns the ids."""
-    payers = select(GroupMember.payer_id).where(GroupMember.affiliate_id == tenant)
-    return list(
+def lock_payers(session: Session, tenant_ids: Collection[UUID]) -> dict[UUID, tuple[UUID, ...]]:
+    """Lock tenants' rows and their groups' payers' in one go, in the order of their ids.
+
+    Returns:
+        Per registered tenant who pays for it: itself first.
+    """
+    wanted = list(tenant_ids)
+    payers = select(GroupMember.payer_id).where(GroupMember.affiliate_id.in_(wanted))
+    locked = set(
         session.scalars(
             select(Enterprise.id)
-            .where(or_(Enterprise.id == tenant, Enterprise.id.in_(payers)))
+            .where(or_(Enterprise.id.in_(wanted), Enterprise.id.in_(payers)))
             .order_by(Enterprise.id)
             .with_for_update(key_share=True)
         )
     )
+    # Looked at again, because who is bound to whom may have changed while the rows were waited for.
+    bound = dict(
+        session.execute(
+            select(GroupMember.affiliate_id, GroupMember.payer_id).where(GroupMember.affiliate_id.in_(wanted))
+        ).all()
+    )
+    return {
+        tenant: tuple(payer for payer in (tenant, bound.get(tenant)) if payer in locked)
+        for tenant in wanted
+        if tenant in locked
+    }
 
 
 def _controllers(session: Session) -> dict[str, str]:

@@ -129,23 +129,6 @@ def set_budget(
     return budget_id
 
 
-def budget_at(session: Session, tenant_id: UUID, project: str | None, at: datetime) -> UUID | None:
-    """The budget that limits a project at a time, if any; of several the one that began last."""
-    if project is None:
-        return None
-    return session.scalars(
-        select(ProjectBudget.id)
-        .where(
-            ProjectBudget.enterprise_id == tenant_id,
-            ProjectBudget.project == project,
-            ProjectBudget.starts_at <= at,
-            at < ProjectBudget.ends_at,
-        )
-        .order_by(ProjectBudget.starts_at.desc(), ProjectBudget.id)
-        .limit(1)
-    ).one_or_none()
-
-
 def bind_affiliate(session: Session, payer_id: UUID, affiliate_id: UUID, *, by: str, at: datetime) -> None:
     """Bind an affiliate to the enterprise that pays for it: at most six per payer, each bound once.
 

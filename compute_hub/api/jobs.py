@@ -1,6 +1,7 @@
 """The enterprise's face: upload a working directory, submit jobs, follow, hold and cancel them."""
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import datetime
 from typing import Annotated, Literal
 from uuid import UUID
@@ -26,6 +27,7 @@ from compute_hub.api.job_views import (
 from compute_hub.api.shapes import After, Limit, Page, View, page_of
 from compute_hub.billing.funding import pledge_alike, pledge_funding
 from compute_hub.queues import live_queues
+from compute_hub.telemetry.tracing import about, traceparent
 from compute_hub.uploads import find_upload, keep_upload
 from kernel.clock import utc_now
 from kernel.ids import new_id
@@ -86,7 +88,9 @@ def submit(body: JobSubmission, call: Caller) -> JobView:
         job, _ = _submit(session, body, call, at)
         return job_views(session, [job])[0]
 
-    return call.once(JobView, body, action)
+    submitted = call.once(JobView, body, action)
+    about(job=str(submitted.id))
+    return submitted
 
 
 @router.post("/jobs:quote", name="quote_job")
@@ -218,7 +222,7 @@ def submit_many(body: ArraySubmission, call: Caller) -> ArrayView:
         array = submit_array(
             session,
             new_id(),
-            body.job.request(),
+            replace(body.job.request(), traceparent=traceparent()),
             size=body.size,
             running_max=body.running_max or 0,
             tenant_id=call.tenant_id,
@@ -232,7 +236,9 @@ def submit_many(body: ArraySubmission, call: Caller) -> ArrayView:
         pledge_alike(session, array[1:], vouchers)
         return array_view(array)
 
-    return call.once(ArrayView, body, action)
+    submitted = call.once(ArrayView, body, action)
+    about(array=str(submitted.id))
+    return submitted
 
 
 @router.get("/job-arrays/{array_id}", name="show_job_array")
@@ -263,7 +269,7 @@ def queue_job(session: Session, body: JobSubmission, call: Call, at: datetime) -
     return submit_job(
         session,
         new_id(),
-        body.request(),
+        replace(body.request(), traceparent=traceparent()),
         tenant_id=call.tenant_id,
         submitted_by=call.principal.id,
         environments=list(call.settings.environments),

@@ -322,7 +322,7 @@ def _capture(
     session: Session, job_id: UUID, charge_id: UUID, cost: int, stretch: _Stretch, slot_ms: int, at: datetime
 ) -> Coverage:
     """Capture a cost, or as much of it as is held for usage at that time."""
-    held = held_facts(session, job_id, stretch.model)
+    held = held_facts(session, [job_id]).get((job_id, stretch.model))
     if held is None:
         return Coverage(0, ())
     facts = replace(held, card_ms=slot_ms // 1000)

@@ -182,8 +182,7 @@ def _capture_anew(
             select(Voucher.id).where(Voucher.id.in_(paying), Voucher.state == "active", Voucher.expires_at > at)
         )
     )
-    held = held_facts(session, charge.job_id, charge.model)
-    assert held is not None  # noqa: S101 - a charge with an amount was captured from a hold
+    held = held_facts(session, [charge.job_id])[charge.job_id, charge.model]
     facts = replace(held, card_ms=charge.slot_ms // 1000)
     correction_id = derived_id("correction", charge.id)
     place_hold(session, correction_id, charge.tenant_id, cost, facts, alive, at)

@@ -18,9 +18,9 @@ from compute_hub.settings import Environment, Node, Settings, inherited_environm
 from compute_hub.stack.children import Child, ChildEnded, end_processes, processes_having, stop_all
 from compute_hub.stack.ray_node import start_ray, token_file
 from compute_hub.stack.run_directory import run_directory
-from compute_hub.workers.logs import configure_logs
 from kernel.clock import boot_id
 from kernel.errors import Invalid
+from kernel.logs import configure_logs
 from scheduler.node.relay import LINK_LABEL, Relay, read_token
 
 _log = structlog.get_logger(__name__)
@@ -46,7 +46,7 @@ def run_node(settings: Settings, name: str, *, head: bool) -> None:
         signal.signal(number, lambda *_: stopping.set())
     socket_path = supervisor_socket(settings, name)
     variables = {SOCKET_VARIABLE: str(socket_path)}
-    relay = Relay(settings.node_address, read_token(token_file(settings)), socket_path)
+    relay = Relay(settings.node_address, read_token(token_file(settings)), socket_path, folder / "relay-port")
     node = node.model_copy(update={"labels": node.labels | {LINK_LABEL: relay.address}})
     supervisor = _start_supervisor(settings, node, folder, socket_path)
     _end_ray(socket_path)  # of a predecessor that was killed
@@ -95,9 +95,11 @@ def node_config(settings: Settings, node: Node, folder: Path, socket_path: Path)
                 "model": part.model,
                 "vendor": "simulated",
                 "imitates": part.vendor if part.vendor != "simulated" else "nvidia",
+                "health_file": "" if part.health_directory is None else str(part.health_directory / str(index)),
             }
             for index, part in enumerate(devices)
         ],
+        "inventory": node.inventory,
         "environments": {
             name: _environment(environment) for name, environment in sorted(settings.environments.items())
         },

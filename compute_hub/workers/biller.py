@@ -25,17 +25,19 @@ from compute_hub.billing.charging import (
 )
 from compute_hub.billing.funding import WAKE_CHANNEL
 from compute_hub.billing.losses import jobs_with_losses
-from compute_hub.billing.tables import JobFundingRow
+from compute_hub.billing.tables import ChargeRow, JobFundingRow
 from compute_hub.settings import Settings
 from compute_hub.stack.database import application_url
 from compute_hub.telemetry.auditing import keep_auditing
 from compute_hub.telemetry.instruments import BILL_LAST, BILL_REFUSALS, BILL_SECONDS, BILLED
+from compute_hub.telemetry.journeys import ChargeJourneys
 from compute_hub.telemetry.serving import serve_metrics
+from compute_hub.telemetry.tracing import open_spans
 from compute_hub.workers.alerts import keep_alerting
-from compute_hub.workers.logs import configure_logs
 from kernel.clock import boottime_ms, unix_ms, utc_now
 from kernel.database import open_engine, transaction
 from kernel.errors import HubError
+from kernel.logs import configure_logs
 from scheduler.controller.wakeups import Wakeups, notifications
 from vouchers.afterlife import expire_vouchers
 from vouchers.cycles import begin_cycles, close_cycles
@@ -69,6 +71,8 @@ def run_biller(settings: Settings) -> None:
         signal.signal(number, lambda *_: stopping.set())
     wakeups.watch("database", notifications(url, WAKE_CHANNEL))
     next_look = 0
+    spans = open_spans(settings, "biller")
+    journeys = ChargeJourneys(engine, spans)
     auditing = keep_auditing(engine, settings.audit_interval_ms, stopping)
     alerting = keep_alerting(engine, settings.state_directory.resolve() / "mail", stopping)
     while not stopping.is_set():
@@ -76,7 +80,7 @@ def run_biller(settings: Settings) -> None:
         wakeups.gather(_GATHER_S)
         try:
             with BILL_SECONDS.time():
-                bill_once(engine, utc_now())
+                bill_once(engine, utc_now(), journeys)
                 if boottime_ms() >= next_look:
                     next_look = boottime_ms() + settings.tick_ms
                     end_what_is_due(engine, utc_now())
@@ -86,6 +90,7 @@ def run_biller(settings: Settings) -> None:
     wakeups.stop()
     auditing.join(timeout=_AUDIT_GRACE_S)
     alerting.join(timeout=_AUDIT_GRACE_S)
+    spans.close()
     engine.dispose()
 
 
@@ -102,12 +107,17 @@ def end_what_is_due(engine: Engine, at: datetime) -> int:
     return count
 
 
-def bill_once(engine: Engine, at: datetime) -> int:
+def bill_once(engine: Engine, at: datetime, journeys: ChargeJourneys | None = None) -> int:
     """Charge, give back and release what is due now, each job in a transaction; returns how many were touched.
 
     A job that cannot be billed is logged and left for the next round; the others go on.
+
+    Args:
+        engine: of the application role.
+        at: now.
+        journeys: who is told of charges once they are committed.
     """
-    charged = _sweep(engine, lambda s, after: jobs_to_charge(s, _BATCH, after=after), charge_job, at)
+    charged = _sweep(engine, lambda s, after: jobs_to_charge(s, _BATCH, after=after), charge_job, at, journeys)
     lost = _sweep(engine, lambda s, after: jobs_with_losses(s, _BATCH, after=after), restore_lost_time, at)
     over = _sweep(engine, lambda s, after: jobs_to_release(s, _BATCH, at, after=after), release_job, at)
     return charged + lost + over
@@ -116,8 +126,9 @@ def bill_once(engine: Engine, at: datetime) -> int:
 def _sweep(
     engine: Engine,
     due: Callable[[Session, UUID | None], Sequence[UUID]],
-    bill: Callable[[Session, UUID, datetime], object],
+    bill: Callable[[Session, UUID, datetime], Sequence[ChargeRow] | None],
     at: datetime,
+    journeys: ChargeJourneys | None = None,
 ) -> int:
     """Page through the jobs that are due, so that those which are refused again and again hide no others."""
     count, after = 0, None
@@ -125,7 +136,10 @@ def _sweep(
         with transaction(engine) as session:
             jobs = due(session, after)
         for some in _of_one_tenant(engine, jobs):
-            _bill(engine, some, bill, at)
+            began = utc_now()
+            charges = _bill(engine, some, bill, at)
+            if journeys is not None:
+                journeys.charged(charges, began, utc_now())
         count += len(jobs)
         BILLED.inc(len(jobs))
         if len(jobs) < _BATCH:
@@ -134,21 +148,26 @@ def _sweep(
 
 
 def _bill(
-    engine: Engine, jobs: Sequence[UUID], bill: Callable[[Session, UUID, datetime], object], at: datetime
-) -> None:
-    """Bill jobs together; if that is refused, one by one, so that only the culprit stays behind."""
+    engine: Engine,
+    jobs: Sequence[UUID],
+    bill: Callable[[Session, UUID, datetime], Sequence[ChargeRow] | None],
+    at: datetime,
+) -> list[ChargeRow]:
+    """Bill jobs together; if that is refused, one by one, so that only the culprit stays behind.
+
+    Returns:
+        The charges that were made.
+    """
     try:
         with transaction(engine) as session:
-            for job_id in jobs:
-                bill(session, job_id, at)
+            return [charge for job_id in jobs for charge in bill(session, job_id, at) or ()]
     except (HubError, IntegrityError) as refusal:
         if len(jobs) == 1:
             kind = type(refusal).__name__
             BILL_REFUSALS.labels(kind).inc()
             _log.error("billing_refused", job=str(jobs[0]), kind=kind, reason=str(refusal))
-            return
-        for job_id in jobs:
-            _bill(engine, [job_id], bill, at)
+            return []
+        return [charge for job_id in jobs for charge in _bill(engine, [job_id], bill, at)]
 
 
 def _of_one_tenant(engine: Engine, jobs: Sequence[UUID]) -> list[Sequence[UUID]]:

@@ -94,6 +94,7 @@ def _spec(run: RunRow, job: JobRow, store: Store, hosts: frozenset[str], secrets
         memory_mib=job.memory_mib,
         time_limit_ms=job.time_limit_ms,
         grace_ms=job.grace_ms,
+        traceparent=job.traceparent,
         secrets=secrets,
         network=Network(job.network),
         gang=_gang(run, job, hosts) if job.network == Network.JOB else None,

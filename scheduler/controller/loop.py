@@ -18,6 +18,7 @@ from sqlalchemy.orm import Session
 from kernel.clock import boottime_ms, unix_ms, utc_now
 from kernel.database import transaction
 from scheduler.controller.admitting import admit
+from scheduler.controller.clearing import order_clearing
 from scheduler.controller.desired import Store, desired_runs
 from scheduler.controller.inventory import record_node
 from scheduler.controller.live_state import LiveState
@@ -27,10 +28,11 @@ from scheduler.controller.ports import Accounting, Machines
 from scheduler.controller.settling import end_waiting, settle, unsettled
 from scheduler.controller.stopwatch import Stopwatch
 from scheduler.controller.wakeups import Wakeups
-from scheduler.controller.watching import Nobody, Watcher
+from scheduler.controller.watching import Nobody, Step, Watcher
 from scheduler.jobs import WAKE_CHANNEL
 from scheduler.leadership import Leadership, acquire, fence, renew, resign
 from scheduler.node.protocol import Report, SyncRequest
+from scheduler.operations import note
 from scheduler.policy.model import Queue
 from scheduler.policy.settings import PolicySettings, policy_named
 from scheduler.refusals import LeadershipLost
@@ -221,6 +223,7 @@ class Controller:
                     answering=term.nodes.answering(),
                     explaining=explaining,
                 )
+            self._watcher.moved(admitted.steps)
             nodes |= admitted.nodes
             if not admitted.stood_back:
                 break
@@ -231,8 +234,10 @@ class Controller:
         at = utc_now()
         with transaction(self._engine) as session:
             end_waiting(session, self._led.leadership, self._accounting, at)
+            order_clearing(session, at)
             loose = unsettled(session)
-            settle(session, loose, self._accounting, at)
+            settled = settle(session, loose, self._accounting, at)
+        self._watcher.moved(settled.steps)
         return set(self._machines.reachable()) if loose else set()
 
     def _sync(self, names: set[str], reachable: set[str]) -> tuple[bool, set[str]]:
@@ -258,6 +263,7 @@ class Controller:
             fence(session, term.leadership)
             self._describe(session, reports)
             settled, kept = observe(session, term.leadership, observed, self._accounting, at)
+        self._watcher.moved(settled.steps)
         for name in kept:
             term.nodes.answered(name, reports[name], heard_ms)
         more = {name for name in kept if reports[name].usage_pending or not requests[name].as_of_boot_ms}
@@ -273,15 +279,17 @@ class Controller:
 
     def _give_up_lost(self) -> None:
         """Give up nodes on which every lease this controller could have renewed has lapsed for certain."""
-        term, at = self._led, utc_now()
+        term, at, steps = self._led, utc_now(), list[Step]()
         with transaction(self._engine) as session:
             fence(session, term.leadership)
             up = session.scalars(select(NodeRow.name).where(NodeRow.state != "down")).all()
             for name in term.nodes.lost(up, boottime_ms()):
                 _log.warning("node_lost", node=name)
                 session.execute(update(NodeRow).where(NodeRow.name == name).values(state="down"))
-                lose_node(session, term.leadership, name, self._accounting, at)
+                note(session, name, "lost", "no longer answers; what ran there is given up", at=at)
+                steps += lose_node(session, term.leadership, name, self._accounting, at).steps
                 term.nodes.forget(name)
+        self._watcher.moved(steps)
 
     def _keep_funded(self) -> None:
         term, at = self._led, utc_now()

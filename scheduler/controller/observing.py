@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 
 from kernel.clock import from_unix_ms
 from scheduler.controller.ports import Accounting
-from scheduler.controller.settling import PREEMPTED, Settled, settle
+from scheduler.controller.settling import CENTRES_STOPS, Settled, settle
 from scheduler.leadership import Leadership, fence
 from scheduler.node.protocol import EndReason, Refusal, Report, RunState, RunStatus
 from scheduler.tables import AllocationRow, DeviceRow, JobRow, RunRow
@@ -143,8 +143,8 @@ def _advance(run: RunRow, status: RunStatus, stop_reason: str | None, at: dateti
         reason = (status.end_reason or EndReason.SUPERVISOR_LOST).value
         if reason == EndReason.STOPPED and stop_reason is None:
             reason = "node_stopped"  # nobody asked for it: the node was shut down in order
-        elif reason == EndReason.STOPPED and stop_reason == PREEMPTED:
-            reason = PREEMPTED
+        elif reason == EndReason.STOPPED and stop_reason in CENTRES_STOPS:
+            reason = stop_reason
         code = status.exit_code if status.exit_code is not None else -(status.signal or 0) or None
         _end_run(run, reason, status.reason, code, ended)
     return True

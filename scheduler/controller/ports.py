@@ -42,9 +42,12 @@ class Accounting(Protocol):
     def admit(self, session: Session, admissions: Sequence[Admission], at: datetime) -> Mapping[UUID, str]:
         """Set funds aside for jobs about to start; a sentence for each that has not enough, which then waits.
 
+        One call serves all starts of a cycle: they are decided one after another, each on what those before it left,
+        with a number of statements that does not depend on theirs; one that is refused takes nothing and harms none.
+
         Args:
             session: the admission's transaction.
-            admissions: in the order of their tenants.
+            admissions: in the order in which they are to be served, each job once.
             at: now.
         """
         ...

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Final, Literal
 from uuid import UUID
 
 import structlog
@@ -16,6 +16,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from scheduler.controller.ports import Accounting
+from scheduler.controller.watching import Step
 from scheduler.dependencies import waiting_in_vain
 from scheduler.leadership import Leadership, fence
 from scheduler.node.protocol import EndReason
@@ -37,17 +38,33 @@ RETRY_MS_MAX: Final = 300_000
 PREEMPTED: Final = "preempted"
 """Why a job is stopped for another one, and how its runs end then."""
 
-_STOPPED: Final = frozenset({EndReason.STOPPED.value, "never_started", PREEMPTED})
+NODE_DRAINED: Final = "node_drained"
+"""Why a job is stopped that still runs on a node when its drain or maintenance begins in earnest."""
+
+DEVICE_FAILED: Final = "device_failed"
+"""Why a job is stopped whose device can no longer work."""
+
+CENTRES_STOPS: Final = frozenset({PREEMPTED, NODE_DRAINED, DEVICE_FAILED})
+"""Stops the centre orders for its own purposes: the job is tried again, and the attempt's time is the centre's."""
+
+_WHY: Final = {
+    PREEMPTED: "was stopped for another job",
+    NODE_DRAINED: "was stopped because its node is taken out of service",
+    DEVICE_FAILED: "was stopped because its device failed",
+}
+
+_STOPPED: Final = frozenset({EndReason.STOPPED.value, "never_started", *CENTRES_STOPS})
 
 _log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True)
 class Settled:
-    """What moved: whether a job gave its devices back, and whether one is to be stopped everywhere."""
+    """What moved: whether a job gave its devices back, whether one is to be stopped everywhere, and who went where."""
 
     freed: bool = False
     stopping: bool = False
+    steps: tuple[Step, ...] = ()
 
 
 def settle(session: Session, job_ids: AbstractSet[UUID], accounting: Accounting, at: datetime) -> Settled:
@@ -65,7 +82,8 @@ def settle(session: Session, job_ids: AbstractSet[UUID], accounting: Accounting,
             _log.exception("job_not_settled", job=str(*job_ids))
             return Settled()
     alone = [settle(session, {job_id}, accounting, at) for job_id in sorted(job_ids)]
-    return Settled(any(one.freed for one in alone), any(one.stopping for one in alone))
+    steps = tuple([step for one in alone for step in one.steps])
+    return Settled(any(one.freed for one in alone), any(one.stopping for one in alone), steps)
 
 
 def _settle_all(session: Session, job_ids: AbstractSet[UUID], accounting: Accounting, at: datetime) -> Settled:
@@ -77,12 +95,42 @@ def _settle_all(session: Session, job_ids: AbstractSet[UUID], accounting: Accoun
     query = select(RunRow).join(JobRow, latest).where(JobRow.id.in_(job_ids)).order_by(RunRow.rank)
     for run in session.scalars(query):
         runs[run.job_id].append(run)
-    moved = [job for job in jobs if _settle(session, job, runs[job.id], accounting, at)]
+    moved: list[JobRow] = []
+    steps: list[Step] = []
+    for job in jobs:
+        before = job.state, job.placed_at, job.started_at
+        if _settle(session, job, runs[job.id], accounting, at):
+            moved.append(job)
+            steps += _steps(job, runs[job.id], *before, at)
     session.flush()
     return Settled(
         freed=any(job.state == "queued" or job.ended_at is not None for job in moved),
         stopping=any(job.stop_reason is not None for job in moved),
+        steps=tuple(steps),
     )
+
+
+def _steps(
+    job: JobRow,
+    runs: Sequence[RunRow],
+    state: str,
+    placed_at: datetime | None,
+    started_at: datetime | None,
+    at: datetime,
+) -> list[Step]:
+    """What happened to a job that was in this state: it started, was queued again, ended, or the first and another."""
+    steps = []
+    placed_at = placed_at or at
+    begun = started_at or _started_at(runs)
+    if state == "starting" and begun is not None:
+        steps.append(Step("started", job.id, job.attempt, job.traceparent, min(placed_at, begun), begun))
+    if job.state == "queued" or job.ended_at is not None:
+        name: Literal["requeued", "ended"] = "requeued" if job.state == "queued" else "ended"
+        ended = max((run.ended_at for run in runs if run.ended_at is not None), default=at)
+        since = min(begun or placed_at, ended)
+        outcome = job.state if job.ended_at is not None else job.reason
+        steps.append(Step(name, job.id, job.attempt, job.traceparent, since, ended, outcome=outcome))
+    return steps
 
 
 def unsettled(session: Session) -> set[UUID]:
@@ -167,11 +215,11 @@ def _conclude(
     job.started_at = job.started_at or _started_at(runs)
     own = _culprit(runs)
     culprit = own or failed
-    wanted = job.stop_reason not in {None, "rank_failed", PREEMPTED}
+    wanted = job.stop_reason not in {None, "rank_failed", *CENTRES_STOPS}
     centres = own is None or own.end_reason in INFRASTRUCTURE
-    if job.stop_reason == PREEMPTED and failed is not None and centres:
+    if job.stop_reason in CENTRES_STOPS and failed is not None and centres:
         job.evictions += 1
-        _requeue(job, f"attempt {job.attempt} was stopped for another job; it waits to be tried again", at, 0)
+        _requeue(job, f"attempt {job.attempt} {_WHY[job.stop_reason]}; it waits to be tried again", at, 0)
         job.lost_attempts = [*job.lost_attempts, job.attempt]
     elif culprit is None and not wanted:
         job.exit_code = 0

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 from kernel.clock import boottime_ms
 from scheduler.node.config import NodeConfig
 from scheduler.node.deadman import MARGIN_MS, DeadMansTimer
-from scheduler.node.devices import device_status
 from scheduler.node.errors import StaleEpoch
+from scheduler.node.inventory import Inventory
 from scheduler.node.launching import Launcher
 from scheduler.node.protocol import (
     PROTOCOL_VERSION,
@@ -48,11 +48,12 @@ class Fleet:
 
     def __init__(
         self, config: NodeConfig, boot_id: str, instance: str, spool: Spool, launcher: Launcher,
-        isolation: Isolation, pid: int,
+        isolation: Isolation, pid: int, inventory: Inventory,
     ) -> None:  # fmt: skip
         self._config = config
         self._spool = spool
         self._isolation = isolation
+        self._inventory = inventory
         self._hello = Hello(config.node, config.host_id, boot_id, instance, PROTOCOL_VERSION, pid, isolation)
         self._runs: dict[str, Run] = {}
         self._seq = 0
@@ -145,7 +146,7 @@ class Fleet:
             usage=usage[:USAGE_PER_REPORT_MAX],
             usage_pending=max(0, len(usage) - USAGE_PER_REPORT_MAX),
             refused=refused,
-            devices=tuple(map(device_status, self._config.devices)),
+            devices=tuple(self._inventory.health(boottime_ms())),
             isolation=self._isolation,
             labels=dict(self._config.labels),
             cpu_milli=self._config.cpu_milli,

@@ -91,10 +91,10 @@ class Gang:
 class RunSpec:
     """One process tree to run on this node: one rank of one attempt of a job. Never changes under its id.
 
-    `workspace` is the host directory that becomes /job; `log` the host file that receives stdout and stderr;
-    both lie below the node's workspace root and `log` not inside a workspace. `secrets` become files in
-    /run/secrets and are never written to disk. Zero means no limit for `time_limit_ms` and `cpu_milli`, and no
-    signal for `notice_signal`, which accompanies a notice.
+    `workspace` is the host directory that becomes /job; `log` the host file that receives stdout and stderr; both lie
+    below the node's workspace root and `log` not inside a workspace. `secrets` become files in /run/secrets and are
+    never written to disk. `traceparent` is what the job's submission belongs to. Zero means no limit for
+    `time_limit_ms` and `cpu_milli`, and no signal for `notice_signal`, which accompanies a notice.
     """
 
     run_id: str
@@ -120,6 +120,7 @@ class RunSpec:
     grace_ms: int = 5000
     network: Network = Network.NONE
     gang: Gang | None = None
+    traceparent: str = ""
     secrets: dict[str, str] = field(default_factory=dict, repr=False)
     notice_signal: int = 0
 
@@ -173,13 +174,14 @@ class UsageRecord:
 
 @dataclass(frozen=True, slots=True)
 class DeviceStatus:
-    """One accelerator of the node and whether it can be used."""
+    """One accelerator of the node: an unhealthy one takes no new jobs, what runs on one that has failed must stop."""
 
     index: int
     model: str
     vendor: str
     healthy: bool
     reason: str = ""
+    failed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

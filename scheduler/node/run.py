@@ -14,8 +14,11 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+import structlog
+
 from kernel.clock import boottime_ms, unix_ms, utc_now
 from kernel.errors import HubError
+from kernel.traces import request_id
 from scheduler.node.config import NodeConfig
 from scheduler.node.launched import Launched
 from scheduler.node.launching import Launcher
@@ -28,6 +31,8 @@ _SIGNAL_BASE: Final = 128
 _NOT_FOUND: Final = 127
 _NOT_EXECUTABLE: Final = 126
 NEVER_MS: Final = 2**62
+
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +209,7 @@ class Run:
 
     def _running(self, pid: int) -> None:
         self._status = replace(self._status, pid=pid)
+        self._say("run_started")
         if self._status.state is RunState.STARTING:
             self._move(RunState.RUNNING)
 
@@ -252,6 +258,7 @@ class Run:
             self._around.spool_failed(error)
             return
         self._last_words = None
+        self._say("run_ended", end_reason=str(ended.end_reason), exit_code=ended.exit_code)
         self._status = ended
         self.ended.set()
         self._around.changed()
@@ -270,6 +277,11 @@ class Run:
         if not self.spec.time_limit_ms or self._status.started_boot_ms is None:
             return NEVER_MS
         return self._status.started_boot_ms + self.spec.time_limit_ms
+
+    def _say(self, event: str, **facts: object) -> None:
+        spec = self.spec
+        run = {"run": spec.run_id, "job": spec.job_id, "attempt": spec.attempt, "rank": spec.rank}
+        _log.info(event, **run, request_id=request_id(spec.traceparent), **facts)
 
     def _kill(self) -> None:
         self._kill_at_ms = NEVER_MS

@@ -3,6 +3,8 @@
 Invariant: a start moves only the queues above its leaf, so that the next question costs a walk down the tree.
 """
 
+from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
 from heapq import heapify, heappop, heapreplace
 from typing import Final
 
@@ -22,7 +24,7 @@ class Contest:
         self,
         state: SchedulerState,
         now_ms: int,
-        candidates: list[JobClass],
+        shapes: Iterable[Shape],
         hindered: dict[Shape, int],
     ) -> None:
         self._now_ms = now_ms
@@ -30,24 +32,23 @@ class Contest:
         self._promises = state.promises.by_pool
         self._queued = state.queued
         self._capacities = state.capacities()
+        self._shapes = frozenset(shapes)
+        self._waiting = state.pending.by_leaf
         self._classes: dict[QueueState, list[JobClass]] = {}
-        classes = self._classes
-        for job_class in candidates:
-            leaf = job_class.leaf
-            if leaf in classes:
-                classes[leaf].append(job_class)
-            else:
-                classes[leaf] = [job_class]
+        """The candidate classes of the leaves that have been looked at."""
         self._heads: dict[QueueState, tuple[JobClass, Entry]] = {}
         self._children: dict[QueueState, list[tuple[Tier, int, str, QueueState]]] = {}
         self._lines: dict[JobClass, list[QueuedJob]] = {}
         """Of classes whose head a promise hinders: who would be gone before, the first in order last."""
         self._root = state.queues.root
         inner: dict[QueueState, None] = {}
-        self._unseen: set[QueueState] = set(self._classes)
+        self._unseen: set[QueueState] = set(self._waiting)
         """Leaves whose first job nobody has looked up yet; until then they stand where they could at best."""
-        for leaf in self._classes:
-            inner.update(dict.fromkeys(leaf.ancestry[:-1]))
+        for leaf in self._waiting:
+            at = leaf.parent
+            while at is not None and at not in inner:
+                inner[at] = None
+                at = at.parent
         self._fill(inner)
 
     def _fill(self, inner: dict[QueueState, None]) -> None:
@@ -55,6 +56,23 @@ class Contest:
             rows = [self._row(child) for child in queue.children if child in self._unseen or child in inner]
             heapify(rows)
             self._children[queue] = rows
+
+    def narrow(self, keep: AbstractSet[QueueState]) -> None:
+        """Nobody of other leaves can start any more."""
+        self._unseen &= keep
+        for queue in sorted(self._children, key=lambda one: -len(one.ancestry)):
+            rows = [
+                self._row(row[3])
+                for row in self._children[queue]
+                if (bool(self._children[row[3]]) if row[3] in self._children else row[3] in keep)
+            ]
+            heapify(rows)
+            self._children[queue] = rows
+            head = self._heads.get(rows[0][3]) if rows else None
+            if head is None:
+                self._heads.pop(queue, None)
+            else:
+                self._heads[queue] = head
 
     def next_leaf(self) -> QueueState | None:
         """The leaf that may start a job next, or None when no candidate is left."""
@@ -116,6 +134,9 @@ class Contest:
         seen = (
             leaf not in self._unseen
         )  # each leaf's first job is considered once, whatever is known of its shape
+        if not seen and leaf not in self._classes:
+            shapes = self._shapes
+            self._classes[leaf] = [one for one in self._waiting[leaf].values() if one.shape in shapes]
         for job_class in self._classes[leaf]:
             if seen and hindered.get(job_class.shape) == 0:
                 continue
@@ -151,10 +172,10 @@ class Contest:
             return False
         if not longest_ms:
             return True
-        shortest = job_class.shortest()
+        shortest = job_class.by_limit.shortest()
         if shortest is None:
             return True
-        if shortest[3].job.time_limit_ms <= longest_ms:
+        if shortest.job.time_limit_ms <= longest_ms:
             return False
         for promise in self._promises.values():
             holder = self._queued.get(promise.job_id)

@@ -93,21 +93,49 @@ class Cycle:
         """Offer what is free to everybody in turn; whether a promise that hindered somebody was redeemed or moved."""
         self._redeemed = False
         shapes = self._fitting_shapes()
-        by_shape = self.state.pending.by_shape
-        candidates = [job_class for shape in shapes for job_class in by_shape[shape].values()]
-        if not candidates:
+        if not shapes:
             self._fill_vacancies(None, 0)
             return False
-        contest = Contest(self.state, self.now_ms, candidates, self._hindered)
+        contest = Contest(self.state, self.now_ms, shapes, self._hindered)
+        narrowed = False
         while (leaf := contest.next_leaf()) is not None:
-            if len(self._hindered) >= len(shapes) and all(self._hindered.get(shape) == 0 for shape in shapes):
-                break  # nothing of any shape fits any more, whoever asks
+            if not narrowed and len(self._hindered) >= len(shapes):
+                if all(self._hindered.get(shape) == 0 for shape in shapes):
+                    break  # nothing of any shape fits any more, whoever asks
+                keep = self._who_may_still_start(shapes)
+                if keep is not None:
+                    contest.narrow(keep)
+                    narrowed = True
+                    continue
             job_class, entry = contest.head_of(leaf)
             if self._vacant:
                 self._fill_vacancies(entry, job_class.priority)
             self._consider(contest, leaf, job_class, entry)
+            if narrowed and not self._hindered:
+                break  # a promise was redeemed: what it hindered is offered to everybody again
         self._fill_vacancies(None, 0)
         return self._redeemed
+
+    def _who_may_still_start(self, shapes: list[Shape]) -> set[QueueState] | None:
+        """The leaves that matter once every shape is known to be hindered; None while all of them do.
+
+        Those are the leaves of jobs that are gone before the promises begin, and those of the promises' holders, as
+        somebody there may come earlier. For the rest there is nothing left to start, to promise or to claim.
+        """
+        state, hindered = self.state, self._hindered
+        by_pool = state.promises.by_pool
+        if self._vacant or (self._may_evict and len(self._unserved) < CLAIMS_MAX):
+            return None
+        if state.settings.backfill is not Backfill.RESERVED or any(shape not in hindered for shape in shapes):
+            return None
+        if any(pool.model not in by_pool for shape in shapes for pool in shape.pools):
+            return None
+        holders = [state.queued.get(promise.job_id) for promise in by_pool.values()]
+        keep = {holder.leaf for holder in holders if holder is not None}
+        for shape in shapes:
+            if hindered[shape]:
+                keep.update(queued.leaf for queued in state.pending.by_limit[shape].within(hindered[shape]))
+        return keep
 
     def undo(self) -> None:
         """Take every start back, the last first."""
@@ -266,7 +294,9 @@ class Cycle:
             contest.close(leaf)
             return
         promised = self.state.settings.backfill is Backfill.RESERVED and self._promise(queued, pools)
-        if promised or not shape.may_fit() or not contest.line_up(leaf, job_class):
+        # Beside reservations those behind it may fit where it does not: shorter ones, or their holder's.
+        over = promised and not self.state.promises.spans
+        if over or not shape.may_fit() or not contest.line_up(leaf, job_class):
             contest.drop(leaf, job_class)
 
     def _is_full(self, shape: Shape) -> bool:

@@ -6,6 +6,7 @@ planned one after another never count on the same room or the same share of a gu
 """
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -46,6 +47,18 @@ class _Attempt:
     reasons: dict[str, str]
 
 
+class _Giving(dict[QueueState, bool]):
+    """What a question about leaves comes to, each asked once."""
+
+    def __init__(self, ask: Callable[[QueueState], bool]) -> None:
+        super().__init__()
+        self._ask = ask
+
+    def __missing__(self, leaf: QueueState) -> bool:
+        answer = self[leaf] = self._ask(leaf)
+        return answer
+
+
 class Imagination:
     """The state with imagined ends and starts on top of it."""
 
@@ -54,19 +67,24 @@ class Imagination:
         self._now_ms = now_ms
         self._freed = {pool: pool.freed for pool in state.capacity.pools.values()}
         self._gone: dict[str, RunningJob] = {}
+        self._known: dict[str, tuple[list[RunningJob], list[RunningJob]]] = {}
         self._come: list[tuple[QueuedJob, Pool, Found]] = []
         self._coming: Counter[tuple[str, str]] = Counter()
         """By queue and pool, what imagined starts use: nobody is beyond its guarantee by what it has not started."""
         self._unsettled: Counter[str] = Counter()
         """By pool, nodes nominated to claimants who would not even fit there with everybody gone who is to go."""
+        self._yielding = state.yielding.copy()
         self.matures_ms: int | None = None
         """When the next victim that a claim could use is past its minimum run time."""
         nominations = state.promises.nominations.by_job.values()
         leaving = {victim for known in nominations for victim in known.victims}
-        for running in state.running.values():
-            if running.evicted_for or running.job.id in leaving:
-                self._lift(running)
+        leaving.update(state.leaving)
+        for job_id in sorted(leaving):
+            if job_id in state.running:
+                self._lift(state.running[job_id])
         for known in nominations:
+            for victim_id in known.victims:
+                self._yielding.note(victim_id, known.job_id)
             queued, pool = state.queued[known.job_id], state.capacity.pools[known.pool]
             found = find(queued.shape, pool, ~known.nodes)
             if found is not None:
@@ -97,9 +115,9 @@ class Imagination:
             if not guaranteed and not self._state.preemptible_running:
                 continue
             ripe, green = self._candidates(claim, pool)
-            found = self._attempt(claim, pool, self._by_preference(ripe, pool), guaranteed=guaranteed)
+            found = self._attempt(claim, pool, self._by_preference(ripe, claim, pool), guaranteed=guaranteed)
             if found is None and guaranteed and green:
-                both = sorted([*ripe, *green], key=lambda one: (one.started_ms, one.job.id))
+                both = self._by_start([*ripe, *green], claim)
                 found = self._attempt(claim, pool, both, guaranteed=True)
             if found is None:
                 continue
@@ -113,28 +131,40 @@ class Imagination:
         outcome, attempt, place = best
         for victim in outcome.victims:
             self._lift(victim)
+            self._yielding.note(victim.job.id, claim.job.id)
         self._settle(claim, attempt.pool, place)
         return outcome
+
+    def _by_start(self, victims: list[RunningJob], claim: QueuedJob) -> list[RunningJob]:
+        """The longest running first, and last those for whom the claim itself had made way."""
+        causes = self._yielding.leads
+        return sorted(victims, key=lambda one: (causes(claim.job.id, one.job.id), one.started_ms, one.job.id))
 
     # -- who may be stopped ------------------------------------------------------------------------------
 
     def _candidates(self, claim: QueuedJob, pool: Pool) -> tuple[list[RunningJob], list[RunningJob]]:
-        """Running jobs of the pool some rule might give up: those past their minimum, and the others."""
-        state, latest_ms = self._state, self._now_ms - self._state.settings.min_run_ms
-        ripe: list[RunningJob] = []
-        green: list[RunningJob] = []
-        for leaf, jobs in state.running_in.items():
-            if not jobs or not self._leaf_may_give(claim, leaf, pool):
-                continue
-            for running in jobs.values():
-                if running.pool != pool.model or running.job.id in self._gone:
-                    continue
-                if running.started_ms <= latest_ms:
-                    ripe.append(running)
-                    continue
-                green.append(running)
-                matures_ms = running.started_ms + state.settings.min_run_ms
-                self.matures_ms = matures_ms if self.matures_ms is None else min(self.matures_ms, matures_ms)
+        """Running jobs of the pool some rule might give up: those past their minimum, and the others.
+
+        The first by preference: preemptible ones, low priorities, the latest started; the others by start.
+        """
+        known = self._known.get(pool.model)
+        if known is None:
+            known = self._known[pool.model] = self._running_in(pool)
+        gone, giving = self._gone, _Giving(lambda leaf: self._leaf_may_give(claim, leaf, pool))
+        ripe, green = ([one for one in rows if giving[one.leaf] and one.job.id not in gone] for rows in known)
+        if green:
+            matures_ms = green[0].started_ms + self._state.settings.min_run_ms
+            self.matures_ms = matures_ms if self.matures_ms is None else min(self.matures_ms, matures_ms)
+        return ripe, green
+
+    def _running_in(self, pool: Pool) -> tuple[list[RunningJob], list[RunningJob]]:
+        latest_ms = self._now_ms - self._state.settings.min_run_ms
+        model = pool.model
+        rows = [one for one in self._state.running.values() if one.pool == model]
+        ripe = [one for one in rows if one.started_ms <= latest_ms]
+        ripe.sort(key=lambda one: (not one.job.preemptible, one.job.priority, -one.started_ms, one.job.id))
+        green = [one for one in rows if one.started_ms > latest_ms]
+        green.sort(key=lambda one: (one.started_ms, one.job.id))
         return ripe, green
 
     def _leaf_may_give(self, claim: QueuedJob, leaf: QueueState, pool: Pool) -> bool:
@@ -151,34 +181,45 @@ class Imagination:
                 return False
         return True
 
-    def _by_preference(self, rows: list[RunningJob], pool: Pool) -> list[RunningJob]:
-        """Users of what stood idle first, then preemptible ones, low priorities, the latest started."""
-        return sorted(
-            rows,
-            key=lambda one: (
-                not self._beyond_bound(one.leaf, pool.model),
-                not one.job.preemptible,
-                one.job.priority,
-                -one.started_ms,
-                one.job.id,
-            ),
-        )
+    def _by_preference(self, rows: list[RunningJob], claim: QueuedJob, pool: Pool) -> list[RunningJob]:
+        """Users of what stood idle first, else in their order.
+
+        Last of all those for whom the claimant has made way itself: only a guarantee may turn that round.
+        """
+        if self._state.queues.bounded:
+            beyond = _Giving(lambda leaf: self._beyond_bound(leaf, pool.model))
+            rows = sorted(rows, key=lambda one: not beyond[one.leaf])
+        if claim.job.id in self._yielding:
+            rows = sorted(rows, key=lambda one: self._yielding.leads(claim.job.id, one.job.id))
+        return rows
 
     def _reason(self, claim: QueuedJob, victim: RunningJob, pool: Pool) -> str | None:
         """The rule by which the claim may stop the job as things are imagined, or None."""
-        job, gives, model = claim.job, victim.job.preemptible, pool.model
-        capped = self._state.evictions_of[victim.job.id] >= self._state.settings.evictions_per_job_max
-        if victim.leaf is claim.leaf:
-            if gives and not capped and victim.job.priority < job.priority:
+        job, model = claim.job, pool.model
+        levels = apart(victim.leaf, claim.leaf)
+        if victim.covered >> len(victim.leaf.ancestry) - len(levels):
+            return None  # it started inside the guarantee of a level that is not the claim's as well
+        if (
+            levels
+            and self._is_borrowing(levels, model)
+            and self._state.queues.guarantees(claim.leaf, victim.leaf, model, job.devices_milli)
+        ):
+            return GUARANTEE
+        if not victim.job.preemptible or self._is_spared(claim, victim):
+            return None
+        if not levels:
+            if victim.job.priority < job.priority:
                 return PRIORITY
-        elif self._is_borrowing(apart(victim.leaf, claim.leaf), model):
-            if self._state.queues.guarantees(claim.leaf, victim.leaf, model, job.devices_milli):
-                return GUARANTEE
-            if gives and not capped and self._is_fairer(claim, victim, model):
-                return FAIRNESS
-        firm = victim.leaf is not claim.leaf or not job.preemptible
-        beyond = self._beyond_bound(victim.leaf, model)
-        return BORROWING if gives and not capped and firm and beyond else None
+        elif self._is_borrowing(levels, model) and self._is_fairer(claim, victim, model):
+            return FAIRNESS
+        return BORROWING if (levels or not job.preemptible) and self._is_excess(victim, model) else None
+
+    def _is_spared(self, claim: QueuedJob, victim: RunningJob) -> bool:
+        """Whether it has been evicted often enough, or the claimant has itself made way for it."""
+        state = self._state
+        if state.evictions_of[victim.job.id] >= state.settings.evictions_per_job_max:
+            return True
+        return self._yielding.leads(claim.job.id, victim.job.id)
 
     # -- trying victims ----------------------------------------------------------------------------------
 
@@ -334,6 +375,13 @@ class Imagination:
         return self._state.queues.bounded and any(
             bound is not None and self._runs_milli(level, model) > bound
             for level, bound in ((level, level.bound(model)) for level in leaf.ancestry)
+        )
+
+    def _is_excess(self, victim: RunningJob, model: str) -> bool:
+        """Whether a queue of its is beyond its borrow limit since its start: who was there before is not to blame."""
+        return victim.exceeding > 0 and any(
+            victim.exceeding >> depth & 1 and self._runs_milli(level, model) > (level.bound(model) or 0)
+            for depth, level in enumerate(victim.leaf.ancestry)
         )
 
     def _is_fairer(self, claim: QueuedJob, victim: RunningJob, model: str) -> bool:

@@ -5,8 +5,8 @@ has exactly one live heap entry (stale ones, of withdrawn or promoted jobs, are 
 """
 
 from collections import deque
-from collections.abc import Callable
-from heapq import heappop, heappush
+from collections.abc import Callable, Iterator
+from heapq import heapify, heappop, heappush
 from typing import Final, NamedTuple
 
 from scheduler.policy.model import Job
@@ -50,20 +50,67 @@ class ClassKey(NamedTuple):
     """Only where the array has a limit, for the same reason."""
 
 
+class ByLimit:
+    """Waiting jobs, those with the shortest time limit first, for backfill into what is free until a promise begins.
+
+    Who has left goes when it surfaces, or when more have left than are here.
+    """
+
+    __slots__ = ("_heap", "_here")
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[int, int, QueuedJob]] = []
+        self._here = 0
+
+    def add(self, queued: QueuedJob) -> None:
+        """The job waits."""
+        self._here += 1
+        heappush(self._heap, (queued.job.time_limit_ms, queued.sequence, queued))
+
+    def lose(self) -> None:
+        """One of them waits no longer."""
+        self._here -= 1
+        if len(self._heap) > 2 * self._here + 64:
+            self._heap = list({row[2]: row for row in self._heap if row[2].home is not None}.values())
+            heapify(self._heap)
+
+    def shortest(self) -> QueuedJob | None:
+        """The one with the shortest limit."""
+        heap = self._heap
+        while heap:
+            queued = heap[0][2]
+            if queued.home is not None:
+                return queued
+            heappop(heap)
+        return None
+
+    def within(self, limit_ms: int) -> Iterator[QueuedJob]:
+        """All whose limit is at most `limit_ms`, in no order; perhaps twice."""
+        heap = self._heap
+        edge = deque([0])
+        while edge:
+            at = edge.popleft()
+            if at < len(heap) and heap[at][0] <= limit_ms:
+                if heap[at][2].home is not None:
+                    yield heap[at][2]
+                edge.extend((2 * at + 1, 2 * at + 2))
+
+
 class JobClass:
     """A heap of queued jobs that the policy need not tell apart except by order."""
 
-    __slots__ = ("by_limit", "heap", "key", "leaf", "preemptible", "priority", "shape", "size")
+    __slots__ = ("_of_shape", "by_limit", "heap", "key", "leaf", "preemptible", "priority", "shape", "size")
 
-    def __init__(self, key: ClassKey, leaf: QueueState, shape: Shape) -> None:
+    def __init__(self, key: ClassKey, leaf: QueueState, shape: Shape, of_shape: ByLimit) -> None:
         self.key = key
         self.leaf = leaf
         self.shape = shape
         self.priority = key.priority
         self.preemptible = key.preemptible
         self.heap: list[Entry] = []
-        self.by_limit: list[tuple[int, int, QueuedJob]] = []
-        """The same jobs by time limit, for backfill into what is free until a promise begins."""
+        self.by_limit = ByLimit()
+        self._of_shape = of_shape
+        """The same for all classes of the shape."""
         self.size = 0
 
     def push(self, queued: QueuedJob, key: int) -> None:
@@ -74,7 +121,8 @@ class JobClass:
         queued.home = self
         queued.entry = entry
         heappush(self.heap, entry)
-        heappush(self.by_limit, (queued.job.time_limit_ms, queued.sequence, queued))
+        self.by_limit.add(queued)
+        self._of_shape.add(queued)
 
     def promote(self, queued: QueuedJob) -> None:
         """Put the job before all that are not promoted, in the order of submission among those that are."""
@@ -88,12 +136,15 @@ class JobClass:
             self.size += 1
             queued.home = self
             heappush(self.heap, entry)
-            heappush(self.by_limit, (queued.job.time_limit_ms, queued.sequence, queued))
+            self.by_limit.add(queued)
+            self._of_shape.add(queued)
 
     def drop(self, queued: QueuedJob) -> None:
         """The job no longer waits here; its entry goes when it surfaces."""
         self.size -= 1
         queued.home = None
+        self.by_limit.lose()
+        self._of_shape.lose()
 
     def head(self) -> Entry | None:
         """The first live entry."""
@@ -122,27 +173,13 @@ class JobClass:
 
     def within(self, limit_ms: int, most: int) -> list[QueuedJob]:
         """Up to so many jobs whose limit is at most `limit_ms`, the first in order last."""
-        heap = self.by_limit
         found: dict[QueuedJob, Entry] = {}
-        edge = deque([0])
-        while edge and len(found) < most:
-            at = edge.popleft()
-            if at < len(heap) and heap[at][0] <= limit_ms:
-                queued = heap[at][2]
-                if queued.home is self and queued.entry is not None:
-                    found[queued] = queued.entry
-                edge.extend((2 * at + 1, 2 * at + 2))
+        for queued in self.by_limit.within(limit_ms):
+            if queued.entry is not None:
+                found[queued] = queued.entry
+                if len(found) >= most:
+                    break
         return [entry[3] for entry in sorted(found.values(), reverse=True)]
-
-    def shortest(self) -> Entry | None:
-        """The live entry with the shortest time limit."""
-        heap = self.by_limit
-        while heap:
-            queued = heap[0][2]
-            if queued.home is self:
-                return queued.entry
-            heappop(heap)
-        return None
 
 
 class Pending:
@@ -154,8 +191,11 @@ class Pending:
     def __init__(self) -> None:
         self.classes: dict[ClassKey, JobClass] = {}
         self.by_shape: dict[Shape, dict[ClassKey, JobClass]] = {}
+        self.by_leaf: dict[QueueState, dict[ClassKey, JobClass]] = {}
         self.by_order: dict[Shape, list[tuple[int, Entry]]] = {}
         """Per shape all its jobs by priority and order, whatever their queue."""
+        self.by_limit: dict[Shape, ByLimit] = {}
+        """Per shape all its jobs by time limit."""
         self._turn: deque[ClassKey] = deque()
 
     def line_up(self, queued: QueuedJob) -> None:
@@ -192,8 +232,10 @@ class Pending:
         key = ClassKey(job.queue, queued.shape.number, job.priority, job.preemptible, user, array)
         found = self.classes.get(key)
         if found is None:
-            found = self.classes[key] = JobClass(key, queued.leaf, queued.shape)
+            of_shape = self.by_limit.setdefault(queued.shape, ByLimit())
+            found = self.classes[key] = JobClass(key, queued.leaf, queued.shape, of_shape)
             self.by_shape.setdefault(queued.shape, {})[key] = found
+            self.by_leaf.setdefault(queued.leaf, {})[key] = found
             self._turn.append(key)
         return found
 
@@ -215,3 +257,8 @@ class Pending:
             del siblings[emptied.key]
             if not siblings:
                 del self.by_shape[emptied.shape]
+                del self.by_limit[emptied.shape]
+            beside = self.by_leaf[emptied.leaf]
+            del beside[emptied.key]
+            if not beside:
+                del self.by_leaf[emptied.leaf]

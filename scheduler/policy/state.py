@@ -6,7 +6,7 @@ Invariant: a job is in exactly one of `queued` and `running`.
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from copy import copy
 from dataclasses import dataclass
 from heapq import heappop, heappush
@@ -24,11 +24,18 @@ from scheduler.policy.promises import Promises
 from scheduler.policy.queues import QueueState, QueueTree
 from scheduler.policy.settings import Order, PolicySettings
 from scheduler.policy.shapes import Shape, Shapes
+from scheduler.policy.yielding import Yielding
 
 
 @dataclass(slots=True)
 class RunningJob:
-    """A job that holds slices."""
+    """A job that holds slices.
+
+    Attributes:
+        covered: the levels of its queue, as bits from the root on, inside whose guarantee it was when it started.
+            What starts later counts after it, so it is inside them as long as it runs.
+        exceeding: the levels beyond whose bound it was when it started, which only an opportunistic start may be.
+    """
 
     job: Job
     leaf: QueueState
@@ -39,6 +46,20 @@ class RunningJob:
     ends_by_ms: int
     predicted_ms: int
     evicted_for: str = ""
+    covered: int = 0
+    exceeding: int = 0
+
+
+class _JobsOf(Container[object]):
+    """The ids of a tenant's waiting jobs, whichever they are when it is asked."""
+
+    def __init__(self, state: "SchedulerState", tenant: str) -> None:
+        self._state = state
+        self._tenant = tenant
+
+    def __contains__(self, job_id: object) -> bool:
+        known = self._state.queued.get(str(job_id))
+        return known is not None and known.job.tenant == self._tenant
 
 
 class SchedulerState:
@@ -67,14 +88,15 @@ class SchedulerState:
         self.succeeded: set[str] = set()
         self.failed: set[str] = set()
         self.preemptible_running = 0
-        self.running_in: dict[QueueState, dict[str, RunningJob]] = {}
-        """The running jobs of each leaf, in order of their starts."""
+        self.leaving: dict[str, None] = {}
+        """Running jobs that have been told to stop."""
         self.arrived: list[QueuedJob] = []
         """What became ready since the last cycle."""
         self.array_running: Counter[str] = Counter()
         self.evictions_of: Counter[str] = Counter()
         self.claims_of: Counter[str] = Counter()
         """How often others were told to stop for a job."""
+        self.yielding = Yielding()
         self.promises = Promises()
         self.boards = Boards(self.capacity, self.settings.placement)
         self._awaiting: dict[str, set[str]] = {}
@@ -97,6 +119,7 @@ class SchedulerState:
         """After live jobs and evictions were replayed: counts and past use are those of the earlier state."""
         self.evictions_of = Counter(before.evictions_of)
         self.claims_of = Counter(before.claims_of)
+        self.yielding = before.yielding.copy()
         self.queues.inherit(before.queues)
 
     # -- nodes ---------------------------------------------------------------------------------------
@@ -104,6 +127,7 @@ class SchedulerState:
     def node_joined(self, node: Node) -> None:
         """A node is there, for the first time or again, with these devices."""
         self.capacity.join(node)
+        self.yielding.forget()
 
     def node_drained(self, name: str) -> None:
         """The node takes no new jobs. Raises UnknownNode."""
@@ -120,6 +144,7 @@ class SchedulerState:
         state = self.capacity.state_of(name)
         state.pool.close(state)
         self.promises.node_lost(state.pool.model, state.bit)
+        self.yielding.forget()
         return tuple(
             sorted(
                 running.job.id
@@ -128,9 +153,23 @@ class SchedulerState:
             )
         )
 
+    def reservations_changed(self, reservations: Iterable[Reservation], now_ms: int) -> None:
+        """These are all there are from now on. What was promised on their nodes is promised anew."""
+        self.promises.spans.clear()
+        for reservation in sorted(reservations):
+            self.reserved(reservation)
+            for name in reservation.nodes:
+                node = self.capacity.nodes.get(name)
+                if node is not None and now_ms < reservation.to_ms:
+                    self.promises.node_lost(node.pool.model, node.bit)
+        for pool in self.capacity.pools.values():
+            pool.freed += 1
+
     def reserved(self, reservation: Reservation) -> None:
         """Nodes are promised away for a span: an advance reservation or a drain."""
-        self.promises.reserve(reservation, self.capacity.nodes)
+        tenant = reservation.for_tenant
+        for_jobs = _JobsOf(self, tenant) if tenant else reservation.for_jobs
+        self.promises.reserve(reservation, for_jobs, self.capacity.nodes)
         heappush(self._alarms, (reservation.from_ms, ""))
         heappush(self._alarms, (reservation.to_ms, ""))
 
@@ -187,6 +226,8 @@ class SchedulerState:
         if job.depends_on and not all(needed in self.succeeded for needed in job.depends_on):
             return
         queued.ready = True
+        if job.attempt == 1:
+            self.yielding.forget()
         queued.predicted_ms = self.predict_ms(job)
         self.pending.class_of(queued).push(queued, self.order_key(queued))
         self.pending.line_up(queued)
@@ -280,12 +321,13 @@ class SchedulerState:
             queued.predicted_ms,
         )
         self.running[job.id] = running
-        self.running_in.setdefault(queued.leaf, {})[job.id] = running
         facts = (running.ends_by_ms, job.cpu_milli, job.memory_mib)
         nodes = self.capacity.nodes
         for name, pieces in placements:
             nodes[name].move_in(job.id, pieces, facts, now_ms + queued.predicted_ms)
         self.queues.charge(queued.leaf, pool, job.devices_milli, now_ms)
+        if not self.queues.plain:
+            running.covered, running.exceeding = self.queues.standing(queued.leaf, pool)
         self.queues.count(queued.leaf, job.user, 1)
         self.preemptible_running += job.preemptible
         if job.array_id:
@@ -296,6 +338,8 @@ class SchedulerState:
         """The job holds nothing any more; another attempt is queued by the caller. Raises UnknownJob."""
         running = self.stop(job_id, now_ms)
         job = running.job
+        if not running.evicted_for:
+            self.yielding.forget()
         self.congestion.ended(job_id, now_ms - running.started_ms)
         if succeeded:
             self.predictor.learn(job, now_ms - running.started_ms)
@@ -308,7 +352,7 @@ class SchedulerState:
         if running is None:
             raise UnknownJob(field="job_id", job=job_id, expected="running")
         job = running.job
-        del self.running_in[running.leaf][job_id]
+        self.leaving.pop(job_id, None)
         nodes = self.capacity.nodes
         for name, _ in running.placements:
             nodes[name].move_out(job_id)
@@ -326,6 +370,8 @@ class SchedulerState:
         if running is None:
             raise UnknownJob(field="job_id", job=eviction.job_id, expected="running")
         running.evicted_for = eviction.for_job_id
+        self.leaving[eviction.job_id] = None
+        self.yielding.note(eviction.job_id, eviction.for_job_id)
         self.evictions_of[eviction.job_id] += 1
         if eviction.for_job_id not in self.queued:
             return

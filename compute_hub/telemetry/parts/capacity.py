@@ -64,12 +64,16 @@ _DEVICES = text("""
         SELECT a.node, a.device_index, sum(upper(a.slots) - lower(a.slots)) AS milli
           FROM runs r JOIN allocations a ON a.run_id = r.id AND upper_inf(a.span)
          WHERE r.state <> 'ended' GROUP BY a.node, a.device_index)
-    SELECT d.node, d.model, n.state, count(*) FILTER (WHERE d.healthy), count(*) FILTER (WHERE NOT d.healthy),
+    SELECT d.node, d.model, CASE WHEN n.state = 'up' AND n.admits <> 'open' THEN 'draining' ELSE n.state END AS state,
+           count(*) FILTER (WHERE d.healthy), count(*) FILTER (WHERE NOT d.healthy),
            count(*) FILTER (WHERE d.healthy AND used.milli IS NULL), coalesce(sum(used.milli), 0)
       FROM devices d JOIN nodes n ON n.name = d.node
       LEFT JOIN used ON used.node = d.node AND used.device_index = d.index
-     GROUP BY d.node, d.model, n.state""")
-_NODES = text("SELECT state, coalesce(isolation ->> 'level', 'unavailable'), count(*) FROM nodes GROUP BY 1, 2")
+     GROUP BY d.node, d.model, n.state, n.admits""")
+_NODES = text("""
+    SELECT CASE WHEN state = 'up' AND admits <> 'open' THEN 'draining' ELSE state END,
+           coalesce(isolation ->> 'level', 'unavailable'), count(*)
+      FROM nodes GROUP BY 1, 2""")
 
 
 def capacity(peak_pflops: Mapping[str, tuple[str, Fraction]]) -> Part:

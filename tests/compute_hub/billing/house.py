@@ -36,8 +36,9 @@ class House:
         self.engine = engine
         self.centre = centre
         self.funding = Funding(HOUR_MS, centre)
+        self.world = World(engine)
         with transaction(engine) as session:
-            self.tenant = World(engine).enterprise(session)
+            self.tenant = self.world.enterprise(session)
             if prepaid_yuan:
                 deposit(session, self.tenant, prepaid_yuan * YUAN, "first", NOW)
             for model, price in PRICE.items():

@@ -2,8 +2,10 @@
 
 import io
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from uuid import UUID
+from zoneinfo import ZoneInfo
 
 import pytest
 from hypothesis import given
@@ -16,6 +18,7 @@ from compute_hub.billing.documents.pdf import render_pdf
 from compute_hub.billing.documents.workbook import render_workbook
 from compute_hub.billing.domain.invoices import FEN_MICROS, Standing, add_up, outstanding, standing, to_fen
 from compute_hub.billing.domain.rate_cards import RateCard
+from compute_hub.billing.domain.terms import NoTaxRate, NoWorkday, TaxRate, Terms
 from compute_hub.billing.invoicing import (
     LaterMonthClosed,
     MonthClosed,
@@ -30,10 +33,12 @@ from compute_hub.billing.invoicing import (
 from compute_hub.billing.rates import Setting, set_card
 from compute_hub.billing.statements import daily_statement
 from compute_hub.billing.tables import InvoiceRow
+from kernel.clock import from_unix_ms
 from kernel.database import transaction
 from kernel.ids import new_id
 from ledger.audit import audit
 from tests.compute_hub.billing.house import HOUR_MS, NOW, YUAN, House
+from vouchers.restoration import restore_charge
 from vouchers.wallets import grant_credit, repay_credit
 
 APRIL = datetime(2026, 4, 1, tzinfo=UTC)  # 08:00 at the centre
@@ -88,6 +93,69 @@ def test_an_invoice_stands_where_its_date_and_its_payments_put_it(
     owed: int, days: int, expected: Standing
 ) -> None:
     assert standing(owed, NOW + timedelta(days=30), NOW + timedelta(days=days)) == expected
+
+
+KINDS = Terms(
+    rates=(
+        TaxRate("general", date(2016, 5, 1), 60_000),
+        TaxRate("general", date(2026, 3, 31), 50_000),
+        TaxRate("small-scale", date(2023, 1, 1), 10_000),
+    ),
+    due_days=30,
+    holidays=frozenset({date(2026, 5, 1), date(2026, 5, 4), date(2026, 5, 5)}),
+    workdays=frozenset({date(2026, 5, 9)}),
+)
+
+
+@pytest.mark.parametrize(
+    ("kind", "day", "ppm"),
+    [
+        ("general", date(2026, 3, 30), 60_000),
+        ("general", date(2026, 3, 31), 50_000),
+        ("small-scale", date(2026, 3, 31), 10_000),
+    ],
+)
+def test_tax_follows_from_the_kind_of_taxpayer_and_the_day(kind: str, day: date, ppm: int) -> None:
+    assert replace(KINDS, tax_kind=kind).vat_ppm(day) == ppm
+
+
+def test_a_day_without_a_rate_is_refused_by_its_kind() -> None:
+    with pytest.raises(NoTaxRate, match="small-scale"):
+        replace(KINDS, tax_kind="small-scale").vat_ppm(date(2022, 12, 31))
+
+
+@pytest.mark.parametrize(
+    ("issued", "due"),
+    [
+        (date(2026, 4, 1), date(2026, 5, 6)),  # a Friday of the holidays, the weekend and two more holidays
+        (date(2026, 4, 9), date(2026, 5, 9)),  # a Saturday that is worked
+        (date(2026, 4, 10), date(2026, 5, 11)),  # a Sunday
+        (date(2026, 3, 2), date(2026, 4, 1)),
+    ],
+)
+def test_an_invoice_is_due_at_the_end_of_a_day_on_which_people_work(issued: date, due: date) -> None:
+    end = from_unix_ms(KINDS.due_ms(issued)).astimezone(ZoneInfo("Asia/Shanghai"))
+    assert (end - timedelta(milliseconds=1)).date() == due
+
+
+def test_a_calendar_without_workdays_is_refused() -> None:
+    every = frozenset(date(2026, 1, 1) + timedelta(days=n) for n in range(365))
+    with pytest.raises(NoWorkday, match="2026-02-01"):
+        replace(KINDS, holidays=every, workdays=frozenset()).due_ms(date(2026, 1, 2))
+
+
+def test_a_month_is_taxed_at_its_last_days_rate_and_its_credit_note_at_the_invoices(house: House) -> None:
+    run(house, HOUR_MS)
+    with transaction(house.engine) as session:
+        row = close_month(session, house.tenant, "2026-03", by=new_id(), at=APRIL, terms=KINDS)
+        assert (row.vat_ppm, row.vat_micros) == (50_000, 1_710_000)
+        assert row.due_at == from_unix_ms(KINDS.due_ms(date(2026, 4, 1)))
+    ((charge_id,),) = house.sql("SELECT id FROM charges")
+    with transaction(house.engine) as session:
+        restore_charge(session, charge_id, reason="the node failed", by="operator", at=APRIL)
+        later = replace(KINDS, tax_kind="small-scale")
+        note = credit_invoice(session, row.id, reason="r", by=new_id(), at=APRIL, terms=later)
+        assert (note.vat_ppm, note.payable_micros, note.vat_micros) == (50_000, 36 * YUAN, 1_710_000)
 
 
 def test_a_month_is_closed_once_and_its_invoice_adds_up_to_charges_ledger_and_usage(house: House) -> None:

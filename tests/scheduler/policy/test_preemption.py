@@ -29,10 +29,10 @@ def busy_with(jobs: list[Job], queues: list[Queue], settings: PolicySettings = R
         ([job("x", 8, "b")], job("c", 4, "a"), 60_000, ["x"]),
         ([job("x", 8, "b")], job("c", 4, "a"), 59_999, []),
         ([job("x", 8, "b")], job("c", 5, "a"), 60_000, []),
-        ([job("x", 4, "b"), job("y", 4, "b")], job("c", 4, "a"), 60_000, ["x"]),
+        ([job("x", 4, "b"), job("y", 4, "b")], job("c", 4, "a"), 60_000, ["y"]),
         ([job("x", 4, "b"), job("y", 4, "a")], job("c", 1, "a"), 60_000, []),
         ([job("x", 8, "b", preemptible=True)], job("c", 5, "a"), 60_000, []),
-        ([job(f"x{i}", 2, "b", preemptible=True) for i in range(4)], job("c", 2, "a"), 60_000, ["x0"]),
+        ([job(f"x{i}", 2, "b", preemptible=True) for i in range(4)], job("c", 2, "a"), 60_000, ["x2"]),
         ([job("x", 8, "a", preemptible=True)], job("c", 1, "a", priority=1), 60_000, ["x"]),
         ([job("x", 8, "a", preemptible=True)], job("c", 1, "a", priority=0), 60_000, []),
         ([job("x", 8, "a")], job("c", 1, "a", priority=1), 60_000, []),
@@ -113,7 +113,7 @@ BORROWED = [Queue("a", quotas={"A100": Quota(0, borrow_milli=4000)}), Queue("b")
 @pytest.mark.parametrize(
     ("claim", "victims"),
     [
-        (job("c", 2, "b"), ["x0"]),
+        (job("c", 2, "b"), ["x2"]),
         (job("c", 2, "a"), []),
         (job("c", 2, "a", preemptible=True), []),
         (job("c", 6, "b"), []),
