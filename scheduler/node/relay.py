@@ -54,10 +54,14 @@ class Relay:
         self._free = threading.BoundedSemaphore(_CONNECTIONS_MAX)
         self._listener = _listen(host, port_file)
         self.address = f"{host}:{self._listener.getsockname()[1]}"
-        threading.Thread(target=self._accept, name="relay", daemon=True).start()
+        self._accepting = threading.Thread(target=self._accept, name="relay", daemon=True)
+        self._accepting.start()
 
     def close(self) -> None:
-        """Listen no more."""
+        """Listen no more; the port is free when this returns."""
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)  # closing alone would not wake who accepts
+        self._accepting.join()
         self._listener.close()
 
     def _accept(self) -> None:
