@@ -28,6 +28,7 @@ SECONDS: Final = "s"
 COUNT: Final = "none"
 PER_SECOND: Final = "reqps"
 BYTES: Final = "bytes"
+CELSIUS: Final = "celsius"
 WATTS: Final = "watt"
 KWH: Final = "kwatth"
 
