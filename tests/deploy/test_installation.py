@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,14 @@ def test_every_service_is_bounded_confined_and_asked_for_its_health(name: str) -
             assert variable.removeprefix("HUB_").lower() in Settings.model_fields
     if "command" in service and service["image"] == "compute-hub":
         assert service["command"][0] in COMMANDS
+
+
+def test_the_compose_file_follows_the_schema_of_the_compose_specification() -> None:
+    schema = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec"]
+    done = subprocess.run(
+        [*schema, str(ROOT / "deploy" / "compose.yaml")], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_services_refer_only_to_what_the_file_declares_and_what_is_there() -> None:
