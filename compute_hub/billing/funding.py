@@ -89,6 +89,7 @@ def pledge_alike(session: Session, jobs: Sequence[JobRow], voucher_ids: Sequence
             held_slot_ms=0,
             held_micros=0,
             rated_units=0,
+            charges=0,
         )
         for job in jobs
     )
@@ -166,11 +167,11 @@ class Funding:
         if records:
             session.execute(text(f"NOTIFY {WAKE_CHANNEL}"))
 
-    def ended(self, session: Session, job: JobRow, at: datetime) -> None:  # noqa: ARG002 - the port's signature
+    def ended(self, session: Session, jobs: Sequence[JobRow], at: datetime) -> None:  # noqa: ARG002 - the port's
         """Let the biller release what is left once the last record is charged."""
         session.execute(
             update(JobFundingRow)
-            .where(JobFundingRow.job_id == job.id)
+            .where(JobFundingRow.job_id.in_([job.id for job in jobs]))
             .values(state=case((JobFundingRow.held_micros == 0, "released"), else_="ended"))
             .returning(func.pg_notify(WAKE_CHANNEL, ""))
             .execution_options(synchronize_session=False)

@@ -35,8 +35,9 @@ CREATE TABLE job_funding (
     held_slot_ms BIGINT NOT NULL,
     funded_at TIMESTAMP WITH TIME ZONE,
     rated_units NUMERIC(40, 0) NOT NULL,
+    charges BIGINT NOT NULL,
     CONSTRAINT pk_job_funding PRIMARY KEY (job_id),
-    CONSTRAINT ck_job_funding_not_negative CHECK (held_micros >= 0 AND held_slot_ms >= 0),
+    CONSTRAINT ck_job_funding_not_negative CHECK (held_micros >= 0 AND held_slot_ms >= 0 AND charges >= 0),
     CONSTRAINT ck_job_funding_state CHECK (state IN ('pending', 'held', 'ended', 'released'))
 );
 

@@ -182,7 +182,7 @@ class Fleet:
         self._spool.release_reserve()
         for run in list(self._runs.values()):
             sentence = f"The node can no longer write its journal: {error.strerror}."
-            run.stop(EndReason.DISK_FULL, sentence, self._config.limits.lease_grace_ms)
+            run.stop(EndReason.JOURNAL_FULL, sentence, self._config.limits.lease_grace_ms)
 
     def _arm(self) -> None:
         if self._timer is not None:
@@ -256,6 +256,7 @@ class Fleet:
         else:
             for run in metered:
                 run.meter = meters[run.spec.run_id]
+            self._spool.replenish()
         if now_ms >= self._cut_at_ms:
             self._cut_at_ms = now_ms + self._config.meter_interval_ms
         self._beat_at_ms = now_ms + self._config.heartbeat_ms

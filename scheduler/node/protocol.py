@@ -14,6 +14,9 @@ SLOTS_PER_DEVICE: Final = 1000
 FRAME_BYTES_MAX: Final = 16 * 1024 * 1024
 PROTOCOL_VERSION: Final = 1
 
+PIDS: Final = 512
+"""Processes and threads a run may have, unless its specification says otherwise."""
+
 
 class Network(StrEnum):
     """Whom a run may talk to."""
@@ -49,6 +52,7 @@ class EndReason(StrEnum):
     START_FAILED = "start_failed"
     OOM = "oom"
     DISK_FULL = "disk_full"
+    JOURNAL_FULL = "journal_full"
     SUPERVISOR_LOST = "supervisor_lost"
 
 
@@ -114,7 +118,7 @@ class RunSpec:
     devices: tuple[DeviceShare, ...] = ()
     cpu_milli: int = 0
     memory_mib: int = 512
-    pids: int = 512
+    pids: int = PIDS
     time_limit_ms: int = 0
     grace_ms: int = 5000
     network: Network = Network.NONE

@@ -25,7 +25,7 @@ from scheduler.node.launching import Launcher
 from scheduler.node.meter import DeviceTotals, Meter, start_meter
 from scheduler.node.protocol import EndReason, RunSpec, RunState, RunStatus
 from scheduler.node.sensing import Sensed, share_totals
-from scheduler.node.spool import Spool, ended_line, started_line, usage_line
+from scheduler.node.spool import JournalFailed, Spool, ended_line, started_line, usage_line
 from scheduler.node.workspace import leave_notice
 
 _SIGNAL_BASE: Final = 128
@@ -182,7 +182,10 @@ class Run:
         except (HubError, OSError) as error:
             self._launched = None
             launched.discard()
-            self._end(EndReason.START_FAILED, str(error), None)
+            if isinstance(error, JournalFailed):
+                self._end(EndReason.JOURNAL_FULL, f"The node cannot write its journal: {error.strerror}.", None)
+            else:
+                self._end(EndReason.START_FAILED, str(error), None)
             return
         self._finish(launched)
 
