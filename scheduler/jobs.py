@@ -52,6 +52,7 @@ class JobRequest:
         secrets: names of the tenant's secrets, which become files.
         held: does not start before it is released.
         traceparent: what the submission belongs to (W3C Trace Context), handed on to whoever works on the job.
+        kind: "ray" brings a private Ray cluster, whose ranks need network "job"; by itself it follows from the nodes.
         max_retries, retry_on: attempts after the first; "lost": only where the centre lost one, "failure": also
             where the program failed.
     """
@@ -80,6 +81,7 @@ class JobRequest:
     upload_sha256: str | None = None
     env: dict[str, str] = field(default_factory=dict)
     secrets: Sequence[str] = ()
+    kind: str = ""
     traceparent: str = ""
 
 
@@ -312,7 +314,7 @@ def _row(job_id: UUID, request: JobRequest, tenant_id: UUID, submitted_by: UUID,
         name=request.name,
         state="queued",
         reason=HELD if request.held else _NEW,
-        kind="batch" if request.node_count == 1 else "distributed",
+        kind=request.kind or ("batch" if request.node_count == 1 else "distributed"),
         argv=list(request.argv),
         env=dict(request.env),
         environment=request.environment,

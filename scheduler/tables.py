@@ -242,6 +242,7 @@ class RunRow(Table):
         CheckConstraint("state IN ('placed', 'starting', 'running', 'stopping', 'ended')", name="state"),
         Index("ix_runs_live", "node", postgresql_where=text("state <> 'ended'")),
         Index("ix_runs_ended_at", "ended_at", postgresql_using="brin"),
+        Index("ix_runs_lost", "node", postgresql_where=text("end_reason = 'node_lost' AND started_at IS NULL")),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True)

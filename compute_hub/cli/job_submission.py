@@ -46,6 +46,9 @@ def submit(
         Path | None, typer.Option(help="Directory to upload as the job's working directory.", exists=True)
     ] = None,
     environment: Annotated[str, typer.Option(help="Software environment of the centre.")] = "digits",
+    kind: Annotated[
+        str | None, typer.Option(help="ray: with a private Ray cluster on what is allocated.")
+    ] = None,
     nodes: Annotated[int, typer.Option(help="Machines, started together.")] = 1,
     devices: Annotated[int, typer.Option(help="Cards on each machine.")] = 1,
     slots: Annotated[
@@ -100,6 +103,7 @@ def submit(
         "accelerator": accelerator or None,
         "min_pflops": min_pflops,
         "environment": environment,
+        "kind": kind,
         "nodes": nodes,
         "devices_per_node": devices,
         "slots_milli": slots,

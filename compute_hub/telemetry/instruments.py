@@ -126,9 +126,9 @@ class MeasuredAccounting:
         """As the inner one."""
         self._inner.record_usage(session, node, records, at)
 
-    def ended(self, session: Session, job: JobRow, at: datetime) -> None:
+    def ended(self, session: Session, jobs: Sequence[JobRow], at: datetime) -> None:
         """As the inner one."""
-        self._inner.ended(session, job, at)
+        self._inner.ended(session, jobs, at)
 
 
 class MeasuredMachines:

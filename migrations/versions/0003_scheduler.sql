@@ -184,6 +184,8 @@ CREATE INDEX ix_runs_live ON runs (node) WHERE state <> 'ended';
 
 CREATE INDEX ix_runs_ended_at ON runs USING brin (ended_at);
 
+CREATE INDEX ix_runs_lost ON runs (node) WHERE end_reason = 'node_lost' AND started_at IS NULL;
+
 CREATE TABLE allocations (
     id UUID NOT NULL,
     run_id UUID NOT NULL,

@@ -16,8 +16,12 @@ from scheduler.operations import note
 from scheduler.tables import DeviceRow, NodeRow
 
 
-def record_node(session: Session, report: Report, at: datetime) -> None:
-    """Make the tables say what a node says of itself; a device that is no longer reported is unhealthy."""
+def record_node(session: Session, report: Report, at: datetime) -> bool:
+    """Make the tables say what a node says of itself; a device that is no longer reported is unhealthy.
+
+    Returns:
+        Whether the node had been given up and is back.
+    """
     seen: dict[str, Any] = {
         "host_id": report.host_id,
         "labels": dict(report.labels),
@@ -30,7 +34,8 @@ def record_node(session: Session, report: Report, at: datetime) -> None:
     statement = insert(NodeRow).values(values)
     session.execute(statement.on_conflict_do_update(index_elements=[NodeRow.name], set_=seen))
     node = session.get_one(NodeRow, report.node, populate_existing=True)
-    if node.joined_at == at or node.state == "down":  # an operator's order stays
+    back = node.state == "down"
+    if node.joined_at == at or back:  # an operator's order stays
         note(session, report.node, "joined", f"answers from host {report.host_id}", at=at)
         node.state = "up"
     known = {
@@ -65,6 +70,7 @@ def record_node(session: Session, report: Report, at: datetime) -> None:
             healthy, failed, reason = status.healthy, status.failed, status.reason
             _record_health(session, row, healthy=healthy, failed=failed, reason=reason, at=at)
     session.flush()
+    return back
 
 
 def _record_health(

@@ -43,9 +43,3 @@ class SupervisorRefused(HubError):
     """The supervisor answered with a refusal."""
 
     sentence = "The supervisor refused {method}: {code}: {message}"
-
-
-class JournalFull(HubError):
-    """The journal cannot take that a run is about to start, so it must not."""
-
-    sentence = "The node can no longer write its journal: {why}."

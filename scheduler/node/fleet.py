@@ -254,6 +254,7 @@ class Fleet:
         else:
             for run in metered:
                 run.meter = meters[run.spec.run_id]
+            self._spool.replenish()
         if now_ms >= self._cut_at_ms:
             self._cut_at_ms = now_ms + self._config.meter_interval_ms
         self._beat_at_ms = now_ms + self._config.heartbeat_ms

@@ -20,12 +20,11 @@ from kernel.clock import boottime_ms, unix_ms, utc_now
 from kernel.errors import HubError
 from kernel.traces import request_id
 from scheduler.node.config import NodeConfig
-from scheduler.node.errors import JournalFull
 from scheduler.node.launched import Launched
 from scheduler.node.launching import Launcher
 from scheduler.node.meter import Meter, start_meter
 from scheduler.node.protocol import EndReason, RunSpec, RunState, RunStatus
-from scheduler.node.spool import Spool, ended_line, started_line, usage_line
+from scheduler.node.spool import JournalFailed, Spool, ended_line, started_line, usage_line
 from scheduler.node.workspace import leave_notice
 
 _SIGNAL_BASE: Final = 128
@@ -158,7 +157,7 @@ class Run:
     def read_meter(self, now_ms: int) -> Meter | None:
         """Take a reading of time and CPU."""
         if self.meter is not None and self._launched is not None:
-            self.meter = self.meter.read(now_ms, self._launched.cpu_ms())
+            self.meter = self.meter.read(now_ms, self._launched.cpu_ms(), self._launched.memory_bytes())
         return self.meter
 
     async def _live(self) -> None:
@@ -178,8 +177,10 @@ class Run:
         except (HubError, OSError) as error:
             self._launched = None
             launched.discard()
-            full = isinstance(error, JournalFull)
-            self._end(EndReason.JOURNAL_FULL if full else EndReason.START_FAILED, str(error), None)
+            if isinstance(error, JournalFailed):
+                self._end(EndReason.JOURNAL_FULL, f"The node cannot write its journal: {error.strerror}.", None)
+            else:
+                self._end(EndReason.START_FAILED, str(error), None)
             return
         self._finish(launched)
 
@@ -201,10 +202,7 @@ class Run:
         now_ms, wall_ms = boottime_ms(), unix_ms(utc_now())
         self._status = replace(self._status, started_unix_ms=wall_ms, started_boot_ms=now_ms)
         meter = self._new_meter(now_ms, wall_ms)
-        try:
-            self._around.spool.append(started_line(self._status, meter))
-        except OSError as error:
-            raise JournalFull(why=error.strerror) from error
+        self._around.spool.append(started_line(self._status, meter))
         self.meter = meter
         launched.start(self._running)
         self._launched = launched
@@ -218,7 +216,7 @@ class Run:
     def _finish(self, launched: Launched) -> None:
         outcome = launched.collect()
         if self.meter is not None:
-            self.meter = self.meter.read(boottime_ms(), outcome.cpu_ms)
+            self.meter = self.meter.read(boottime_ms(), outcome.cpu_ms, outcome.memory_bytes)
         if self._stop_reason is not None:
             self._end(self._stop_reason, self._stop_sentence, outcome.exit_code)
         elif outcome.failed:

@@ -200,5 +200,18 @@ def _leave() -> NoReturn:
     os._exit(0)
 
 
+def _configure_logs() -> None:
+    """In the form the controller's log has, on the standard error it shares."""
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.JSONRenderer(ensure_ascii=False),
+        ],
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+
+
 if __name__ == "__main__":
+    _configure_logs()
     Courier(sys.argv[1], Connection(int(sys.argv[2]))).run()
