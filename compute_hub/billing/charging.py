@@ -2,7 +2,8 @@
 
 The n-th charge of a job has an id derived from job and n, and the records it takes leave the queue in the same
 transaction, so a killed biller is repeated, never doubled. A capture never exceeds what is held: what usage costs
-beyond that is forgone by the centre, and the charge says so. With a job's last charge the rest of its hold is given
+beyond that is forgone by the centre, and the charge says so. What comes after the hold was given back is paid by
+whoever still can (`late`). With a job's last charge the rest of its hold is given
 back. Jobs are decided one after another in memory; one that cannot be charged is set aside with its reason. The number
 of statements does not depend on the number of jobs.
 """
@@ -20,6 +21,7 @@ from compute_hub.billing.domain.days import Span
 from compute_hub.billing.domain.rate_cards import Traits
 from compute_hub.billing.domain.rating import Priced, Usage, next_charge_micros, rate, share_out
 from compute_hub.billing.domain.timelines import Tariff
+from compute_hub.billing.late import capture_late
 from compute_hub.billing.losses import restore_losses
 from compute_hub.billing.rates import NoRate, tariffs_of
 from compute_hub.billing.tables import ChargedUsageRow, ChargeLineRow, ChargeRow, JobFundingRow, TenantVolumeRow
@@ -136,6 +138,7 @@ def charge_jobs(session: Session, job_ids: Collection[UUID], at: datetime) -> Bi
     closing = _closing(session, jobs, waiting, late)
     holds = open_holds(session, jobs, releasing=closing)
     biller = _Biller(
+        session,
         holds,
         tariffs_of(
             session, {(jobs[id_].tenant_id, record.model) for id_ in jobs for record in _all(waiting[id_])}
@@ -234,8 +237,9 @@ def span_of(record: UsageRecordRow) -> Span:
 
 @dataclass
 class _Biller:
-    """Bills job after job in memory, each on what those before it left."""
+    """Bills job after job in memory, each on what those before it left; only what is late moves money at once."""
 
+    session: Session
     holds: OpenHolds
     tariffs: Mapping[tuple[UUID, str], Tariff]
     facts: Mapping[tuple[UUID, str], ChargeFacts]
@@ -306,7 +310,10 @@ class _Biller:
         ]
         if not captures:
             return {}
-        coverages = take_charges(self.holds, job.id, captures, self.at)
+        if job.state == "released":
+            coverages = capture_late(self.session, job.id, job.tenant_id, captures, self.at)
+        else:
+            coverages = take_charges(self.holds, job.id, captures, self.at)
         return {capture.charge_id: coverage for capture, coverage in zip(captures, coverages, strict=True)}
 
     def _note(self, job: _Job, charge: _Rated, coverage: Coverage) -> None:
