@@ -6,7 +6,7 @@ early enough that what it has used is always covered. A hold therefore also cove
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final
 from uuid import UUID
@@ -28,7 +28,8 @@ from compute_hub.billing.ahead import (
 from compute_hub.billing.domain.rating import hold_micros
 from compute_hub.billing.rates import dearest_model
 from compute_hub.billing.tables import JobFundingRow
-from compute_hub.metering.recording import record_usage
+from compute_hub.metering.energy import Draw
+from compute_hub.metering.recording import NO_DRAWS, record_usage
 from compute_hub.metering.tables import UsageTotalRow
 from kernel.errors import HubError
 from scheduler.controller.ports import Admission
@@ -88,6 +89,7 @@ def pledge_alike(session: Session, jobs: Sequence[JobRow], voucher_ids: Sequence
             held_slot_ms=0,
             held_micros=0,
             rated_units=0,
+            charges=0,
         )
         for job in jobs
     )
@@ -100,6 +102,7 @@ class Funding:
 
     horizon_ms: int
     centre: CentreFacts
+    draws: Mapping[str, Draw] = field(default_factory=lambda: NO_DRAWS)
 
     def admit(self, session: Session, admissions: Sequence[Admission], at: datetime) -> Mapping[UUID, str]:
         """Hold the first stretch of attempts, one after another; a sentence for each that cannot be paid."""
@@ -160,7 +163,7 @@ class Funding:
 
     def record_usage(self, session: Session, node: str, records: Sequence[UsageRecord], at: datetime) -> None:
         """Keep usage records and wake the biller."""
-        record_usage(session, node, records, at)
+        record_usage(session, node, records, at, self.draws)
         if records:
             session.execute(text(f"NOTIFY {WAKE_CHANNEL}"))
 

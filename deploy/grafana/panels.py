@@ -28,6 +28,8 @@ SECONDS: Final = "s"
 COUNT: Final = "none"
 PER_SECOND: Final = "reqps"
 BYTES: Final = "bytes"
+WATTS: Final = "watt"
+KWH: Final = "kwatth"
 
 Kind = Literal["stat", "lines", "stack", "bars", "states", "table"]
 

@@ -157,7 +157,7 @@ class Run:
     def read_meter(self, now_ms: int) -> Meter | None:
         """Take a reading of time and CPU."""
         if self.meter is not None and self._launched is not None:
-            self.meter = self.meter.read(now_ms, self._launched.cpu_ms())
+            self.meter = self.meter.read(now_ms, self._launched.cpu_ms(), self._launched.memory_bytes())
         return self.meter
 
     async def _live(self) -> None:
@@ -216,7 +216,7 @@ class Run:
     def _finish(self, launched: Launched) -> None:
         outcome = launched.collect()
         if self.meter is not None:
-            self.meter = self.meter.read(boottime_ms(), outcome.cpu_ms)
+            self.meter = self.meter.read(boottime_ms(), outcome.cpu_ms, outcome.memory_bytes)
         if self._stop_reason is not None:
             self._end(self._stop_reason, self._stop_sentence, outcome.exit_code)
         elif outcome.failed:

@@ -53,7 +53,12 @@ class Contest:
 
     def _fill(self, inner: dict[QueueState, None]) -> None:
         for queue in inner:
-            rows = [self._row(child) for child in queue.children if child in self._unseen or child in inner]
+            now_ms, unseen, row_of = self._now_ms, self._unseen, self._row
+            rows = [
+                child.row if child.row is not None and now_ms < child.share_until_ms else row_of(child)
+                for child in queue.children
+                if child in unseen or child in inner
+            ]
             heapify(rows)
             self._children[queue] = rows
 
@@ -189,7 +194,8 @@ class Contest:
         share = queue.share(self._capacities, self._now_ms)
         head = self._heads.get(queue)
         if head is None:
-            return (queue.best_tier(), share, queue.name, queue)
+            queue.row = (queue.best_tier(), share, queue.name, queue)
+            return queue.row
         shape = head[0].shape
         pool = shape.pools[0].model if shape.pools else ""
         return (queue.tier(pool, shape.demand_milli()), share, queue.name, queue)

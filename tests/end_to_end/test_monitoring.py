@@ -97,7 +97,7 @@ def panel_queries() -> dict[str, str]:
         content = json.loads(file.read_text(encoding="utf-8"))
         for panel in content["panels"]:
             for target in panel["targets"]:
-                filled = re.sub(r"\$(programme|tenant|node)\b", ".*", target["expr"])
+                filled = re.sub(r"\$(programme|size|industry|tenant|node)\b", ".*", target["expr"])
                 queries[f"{board.uid}/{panel['title']}/{target['refId']}"] = filled.replace(
                     "$__rate_interval", "30s"
                 )

@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
-from compute_hub.billing.charging import charge_job
+from compute_hub.billing.charging import charge_jobs
 from compute_hub.billing.corrections import ChargeCorrected, CorrectionRaises, correct_charge
 from compute_hub.billing.domain.rate_cards import RateCard, RateCardRefused
 from compute_hub.billing.domain.timelines import (
@@ -51,7 +51,7 @@ def test_a_biller_whose_connection_dies_before_its_commit_charges_nothing_and_is
     house.admit(job_id)
     house.meter(house.record(job_id, 0, 1000, final=True))
     with Session(house.engine) as session:
-        charge_job(session, job_id, NOW)
+        charge_jobs(session, [job_id], NOW)
         session.connection().connection.dbapi_connection.close()  # type: ignore[union-attr]
         with pytest.raises(Exception, match="closed"):
             session.commit()
