@@ -9,10 +9,11 @@ from datetime import datetime
 from typing import Final
 from uuid import UUID
 
-from sqlalchemy import func, or_, select
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import Uuid, func, literal, select
+from sqlalchemy.dialects.postgresql import ARRAY, insert
 from sqlalchemy.orm import Session
 
+from kernel.bulk import among
 from kernel.ids import derived_id
 from kernel.money import MICROS_MAX
 from vouchers.domain.controllers import actual_controller, check_acyclic, related
@@ -132,7 +133,7 @@ def lock_tenants(session: Session, enterprise_ids: Iterable[UUID]) -> list[Enter
     wanted = sorted(set(enterprise_ids))
     rows = session.scalars(
         select(Enterprise)
-        .where(Enterprise.id.in_(wanted))
+        .where(among(Enterprise.id, wanted))
         .order_by(Enterprise.id)
         .with_for_update(key_share=True)
     ).all()
@@ -149,19 +150,22 @@ def lock_payers(session: Session, tenant_ids: Collection[UUID]) -> dict[UUID, tu
         Per registered tenant who pays for it: itself first.
     """
     wanted = list(tenant_ids)
-    payers = select(GroupMember.payer_id).where(GroupMember.affiliate_id.in_(wanted))
+    payers = select(GroupMember.payer_id).where(among(GroupMember.affiliate_id, wanted))
+    either = payers.union_all(select(func.unnest(literal(wanted, ARRAY(Uuid)))))
     locked = set(
         session.scalars(
             select(Enterprise.id)
-            .where(or_(Enterprise.id.in_(wanted), Enterprise.id.in_(payers)))
+            .where(Enterprise.id.in_(either))
             .order_by(Enterprise.id)
-            .with_for_update(key_share=True)
+            .with_for_update(key_share=True, of=Enterprise)
         )
     )
     # Looked at again, because who is bound to whom may have changed while the rows were waited for.
     bound = dict(
         session.execute(
-            select(GroupMember.affiliate_id, GroupMember.payer_id).where(GroupMember.affiliate_id.in_(wanted))
+            select(GroupMember.affiliate_id, GroupMember.payer_id).where(
+                among(GroupMember.affiliate_id, wanted)
+            )
         ).all()
     )
     return {

@@ -129,7 +129,9 @@ def line_page(session: Session, claim_id: UUID, *, after: int, limit: int) -> Pa
                 "state": row.state,
                 "reason": row.reason,
                 "sampled": row.sampled,
-                "job_id": job_id or charge.job_id,  # what is late or corrected has a hold of its own
+                "job_id": charge.job_id
+                if job_id is None
+                else job_id,  # what is late or corrected has a hold of its own
                 "charge_id": charge.charge_id,
                 "tenant_id": charge.tenant_id,
                 "voucher_id": coverage.voucher_id,

@@ -31,6 +31,7 @@ from compute_hub.billing.tables import JobFundingRow
 from compute_hub.metering.energy import Draw
 from compute_hub.metering.recording import NO_DRAWS, record_usage
 from compute_hub.metering.tables import UsageTotalRow
+from kernel.bulk import among
 from kernel.errors import HubError
 from scheduler.controller.ports import Admission
 from scheduler.node.protocol import UsageRecord
@@ -256,7 +257,7 @@ def _used_slot_ms(session: Session, jobs: Sequence[JobRow]) -> dict[tuple[UUID, 
     found: dict[tuple[UUID, str], Used] = {}
     rows = session.execute(
         select(UsageTotalRow.job_id, UsageTotalRow.attempt, UsageTotalRow.model, UsageTotalRow.slot_ms).where(
-            UsageTotalRow.job_id.in_(list(attempts))
+            among(UsageTotalRow.job_id, list(attempts))
         )
     )
     for job_id, attempt, model, slot_ms in rows:
