@@ -12,7 +12,7 @@ import signal
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Final
 
 import structlog
 
@@ -24,7 +24,7 @@ from scheduler.node.launched import Launched
 from scheduler.node.launching import Launcher
 from scheduler.node.meter import Meter, start_meter
 from scheduler.node.protocol import EndReason, RunSpec, RunState, RunStatus
-from scheduler.node.spool import Spool, ended_line, started_line, usage_line
+from scheduler.node.spool import Line, Spool, ended_line, started_line, usage_line
 from scheduler.node.workspace import leave_notice
 
 _SIGNAL_BASE: Final = 128
@@ -62,7 +62,7 @@ class Run:
         self._around = around
         self._blockers = blockers
         self._status = RunStatus(spec.run_id, spec.job_id, spec.attempt, spec.rank, RunState.STARTING)
-        self._last_words: tuple[dict[str, Any], RunStatus] | None = None
+        self._last_words: tuple[Line, RunStatus] | None = None
         self._launched: Launched | None = None
         self._stop_reason: EndReason | None = None
         self._stop_sentence = ""
