@@ -87,6 +87,12 @@ def test_the_stacking_ceiling_binds_all_who_pay_with_it() -> None:
     assert [ceiling.clause for ceiling in plan.ceilings_reached(100)] == ["city §9"]
 
 
+def test_only_a_ceiling_that_lets_nothing_more_through_is_said_to_be_reached() -> None:
+    roomy = voucher("roomy", "0.30", ceilings=(Ceiling("r §9", "", Fraction("0.31")),))
+    assert plan_coverage(100, 0, [roomy]).ceilings_reached(100) == ()
+    assert plan_coverage(100, 0, [voucher("all", "1")]).ceilings_reached(100) == ()
+
+
 def test_a_programme_whose_ceiling_costs_more_than_it_brings_is_left_out() -> None:
     stingy = voucher("stingy", "0.10", burn=(1, "a"), ceilings=(Ceiling("s §1", "", Fraction("0.20")),))
     assert amounts(plan_coverage(100, 0, [stingy, voucher("b", "0.50")])) == {"b": 50}
