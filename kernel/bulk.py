@@ -30,7 +30,7 @@ def copy_rows(session: Session, into: type[Table], rows: Sequence[Mapping[str, A
     Args:
         session: whose transaction this belongs to; what it has not written yet is written first.
         into: the table.
-        rows: by name of the column; each names the same columns as the first.
+        rows: by attribute; each names the same ones as the first.
 
     Raises:
         sqlalchemy.exc.IntegrityError: the database refuses a row, and with it all.
@@ -38,9 +38,8 @@ def copy_rows(session: Session, into: type[Table], rows: Sequence[Mapping[str, A
     if not rows:
         return
     session.flush()
-    table = into.__table__
-    columns = [table.columns[name] for name in rows[0]]
-    written = [(column.key, _text_form(column.type)) for column in columns]
+    columns = [into.__mapper__.columns[name] for name in rows[0]]
+    written = [(name, _text_form(column.type)) for name, column in zip(rows[0], columns, strict=True)]
     names = ", ".join(f'"{column.name}"' for column in columns)
     text = "".join(["\t".join([form(row[key]) for key, form in written]) + "\n" for row in rows])
     statement = f"COPY {into.__tablename__} ({names}) FROM STDIN"

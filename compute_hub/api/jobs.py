@@ -23,6 +23,7 @@ from compute_hub.api.job_views import (
     array_view,
     attempt_view,
     job_views,
+    new_job_view,
 )
 from compute_hub.api.shapes import After, Limit, Page, View, page_of
 from compute_hub.billing.funding import pledge_alike, pledge_funding
@@ -86,7 +87,7 @@ def submit(body: JobSubmission, call: Caller) -> JobView:
 
     def action(session: Session, at: datetime) -> JobView:
         job, _ = _submit(session, body, call, at)
-        return job_views(session, [job])[0]
+        return new_job_view(job)
 
     submitted = call.once(JobView, body, action)
     about(job=str(submitted.id))

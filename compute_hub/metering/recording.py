@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Final
 from uuid import UUID
 
 import structlog
@@ -17,12 +18,16 @@ from sqlalchemy import func, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
+from compute_hub.metering.energy import ESTIMATED, MEASURED, Draw, estimated_energy_mj
 from compute_hub.metering.tables import UnchargedUsageRow, UsageMismatchRow, UsageRecordRow, UsageTotalRow
 from kernel.clock import from_unix_ms
 from kernel.ids import derived_id
 from scheduler.node.codec import encode
 from scheduler.node.protocol import UsageRecord
 from scheduler.tables import AllocationRow, RunRow
+
+NO_DRAWS: Final[Mapping[str, Draw]] = {}
+"""Of models whose power nobody declared."""
 
 _log = structlog.get_logger(__name__)
 
@@ -39,8 +44,22 @@ class _Placed:
     slots_milli: int
 
 
-def record_usage(session: Session, node: str, records: Sequence[UsageRecord], at: datetime) -> None:
-    """Keep records under their ids and queue the new ones for charging."""
+def record_usage(
+    session: Session,
+    node: str,
+    records: Sequence[UsageRecord],
+    at: datetime,
+    draws: Mapping[str, Draw] = NO_DRAWS,
+) -> None:
+    """Keep records under their ids and queue the new ones for charging.
+
+    Args:
+        session: of the transaction in which the node's report is kept.
+        node: who sent them.
+        records: as they came.
+        at: now.
+        draws: declared power by model, for energy that no sensor measured.
+    """
     if not records:
         return
     placed = _placed(session, {record.run_id for record in records})
@@ -56,7 +75,7 @@ def record_usage(session: Session, node: str, records: Sequence[UsageRecord], at
         ):
             alarms.append((record, problem or "it contradicts another record of the same id"))
         else:
-            rows[record.id] = _row(record, node, run.model, at)
+            rows[record.id] = _row(record, node, run.model, at, draws.get(run.model))
     alarms += _keep(session, rows, {record.id: record for record in records})
     _raise_alarms(session, alarms, at)
 
@@ -168,7 +187,11 @@ def _as_uuid(text: str) -> UUID | None:
         return None
 
 
-def _row(record: UsageRecord, node: str, model: str, at: datetime) -> dict[str, object]:
+def _row(record: UsageRecord, node: str, model: str, at: datetime, draw: Draw | None) -> dict[str, object]:
+    busy_ms = record.cpu_ms if record.device_busy_ms is None else record.device_busy_ms
+    energy_mj, basis = record.energy_mj, None if record.energy_mj is None else MEASURED
+    if energy_mj is None and draw is not None:
+        energy_mj, basis = estimated_energy_mj(record.slot_ms, busy_ms, draw), ESTIMATED
     return {
         "id": UUID(record.id),
         "job_id": UUID(record.job_id),
@@ -183,7 +206,10 @@ def _row(record: UsageRecord, node: str, model: str, at: datetime) -> dict[str, 
         "offset_ms": record.offset_ms,
         "duration_ms": record.duration_ms,
         "slot_ms": record.slot_ms,
-        "busy_ms": record.cpu_ms,
+        "busy_ms": busy_ms,
+        "memory_bytes_max": record.memory_bytes_max,
+        "energy_mj": energy_mj,
+        "energy_basis": basis,
         "final": record.final,
         "content_sha256": _digest(record),
         "received_at": at,

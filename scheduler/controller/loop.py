@@ -19,7 +19,7 @@ from kernel.clock import boottime_ms, unix_ms, utc_now
 from kernel.database import transaction
 from scheduler.controller.admitting import admit
 from scheduler.controller.clearing import order_clearing
-from scheduler.controller.desired import Store, desired_runs
+from scheduler.controller.desired import Store, Wanted, desired_runs
 from scheduler.controller.inventory import record_node
 from scheduler.controller.live_state import LiveState
 from scheduler.controller.nodes import Nodes
@@ -45,7 +45,9 @@ _STANDBY_LOOK_MS: Final = 250
 """How often a standby looks whether the leader's lease has lapsed."""
 
 _BREATH_MS: Final = 40
-"""Between two steps, so that under load a step serves many words; the first word after a pause is served at once."""
+_BREATH_MS_MAX: Final = 200
+"""Between two steps as long as the last one took, within these bounds, so that under load a step serves many words
+and leaves the machine to others half of the time; the first word after a pause is served at once."""
 
 _log = structlog.get_logger(__name__)
 
@@ -103,6 +105,7 @@ class Controller:
         self._watcher = watcher or Nobody()
         self._term: _Term | None = None
         self._prepared = LiveState(self._policy, self._queues)
+        self._prepare_at = 0
         self._stopping = False
 
     def stop(self) -> None:
@@ -119,8 +122,10 @@ class Controller:
             ticking = boottime_ms() >= next_tick
             if ticking:
                 next_tick = boottime_ms() + self._pace.tick_ms
+            began = boottime_ms()
             self.attempt(words, ticking=ticking)
-            rested = boottime_ms() + _BREATH_MS
+            ended = boottime_ms()
+            rested = ended + min(max(_BREATH_MS, ended - began), _BREATH_MS_MAX)
             next_tick = min(next_tick, self._next_look())
         self.resign()
 
@@ -175,6 +180,9 @@ class Controller:
 
     def _prepare(self) -> None:
         """While another leads: keep the picture up to date, so that taking over takes no time."""
+        if boottime_ms() < self._prepare_at:
+            return
+        self._prepare_at = boottime_ms() + self._pace.tick_ms
         with transaction(self._engine) as session:
             self._prepared.refresh(session, unix_ms(utc_now()), frozenset())
 
@@ -248,7 +256,8 @@ class Controller:
             desired = desired_runs(session, self._store, names)
         requests: dict[str, SyncRequest] = {}
         for name in sorted(names):
-            requests[name] = term.nodes.request(name, term.leadership.epoch, desired.get(name, ()))
+            wanted = desired.get(name) or Wanted()
+            requests[name] = term.nodes.request(name, term.leadership.epoch, wanted.runs, wanted.notices)
         reports = {
             name: report
             for name, report in self._machines.sync(requests).items()

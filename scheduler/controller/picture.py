@@ -80,15 +80,24 @@ class Centre:
 
 def centre_of(session: Session, answering: AbstractSet[str], now_ms: int) -> Centre:
     """The centre as the tables have it. Only nodes that answer and that their operator left open take new jobs."""
-    query = select(DeviceRow).order_by(DeviceRow.node, DeviceRow.index)
-    rows = session.scalars(query.execution_options(populate_existing=True)).all()
-    devices = {(row.node, row.index): Device(row.number, row.model, row.freed_at) for row in rows}
-    names = {(row.node, row.index): node_name(row.node, row.model) for row in rows}
+    rows = session.execute(
+        select(
+            DeviceRow.node,
+            DeviceRow.index.label("slot"),  # a row's own `index` is the tuple's
+            DeviceRow.number,
+            DeviceRow.model,
+            DeviceRow.freed_at,
+            DeviceRow.healthy,
+            DeviceRow.cordoned,
+        ).order_by(DeviceRow.node, DeviceRow.index)
+    ).all()
+    devices = {(row.node, row.slot): Device(row.number, row.model, row.freed_at) for row in rows}
+    names = {(row.node, row.slot): node_name(row.node, row.model) for row in rows}
     kept = kept_devices(session, from_unix_ms(now_ms), names)
     grouped: dict[tuple[str, str], list[DeviceState]] = {}
     for row in rows:
-        usable = row.healthy and not row.cordoned and (row.node, row.index) not in kept.withheld
-        grouped.setdefault((row.node, row.model), []).append(DeviceState(row.index, usable))
+        usable = row.healthy and not row.cordoned and (row.node, row.slot) not in kept.withheld
+        grouped.setdefault((row.node, row.model), []).append(DeviceState(row.slot, usable))
     machines = {row.name: row for row in session.scalars(select(NodeRow))}
     nodes = tuple(
         Node(

@@ -69,6 +69,6 @@ class Accounting(Protocol):
         """Keep usage records, each once."""
         ...
 
-    def ended(self, session: Session, job: JobRow, at: datetime) -> None:
-        """A job is over; nothing more will be used except what is reported late."""
+    def ended(self, session: Session, jobs: Sequence[JobRow], at: datetime) -> None:
+        """Jobs are over; nothing more will be used except what is reported late."""
         ...

@@ -99,10 +99,11 @@ def _settle_all(session: Session, job_ids: AbstractSet[UUID], accounting: Accoun
     steps: list[Step] = []
     for job in jobs:
         before = job.state, job.placed_at, job.started_at
-        if _settle(session, job, runs[job.id], accounting, at):
+        if _settle(job, runs[job.id], at):
             moved.append(job)
             steps += _steps(job, runs[job.id], *before, at)
     session.flush()
+    _tell_ended(session, [job for job in moved if job.ended_at is not None], accounting, at)
     return Settled(
         freed=any(job.state == "queued" or job.ended_at is not None for job in moved),
         stopping=any(job.stop_reason is not None for job in moved),
@@ -161,7 +162,9 @@ def end_waiting(session: Session, leadership: Leadership, accounting: Accounting
         .with_for_update()
     ).all()
     for job in jobs:
-        _end(session, job, "cancelled", "cancelled while it waited", accounting, at)
+        _end(job, "cancelled", "cancelled while it waited", at)
+    session.flush()
+    _tell_ended(session, jobs, accounting, at)
     vain = _end_in_vain(session, accounting, at)
     return bool(jobs) or vain
 
@@ -173,20 +176,24 @@ def _end_in_vain(session: Session, accounting: Accounting, at: datetime) -> bool
         for job, needed, state in vain:
             job.stop_reason = "dependency_failed"
             why = f"never started, because job {needed}, which it depends on, ended without success ({state})"
-            _end(session, job, "failed", why, accounting, at)
+            _end(job, "failed", why, at)
         session.flush()
+        _tell_ended(session, [job for job, _, _ in vain], accounting, at)
         any_ended = True
     return any_ended
 
 
-def _settle(
-    session: Session, job: JobRow, runs: Sequence[RunRow], accounting: Accounting, at: datetime
-) -> bool:
+def _tell_ended(session: Session, jobs: Sequence[JobRow], accounting: Accounting, at: datetime) -> None:
+    if jobs:
+        accounting.ended(session, jobs, at)
+
+
+def _settle(job: JobRow, runs: Sequence[RunRow], at: datetime) -> bool:
     if job.ended_at is not None or job.state == "queued":
         return False
     failed = next((run for run in runs if run.state == "ended" and not _succeeded(run)), None)
     if all(run.state == "ended" for run in runs):
-        _conclude(session, job, runs, failed, accounting, at)
+        _conclude(job, runs, failed, at)
         return True
     news = False
     if failed is not None and job.stop_reason is None:
@@ -204,14 +211,7 @@ def _settle(
     return news
 
 
-def _conclude(
-    session: Session,
-    job: JobRow,
-    runs: Sequence[RunRow],
-    failed: RunRow | None,
-    accounting: Accounting,
-    at: datetime,
-) -> None:
+def _conclude(job: JobRow, runs: Sequence[RunRow], failed: RunRow | None, at: datetime) -> None:
     job.started_at = job.started_at or _started_at(runs)
     own = _culprit(runs)
     culprit = own or failed
@@ -223,14 +223,14 @@ def _conclude(
         job.lost_attempts = [*job.lost_attempts, job.attempt]
     elif culprit is None and not wanted:
         job.exit_code = 0
-        _end(session, job, "succeeded", "finished", accounting, at)
+        _end(job, "succeeded", "finished", at)
     elif wanted:
         state = "cancelled" if job.stop_reason == "cancelled" else "failed"
         job.exit_code = culprit.exit_code if culprit is not None else 0
-        _end(session, job, state, _why_stopped(job), accounting, at)
+        _end(job, state, _why_stopped(job), at)
     else:
         assert culprit is not None  # noqa: S101 - the first branch took the other case
-        _fail_or_requeue(session, job, culprit, accounting, at)
+        _fail_or_requeue(job, culprit, at)
 
 
 def _why_stopped(job: JobRow) -> str:
@@ -249,9 +249,7 @@ def _culprit(runs: Sequence[RunRow]) -> RunRow | None:
     return min(bad, key=lambda run: (run.ended_at, run.rank), default=None)
 
 
-def _fail_or_requeue(
-    session: Session, job: JobRow, culprit: RunRow, accounting: Accounting, at: datetime
-) -> None:
+def _fail_or_requeue(job: JobRow, culprit: RunRow, at: datetime) -> None:
     rank = f"rank {culprit.rank}: " if job.node_count > 1 else ""
     detail = culprit.end_detail or f"its program ended with exit status {culprit.exit_code}"
     lost = culprit.end_reason in INFRASTRUCTURE
@@ -266,7 +264,7 @@ def _fail_or_requeue(
         _requeue(job, why, at, pause_ms)
         return
     job.exit_code, job.end_reason = culprit.exit_code, culprit.end_reason
-    _end(session, job, "failed", f"{rank}{detail}", accounting, at)
+    _end(job, "failed", f"{rank}{detail}", at)
 
 
 def _requeue(job: JobRow, why: str, at: datetime, pause_ms: int) -> None:
@@ -274,15 +272,13 @@ def _requeue(job: JobRow, why: str, at: datetime, pause_ms: int) -> None:
     if job.started_at is not None:
         job.attained_ms += max(0, (at - job.started_at) // timedelta(milliseconds=1))
     job.state, job.stop_reason, job.reason = "queued", None, why
-    job.placed_at, job.started_at, job.evicted_for = None, None, None
+    job.placed_at, job.started_at, job.evicted_for, job.notice = None, None, None, ""
     job.retry_at = at + timedelta(milliseconds=pause_ms) if pause_ms else None
 
 
-def _end(session: Session, job: JobRow, state: str, reason: str, accounting: Accounting, at: datetime) -> None:
+def _end(job: JobRow, state: str, reason: str, at: datetime) -> None:
     job.state, job.reason, job.ended_at = state, reason, at
     job.end_reason = job.end_reason or (job.stop_reason if state != "succeeded" else "exited")
-    session.flush()
-    accounting.ended(session, job, at)
 
 
 def _succeeded(run: RunRow) -> bool:

@@ -62,7 +62,9 @@ class Fleet:
         self._waiting: set[asyncio.Event] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._deadman = DeadMansTimer()
-        self._around = Surroundings(config, boot_id, spool, launcher, self._changed, self._spool_failed)
+        self._around = Surroundings(
+            config, boot_id, spool, launcher, self._changed, self._spool_failed, inventory.sensed
+        )
         self._closing = False
         self._look_at_ms = 0
         self._short = False

@@ -21,4 +21,4 @@ def _as_it_is(host: str) -> str:
 
 if __name__ == "__main__":
     keep_loopback()
-    sys.exit(main())  # type: ignore[no-untyped-call] # click gives it no types
+    sys.exit(main())  # type: ignore[no-untyped-call] # Ray's command line has no types

@@ -175,7 +175,7 @@ class House:
                 job.lost_attempts = [*job.lost_attempts, job.attempt]
             self._end_runs(session, job_id, reason)
             session.flush()
-            self.funding.ended(session, job, at)
+            self.funding.ended(session, [job], at)
 
     def keep(self, job_id: UUID, elapsed_ms: int, at: datetime | None = None) -> str | None:
         with transaction(self.engine) as session:
