@@ -17,6 +17,9 @@ from typing import Final
 import psutil
 
 _PATIENCE_S: Final = 10
+_TRACKER: Final = b"multiprocessing.resource_tracker"
+"""Python's own; it ends by itself with the process it belongs to."""
+
 _CGROUPS: Final = Path("/sys/fs/cgroup")
 
 
@@ -39,6 +42,8 @@ def processes_naming(folder: Path) -> list[psutil.Process]:
                 text = Path(f"/proc/{process.pid}/{part}").read_bytes()
             except OSError:
                 continue
+            if part == "cmdline" and _TRACKER in text:
+                break
             if needle in text:
                 found.append(process)
                 break

@@ -2,7 +2,8 @@
 
 The n-th charge of a job has an id derived from job and n, and the records it takes leave the queue in the same
 transaction, so a killed biller is repeated, never doubled. A capture never exceeds what is held: what usage costs
-beyond that is forgone by the centre, and the charge says so. With a job's last charge the rest of its hold is given
+beyond that is forgone by the centre, and the charge says so. What comes after the hold was given back is paid by
+whoever still can (`late`). With a job's last charge the rest of its hold is given
 back. Jobs are decided one after another in memory; one that cannot be charged is set aside with its reason. The number
 of statements does not depend on the number of jobs.
 """
@@ -20,13 +21,14 @@ from compute_hub.billing.domain.days import Span
 from compute_hub.billing.domain.rate_cards import Traits
 from compute_hub.billing.domain.rating import Priced, Usage, next_charge_micros, rate, share_out
 from compute_hub.billing.domain.timelines import Tariff
+from compute_hub.billing.late import capture_late
 from compute_hub.billing.losses import restore_losses
 from compute_hub.billing.rates import NoRate, tariffs_of
 from compute_hub.billing.tables import ChargedUsageRow, ChargeLineRow, ChargeRow, JobFundingRow, TenantVolumeRow
 from compute_hub.billing.uncharged import LATE, Record, Waiting, by_charge, jobs_with_all_records, waiting_usage
 from compute_hub.metering.gaps import open_gap_cases
 from compute_hub.metering.tables import UnchargedUsageRow, UsageRecordRow
-from kernel.bulk import array, array_of_text, copy_rows, run
+from kernel.bulk import among, array, array_of_text, copy_rows, run
 from kernel.clock import from_unix_ms, unix_ms
 from kernel.errors import HubError
 from kernel.ids import derived_id
@@ -136,6 +138,7 @@ def charge_jobs(session: Session, job_ids: Collection[UUID], at: datetime) -> Bi
     closing = _closing(session, jobs, waiting, late)
     holds = open_holds(session, jobs, releasing=closing)
     biller = _Biller(
+        session,
         holds,
         tariffs_of(
             session, {(jobs[id_].tenant_id, record.model) for id_ in jobs for record in _all(waiting[id_])}
@@ -234,8 +237,9 @@ def span_of(record: UsageRecordRow) -> Span:
 
 @dataclass
 class _Biller:
-    """Bills job after job in memory, each on what those before it left."""
+    """Bills job after job in memory, each on what those before it left; only what is late moves money at once."""
 
+    session: Session
     holds: OpenHolds
     tariffs: Mapping[tuple[UUID, str], Tariff]
     facts: Mapping[tuple[UUID, str], ChargeFacts]
@@ -306,7 +310,10 @@ class _Biller:
         ]
         if not captures:
             return {}
-        coverages = take_charges(self.holds, job.id, captures, self.at)
+        if job.state == "released":
+            coverages = capture_late(self.session, job.id, job.tenant_id, captures, self.at)
+        else:
+            coverages = take_charges(self.holds, job.id, captures, self.at)
         return {capture.charge_id: coverage for capture, coverage in zip(captures, coverages, strict=True)}
 
     def _note(self, job: _Job, charge: _Rated, coverage: Coverage) -> None:
@@ -339,7 +346,7 @@ def _locked_jobs(session: Session, job_ids: Collection[UUID]) -> dict[UUID, _Job
     funding, and the fundings are not waited for: so nobody waits in a circle.
     """
     tenants = session.scalars(
-        select(JobFundingRow.tenant_id).where(JobFundingRow.job_id.in_(job_ids)).distinct()
+        select(JobFundingRow.tenant_id).where(among(JobFundingRow.job_id, job_ids)).distinct()
     ).all()
     lock_payers(session, tenants)
     rows = session.execute(
@@ -351,7 +358,7 @@ def _locked_jobs(session: Session, job_ids: Collection[UUID]) -> dict[UUID, _Job
             JobFundingRow.charges,
             JobFundingRow.funded_at,
         )
-        .where(JobFundingRow.job_id.in_(job_ids))
+        .where(among(JobFundingRow.job_id, job_ids))
         .order_by(JobFundingRow.tenant_id, JobFundingRow.job_id)
         .with_for_update(skip_locked=True)
     ).all()
@@ -366,7 +373,7 @@ def _locked_jobs(session: Session, job_ids: Collection[UUID]) -> dict[UUID, _Job
     facts = {
         id_: (Traits(kind, priority, slots), ended_at, lost)
         for id_, kind, priority, slots, ended_at, lost in session.execute(
-            select(*columns).where(JobRow.id.in_([row.job_id for row in rows]))
+            select(*columns).where(among(JobRow.id, [row.job_id for row in rows]))
         )
     }
     return {
@@ -411,7 +418,7 @@ def _write(session: Session, written: _Written) -> None:
     copy_rows(session, ChargeLineRow, written.lines)
     copy_rows(session, ChargedUsageRow, written.charged)
     if written.done:
-        session.execute(delete(UnchargedUsageRow).where(UnchargedUsageRow.record_id.in_(written.done)))
+        session.execute(delete(UnchargedUsageRow).where(among(UnchargedUsageRow.record_id, written.done)))
     if written.volumes:
         keys = list(written.volumes)
         columns = (

@@ -50,7 +50,7 @@ def run_node(settings: Settings, name: str, *, head: bool) -> None:
         signal.signal(number, lambda *_: stopping.set())
     socket_path = supervisor_socket(settings, name)
     variables = {SOCKET_VARIABLE: str(socket_path)}
-    relay = Relay(settings.node_address, read_token(token_file(settings)), socket_path)
+    relay = Relay(settings.node_address, read_token(token_file(settings)), socket_path, folder / "relay-port")
     node = node.model_copy(update={"labels": node.labels | {LINK_LABEL: relay.address}})
     supervisor = _start_supervisor(settings, node, folder, socket_path)
     _end_ray(socket_path)  # of a predecessor that was killed

@@ -19,7 +19,7 @@ from kernel.clock import boottime_ms, unix_ms, utc_now
 from kernel.database import transaction
 from scheduler.controller.admitting import admit
 from scheduler.controller.clearing import order_clearing
-from scheduler.controller.desired import Store, desired_runs
+from scheduler.controller.desired import Store, Wanted, desired_runs
 from scheduler.controller.inventory import record_node
 from scheduler.controller.live_state import LiveState
 from scheduler.controller.nodes import Nodes
@@ -256,7 +256,8 @@ class Controller:
             desired = desired_runs(session, self._store, names)
         requests: dict[str, SyncRequest] = {}
         for name in sorted(names):
-            requests[name] = term.nodes.request(name, term.leadership.epoch, desired.get(name, ()))
+            wanted = desired.get(name) or Wanted()
+            requests[name] = term.nodes.request(name, term.leadership.epoch, wanted.runs, wanted.notices)
         reports = {
             name: report
             for name, report in self._machines.sync(requests).items()

@@ -265,6 +265,7 @@ def usage(job_id: UUID, card_ms: int, used_at: datetime) -> UsageRecordRow:
         duration_ms=card_ms,
         slot_ms=card_ms * 1000,
         busy_ms=0,
+        memory_bytes_max=0,
         final=True,
         content_sha256="0" * 64,
         received_at=utc_now(),
