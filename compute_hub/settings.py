@@ -24,7 +24,8 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from compute_hub.billing.domain.terms import GENERAL, STANDARD, TaxRate, Terms
+from compute_hub.billing.domain.terms import GENERAL, STANDARD, Seller, TaxRate, Terms
+from compute_hub.metering.energy import Draw
 from kernel.errors import Invalid
 from vouchers.domain.facts import CentreFacts
 
@@ -101,10 +102,25 @@ class Price(_Part):
 
 
 class Model(_Part):
-    """What a card of a model can do at most, at the precision by which the centre is certified."""
+    """What a card of a model can do at most, at the precision by which the centre is certified, and what it draws.
+
+    The power of an idle and of a fully busy card is for cards that do not measure theirs; both or neither.
+    """
 
     precision: Name = "fp16"
     tflops: Annotated[int, Field(ge=1, le=1_000_000)]
+    idle_watts: Annotated[int, Field(ge=0, le=100_000)] | None = None
+    peak_watts: Annotated[int, Field(ge=1, le=100_000)] | None = None
+
+    @model_validator(mode="after")
+    def _draws_more_when_busy(self) -> Self:
+        if (self.idle_watts is None) != (self.peak_watts is None):
+            message = "name both idle_watts and peak_watts, or neither"
+            raise ValueError(message)
+        if self.idle_watts is not None and self.peak_watts is not None and self.idle_watts > self.peak_watts:
+            message = "idle_watts must not be above peak_watts"
+            raise ValueError(message)
+        return self
 
 
 class Centre(_Part):
@@ -128,6 +144,9 @@ class VatRate(_Part):
 class Billing(_Part):
     """How invoices are taxed and when they are due; holidays and worked weekends are the state's yearly list."""
 
+    credit_code: Annotated[str, StringConstraints(pattern=r"^([0-9A-Z]{8,18})?$")] = ""
+    bank: Annotated[str, StringConstraints(max_length=200)] = ""
+    """The seller's, as they stand on invoices; empty, they are left out."""
     tax_kind: Name = GENERAL
     vat: tuple[VatRate, ...] = ()
     due_days: Annotated[int, Field(ge=0, le=365)] = STANDARD.due_days
@@ -181,9 +200,9 @@ class Settings(BaseSettings):
     metrics_host: str = "127.0.0.1"
     metrics_port: Annotated[int, Field(ge=0, le=65000)] = 0
     """Where a process serves its own metrics (several workers: from there on); 0 for any free port."""
-    node_address: str = "127.0.0.2"
-    """This machine's address for other nodes. Ray replaces 127.0.0.1 by a routed address, 127.0.0.2 it keeps."""
-    ray_head_host: str = "127.0.0.2"
+    node_address: str = "127.0.0.1"
+    """This machine's address for other nodes; with 127.0.0.1 Ray listens on the loopback address alone."""
+    ray_head_host: str = "127.0.0.1"
     ray_port: Annotated[int, Field(ge=1, le=65535)] = 6379
     ray_token_file: Path | None = None
     ray_directory: Path | None = None
@@ -260,6 +279,20 @@ class Settings(BaseSettings):
             parts = [part for node in self.nodes for part in node.devices if part.model in self.models]
             pflops = sum(part.count * self.models[part.model].tflops for part in parts) // 1000
         return CentreFacts(self.centre.region, pflops)
+
+    @property
+    def seller(self) -> Seller:
+        """The centre as it stands on invoices."""
+        return Seller(self.centre_name, self.billing.credit_code, self.billing.bank)
+
+    @property
+    def draws(self) -> dict[str, Draw]:
+        """Declared power by model, where it is declared."""
+        return {
+            name: Draw(model.idle_watts, model.peak_watts)
+            for name, model in self.models.items()
+            if model.idle_watts is not None and model.peak_watts is not None
+        }
 
     @property
     def uploads(self) -> Path:

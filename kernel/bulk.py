@@ -9,16 +9,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from functools import cache
-from typing import Any, Final, cast
+from typing import Any, Final, TypeVar, cast
 
 import psycopg
+from sqlalchemy import ColumnElement, any_, literal
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import InstrumentedAttribute, Session
 from sqlalchemy.types import TypeEngine
 
 from kernel.database import Table
 
+_T = TypeVar("_T")
 _Driver = psycopg.Connection[tuple[Any, ...]]
 
 _ESCAPES: Final = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
@@ -30,7 +32,7 @@ def copy_rows(session: Session, into: type[Table], rows: Sequence[Mapping[str, A
     Args:
         session: whose transaction this belongs to; what it has not written yet is written first.
         into: the table.
-        rows: by name of the column; each names the same columns as the first.
+        rows: by attribute; each names the same ones as the first.
 
     Raises:
         sqlalchemy.exc.IntegrityError: the database refuses a row, and with it all.
@@ -38,9 +40,8 @@ def copy_rows(session: Session, into: type[Table], rows: Sequence[Mapping[str, A
     if not rows:
         return
     session.flush()
-    table = into.__table__
-    columns = [table.columns[name] for name in rows[0]]
-    written = [(column.key, _text_form(column.type)) for column in columns]
+    columns = [into.__mapper__.columns[name] for name in rows[0]]
+    written = [(name, _text_form(column.type)) for name, column in zip(rows[0], columns, strict=True)]
     names = ", ".join(f'"{column.name}"' for column in columns)
     text = "".join(["\t".join([form(row[key]) for key, form in written]) + "\n" for row in rows])
     statement = f"COPY {into.__tablename__} ({names}) FROM STDIN"
@@ -58,6 +59,11 @@ def run(session: Session, statement: bytes, arguments: Sequence[object]) -> list
     with driver(session, statement.decode()) as connection:
         cursor = connection.execute(statement, arguments, prepare=True)
         return cursor.fetchall() if cursor.description is not None else []
+
+
+def among(column: InstrumentedAttribute[_T], values: Iterable[_T]) -> ColumnElement[bool]:
+    """Whether a column's value is one of these, with a statement that does not depend on how many there are."""
+    return column == any_(literal(list(values), ARRAY(column.type)))
 
 
 def array(values: Iterable[object]) -> str:

@@ -52,6 +52,8 @@ class JobRequest:
         secrets: names of the tenant's secrets, which become files.
         held: does not start before it is released.
         traceparent: what the submission belongs to (W3C Trace Context), handed on to whoever works on the job.
+        notice_signal: accompanies what its program is told while it runs, such as that funds will not last; 0: none.
+        kind: "ray" brings a private Ray cluster, whose ranks need network "job"; by itself it follows from the nodes.
         max_retries, retry_on: attempts after the first; "lost": only where the centre lost one, "failure": also
             where the program failed.
     """
@@ -80,6 +82,8 @@ class JobRequest:
     upload_sha256: str | None = None
     env: dict[str, str] = field(default_factory=dict)
     secrets: Sequence[str] = ()
+    kind: str = ""
+    notice_signal: int = 0
     traceparent: str = ""
 
 
@@ -312,7 +316,7 @@ def _row(job_id: UUID, request: JobRequest, tenant_id: UUID, submitted_by: UUID,
         name=request.name,
         state="queued",
         reason=HELD if request.held else _NEW,
-        kind="batch" if request.node_count == 1 else "distributed",
+        kind=request.kind or ("batch" if request.node_count == 1 else "distributed"),
         argv=list(request.argv),
         env=dict(request.env),
         environment=request.environment,
@@ -334,6 +338,7 @@ def _row(job_id: UUID, request: JobRequest, tenant_id: UUID, submitted_by: UUID,
         held=request.held,
         max_retries=request.max_retries,
         retry_on=request.retry_on,
+        notice_signal=request.notice_signal,
         secrets=list(request.secrets),
         traceparent=request.traceparent,
         network=request.network,

@@ -12,11 +12,12 @@ from sqlalchemy import select
 from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.orm import Session
 
+from kernel.bulk import among
 from kernel.errors import HubError
 from ledger.domain.transfers import Transfer
-from ledger.posting import post_all
 from ledger.reading import due_holds
 from vouchers import accounts, movements
+from vouchers.capturing import release_rest
 from vouchers.domain.coverage import Candidate, Plan
 from vouchers.domain.explanation import Coverage
 from vouchers.domain.facts import ChargeFacts
@@ -26,6 +27,7 @@ from vouchers.errors import HoldDiffers, HoldNotFound, HoldReleased
 from vouchers.funding import find_funding
 from vouchers.holding import HoldRequest, check_cost, place_holds, prepare, segment_coverage
 from vouchers.means import Wish, gather_means
+from vouchers.open_holds import open_holds, write_holds
 from vouchers.tables import HoldLine, HoldSegment, JobHold, Voucher
 from vouchers.wallets import payer_of
 
@@ -129,19 +131,13 @@ def release_hold(session: Session, job_id: UUID, at: datetime) -> None:
     Raises:
         HoldNotFound: nothing was set aside.
     """
-    job = locked_job(session, job_id, released=True)
-    if job.state == "released":
-        return
-    job.state = "released"
-    session.flush()
-    transfers = []
-    for line in hold_lines(session, job_id):
-        transfers.append(movements.release_funds(line.transfer_id))
-        if line.voucher_id is not None and line.held > line.captured:
-            transfers += forward_to_pool(
-                session, line.voucher_id, line.account_id, line.held - line.captured, line.transfer_id
-            )
-    post_all(session, transfers, at=at)
+    tenant_id = session.scalar(select(JobHold.tenant_id).where(JobHold.job_id == job_id))
+    if tenant_id is None:
+        raise HoldNotFound(job=job_id)
+    lock_payers(session, [tenant_id])
+    holds = open_holds(session, (), releasing=[job_id])
+    release_rest(holds, job_id)
+    write_holds(session, holds, at)
 
 
 def held_facts(session: Session, job_ids: Collection[UUID]) -> dict[tuple[UUID, str], ChargeFacts]:
@@ -151,7 +147,7 @@ def held_facts(session: Session, job_ids: Collection[UUID]) -> dict[tuple[UUID, 
     model = HoldSegment.facts["model"].astext
     rows = session.execute(
         select(HoldSegment.job_id, model, HoldSegment.facts)
-        .where(HoldSegment.job_id.in_(job_ids))
+        .where(among(HoldSegment.job_id, job_ids))
         .ext(distinct_on(HoldSegment.job_id, model))
         .order_by(HoldSegment.job_id, model, HoldSegment.segment)
     )
@@ -176,7 +172,7 @@ def lapse_holds(session: Session, at: datetime, *, limit: int = 100) -> list[UUI
     jobs = session.execute(
         select(JobHold.tenant_id, JobHold.job_id)
         .join(HoldLine, HoldLine.job_id == JobHold.job_id)
-        .where(HoldLine.transfer_id.in_(due), JobHold.state == "open")
+        .where(among(HoldLine.transfer_id, due), JobHold.state == "open")
         .distinct()
         .order_by(JobHold.tenant_id, JobHold.job_id)
     ).all()
@@ -199,23 +195,6 @@ def forward_to_pool(
 def read_plan(row: HoldSegment) -> Plan:
     """The plan a segment was placed by."""
     return Plan(row.cost_micros, row.card_ms, tuple(Candidate.from_json(stored) for stored in row.plan))
-
-
-def locked_job(session: Session, job_id: UUID, *, released: bool = False) -> JobHold:
-    """A job's hold with its tenant locked.
-
-    Raises:
-        HoldNotFound: nothing was set aside for it.
-        HoldReleased: it was released, unless `released` ones are wanted too.
-    """
-    tenant_id = session.scalar(select(JobHold.tenant_id).where(JobHold.job_id == job_id))
-    if tenant_id is None:
-        raise HoldNotFound(job=job_id)
-    lock_payers(session, [tenant_id])
-    job = session.get_one(JobHold, job_id, populate_existing=True)
-    if job.state == "released" and not released:
-        raise HoldReleased(job=job_id)
-    return job
 
 
 def hold_lines(session: Session, job_id: UUID, segment: int | None = None) -> list[HoldLine]:

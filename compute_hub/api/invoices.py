@@ -232,7 +232,7 @@ def document(
             row,
             lines_of(session, invoice_id),
             language,
-            seller=call.settings.centre_name,
+            seller=call.settings.seller,
             refers_to="" if refers is None else refers.number,
         )
         return row.number, render_pdf(content) if form == "pdf" else render_workbook(content)

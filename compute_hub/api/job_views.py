@@ -34,6 +34,7 @@ class JobView(View):
     id: UUID
     tenant_id: UUID
     name: str
+    kind: str
     state: str
     reason: str
     accelerator: list[str]
@@ -106,6 +107,7 @@ def _view(row: JobRow, runs: list[RunRow], slot_ms: int, money: tuple[int, int, 
         id=row.id,
         tenant_id=row.tenant_id,
         name=row.name,
+        kind=row.kind,
         state=row.state,
         reason=row.reason,
         accelerator=row.models,

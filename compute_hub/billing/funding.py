@@ -6,7 +6,7 @@ early enough that what it has used is always covered. A hold therefore also cove
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final
 from uuid import UUID
@@ -28,8 +28,10 @@ from compute_hub.billing.ahead import (
 from compute_hub.billing.domain.rating import hold_micros
 from compute_hub.billing.rates import dearest_model
 from compute_hub.billing.tables import JobFundingRow
-from compute_hub.metering.recording import record_usage
+from compute_hub.metering.energy import Draw
+from compute_hub.metering.recording import NO_DRAWS, record_usage
 from compute_hub.metering.tables import UsageTotalRow
+from kernel.bulk import among
 from kernel.errors import HubError
 from scheduler.controller.ports import Admission
 from scheduler.node.protocol import UsageRecord
@@ -88,6 +90,7 @@ def pledge_alike(session: Session, jobs: Sequence[JobRow], voucher_ids: Sequence
             held_slot_ms=0,
             held_micros=0,
             rated_units=0,
+            charges=0,
         )
         for job in jobs
     )
@@ -100,6 +103,7 @@ class Funding:
 
     horizon_ms: int
     centre: CentreFacts
+    draws: Mapping[str, Draw] = field(default_factory=lambda: NO_DRAWS)
 
     def admit(self, session: Session, admissions: Sequence[Admission], at: datetime) -> Mapping[UUID, str]:
         """Hold the first stretch of attempts, one after another; a sentence for each that cannot be paid."""
@@ -151,16 +155,16 @@ class Funding:
         for use in short:
             job, refusal = use.job, refused.get(use.job.id)
             if refusal is None:
-                continue
-            if use.left_ms < job.grace_ms + MARGIN_MS:
+                _all_clear(job)
+            elif use.left_ms < job.grace_ms + MARGIN_MS:
                 broke[job.id] = str(refusal)
-            elif job.reason != f"its funds will not last: {refusal}":
-                job.reason = f"its funds will not last: {refusal}"
+            else:
+                _warn(job, f"its funds will not last: {refusal}")
         return broke
 
     def record_usage(self, session: Session, node: str, records: Sequence[UsageRecord], at: datetime) -> None:
         """Keep usage records and wake the biller."""
-        record_usage(session, node, records, at)
+        record_usage(session, node, records, at, self.draws)
         if records:
             session.execute(text(f"NOTIFY {WAKE_CHANNEL}"))
 
@@ -173,6 +177,18 @@ class Funding:
             .returning(func.pg_notify(WAKE_CHANNEL, ""))
             .execution_options(synchronize_session=False)
         )
+
+
+def _warn(job: JobRow, sentence: str) -> None:
+    """Say once why a job will be stopped, to who looks at it and to the job itself."""
+    if not job.notice:
+        job.reason = job.notice = sentence
+
+
+def _all_clear(job: JobRow) -> None:
+    """Money came: what was said of its funds no longer holds."""
+    if job.notice:
+        job.reason, job.notice = "its funds reach further again", ""
 
 
 @dataclass(frozen=True)
@@ -241,7 +257,7 @@ def _used_slot_ms(session: Session, jobs: Sequence[JobRow]) -> dict[tuple[UUID, 
     found: dict[tuple[UUID, str], Used] = {}
     rows = session.execute(
         select(UsageTotalRow.job_id, UsageTotalRow.attempt, UsageTotalRow.model, UsageTotalRow.slot_ms).where(
-            UsageTotalRow.job_id.in_(list(attempts))
+            among(UsageTotalRow.job_id, list(attempts))
         )
     )
     for job_id, attempt, model, slot_ms in rows:

@@ -1,6 +1,7 @@
 """`hub replay`: a real month through the live hub, counted again to the last micro-yuan."""
 
 import json
+import signal
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -62,6 +63,7 @@ def replay(
         devices_per_node=devices,
     )
     price_cny = price_at(price, speed)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with _Teller(console) as tell:
         began_ms = boottime_ms()
         stack = ReplayStack(

@@ -89,6 +89,8 @@ class Story:
         self.claim: dict[str, Any] = {}
         self.months: list[str] = []
         self.lag_ms_max = 0
+        self._leaving = threading.Event()
+        self._refusal: HubError | None = None
         self._document = document
         self._price = price_micros
         self._tell = tell
@@ -105,9 +107,9 @@ class Story:
             self._tell("firms apply, officers decide", number, len(names))
             self.firms[name] = self._firm(number, name)
         engine = open_engine(application_url(self.stack.settings), pool_size=1)
+        submitting = threading.Thread(target=self._submit_all, name="submit")
+        submitting.start()
         try:
-            submitting = threading.Thread(target=self._submit_all, name="submit")
-            submitting.start()
             self._await(
                 engine, "jobs run", len(self.jobs), "SELECT count(*) FROM jobs WHERE ended_at IS NOT NULL"
             )
@@ -116,6 +118,7 @@ class Story:
             self._await(engine, "the last usage is charged", len(self.jobs), settled)
             self._close(engine)
         finally:
+            self._leaving.set()
             engine.dispose()
         self._claim()
 
@@ -163,12 +166,13 @@ class Story:
 
     def _submit_all(self) -> None:
         """Every job at its time, by a few connections, so that a slow answer delays nobody."""
-        clients = {name: [HubClient(self.stack.url, firm.key)] for name, firm in self.firms.items()}
-        began_ms, never = boottime_ms(), threading.Event()
+        clients = {name: HubClient(self.stack.url, firm.key) for name, firm in self.firms.items()}
+        began_ms = boottime_ms()
         with ThreadPoolExecutor(_SUBMITTERS) as pool:
             for job in self.jobs:
-                never.wait(max(0, began_ms + job.submitted_ms - boottime_ms()) / 1000)
-                pool.submit(self._submit, clients[job.firm][0], job, began_ms + job.submitted_ms)
+                if self._leaving.wait(max(0, began_ms + job.submitted_ms - boottime_ms()) / 1000):
+                    return
+                pool.submit(self._submit, clients[job.firm], job, began_ms + job.submitted_ms)
 
     def _submit(self, client: HubClient, job: PlayedJob, due_ms: int) -> None:
         body = {
@@ -186,7 +190,11 @@ class Story:
             "max_retries": 3,
             "network": "none",
         }
-        self.submitted[job.name] = str(client.post("/v1/jobs", body)["id"])
+        try:
+            self.submitted[job.name] = str(client.post("/v1/jobs", body)["id"])
+        except HubError as refusal:
+            self._refusal = refusal
+            return
         self.lag_ms_max = max(self.lag_ms_max, boottime_ms() - due_ms)
 
     def _await(self, engine: Engine, what: str, total: int, query: str) -> None:
@@ -198,6 +206,8 @@ class Story:
             if done >= total:
                 return
             self.stack.check()
+            if self._refusal is not None:
+                raise self._refusal
             if done != last:
                 last, since_ms = done, boottime_ms()
             if boottime_ms() > since_ms + _QUIET_S * 1000:

@@ -6,13 +6,13 @@ dashboard, usage statistics and job server are off: the hub is the only driver.
 
 import os
 import sys
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
 from compute_hub.settings import Settings, export_environment, inherited_environment
 from compute_hub.stack.children import Child
+from compute_hub.stack.run_directory import run_directory
 from kernel.ids import new_secret
 
 NODE_RESOURCE: Final = "hub_node:"
@@ -21,7 +21,7 @@ NODE_RESOURCE: Final = "hub_node:"
 
 _RAYLET: Final = {
     # A raylet whose head has gone ends, and is started anew with the head's successor.
-    "RAY_gcs_rpc_server_reconnect_timeout_s": "10",
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "5",
 }
 
 
@@ -61,7 +61,9 @@ def token_file(settings: Settings) -> Path:
 
 def start_ray(settings: Settings, name: str, *, head: bool, environment: Mapping[str, str], log: Path) -> Child:
     """Start this machine's raylet (and the cluster's head with it) in the foreground of a child process."""
-    ray = Path(sys.executable).with_name("ray")
+    if head:
+        # As long as a raylet of the head before lives, Ray would take this for that head's address and not start.
+        (ray_directory(settings) / "ray_current_cluster").unlink(missing_ok=True)
     where = (
         [
             "--head",
@@ -73,7 +75,7 @@ def start_ray(settings: Settings, name: str, *, head: bool, environment: Mapping
         else [f"--address={ray_address(settings)}"]
     )
     argv = [
-        str(ray),
+        *(sys.executable, "-m", "scheduler.ray.start"),
         "start",
         *where,
         f"--node-ip-address={settings.node_address}",
@@ -98,7 +100,7 @@ def ray_address(settings: Settings) -> str:
 
 
 def ray_directory(settings: Settings) -> Path:
-    """Ray's session directory; short, because Ray puts sockets below it."""
+    """Ray's session directory; short, because Ray puts sockets below it, which it opens to everybody."""
     if settings.ray_directory is not None:
         return settings.ray_directory
-    return Path(tempfile.gettempdir()) / f"hub-ray-{os.geteuid()}-{settings.ray_port}"
+    return run_directory() / f"ray-{settings.ray_port}"

@@ -5,7 +5,8 @@ submit → admit → start → finish → charge → capture. Everything is told
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Final
+from typing import Final
+from uuid import UUID
 
 import structlog
 from sqlalchemy import Engine, select
@@ -18,9 +19,6 @@ from kernel.database import transaction
 from kernel.traces import parse_trace, request_id
 from scheduler.controller.watching import Step
 from scheduler.tables import JobRow
-
-if TYPE_CHECKING:
-    from uuid import UUID
 
 _SPAN_NAMES: Final = {"admitted": "admit", "started": "start", "requeued": "finish", "ended": "finish"}
 _CLAIMS_MAX: Final = 10_000
@@ -80,21 +78,21 @@ class ChargeJourneys:
         self._engine = engine
         self._spans = spans
 
-    def charged(self, charges: Sequence[ChargeRow], since: datetime, until: datetime) -> None:
+    def charged(self, charges: Sequence[UUID], since: datetime, until: datetime) -> None:
         """Tell charges that are committed.
 
         Args:
-            charges: of any jobs.
+            charges: their ids, of any jobs.
             since: when work on them began.
             until: when it was committed.
         """
         if not charges:
             return
         with transaction(self._engine) as session:
-            query = select(JobRow.id, JobRow.traceparent).where(JobRow.id.in_({c.job_id for c in charges}))
-            traces: dict[UUID, str] = dict(session.execute(query).all())
-        for charge in charges:
-            traceparent = traces.get(charge.job_id, "")
+            query = select(ChargeRow, JobRow.traceparent).join(JobRow, JobRow.id == ChargeRow.job_id)
+            found = session.execute(query.where(ChargeRow.id.in_(charges)).order_by(ChargeRow.id)).all()
+            session.expunge_all()  # what is read is read after the transaction, too
+        for charge, traceparent in found:
             facts: dict[str, str | int] = {
                 "job": str(charge.job_id),
                 "attempt": charge.attempt,

@@ -49,7 +49,7 @@ def run_controller(settings: Settings, schedule: Path | None = None) -> None:
     controller = Controller(
         engine,
         MeasuredMachines(machines),
-        MeasuredAccounting(Funding(settings.hold_horizon_ms, settings.centre_facts)),
+        MeasuredAccounting(Funding(settings.hold_horizon_ms, settings.centre_facts, settings.draws)),
         Store(settings.uploads, settings.workspaces, open_vault(settings.secrets_key)),
         holder=f"{socket.gethostname()}:{os.getpid()}",
         pace=Pace(settings.tick_ms, settings.leader_lease_ms, settings.node_lease_ms),

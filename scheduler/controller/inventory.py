@@ -1,6 +1,6 @@
 """What the centre has: nodes and devices as their supervisors describe them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -11,13 +11,17 @@ from sqlalchemy.orm import Session
 from kernel.database import transaction
 from scheduler.node.codec import encode
 from scheduler.node.protocol import Report
-from scheduler.node.relay import LINK_LABEL
+from scheduler.node.relay import LINK_LABEL, Link
 from scheduler.operations import note
 from scheduler.tables import DeviceRow, NodeRow
 
 
-def record_node(session: Session, report: Report, at: datetime) -> None:
-    """Make the tables say what a node says of itself; a device that is no longer reported is unhealthy."""
+def record_node(session: Session, report: Report, at: datetime) -> bool:
+    """Make the tables say what a node says of itself; a device that is no longer reported is unhealthy.
+
+    Returns:
+        Whether the node had been given up and is back.
+    """
     seen: dict[str, Any] = {
         "host_id": report.host_id,
         "labels": dict(report.labels),
@@ -30,7 +34,8 @@ def record_node(session: Session, report: Report, at: datetime) -> None:
     statement = insert(NodeRow).values(values)
     session.execute(statement.on_conflict_do_update(index_elements=[NodeRow.name], set_=seen))
     node = session.get_one(NodeRow, report.node, populate_existing=True)
-    if node.joined_at == at or node.state == "down":  # an operator's order stays
+    back = node.state == "down"
+    if node.joined_at == at or back:  # an operator's order stays
         note(session, report.node, "joined", f"answers from host {report.host_id}", at=at)
         node.state = "up"
     known = {
@@ -65,6 +70,7 @@ def record_node(session: Session, report: Report, at: datetime) -> None:
             healthy, failed, reason = status.healthy, status.failed, status.reason
             _record_health(session, row, healthy=healthy, failed=failed, reason=reason, at=at)
     session.flush()
+    return back
 
 
 def _record_health(
@@ -83,12 +89,16 @@ def _record_health(
     note(session, row.node, kind, sentence, index=row.index, at=at)
 
 
-def links_of(engine: Engine) -> Callable[[], dict[str, str]]:
-    """Asks where the relays of the nodes that are not given up listen."""
+def links_of(engine: Engine) -> Callable[[], Mapping[str, Link]]:
+    """Asks where the relays of all nodes listen."""
 
-    def links() -> dict[str, str]:
+    def links() -> Mapping[str, Link]:
         with transaction(engine) as session:
-            rows = session.execute(select(NodeRow.name, NodeRow.labels).where(NodeRow.state != "down"))
-            return {name: str(labels[LINK_LABEL]) for name, labels in rows if LINK_LABEL in labels}
+            rows = session.execute(select(NodeRow.name, NodeRow.state, NodeRow.labels))
+            return {
+                name: Link(str(labels[LINK_LABEL]), given_up=state == "down")
+                for name, state, labels in rows
+                if LINK_LABEL in labels
+            }
 
     return links

@@ -19,11 +19,11 @@ from kernel.clock import boottime_ms, unix_ms, utc_now
 from kernel.database import transaction
 from scheduler.controller.admitting import admit
 from scheduler.controller.clearing import order_clearing
-from scheduler.controller.desired import Store, desired_runs
+from scheduler.controller.desired import Store, Wanted, desired_runs
 from scheduler.controller.inventory import record_node
 from scheduler.controller.live_state import LiveState
 from scheduler.controller.nodes import Nodes
-from scheduler.controller.observing import Observed, lose_node, observe
+from scheduler.controller.observing import Observed, correct_lost, lose_node, observe
 from scheduler.controller.ports import Accounting, Machines
 from scheduler.controller.settling import end_waiting, settle, unsettled
 from scheduler.controller.stopwatch import Stopwatch
@@ -256,7 +256,8 @@ class Controller:
             desired = desired_runs(session, self._store, names)
         requests: dict[str, SyncRequest] = {}
         for name in sorted(names):
-            requests[name] = term.nodes.request(name, term.leadership.epoch, desired.get(name, ()))
+            wanted = desired.get(name) or Wanted()
+            requests[name] = term.nodes.request(name, term.leadership.epoch, wanted.runs, wanted.notices)
         reports = {
             name: report
             for name, report in self._machines.sync(requests).items()
@@ -280,8 +281,8 @@ class Controller:
     def _describe(self, session: Session, reports: Mapping[str, Report]) -> None:
         at = utc_now()
         for name, report in sorted(reports.items()):
-            if self._led.nodes.describes(name, report):
-                record_node(session, report, at)
+            if self._led.nodes.describes(name, report) and record_node(session, report, at):
+                correct_lost(session, report)
         if reports:
             session.execute(update(NodeRow).where(NodeRow.name.in_(list(reports))).values(last_seen_at=at))
 

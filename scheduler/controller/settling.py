@@ -22,7 +22,9 @@ from scheduler.leadership import Leadership, fence
 from scheduler.node.protocol import EndReason
 from scheduler.tables import JobRow, RunRow
 
-INFRASTRUCTURE: Final = frozenset({"lease_lost", "supervisor_lost", "node_lost", "node_stopped"})
+INFRASTRUCTURE: Final = frozenset(
+    {"lease_lost", "supervisor_lost", "node_lost", "node_stopped", "journal_full"}
+)
 """Ends that are the centre's fault: the job is tried again if it has retries left."""
 
 _RETRIED: Final = frozenset({"exited", "oom", "disk_full", "start_failed"})
@@ -270,7 +272,7 @@ def _requeue(job: JobRow, why: str, at: datetime, pause_ms: int) -> None:
     if job.started_at is not None:
         job.attained_ms += max(0, (at - job.started_at) // timedelta(milliseconds=1))
     job.state, job.stop_reason, job.reason = "queued", None, why
-    job.placed_at, job.started_at, job.evicted_for = None, None, None
+    job.placed_at, job.started_at, job.evicted_for, job.notice = None, None, None, ""
     job.retry_at = at + timedelta(milliseconds=pause_ms) if pause_ms else None
 
 

@@ -62,7 +62,9 @@ class Fleet:
         self._waiting: set[asyncio.Event] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._deadman = DeadMansTimer()
-        self._around = Surroundings(config, boot_id, spool, launcher, self._changed, self._spool_failed)
+        self._around = Surroundings(
+            config, boot_id, spool, launcher, self._changed, self._spool_failed, inventory.sensed
+        )
         self._closing = False
         self._look_at_ms = 0
         self._short = False
@@ -180,7 +182,7 @@ class Fleet:
         self._spool.release_reserve()
         for run in list(self._runs.values()):
             sentence = f"The node can no longer write its journal: {error.strerror}."
-            run.stop(EndReason.DISK_FULL, sentence, self._config.limits.lease_grace_ms)
+            run.stop(EndReason.JOURNAL_FULL, sentence, self._config.limits.lease_grace_ms)
 
     def _arm(self) -> None:
         if self._timer is not None:
@@ -254,6 +256,7 @@ class Fleet:
         else:
             for run in metered:
                 run.meter = meters[run.spec.run_id]
+            self._spool.replenish()
         if now_ms >= self._cut_at_ms:
             self._cut_at_ms = now_ms + self._config.meter_interval_ms
         self._beat_at_ms = now_ms + self._config.heartbeat_ms

@@ -14,6 +14,9 @@ SLOTS_PER_DEVICE: Final = 1000
 FRAME_BYTES_MAX: Final = 16 * 1024 * 1024
 PROTOCOL_VERSION: Final = 1
 
+PIDS: Final = 512
+"""Processes and threads a run may have, unless its specification says otherwise."""
+
 
 class Network(StrEnum):
     """Whom a run may talk to."""
@@ -49,6 +52,7 @@ class EndReason(StrEnum):
     START_FAILED = "start_failed"
     OOM = "oom"
     DISK_FULL = "disk_full"
+    JOURNAL_FULL = "journal_full"
     SUPERVISOR_LOST = "supervisor_lost"
 
 
@@ -114,7 +118,7 @@ class RunSpec:
     devices: tuple[DeviceShare, ...] = ()
     cpu_milli: int = 0
     memory_mib: int = 512
-    pids: int = 512
+    pids: int = PIDS
     time_limit_ms: int = 0
     grace_ms: int = 5000
     network: Network = Network.NONE
@@ -152,6 +156,8 @@ class UsageRecord:
 
     `offset_ms` is where it begins after the run's start, `duration_ms` how long it is, both from
     CLOCK_BOOTTIME. `slot_ms` is duration × the sum of slots held: 1000 slot_ms are one card-millisecond.
+    `memory_bytes_max` is the most its processes were seen to keep so far. `device_busy_ms` (card milliseconds) and
+    `energy_mj` are what the devices themselves say, None where they say nothing.
     """
 
     id: str
@@ -169,6 +175,9 @@ class UsageRecord:
     slot_ms: int
     cpu_ms: int
     final: bool
+    memory_bytes_max: int = 0
+    device_busy_ms: int | None = None
+    energy_mj: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,10 @@ _COMPACT_BYTES: Final = 8 * 1024 * 1024
 _RESERVE_BYTES: Final = 4 * 1024 * 1024
 
 
+class JournalFailed(OSError):
+    """A line is not on disk; most often the disk is full."""
+
+
 @dataclass(slots=True)
 class OpenRun:
     """A run that was started and whose end is not in the journal, with its meter as last confirmed."""
@@ -172,8 +176,8 @@ def acknowledged_line(usage: Sequence[str], exits: Sequence[str]) -> Line:
 class Spool:
     """The journal of one supervisor and its folded memory.
 
-    Raises OSError from every write: the caller decides what a full disk means. A write that failed half-way is
-    cut off again, so that the next one does not follow a torn line.
+    Raises OSError from every write (JournalFailed from `append`): the caller decides what a full disk means. A write
+    that failed half-way is cut off again, so that the next one does not follow a torn line.
     """
 
     def __init__(self, path: Path) -> None:
@@ -193,9 +197,9 @@ class Spool:
             _write_all(self._file, data)
             if durable:
                 os.fdatasync(self._file)
-        except OSError:
+        except OSError as error:
             os.ftruncate(self._file, self._size)
-            raise
+            raise JournalFailed(error.errno, error.strerror) from error
         self._size += len(data)
         for line in lines:
             line.fold(self.memory)
@@ -230,6 +234,16 @@ class Spool:
             os.posix_fallocate(file, 0, _RESERVE_BYTES)
         finally:
             os.close(file)
+
+    def replenish(self) -> None:
+        """Set the space aside again once there is plenty; without it the next full disk would take the last words."""
+        found = os.statvfs(self._path.parent)
+        if self._reserve.exists() or found.f_bavail * found.f_frsize < 2 * _RESERVE_BYTES:
+            return
+        try:
+            self.keep_reserve()
+        except OSError:
+            self.release_reserve()
 
     def close(self) -> None:
         """Give the file back; nothing is lost, everything is on disk already."""

@@ -3,7 +3,6 @@
 Invariant: a start moves only the queues above its leaf, so that the next question costs a walk down the tree.
 """
 
-from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
 from heapq import heapify, heappop, heapreplace
 from typing import Final
@@ -24,7 +23,7 @@ class Contest:
         self,
         state: SchedulerState,
         now_ms: int,
-        shapes: Iterable[Shape],
+        shapes: list[Shape],
         hindered: dict[Shape, int],
     ) -> None:
         self._now_ms = now_ms
@@ -32,7 +31,7 @@ class Contest:
         self._promises = state.promises.by_pool
         self._queued = state.queued
         self._capacities = state.capacities()
-        self._shapes = frozenset(shapes)
+        self._shapes = shapes
         self._waiting = state.pending.by_leaf
         self._classes: dict[QueueState, list[JobClass]] = {}
         """The candidate classes of the leaves that have been looked at."""
@@ -53,7 +52,12 @@ class Contest:
 
     def _fill(self, inner: dict[QueueState, None]) -> None:
         for queue in inner:
-            rows = [self._row(child) for child in queue.children if child in self._unseen or child in inner]
+            now_ms, unseen, row_of = self._now_ms, self._unseen, self._row
+            rows = [
+                child.row if child.row is not None and now_ms < child.share_until_ms else row_of(child)
+                for child in queue.children
+                if child in unseen or child in inner
+            ]
             heapify(rows)
             self._children[queue] = rows
 
@@ -135,8 +139,8 @@ class Contest:
             leaf not in self._unseen
         )  # each leaf's first job is considered once, whatever is known of its shape
         if not seen and leaf not in self._classes:
-            shapes = self._shapes
-            self._classes[leaf] = [one for one in self._waiting[leaf].values() if one.shape in shapes]
+            waiting = self._waiting[leaf]
+            self._classes[leaf] = [one for shape in self._shapes for one in waiting.get(shape, ())]
         for job_class in self._classes[leaf]:
             if seen and hindered.get(job_class.shape) == 0:
                 continue
@@ -189,7 +193,8 @@ class Contest:
         share = queue.share(self._capacities, self._now_ms)
         head = self._heads.get(queue)
         if head is None:
-            return (queue.best_tier(), share, queue.name, queue)
+            queue.row = (queue.best_tier(), share, queue.name, queue)
+            return queue.row
         shape = head[0].shape
         pool = shape.pools[0].model if shape.pools else ""
         return (queue.tier(pool, shape.demand_milli()), share, queue.name, queue)

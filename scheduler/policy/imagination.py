@@ -47,7 +47,7 @@ class _Attempt:
     reasons: dict[str, str]
 
 
-class _Giving(dict[QueueState, bool]):
+class _Asked(dict[QueueState, bool]):
     """What a question about leaves comes to, each asked once."""
 
     def __init__(self, ask: Callable[[QueueState], bool]) -> None:
@@ -68,6 +68,11 @@ class Imagination:
         self._freed = {pool: pool.freed for pool in state.capacity.pools.values()}
         self._gone: dict[str, RunningJob] = {}
         self._known: dict[str, tuple[list[RunningJob], list[RunningJob]]] = {}
+        """Per pool what runs there: those past their minimum, by preference, and the others, by start."""
+        self._gives: dict[str, _Asked] = {}
+        """Per pool, whether a leaf may have to give something to another one."""
+        self._giving: dict[str, tuple[list[RunningJob], list[RunningJob]]] = {}
+        """What runs of those that may, until somebody is imagined gone or started."""
         self._come: list[tuple[QueuedJob, Pool, Found]] = []
         self._coming: Counter[tuple[str, str]] = Counter()
         """By queue and pool, what imagined starts use: nobody is beyond its guarantee by what it has not started."""
@@ -132,6 +137,7 @@ class Imagination:
         for victim in outcome.victims:
             self._lift(victim)
             self._yielding.note(victim.job.id, claim.job.id)
+        self._reconsider(claim, outcome)
         self._settle(claim, attempt.pool, place)
         return outcome
 
@@ -140,6 +146,15 @@ class Imagination:
         causes = self._yielding.leads
         return sorted(victims, key=lambda one: (causes(claim.job.id, one.job.id), one.started_ms, one.job.id))
 
+    def _reconsider(self, claim: QueuedJob, outcome: Outcome) -> None:
+        """What these leaves may have to give is another question once the outcome is imagined."""
+        self._giving.clear()
+        for gives in self._gives.values():
+            if self._state.queues.bounded:
+                gives.clear()
+            for leaf in (claim.leaf, *(victim.leaf for victim in outcome.victims)):
+                gives.pop(leaf, None)
+
     # -- who may be stopped ------------------------------------------------------------------------------
 
     def _candidates(self, claim: QueuedJob, pool: Pool) -> tuple[list[RunningJob], list[RunningJob]]:
@@ -147,19 +162,32 @@ class Imagination:
 
         The first by preference: preemptible ones, low priorities, the latest started; the others by start.
         """
-        known = self._known.get(pool.model)
-        if known is None:
-            known = self._known[pool.model] = self._running_in(pool)
-        gone, giving = self._gone, _Giving(lambda leaf: self._leaf_may_give(claim, leaf, pool))
-        ripe, green = ([one for one in rows if giving[one.leaf] and one.job.id not in gone] for rows in known)
+        model, mine = pool.model, claim.leaf
+        if model not in self._known:
+            self._known[model] = self._running_in(model)
+            self._gives[model] = _Asked(lambda leaf: self._may_give(leaf, model))
+        gives = self._gives[model]
+        if self._state.preemptible_running:
+            ripe, green = self._of(_Asked(lambda leaf: leaf is mine or gives[leaf]), model)
+        else:
+            if model not in self._giving:
+                self._giving[model] = self._of(gives, model)
+            ripe, green = ([one for one in rows if one.leaf is not mine] for rows in self._giving[model])
         if green:
             matures_ms = green[0].started_ms + self._state.settings.min_run_ms
             self.matures_ms = matures_ms if self.matures_ms is None else min(self.matures_ms, matures_ms)
         return ripe, green
 
-    def _running_in(self, pool: Pool) -> tuple[list[RunningJob], list[RunningJob]]:
+    def _of(self, gives: "_Asked", model: str) -> tuple[list[RunningJob], list[RunningJob]]:
+        """What still runs of the leaves that give."""
+        gone, (ripe, green) = self._gone, self._known[model]
+        return (
+            [one for one in ripe if gives[one.leaf] and one.job.id not in gone],
+            [one for one in green if gives[one.leaf] and one.job.id not in gone],
+        )
+
+    def _running_in(self, model: str) -> tuple[list[RunningJob], list[RunningJob]]:
         latest_ms = self._now_ms - self._state.settings.min_run_ms
-        model = pool.model
         rows = [one for one in self._state.running.values() if one.pool == model]
         ripe = [one for one in rows if one.started_ms <= latest_ms]
         ripe.sort(key=lambda one: (not one.job.preemptible, one.job.priority, -one.started_ms, one.job.id))
@@ -167,10 +195,8 @@ class Imagination:
         green.sort(key=lambda one: (one.started_ms, one.job.id))
         return ripe, green
 
-    def _leaf_may_give(self, claim: QueuedJob, leaf: QueueState, pool: Pool) -> bool:
-        if leaf is claim.leaf:
-            return self._state.preemptible_running > 0
-        return self._is_borrowing((leaf,), pool.model) or self._beyond_bound(leaf, pool.model)
+    def _may_give(self, leaf: QueueState, model: str) -> bool:
+        return self._is_borrowing((leaf,), model) or self._beyond_bound(leaf, model)
 
     def _is_borrowing(self, levels: tuple[QueueState, ...], model: str) -> bool:
         """Whether each of these queues has more of the pool than its guarantee, what it does not lend included."""
@@ -187,7 +213,7 @@ class Imagination:
         Last of all those for whom the claimant has made way itself: only a guarantee may turn that round.
         """
         if self._state.queues.bounded:
-            beyond = _Giving(lambda leaf: self._beyond_bound(leaf, pool.model))
+            beyond = _Asked(lambda leaf: self._beyond_bound(leaf, pool.model))
             rows = sorted(rows, key=lambda one: not beyond[one.leaf])
         if claim.job.id in self._yielding:
             rows = sorted(rows, key=lambda one: self._yielding.leads(claim.job.id, one.job.id))

@@ -51,6 +51,7 @@ class QueueState:
         "queue",
         "quotas",
         "recent",
+        "row",
         "running",
         "running_by_user",
         "share_known",
@@ -88,6 +89,8 @@ class QueueState:
         self.running = 0
         self.running_by_user: dict[str, int] = {}
         self.share_known = 0
+        self.row: tuple[Tier, int, str, QueueState] | None = None
+        """Where it stands among its siblings at best; None when its use has changed."""
         self.share_until_ms = -1
         """A share is worked out again when its use changes, or a 64th of the half-life has passed."""
         self.user_limited: bool = queue.user_running_max is not None or (
@@ -158,6 +161,7 @@ class QueueState:
         """Bring the half-life average up to date before its use changes."""
         if not self.lonely:
             self.share_until_ms = -1
+            self.row = None
             self.recent[pool] = (self.recent_milli(pool, now_ms), now_ms)
 
 
@@ -226,14 +230,14 @@ class QueueTree:
         for name, state in self.states.items():
             if name in before.states:
                 state.recent = dict(before.states[name].recent)
-                state.share_until_ms = -1
+                state.share_until_ms, state.row = -1, None
 
     def remember(self, leaf: QueueState, pool: str, recent_milli: int, now_ms: int) -> None:
         """Say what half-life average a leaf's use of a pool comes to, where it was not seen happening."""
         for state in leaf.path():
             before = 0 if state is leaf else state.recent.get(pool, (0, now_ms))[0]
             state.recent[pool] = (before + recent_milli, now_ms)
-            state.share_until_ms = -1
+            state.share_until_ms, state.row = -1, None
 
     def _recount(self) -> None:
         """Work out `inner` and `effective` of every queue from what the leaves use."""
@@ -379,6 +383,7 @@ class QueueTree:
         delta = milli
         for state in leaf.path():
             state.used[pool] = state.used.get(pool, 0) + milli
+            state.row = None
             if self.plain:
                 continue
             if state.children:

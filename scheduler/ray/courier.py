@@ -20,9 +20,11 @@ from ray.exceptions import ActorDiedError, GetTimeoutError, RayError
 
 from kernel.clock import boottime_ms
 from kernel.errors import HubError
+from kernel.logs import configure_logs
 from scheduler.node.protocol import Report, SyncRequest
 from scheduler.ray.agent import NodeAgent
 from scheduler.ray.messages import Answer, Ask, Changed, Members, Word
+from scheduler.ray.start import keep_loopback
 
 RESOURCE: Final = "hub_node:"
 """A raylet with the resource `hub_node:NAME` is the hub node NAME."""
@@ -201,4 +203,6 @@ def _leave() -> NoReturn:
 
 
 if __name__ == "__main__":
+    configure_logs("courier")
+    keep_loopback()
     Courier(sys.argv[1], Connection(int(sys.argv[2]))).run()

@@ -33,6 +33,15 @@ class NoWorkday(Invalid):
 
 
 @dataclass(frozen=True, slots=True)
+class Seller:
+    """The centre as it stands on an invoice; what is empty is left out."""
+
+    name: str
+    credit_code: str = ""
+    bank: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class TaxRate:
     """A rate of value-added tax of a kind of taxpayer from a day on, in millionths of the net price."""
 
@@ -67,12 +76,12 @@ class Terms:
         return max(own, key=lambda rate: rate.effective_from).ppm
 
     def due_ms(self, issued: date) -> int:
-        """The instant at which an invoice of that day is overdue: the end of its due day. Raises NoWorkday."""
+        """The last millisecond of the day on which an invoice of that day is due. Raises NoWorkday."""
         first = issued + timedelta(days=self.due_days)
         for later in range(_LOOK_DAYS_MAX):
             day = first + later * _ONE_DAY
             if day in self.workdays or (is_workday(day) and day not in self.holidays):
-                return instant_ms(day, MINUTES_PER_DAY)
+                return instant_ms(day, MINUTES_PER_DAY) - 1
         raise NoWorkday(day=first.isoformat(), looked=_LOOK_DAYS_MAX)
 
 

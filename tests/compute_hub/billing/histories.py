@@ -4,6 +4,7 @@ A history is a list of steps. Whatever a step may not do at its time is refused 
 happen at any time (a biller that is killed in the middle of a statement, a clock that steps) happens at any time.
 """
 
+import itertools
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,6 +36,7 @@ FACE = 3 * YUAN
 MODELS = tuple(PRICE)
 BY = new_id()
 _MS_PER_HOUR = 3_600_000
+_instants = itertools.count(1)
 _LATEST = NOW + timedelta(days=200)
 
 
@@ -87,8 +89,12 @@ class History:
         """A job starts; its meter will cut so many records, with lengths drawn from the numbers."""
         model = MODELS[number % len(MODELS)]
         job_id = self.house.submit(vouchers=None)
-        assert self.house.admit(job_id, model, self.at) is None
+        assert self._admit(job_id, model)
         self.jobs.append(Told(job_id, [Attempt(model, self._records(job_id, 1, number, amount))]))
+
+    def _admit(self, job_id: UUID, model: str) -> bool:
+        """At an instant of its own, because the house has one card of a model and sells it once at a time."""
+        return self.house.admit(job_id, model, self.at + timedelta(microseconds=next(_instants))) is None
 
     def _records(self, job_id: UUID, attempt: int, number: int, amount: int) -> list[UsageRecord]:
         lengths = [1 + (amount * (k + 3) + number * 7919) % 600_011 for k in range(1 + number % 4)]
@@ -128,7 +134,7 @@ class History:
         self.house.lose(told.job_id)
         told.attempts[-1].lost = True
         model = MODELS[amount % len(MODELS)]
-        assert self.house.admit(told.job_id, model, self.at) is None
+        assert self._admit(told.job_id, model)
         records = self._records(told.job_id, len(told.attempts) + 1, number, amount)
         told.attempts.append(Attempt(model, records))
 

@@ -29,11 +29,11 @@ TEN_DAYS_LATE = [
 ]
 
 
-@given(BEGINNING, st.lists(STEP, max_size=30))
+@given(BEGINNING, st.lists(STEP, min_size=6, max_size=30))
 @example([], TEN_DAYS_LATE)
 @settings(
     deadline=None,
-    max_examples=6,
+    max_examples=20,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )

@@ -1,6 +1,5 @@
 """A real supervisor on real sandboxes, a controller's view of it, and what would be left of it."""
 
-import hashlib
 import json
 import os
 import signal
@@ -16,6 +15,7 @@ from typing import Any
 from kernel.ids import new_id
 from scheduler.node.client import SupervisorClient
 from scheduler.node.protocol import Report, RunSpec, RunState, RunStatus, SyncRequest, UsageRecord
+from tests.leftovers import cgroups_of
 
 DEADLINE_MS = 60_000
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -186,14 +186,6 @@ def processes_of(folder: Path) -> list[str]:
     return found
 
 
-def cgroups_of(nodes: list[Node]) -> list[Path]:
-    names = [
-        f"hub-{hashlib.sha256(os.fsencode(node.config['state_directory'])).hexdigest()[:12]}" for node in nodes
-    ]
-    root = Path("/sys/fs/cgroup")
-    return [path for name in names for path in root.rglob(name)]
-
-
 @contextmanager
 def a_machine() -> Iterator[Machine]:
     """A machine; when the block ends, no process, cgroup, mount or gang folder of it may remain."""
@@ -209,7 +201,7 @@ def a_machine() -> Iterator[Machine]:
             trouble = [line for line in said if not line.startswith("{") or json.loads(line)["level"] != "info"]
             assert not trouble, trouble
         assert not processes_of(folder)
-        assert not cgroups_of(machine.nodes)
+        assert not cgroups_of(node.config["state_directory"] for node in machine.nodes)
         assert str(folder) not in Path("/proc/self/mountinfo").read_text()
         assert not list((folder / "host" / "gangs").glob("*"))
 
