@@ -3,7 +3,7 @@
 Invariant: a start moves only the queues above its leaf, so that the next question costs a walk down the tree.
 """
 
-from collections.abc import Set
+from collections.abc import Set as AbstractSet
 from heapq import heapify, heappop, heapreplace
 from typing import Final
 
@@ -61,7 +61,7 @@ class Contest:
             heapify(rows)
             self._children[queue] = rows
 
-    def narrow(self, keep: Set[QueueState]) -> None:
+    def narrow(self, keep: AbstractSet[QueueState]) -> None:
         """Nobody of other leaves can start any more."""
         self._unseen &= keep
         for queue in sorted(self._children, key=lambda one: -len(one.ancestry)):

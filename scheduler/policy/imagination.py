@@ -242,9 +242,9 @@ class Imagination:
     def _is_spared(self, claim: QueuedJob, victim: RunningJob) -> bool:
         """Whether it has been evicted often enough, or the claimant has itself made way for it."""
         state = self._state
-        return state.evictions_of[victim.job.id] >= state.settings.evictions_per_job_max or self._yielding.leads(
-            claim.job.id, victim.job.id
-        )
+        return state.evictions_of[
+            victim.job.id
+        ] >= state.settings.evictions_per_job_max or self._yielding.leads(claim.job.id, victim.job.id)
 
     # -- trying victims ----------------------------------------------------------------------------------
 
@@ -403,7 +403,7 @@ class Imagination:
         )
 
     def _is_excess(self, victim: RunningJob, model: str) -> bool:
-        """Whether a queue of its is beyond its borrow limit, and was with its start: who was there before is not to blame."""
+        """Whether a queue of its is beyond its borrow limit and was so with its start already."""
         return victim.exceeding > 0 and any(
             victim.exceeding >> depth & 1 and self._runs_milli(level, model) > (level.bound(model) or 0)
             for depth, level in enumerate(victim.leaf.ancestry)
