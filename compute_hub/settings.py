@@ -200,9 +200,9 @@ class Settings(BaseSettings):
     metrics_host: str = "127.0.0.1"
     metrics_port: Annotated[int, Field(ge=0, le=65000)] = 0
     """Where a process serves its own metrics (several workers: from there on); 0 for any free port."""
-    node_address: str = "127.0.0.2"
-    """This machine's address for other nodes. Ray replaces 127.0.0.1 by a routed address, 127.0.0.2 it keeps."""
-    ray_head_host: str = "127.0.0.2"
+    node_address: str = "127.0.0.1"
+    """This machine's address for other nodes; with 127.0.0.1 Ray listens on the loopback address alone."""
+    ray_head_host: str = "127.0.0.1"
     ray_port: Annotated[int, Field(ge=1, le=65535)] = 6379
     ray_token_file: Path | None = None
     ray_directory: Path | None = None

@@ -9,16 +9,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from functools import cache
-from typing import Any, Final, cast
+from typing import Any, Final, TypeVar, cast
 
 import psycopg
+from sqlalchemy import ColumnElement, any_, literal
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import InstrumentedAttribute, Session
 from sqlalchemy.types import TypeEngine
 
 from kernel.database import Table
 
+_T = TypeVar("_T")
 _Driver = psycopg.Connection[tuple[Any, ...]]
 
 _ESCAPES: Final = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
@@ -57,6 +59,11 @@ def run(session: Session, statement: bytes, arguments: Sequence[object]) -> list
     with driver(session, statement.decode()) as connection:
         cursor = connection.execute(statement, arguments, prepare=True)
         return cursor.fetchall() if cursor.description is not None else []
+
+
+def among(column: InstrumentedAttribute[_T], values: Iterable[_T]) -> ColumnElement[bool]:
+    """Whether a column's value is one of these, with a statement that does not depend on how many there are."""
+    return column == any_(literal(list(values), ARRAY(column.type)))
 
 
 def array(values: Iterable[object]) -> str:

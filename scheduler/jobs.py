@@ -52,6 +52,7 @@ class JobRequest:
         secrets: names of the tenant's secrets, which become files.
         held: does not start before it is released.
         traceparent: what the submission belongs to (W3C Trace Context), handed on to whoever works on the job.
+        notice_signal: accompanies what its program is told while it runs, such as that funds will not last; 0: none.
         kind: "ray" brings a private Ray cluster, whose ranks need network "job"; by itself it follows from the nodes.
         max_retries, retry_on: attempts after the first; "lost": only where the centre lost one, "failure": also
             where the program failed.
@@ -82,6 +83,7 @@ class JobRequest:
     env: dict[str, str] = field(default_factory=dict)
     secrets: Sequence[str] = ()
     kind: str = ""
+    notice_signal: int = 0
     traceparent: str = ""
 
 
@@ -336,6 +338,7 @@ def _row(job_id: UUID, request: JobRequest, tenant_id: UUID, submitted_by: UUID,
         held=request.held,
         max_retries=request.max_retries,
         retry_on=request.retry_on,
+        notice_signal=request.notice_signal,
         secrets=list(request.secrets),
         traceparent=request.traceparent,
         network=request.network,

@@ -157,7 +157,8 @@ class JobRow(Table):
     attempt may start after one was lost; `attained_ms` is what earlier attempts ran and `evictions` how many of them
     were preempted. `traceparent` (W3C Trace Context) is what its submission belongs to. `lost_attempts` came to
     nothing through the centre's doing: lost with a node, or preempted; their time is the centre's to bear.
-    `evicted_for` names the job for which this one is being stopped.
+    `evicted_for` names the job for which this one is being stopped. `notice` is what
+    its running ranks are told, with `notice_signal` where it asked for one.
     """
 
     __tablename__ = "jobs"
@@ -231,6 +232,8 @@ class JobRow(Table):
     exit_code: Mapped[int | None]
     end_reason: Mapped[str | None] = mapped_column(Text)
     stop_reason: Mapped[str | None] = mapped_column(Text)
+    notice: Mapped[str] = mapped_column(Text, default="")
+    notice_signal: Mapped[int] = mapped_column(default=0)
 
 
 class RunRow(Table):

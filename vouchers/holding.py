@@ -14,7 +14,7 @@ from uuid import UUID
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from kernel.bulk import copy_rows
+from kernel.bulk import among, copy_rows
 from kernel.errors import HubError
 from kernel.money import MICROS_MAX
 from ledger.domain.accounts import Account
@@ -203,7 +203,7 @@ def _so_far(session: Session, job_ids: Collection[UUID]) -> dict[UUID, _SoFar]:
             func.coalesce(func.sum(HoldSegment.card_ms), 0),
         )
         .outerjoin(HoldSegment, HoldSegment.job_id == JobHold.job_id)
-        .where(JobHold.job_id.in_(job_ids))
+        .where(among(JobHold.job_id, job_ids))
         .group_by(JobHold.job_id)
     )
     return {

@@ -10,9 +10,11 @@ from datetime import datetime
 from typing import Final
 from uuid import UUID
 
-from sqlalchemy import func, or_, select, tuple_
+from sqlalchemy import Uuid, func, literal, select, tuple_
+from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Session
 
+from kernel.bulk import among
 from ledger.domain.accounts import Account
 from ledger.reading import balances
 from vouchers import accounts
@@ -140,14 +142,14 @@ def _vouchers(
         return {}, {}
     place = func.row_number().over(partition_by=Voucher.enterprise_id, order_by=(Voucher.use_by_at, Voucher.id))
     first = select(Voucher.id, place.label("place")).where(
-        Voucher.enterprise_id.in_(free), Voucher.state == "active"
+        among(Voucher.enterprise_id, free), Voucher.state == "active"
     )
     weighed = first.subquery()
     burning = select(weighed.c.id).where(weighed.c.place <= VOUCHERS_MAX)
     rows = session.execute(
         select(*_OWNED, Voucher.holder, Voucher.enterprise_id, ProgrammeVersion.digest)
         .join(ProgrammeVersion, ProgrammeVersion.id == Voucher.version_id)
-        .where(or_(Voucher.id.in_(burning), Voucher.id.in_(asked)))
+        .where(Voucher.id.in_(burning.union_all(select(func.unnest(literal(list(asked), ARRAY(Uuid)))))))
         .order_by(Voucher.use_by_at, Voucher.id)
     ).all()
     active: dict[UUID, list[Owned]] = {}
@@ -173,7 +175,7 @@ def _parts(
     if not ids or not projects:
         return set()
     query = select(VoucherPart.voucher_id, VoucherPart.project).where(
-        VoucherPart.voucher_id.in_(ids), VoucherPart.project.in_(projects)
+        among(VoucherPart.voucher_id, ids), among(VoucherPart.project, projects)
     )
     return set(session.execute(query).all())
 

@@ -14,7 +14,7 @@ from uuid import UUID
 from sqlalchemy import and_, or_, select
 from sqlalchemy.orm import Session
 
-from kernel.bulk import array, copy_rows, run
+from kernel.bulk import among, array, copy_rows, run
 from ledger.domain.transfers import Transfer
 from ledger.posting import post_all
 from vouchers import accounts
@@ -146,7 +146,7 @@ def open_holds(session: Session, job_ids: Collection[UUID], *, releasing: Collec
     jobs = {
         job_id: JobMoney(job_id, tenant_id, state)
         for job_id, tenant_id, state in session.execute(
-            select(JobHold.job_id, JobHold.tenant_id, JobHold.state).where(JobHold.job_id.in_(wanted))
+            select(JobHold.job_id, JobHold.tenant_id, JobHold.state).where(among(JobHold.job_id, wanted))
         )
     }
     by_segment = _read_lines(session, jobs, set(releasing))
@@ -210,7 +210,7 @@ def _read_lines(
             HoldLine.transfer_id,
         )
         .join(HoldSegment, segment)
-        .where(HoldLine.job_id.in_(jobs), or_(unfinished, HoldLine.job_id.in_(releasing)))
+        .where(among(HoldLine.job_id, jobs), or_(unfinished, among(HoldLine.job_id, releasing)))
         .order_by(HoldLine.job_id, HoldLine.segment, HoldLine.line)
     )
     by_segment: dict[tuple[UUID, int], list[HeldLine]] = {}
@@ -236,7 +236,7 @@ def _read_segments(
             HoldSegment.captured_micros,
             HoldSegment.captured_ms,
         )
-        .where(HoldSegment.job_id.in_(jobs), HoldSegment.captured_micros < HoldSegment.cost_micros)
+        .where(among(HoldSegment.job_id, jobs), HoldSegment.captured_micros < HoldSegment.cost_micros)
         .order_by(HoldSegment.job_id, HoldSegment.segment)
     )
     for job_id, number, cost, card_ms, facts, plan, serves_until, micros, ms in rows:
@@ -256,7 +256,7 @@ def _ended(session: Session, voucher_ids: Sequence[UUID | None]) -> dict[UUID, E
         return {}
     rows = session.execute(
         select(Voucher.id, Voucher.slug, Voucher.cycle, Voucher.asset).where(
-            Voucher.id.in_(ids), Voucher.state != "active"
+            among(Voucher.id, ids), Voucher.state != "active"
         )
     )
     return {voucher_id: EndedVoucher(*facts) for voucher_id, *facts in rows}

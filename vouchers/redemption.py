@@ -12,6 +12,7 @@ from sqlalchemy import select
 from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.orm import Session
 
+from kernel.bulk import among
 from kernel.errors import HubError
 from ledger.domain.transfers import Transfer
 from ledger.reading import due_holds
@@ -146,7 +147,7 @@ def held_facts(session: Session, job_ids: Collection[UUID]) -> dict[tuple[UUID, 
     model = HoldSegment.facts["model"].astext
     rows = session.execute(
         select(HoldSegment.job_id, model, HoldSegment.facts)
-        .where(HoldSegment.job_id.in_(job_ids))
+        .where(among(HoldSegment.job_id, job_ids))
         .ext(distinct_on(HoldSegment.job_id, model))
         .order_by(HoldSegment.job_id, model, HoldSegment.segment)
     )
@@ -171,7 +172,7 @@ def lapse_holds(session: Session, at: datetime, *, limit: int = 100) -> list[UUI
     jobs = session.execute(
         select(JobHold.tenant_id, JobHold.job_id)
         .join(HoldLine, HoldLine.job_id == JobHold.job_id)
-        .where(HoldLine.transfer_id.in_(due), JobHold.state == "open")
+        .where(among(HoldLine.transfer_id, due), JobHold.state == "open")
         .distinct()
         .order_by(JobHold.tenant_id, JobHold.job_id)
     ).all()

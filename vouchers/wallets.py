@@ -5,7 +5,7 @@ None of them can go below nothing, because their accounts in the ledger cannot.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Final
 from uuid import UUID
 
@@ -23,6 +23,7 @@ from vouchers.enterprises import lock_tenants, relation
 from vouchers.errors import (
     AlreadyBound,
     AmountRefused,
+    BudgetDiffers,
     DatesReversed,
     GroupFull,
     NotRelated,
@@ -103,13 +104,16 @@ def set_budget(
 
     Raises:
         DatesReversed: the period ends before it starts.
+        BudgetDiffers: the one that begins then ends at another time.
         InsufficientFunds: lowered below what is spent or set aside.
     """
     if ends_at <= starts_at:
         raise DatesReversed(field="ends_at", starts_at=starts_at, ends_at=ends_at)
     lock_tenants(session, [tenant_id])
-    budget_id = derived_id("budget", tenant_id, project, starts_at.isoformat())
+    budget_id = derived_id("budget", tenant_id, project, starts_at.astimezone(UTC).isoformat())
     known = session.get(ProjectBudget, budget_id)
+    if known is not None and known.ends_at != ends_at:
+        raise BudgetDiffers(project=project, starts_at=known.starts_at, ends_at=known.ends_at)
     if known is None:
         session.add(
             ProjectBudget(

@@ -1,5 +1,6 @@
 """What an enterprise says of a job it wants run, checked for what can be checked without looking at the centre."""
 
+import signal
 from enum import StrEnum
 from typing import Annotated, Final, Literal
 
@@ -53,6 +54,7 @@ class JobSubmission(Body):
     memory_mib: Annotated[int, Field(ge=1, le=16_777_216)] = 1024
     time_limit_s: Annotated[int, Field(ge=1, le=31 * 86_400)]
     grace_s: Annotated[int, Field(ge=0, le=600)] = 10
+    notice_signal: Literal["SIGUSR1", "SIGUSR2", "SIGHUP", "SIGURG"] | None = None
     priority: Annotated[Priority, Field(strict=False)] = Priority.NORMAL
     preemptible: bool = False
     not_before: Instant | None = None
@@ -101,6 +103,7 @@ class JobSubmission(Body):
             memory_mib=self.memory_mib,
             time_limit_ms=self.time_limit_s * 1000,
             grace_ms=self.grace_s * 1000,
+            notice_signal=0 if self.notice_signal is None else signal.Signals[self.notice_signal],
             priority=PRIORITIES[self.priority],
             preemptible=self.preemptible,
             topology=self.topology,

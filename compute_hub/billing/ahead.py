@@ -17,7 +17,7 @@ from compute_hub.billing.domain.rating import hold_micros
 from compute_hub.billing.domain.timelines import Tariff
 from compute_hub.billing.rates import dearest_in, tariffs_of
 from compute_hub.billing.tables import FundedTimeRow, JobFundingRow
-from kernel.bulk import array, array_of_text, run
+from kernel.bulk import among, array, array_of_text, run
 from kernel.clock import unix_ms
 from kernel.errors import HubError
 from scheduler.tables import DeviceRow, JobRow
@@ -87,7 +87,7 @@ def funded_jobs(session: Session, job_ids: Collection[UUID], *, lock: bool) -> d
             JobFundingRow.held_micros,
             JobFundingRow.funded_at,
         )
-        .where(JobFundingRow.job_id.in_(job_ids))
+        .where(among(JobFundingRow.job_id, job_ids))
         .order_by(JobFundingRow.job_id)
     )
     rows = session.execute(query.with_for_update() if lock else query)
@@ -133,7 +133,7 @@ def hardware_of(session: Session, models: Collection[str]) -> dict[str, str]:
     vendors = dict(
         session.execute(
             select(DeviceRow.model, func.min(DeviceRow.vendor))
-            .where(DeviceRow.model.in_(models))
+            .where(among(DeviceRow.model, models))
             .group_by(DeviceRow.model)
         ).all()
     )
@@ -192,7 +192,7 @@ def _request(
 def covered_time(session: Session, job_ids: Sequence[UUID]) -> dict[tuple[UUID, str], int]:
     """By job and model the slot-milliseconds that holds have covered so far."""
     query = select(FundedTimeRow.job_id, FundedTimeRow.model, FundedTimeRow.slot_ms).where(
-        FundedTimeRow.job_id.in_(job_ids)
+        among(FundedTimeRow.job_id, job_ids)
     )
     return {(job_id, model): slot_ms for job_id, model, slot_ms in session.execute(query)}
 

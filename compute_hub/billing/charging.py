@@ -28,7 +28,7 @@ from compute_hub.billing.tables import ChargedUsageRow, ChargeLineRow, ChargeRow
 from compute_hub.billing.uncharged import LATE, Record, Waiting, by_charge, jobs_with_all_records, waiting_usage
 from compute_hub.metering.gaps import open_gap_cases
 from compute_hub.metering.tables import UnchargedUsageRow, UsageRecordRow
-from kernel.bulk import array, array_of_text, copy_rows, run
+from kernel.bulk import among, array, array_of_text, copy_rows, run
 from kernel.clock import from_unix_ms, unix_ms
 from kernel.errors import HubError
 from kernel.ids import derived_id
@@ -346,7 +346,7 @@ def _locked_jobs(session: Session, job_ids: Collection[UUID]) -> dict[UUID, _Job
     funding, and the fundings are not waited for: so nobody waits in a circle.
     """
     tenants = session.scalars(
-        select(JobFundingRow.tenant_id).where(JobFundingRow.job_id.in_(job_ids)).distinct()
+        select(JobFundingRow.tenant_id).where(among(JobFundingRow.job_id, job_ids)).distinct()
     ).all()
     lock_payers(session, tenants)
     rows = session.execute(
@@ -358,7 +358,7 @@ def _locked_jobs(session: Session, job_ids: Collection[UUID]) -> dict[UUID, _Job
             JobFundingRow.charges,
             JobFundingRow.funded_at,
         )
-        .where(JobFundingRow.job_id.in_(job_ids))
+        .where(among(JobFundingRow.job_id, job_ids))
         .order_by(JobFundingRow.tenant_id, JobFundingRow.job_id)
         .with_for_update(skip_locked=True)
     ).all()
@@ -373,7 +373,7 @@ def _locked_jobs(session: Session, job_ids: Collection[UUID]) -> dict[UUID, _Job
     facts = {
         id_: (Traits(kind, priority, slots), ended_at, lost)
         for id_, kind, priority, slots, ended_at, lost in session.execute(
-            select(*columns).where(JobRow.id.in_([row.job_id for row in rows]))
+            select(*columns).where(among(JobRow.id, [row.job_id for row in rows]))
         )
     }
     return {
@@ -418,7 +418,7 @@ def _write(session: Session, written: _Written) -> None:
     copy_rows(session, ChargeLineRow, written.lines)
     copy_rows(session, ChargedUsageRow, written.charged)
     if written.done:
-        session.execute(delete(UnchargedUsageRow).where(UnchargedUsageRow.record_id.in_(written.done)))
+        session.execute(delete(UnchargedUsageRow).where(among(UnchargedUsageRow.record_id, written.done)))
     if written.volumes:
         keys = list(written.volumes)
         columns = (

@@ -31,6 +31,7 @@ from compute_hub.billing.tables import JobFundingRow
 from compute_hub.metering.energy import Draw
 from compute_hub.metering.recording import NO_DRAWS, record_usage
 from compute_hub.metering.tables import UsageTotalRow
+from kernel.bulk import among
 from kernel.errors import HubError
 from scheduler.controller.ports import Admission
 from scheduler.node.protocol import UsageRecord
@@ -154,11 +155,11 @@ class Funding:
         for use in short:
             job, refusal = use.job, refused.get(use.job.id)
             if refusal is None:
-                continue
-            if use.left_ms < job.grace_ms + MARGIN_MS:
+                _all_clear(job)
+            elif use.left_ms < job.grace_ms + MARGIN_MS:
                 broke[job.id] = str(refusal)
-            elif job.reason != f"its funds will not last: {refusal}":
-                job.reason = f"its funds will not last: {refusal}"
+            else:
+                _warn(job, f"its funds will not last: {refusal}")
         return broke
 
     def record_usage(self, session: Session, node: str, records: Sequence[UsageRecord], at: datetime) -> None:
@@ -176,6 +177,18 @@ class Funding:
             .returning(func.pg_notify(WAKE_CHANNEL, ""))
             .execution_options(synchronize_session=False)
         )
+
+
+def _warn(job: JobRow, sentence: str) -> None:
+    """Say once why a job will be stopped, to who looks at it and to the job itself."""
+    if not job.notice:
+        job.reason = job.notice = sentence
+
+
+def _all_clear(job: JobRow) -> None:
+    """Money came: what was said of its funds no longer holds."""
+    if job.notice:
+        job.reason, job.notice = "its funds reach further again", ""
 
 
 @dataclass(frozen=True)
@@ -244,7 +257,7 @@ def _used_slot_ms(session: Session, jobs: Sequence[JobRow]) -> dict[tuple[UUID, 
     found: dict[tuple[UUID, str], Used] = {}
     rows = session.execute(
         select(UsageTotalRow.job_id, UsageTotalRow.attempt, UsageTotalRow.model, UsageTotalRow.slot_ms).where(
-            UsageTotalRow.job_id.in_(list(attempts))
+            among(UsageTotalRow.job_id, list(attempts))
         )
     )
     for job_id, attempt, model, slot_ms in rows:

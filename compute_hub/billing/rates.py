@@ -28,6 +28,7 @@ from compute_hub.billing.domain.timelines import (
     misfit,
 )
 from compute_hub.billing.tables import RateRow
+from kernel.bulk import among
 from kernel.clock import from_unix_ms, unix_ms
 from kernel.errors import Invalid
 from kernel.ids import derived_id
@@ -107,7 +108,9 @@ def tariffs_of(session: Session, wanted: Collection[tuple[UUID, str]]) -> dict[t
     tenants, models = {tenant for tenant, _ in wanted}, {model for _, model in wanted}
     rows = session.scalars(
         select(RateRow)
-        .where(RateRow.model.in_(models), or_(RateRow.tenant_id.is_(None), RateRow.tenant_id.in_(tenants)))
+        .where(
+            among(RateRow.model, models), or_(RateRow.tenant_id.is_(None), among(RateRow.tenant_id, tenants))
+        )
         .order_by(RateRow.effective_from, RateRow.id)
     ).all()
     cards: dict[tuple[UUID | None, str], list[Dated]] = {}

@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 from compute_hub.billing.domain.days import Span, month_of
 from compute_hub.billing.tables import JobFundingRow
 from compute_hub.metering.tables import UnchargedUsageRow, UsageRecordRow
+from kernel.bulk import among
 from kernel.ids import derived_id
 from scheduler.tables import JobRow, RunRow
 
@@ -88,7 +89,7 @@ def jobs_with_all_records(session: Session, job_ids: Collection[UUID]) -> set[UU
     """Those of these jobs of which no run's final record is still awaited."""
     if not job_ids:
         return set()
-    return set(job_ids) - set(session.scalars(_awaited_runs().where(RunRow.job_id.in_(job_ids))))
+    return set(job_ids) - set(session.scalars(_awaited_runs().where(among(RunRow.job_id, job_ids))))
 
 
 def waiting_usage(session: Session, job_ids: Collection[UUID]) -> dict[UUID, Waiting]:
@@ -150,7 +151,7 @@ def _records(session: Session, job_ids: Collection[UUID]) -> list[Record]:
             place.label("place"),
         )
         .join(UnchargedUsageRow, UnchargedUsageRow.record_id == UsageRecordRow.id)
-        .where(UnchargedUsageRow.job_id.in_(job_ids))
+        .where(among(UnchargedUsageRow.job_id, job_ids))
         .subquery()
     )
     rows = session.execute(
@@ -182,5 +183,7 @@ def _reached(session: Session, records: Sequence[Record]) -> set[UUID]:
     if not before:
         return set()
     waiting = select(UnchargedUsageRow.record_id).where(UnchargedUsageRow.record_id == UsageRecordRow.id)
-    known = session.scalars(select(UsageRecordRow.id).where(UsageRecordRow.id.in_(before), ~waiting.exists()))
+    known = session.scalars(
+        select(UsageRecordRow.id).where(among(UsageRecordRow.id, before), ~waiting.exists())
+    )
     return {before[record_id] for record_id in known}

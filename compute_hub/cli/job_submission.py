@@ -59,6 +59,10 @@ def submit(
     memory: Annotated[int, typer.Option(help="Memory on each machine in MiB.")] = 1024,
     time_limit: Annotated[int, typer.Option(help="Seconds after which the job is stopped.")] = 3600,
     grace: Annotated[int, typer.Option(help="Seconds between SIGTERM and SIGKILL when it is stopped.")] = 10,
+    notice_signal: Annotated[
+        str | None,
+        typer.Option(help="Signal for notices, such as SIGUSR1; they also stand in /job/HUB_NOTICE."),
+    ] = None,
     priority: Annotated[str, typer.Option(help="Among your own jobs: low, normal or high.")] = "normal",
     preemptible: Annotated[
         bool, typer.Option("--preemptible", help="May be stopped for others and tried again.")
@@ -112,6 +116,7 @@ def submit(
         "memory_mib": memory,
         "time_limit_s": time_limit,
         "grace_s": grace,
+        "notice_signal": notice_signal,
         "priority": priority,
         "preemptible": preemptible,
         "not_before": not_before,

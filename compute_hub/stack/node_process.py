@@ -18,10 +18,14 @@ from compute_hub.settings import Environment, Node, Settings, inherited_environm
 from compute_hub.stack.children import Child, ChildEnded, end_processes, processes_having, stop_all
 from compute_hub.stack.ray_node import start_ray, token_file
 from compute_hub.stack.run_directory import run_directory
-from kernel.clock import boot_id
+from compute_hub.telemetry.sensors import tell_sensed
+from compute_hub.telemetry.serving import serve_metrics
+from kernel.clock import boot_id, boottime_ms
 from kernel.errors import Invalid
 from kernel.logs import configure_logs
+from scheduler.node.nvml import open_nvml
 from scheduler.node.relay import LINK_LABEL, Relay, read_token
+from scheduler.node.sensing import NvmlSensors
 
 _log = structlog.get_logger(__name__)
 _CHECK_S = 0.5
@@ -46,12 +50,16 @@ def run_node(settings: Settings, name: str, *, head: bool) -> None:
         signal.signal(number, lambda *_: stopping.set())
     socket_path = supervisor_socket(settings, name)
     variables = {SOCKET_VARIABLE: str(socket_path)}
-    relay = Relay(settings.node_address, read_token(token_file(settings)), socket_path)
+    relay = Relay(settings.node_address, read_token(token_file(settings)), socket_path, folder / "relay-port")
     node = node.model_copy(update={"labels": node.labels | {LINK_LABEL: relay.address}})
     supervisor = _start_supervisor(settings, node, folder, socket_path)
     _end_ray(socket_path)  # of a predecessor that was killed
     ray = start_ray(settings, name, head=head, environment=variables, log=folder / "ray.log")
+    sensors = NvmlSensors(open_nvml()) if node.inventory == "nvml" else None
+    serve_metrics(settings, f"node_{name}")
     while not stopping.wait(_CHECK_S):
+        if sensors is not None:
+            tell_sensed(name, sensors.read(boottime_ms()))
         try:
             supervisor.check()
         except ChildEnded as ended:

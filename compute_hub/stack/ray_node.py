@@ -21,7 +21,7 @@ NODE_RESOURCE: Final = "hub_node:"
 
 _RAYLET: Final = {
     # A raylet whose head has gone ends, and is started anew with the head's successor.
-    "RAY_gcs_rpc_server_reconnect_timeout_s": "10",
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "5",
 }
 
 
@@ -61,7 +61,6 @@ def token_file(settings: Settings) -> Path:
 
 def start_ray(settings: Settings, name: str, *, head: bool, environment: Mapping[str, str], log: Path) -> Child:
     """Start this machine's raylet (and the cluster's head with it) in the foreground of a child process."""
-    ray = Path(sys.executable).with_name("ray")
     if head:
         # As long as a raylet of the head before lives, Ray would take this for that head's address and not start.
         (ray_directory(settings) / "ray_current_cluster").unlink(missing_ok=True)
@@ -76,7 +75,7 @@ def start_ray(settings: Settings, name: str, *, head: bool, environment: Mapping
         else [f"--address={ray_address(settings)}"]
     )
     argv = [
-        str(ray),
+        *(sys.executable, "-m", "scheduler.ray.start"),
         "start",
         *where,
         f"--node-ip-address={settings.node_address}",

@@ -9,19 +9,14 @@ from datetime import datetime
 from typing import Final
 from uuid import UUID
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, GCCollector, Histogram, PlatformCollector
-from prometheus_client.process_collector import ProcessCollector
+from prometheus_client import Counter, Gauge, Histogram
 from sqlalchemy.orm import Session
 
+from compute_hub.telemetry.registry import REGISTRY
 from scheduler.controller.ports import Accounting, Admission, Machines
 from scheduler.controller.watching import Step
 from scheduler.node.protocol import Report, SyncRequest, UsageRecord
 from scheduler.tables import JobRow
-
-REGISTRY: Final = CollectorRegistry(auto_describe=True)
-ProcessCollector(registry=REGISTRY)
-PlatformCollector(registry=REGISTRY)
-GCCollector(registry=REGISTRY)
 
 _FAST: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _SLOW: Final = (0.1, 0.5, 1, 5, 15, 60, 300, 900, 3600, 14_400, 43_200, 86_400, 259_200, 604_800)
@@ -100,8 +95,6 @@ BILL_REFUSALS: Final = Counter(
 BILL_LAST: Final = Gauge(
     "hub_biller_last_round_timestamp_seconds", "When this biller last finished a round.", registry=REGISTRY
 )
-
-OWN_REGISTRY_PREFIXES: Final = ("process_", "python_")
 
 
 class MeasuredAccounting:

@@ -51,6 +51,8 @@ CREATE TABLE jobs (
     exit_code BIGINT,
     end_reason TEXT,
     stop_reason TEXT,
+    notice TEXT NOT NULL DEFAULT '',
+    notice_signal BIGINT NOT NULL DEFAULT 0,
     CONSTRAINT pk_jobs PRIMARY KEY (id),
     CONSTRAINT ck_jobs_state CHECK (state IN ('queued', 'starting', 'running', 'stopping', 'succeeded', 'failed', 'cancelled')),
     CONSTRAINT ck_jobs_ended CHECK ((ended_at IS NOT NULL) = (state IN ('succeeded', 'failed', 'cancelled'))),

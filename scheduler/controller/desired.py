@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from uuid import UUID
 
@@ -30,7 +30,15 @@ class Store:
         return self.workspaces / str(job.tenant_id) / str(job.id) / f"attempt-{attempt}"
 
 
-def desired_runs(session: Session, store: Store, names: Collection[str]) -> dict[str, list[RunSpec]]:
+@dataclass
+class Wanted:
+    """What one node should be running, and by run what its program is to be told."""
+
+    runs: list[RunSpec] = field(default_factory=list)
+    notices: dict[str, str] = field(default_factory=dict)
+
+
+def desired_runs(session: Session, store: Store, names: Collection[str]) -> dict[str, Wanted]:
     """By node, every run that should exist there now; a run whose job is to stop is left out, which stops it.
 
     Args:
@@ -51,10 +59,13 @@ def desired_runs(session: Session, store: Store, names: Collection[str]) -> dict
     gangs = _gang_hosts(session, {job.id for _, job in live if job.network == Network.JOB})
     # A run that has started has its secrets; they are sent no more often than they must.
     secrets = opened_secrets(session, store.vault, [job for run, job in live if run.state == "placed"])
-    found: dict[str, list[RunSpec]] = {}
+    found: dict[str, Wanted] = {}
     for run, job in live:
         given = secrets.get(job.id, {}) if run.state == "placed" else {}
-        found.setdefault(run.node, []).append(_spec(run, job, store, gangs.get(job.id), given))
+        wanted = found.setdefault(run.node, Wanted())
+        wanted.runs.append(_spec(run, job, store, gangs.get(job.id), given))
+        if job.notice:
+            wanted.notices[str(run.id)] = job.notice
     return found
 
 
@@ -102,6 +113,7 @@ def _spec(
         grace_ms=job.grace_ms,
         traceparent=job.traceparent,
         secrets=secrets,
+        notice_signal=job.notice_signal,
         network=Network(job.network),
         gang=None if hosts is None else _gang(run, job, hosts),
     )

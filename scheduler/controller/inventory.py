@@ -1,6 +1,6 @@
 """What the centre has: nodes and devices as their supervisors describe them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from kernel.database import transaction
 from scheduler.node.codec import encode
 from scheduler.node.protocol import Report
-from scheduler.node.relay import LINK_LABEL
+from scheduler.node.relay import LINK_LABEL, Link
 from scheduler.operations import note
 from scheduler.tables import DeviceRow, NodeRow
 
@@ -89,12 +89,16 @@ def _record_health(
     note(session, row.node, kind, sentence, index=row.index, at=at)
 
 
-def links_of(engine: Engine) -> Callable[[], dict[str, str]]:
-    """Asks where the relays of the nodes that are not given up listen."""
+def links_of(engine: Engine) -> Callable[[], Mapping[str, Link]]:
+    """Asks where the relays of all nodes listen."""
 
-    def links() -> dict[str, str]:
+    def links() -> Mapping[str, Link]:
         with transaction(engine) as session:
-            rows = session.execute(select(NodeRow.name, NodeRow.labels).where(NodeRow.state != "down"))
-            return {name: str(labels[LINK_LABEL]) for name, labels in rows if LINK_LABEL in labels}
+            rows = session.execute(select(NodeRow.name, NodeRow.state, NodeRow.labels))
+            return {
+                name: Link(str(labels[LINK_LABEL]), given_up=state == "down")
+                for name, state, labels in rows
+                if LINK_LABEL in labels
+            }
 
     return links

@@ -19,7 +19,7 @@ from kernel.clock import boottime_ms, unix_ms, utc_now
 from kernel.database import transaction
 from scheduler.controller.admitting import admit
 from scheduler.controller.clearing import order_clearing
-from scheduler.controller.desired import Store, desired_runs
+from scheduler.controller.desired import Store, Wanted, desired_runs
 from scheduler.controller.inventory import record_node
 from scheduler.controller.live_state import LiveState
 from scheduler.controller.nodes import Nodes
@@ -241,11 +241,11 @@ class Controller:
         """End what was cancelled while it waited; returns the nodes, if anything must be stopped."""
         at = utc_now()
         with transaction(self._engine) as session:
-            end_waiting(session, self._led.leadership, self._accounting, at)
+            steps = end_waiting(session, self._led.leadership, self._accounting, at)
             order_clearing(session, at)
             loose = unsettled(session)
             settled = settle(session, loose, self._accounting, at)
-        self._watcher.moved(settled.steps)
+        self._watcher.moved((*steps, *settled.steps))
         return set(self._machines.reachable()) if loose else set()
 
     def _sync(self, names: set[str], reachable: set[str]) -> tuple[bool, set[str]]:
@@ -256,7 +256,8 @@ class Controller:
             desired = desired_runs(session, self._store, names)
         requests: dict[str, SyncRequest] = {}
         for name in sorted(names):
-            requests[name] = term.nodes.request(name, term.leadership.epoch, desired.get(name, ()))
+            wanted = desired.get(name) or Wanted()
+            requests[name] = term.nodes.request(name, term.leadership.epoch, wanted.runs, wanted.notices)
         reports = {
             name: report
             for name, report in self._machines.sync(requests).items()

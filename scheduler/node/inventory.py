@@ -12,6 +12,7 @@ from typing import Final, Protocol
 from scheduler.node.config import Device, InventorySource, NodeConfig
 from scheduler.node.nvml import NvmlInventory, open_nvml
 from scheduler.node.protocol import DeviceStatus
+from scheduler.node.sensing import Sensed
 
 _HEALTH_BYTES_MAX: Final = 1000
 _HEALTH_WORDS: Final = ("healthy", "unhealthy", "failed")
@@ -28,6 +29,10 @@ class Inventory(Protocol):
         """How each device is. Answers at once, from what was last read where reading takes long."""
         ...
 
+    def sensed(self, now_ms: int) -> Sequence[Sensed]:
+        """What the devices' sensors say; of devices without sensors nothing."""
+        ...
+
 
 class ConfiguredInventory:
     """The devices of the configuration: healthy when their device nodes are there and their health file agrees."""
@@ -42,6 +47,10 @@ class ConfiguredInventory:
     def health(self, now_ms: int) -> Sequence[DeviceStatus]:  # noqa: ARG002 - files are read every time
         """As the files say now."""
         return tuple(map(device_status, self._devices))
+
+    def sensed(self, now_ms: int) -> Sequence[Sensed]:  # noqa: ARG002 - a file has no sensors
+        """Nothing: a configured device is known by name only."""
+        return ()
 
 
 def open_inventory(config: NodeConfig) -> Inventory:

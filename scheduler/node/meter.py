@@ -12,14 +12,17 @@ from scheduler.node.protocol import DeviceShare, RunSpec, UsageRecord
 
 @dataclass(frozen=True, slots=True)
 class DeviceTotals:
-    """What sensors have counted of a run's share of its devices: busy card milliseconds, and millijoules."""
+    """What sensors have counted of a run's share of its devices: busy card milliseconds, and millijoules or None."""
 
     busy_ms: int
-    energy_mj: int
+    energy_mj: int | None
 
-    def __sub__(self, earlier: "DeviceTotals") -> "DeviceTotals":
-        """What was counted since."""
-        return DeviceTotals(self.busy_ms - earlier.busy_ms, self.energy_mj - earlier.energy_mj)
+    def since(self, earlier: "DeviceTotals") -> "DeviceTotals":
+        """What was counted after that; never below zero, though a driver that is loaded anew counts from zero."""
+        energy_mj = None
+        if self.energy_mj is not None and earlier.energy_mj is not None:
+            energy_mj = max(0, self.energy_mj - earlier.energy_mj)
+        return DeviceTotals(max(0, self.busy_ms - earlier.busy_ms), energy_mj)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +67,7 @@ class Meter:
     def cut(self, *, final: bool) -> "tuple[Meter, UsageRecord]":
         """The record of what was read since the last cut, and the meter that begins after it."""
         duration_ms = self.until_boot_ms - self.cut_boot_ms
-        since = None if self.totals is None or self.cut_totals is None else self.totals - self.cut_totals
+        since = None if self.totals is None or self.cut_totals is None else self.totals.since(self.cut_totals)
         record = UsageRecord(
             id=str(derived_id("usage", self.job_id, self.attempt, self.rank, self.next_k)),
             run_id=self.run_id,
@@ -82,8 +85,8 @@ class Meter:
             cpu_ms=self.cpu_ms - self.cut_cpu_ms,
             final=final,
             memory_bytes_max=self.memory_bytes_max,
-            device_busy_ms=None if since is None else max(0, since.busy_ms),
-            energy_mj=None if since is None else max(0, since.energy_mj),
+            device_busy_ms=None if since is None else since.busy_ms,
+            energy_mj=None if since is None else since.energy_mj,
         )
         after = replace(
             self,
@@ -95,8 +98,10 @@ class Meter:
         return after, record
 
 
-def start_meter(spec: RunSpec, *, boot_id: str, boot_ms: int, unix_ms: int) -> Meter:
-    """The meter of a run that starts now."""
+def start_meter(
+    spec: RunSpec, *, boot_id: str, boot_ms: int, unix_ms: int, totals: DeviceTotals | None = None
+) -> Meter:
+    """The meter of a run that starts now; `totals` is what sensors have counted of its devices before."""
     return Meter(
         run_id=spec.run_id,
         job_id=spec.job_id,
@@ -109,4 +114,6 @@ def start_meter(spec: RunSpec, *, boot_id: str, boot_ms: int, unix_ms: int) -> M
         started_boot_ms=boot_ms,
         until_boot_ms=boot_ms,
         cut_boot_ms=boot_ms,
+        totals=totals,
+        cut_totals=totals,
     )

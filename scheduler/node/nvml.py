@@ -14,6 +14,7 @@ from typing import Any, Final
 from kernel.errors import HubError
 from scheduler.node.config import Device, Vendor
 from scheduler.node.protocol import DeviceStatus
+from scheduler.node.sensing import NvmlSensors, Sensed
 
 READ_MS: Final = 5000
 """Between two readings."""
@@ -81,6 +82,7 @@ class NvmlInventory:
         self._nvml = nvml
         self._handles = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
         self._devices = tuple(self._describe(index, handle) for index, handle in enumerate(self._handles))
+        self._sensors = NvmlSensors(nvml)
         self._events = self._listen()
         self._xids: dict[str, int] = {}
         self._said: Sequence[DeviceStatus] = ()
@@ -97,6 +99,10 @@ class NvmlInventory:
             self._hear()
             self._said = tuple(map(self._status, self._devices, self._handles))
         return self._said
+
+    def sensed(self, now_ms: int) -> Sequence[Sensed]:
+        """What the cards' sensors say."""
+        return self._sensors.read(now_ms)
 
     def _describe(self, index: int, handle: object) -> Device:
         nvml = self._nvml

@@ -9,10 +9,10 @@ process tree is gone and its final usage record and end are on disk; it has exac
 
 import asyncio
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Final
 
 import structlog
 
@@ -22,9 +22,10 @@ from kernel.traces import request_id
 from scheduler.node.config import NodeConfig
 from scheduler.node.launched import Launched
 from scheduler.node.launching import Launcher
-from scheduler.node.meter import Meter, start_meter
+from scheduler.node.meter import DeviceTotals, Meter, start_meter
 from scheduler.node.protocol import EndReason, RunSpec, RunState, RunStatus
-from scheduler.node.spool import JournalFailed, Spool, ended_line, started_line, usage_line
+from scheduler.node.sensing import Sensed, share_totals
+from scheduler.node.spool import JournalFailed, Line, Spool, ended_line, started_line, usage_line
 from scheduler.node.workspace import leave_notice
 
 _SIGNAL_BASE: Final = 128
@@ -45,6 +46,7 @@ class Surroundings:
     launcher: Launcher
     changed: Callable[[], None]
     spool_failed: Callable[[OSError], None]
+    sensed: Callable[[int], Sequence[Sensed]]
 
 
 class Run:
@@ -62,7 +64,7 @@ class Run:
         self._around = around
         self._blockers = blockers
         self._status = RunStatus(spec.run_id, spec.job_id, spec.attempt, spec.rank, RunState.STARTING)
-        self._last_words: tuple[dict[str, Any], RunStatus] | None = None
+        self._last_words: tuple[Line, RunStatus] | None = None
         self._launched: Launched | None = None
         self._stop_reason: EndReason | None = None
         self._stop_sentence = ""
@@ -157,7 +159,10 @@ class Run:
     def read_meter(self, now_ms: int) -> Meter | None:
         """Take a reading of time and CPU."""
         if self.meter is not None and self._launched is not None:
-            self.meter = self.meter.read(now_ms, self._launched.cpu_ms(), self._launched.memory_bytes())
+            launched = self._launched
+            self.meter = self.meter.read(
+                now_ms, launched.cpu_ms(), launched.memory_bytes(), self._totals(now_ms)
+            )
         return self.meter
 
     async def _live(self) -> None:
@@ -216,7 +221,8 @@ class Run:
     def _finish(self, launched: Launched) -> None:
         outcome = launched.collect()
         if self.meter is not None:
-            self.meter = self.meter.read(boottime_ms(), outcome.cpu_ms, outcome.memory_bytes)
+            now_ms = boottime_ms()
+            self.meter = self.meter.read(now_ms, outcome.cpu_ms, outcome.memory_bytes, self._totals(now_ms))
         if self._stop_reason is not None:
             self._end(self._stop_reason, self._stop_sentence, outcome.exit_code)
         elif outcome.failed:
@@ -264,7 +270,13 @@ class Run:
         self._around.changed()
 
     def _new_meter(self, boot_ms: int, wall_ms: int) -> Meter:
-        return start_meter(self.spec, boot_id=self._around.boot_id, boot_ms=boot_ms, unix_ms=wall_ms)
+        totals = self._totals(boot_ms)
+        return start_meter(
+            self.spec, boot_id=self._around.boot_id, boot_ms=boot_ms, unix_ms=wall_ms, totals=totals
+        )
+
+    def _totals(self, now_ms: int) -> DeviceTotals | None:
+        return share_totals(self._around.sensed(now_ms), self.spec.devices)
 
     def _look_for_excess(self, now_ms: int) -> None:
         if self._launched is None or self._stop_reason is not None:

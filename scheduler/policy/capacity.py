@@ -99,6 +99,7 @@ class NodeState:
         self.leaves[job_id] = leaves_ms
         self.held[job_id] = pieces
         self.version += 1
+        self.pool.moved += 1
         self.pool.changes.note(self)
         self.tenants[job_id] = facts
         self.times = None
@@ -108,6 +109,7 @@ class NodeState:
         del self.held[job_id]
         del self.leaves[job_id]
         self.version += 1
+        self.pool.moved += 1
         self.pool.changes.note(self)
         del self.tenants[job_id]
         self.times = None
@@ -182,6 +184,8 @@ class Pool:
         self.free_milli = 0
         self.freed = 0
         """Counts everything that could make an impossible placement possible."""
+        self.moved = 0
+        """Counts everything that changes when its devices will be free."""
 
     def with_at_least(self, devices: int) -> int:
         """The set of open nodes that have so many wholly free devices."""
@@ -202,6 +206,7 @@ class Pool:
             self.sharing |= state.bit
         self.capacity_milli += state.healthy_mask.bit_count() * WHOLE_MILLI
         self.freed += 1
+        self.moved += 1
 
     def close(self, state: NodeState) -> None:
         """Withhold a node from new jobs; what runs on it is untouched."""
@@ -209,6 +214,7 @@ class Pool:
             return
         state.opened = False
         state.version += 1
+        self.moved += 1
         self.buckets[state.whole_free] &= ~state.bit
         self.sharing &= ~state.bit
         self.capacity_milli -= state.healthy_mask.bit_count() * WHOLE_MILLI

@@ -3,7 +3,6 @@
 Invariant: a start moves only the queues above its leaf, so that the next question costs a walk down the tree.
 """
 
-from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
 from heapq import heapify, heappop, heapreplace
 from typing import Final
@@ -24,7 +23,7 @@ class Contest:
         self,
         state: SchedulerState,
         now_ms: int,
-        shapes: Iterable[Shape],
+        shapes: list[Shape],
         hindered: dict[Shape, int],
     ) -> None:
         self._now_ms = now_ms
@@ -32,7 +31,7 @@ class Contest:
         self._promises = state.promises.by_pool
         self._queued = state.queued
         self._capacities = state.capacities()
-        self._shapes = frozenset(shapes)
+        self._shapes = shapes
         self._waiting = state.pending.by_leaf
         self._classes: dict[QueueState, list[JobClass]] = {}
         """The candidate classes of the leaves that have been looked at."""
@@ -140,8 +139,8 @@ class Contest:
             leaf not in self._unseen
         )  # each leaf's first job is considered once, whatever is known of its shape
         if not seen and leaf not in self._classes:
-            shapes = self._shapes
-            self._classes[leaf] = [one for one in self._waiting[leaf].values() if one.shape in shapes]
+            waiting = self._waiting[leaf]
+            self._classes[leaf] = [one for shape in self._shapes for one in waiting.get(shape, ())]
         for job_class in self._classes[leaf]:
             if seen and hindered.get(job_class.shape) == 0:
                 continue

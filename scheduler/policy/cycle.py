@@ -361,12 +361,29 @@ class Cycle:
                 and (held.hard or self._before(held.job_id, queued, entry))
             ):
                 continue
+            hard = entry[0] <= self.now_ms
+            if held is not None and held.job_id == job.id and self._stands(held, pool):
+                if hard != held.hard:
+                    promises.make(pool.model, held._replace(hard=hard))
+                made = True
+                continue
             found = earliest(queued.shape, pool, promises, job.id, self.now_ms, job.time_limit_ms)
             if found is not None:
-                hard = entry[0] <= self.now_ms
-                promises.make(pool.model, Promise(job.id, found[1], found[0], hard, pool.freed))
+                alone = held is None or held.job_id == job.id  # else worked out beside the one it replaces
+                moved = pool.moved if alone else -1
+                promises.make(pool.model, Promise(job.id, found[1], found[0], hard, pool.freed, moved))
                 made = True
         return made
+
+    def _stands(self, held: Promise, pool: Pool) -> bool:
+        """Whether a promise worked out before would come to the same now."""
+        promises = self.state.promises
+        return (
+            held.moved == pool.moved
+            and held.from_ms >= self.now_ms
+            and not promises.nominations
+            and not promises.spans
+        )
 
     def _pass_over(self, job_class: JobClass, queued: QueuedJob, entry: Entry) -> None:
         """Nobody of the class fits or may start now; its head may still be due a promise."""

@@ -69,8 +69,10 @@ class Imagination:
         self._gone: dict[str, RunningJob] = {}
         self._known: dict[str, tuple[list[RunningJob], list[RunningJob]]] = {}
         """Per pool what runs there: those past their minimum, by preference, and the others, by start."""
+        self._gives: dict[str, _Asked] = {}
+        """Per pool, whether a leaf may have to give something to another one."""
         self._giving: dict[str, tuple[list[RunningJob], list[RunningJob]]] = {}
-        """The same of leaves that may have to give to another one, until somebody is imagined gone or started."""
+        """What runs of those that may, until somebody is imagined gone or started."""
         self._come: list[tuple[QueuedJob, Pool, Found]] = []
         self._coming: Counter[tuple[str, str]] = Counter()
         """By queue and pool, what imagined starts use: nobody is beyond its guarantee by what it has not started."""
@@ -135,7 +137,7 @@ class Imagination:
         for victim in outcome.victims:
             self._lift(victim)
             self._yielding.note(victim.job.id, claim.job.id)
-        self._giving.clear()
+        self._reconsider(claim, outcome)
         self._settle(claim, attempt.pool, place)
         return outcome
 
@@ -143,6 +145,15 @@ class Imagination:
         """The longest running first, and last those for whom the claim itself had made way."""
         causes = self._yielding.leads
         return sorted(victims, key=lambda one: (causes(claim.job.id, one.job.id), one.started_ms, one.job.id))
+
+    def _reconsider(self, claim: QueuedJob, outcome: Outcome) -> None:
+        """What these leaves may have to give is another question once the outcome is imagined."""
+        self._giving.clear()
+        for gives in self._gives.values():
+            if self._state.queues.bounded:
+                gives.clear()
+            for leaf in (claim.leaf, *(victim.leaf for victim in outcome.victims)):
+                gives.pop(leaf, None)
 
     # -- who may be stopped ------------------------------------------------------------------------------
 
@@ -154,12 +165,13 @@ class Imagination:
         model, mine = pool.model, claim.leaf
         if model not in self._known:
             self._known[model] = self._running_in(model)
+            self._gives[model] = _Asked(lambda leaf: self._may_give(leaf, model))
+        gives = self._gives[model]
         if self._state.preemptible_running:
-            gives = _Asked(lambda leaf: leaf is mine or self._may_give(leaf, model))
-            ripe, green = self._of(gives, model)
+            ripe, green = self._of(_Asked(lambda leaf: leaf is mine or gives[leaf]), model)
         else:
             if model not in self._giving:
-                self._giving[model] = self._of(_Asked(lambda leaf: self._may_give(leaf, model)), model)
+                self._giving[model] = self._of(gives, model)
             ripe, green = ([one for one in rows if one.leaf is not mine] for rows in self._giving[model])
         if green:
             matures_ms = green[0].started_ms + self._state.settings.min_run_ms

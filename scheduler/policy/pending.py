@@ -191,7 +191,7 @@ class Pending:
     def __init__(self) -> None:
         self.classes: dict[ClassKey, JobClass] = {}
         self.by_shape: dict[Shape, dict[ClassKey, JobClass]] = {}
-        self.by_leaf: dict[QueueState, dict[ClassKey, JobClass]] = {}
+        self.by_leaf: dict[QueueState, dict[Shape, list[JobClass]]] = {}
         self.by_order: dict[Shape, list[tuple[int, Entry]]] = {}
         """Per shape all its jobs by priority and order, whatever their queue."""
         self.by_limit: dict[Shape, ByLimit] = {}
@@ -235,7 +235,7 @@ class Pending:
             of_shape = self.by_limit.setdefault(queued.shape, ByLimit())
             found = self.classes[key] = JobClass(key, queued.leaf, queued.shape, of_shape)
             self.by_shape.setdefault(queued.shape, {})[key] = found
-            self.by_leaf.setdefault(queued.leaf, {})[key] = found
+            self.by_leaf.setdefault(queued.leaf, {}).setdefault(queued.shape, []).append(found)
             self._turn.append(key)
         return found
 
@@ -259,6 +259,8 @@ class Pending:
                 del self.by_shape[emptied.shape]
                 del self.by_limit[emptied.shape]
             beside = self.by_leaf[emptied.leaf]
-            del beside[emptied.key]
+            beside[emptied.shape].remove(emptied)
+            if not beside[emptied.shape]:
+                del beside[emptied.shape]
             if not beside:
                 del self.by_leaf[emptied.leaf]

@@ -25,6 +25,8 @@ class Promise(NamedTuple):
     hard: bool
     freed: int
     """The pool's counter of what was freed when the promise was last worked out."""
+    moved: int = -1
+    """The same of what moved in or out: as long as it stands still, the promise comes to the same."""
 
 
 class Span(NamedTuple):

@@ -15,7 +15,7 @@ import structlog
 from kernel.errors import HubError
 from scheduler.controller.wakeups import Wakeups
 from scheduler.node.protocol import Report, SyncRequest
-from scheduler.node.relay import RelayedClient
+from scheduler.node.relay import Link, RelayedClient
 from scheduler.ray.couriers import Couriers
 
 _LOOK_S: Final = 1.0
@@ -38,7 +38,7 @@ class RayMachines:
     """
 
     def __init__(
-        self, address: str, wakeups: Wakeups, *, links: Callable[[], dict[str, str]], token: bytes
+        self, address: str, wakeups: Wakeups, *, links: Callable[[], Mapping[str, Link]], token: bytes
     ) -> None:
         self._ask_links = links
         self._token = token
@@ -46,6 +46,7 @@ class RayMachines:
         self._couriers = Couriers(address, wakeups)
         self._closing = threading.Event()
         self._pool = ThreadPoolExecutor(_ASKED_AT_ONCE, thread_name_prefix="relay")
+        self._probes = ThreadPoolExecutor(_ASKED_AT_ONCE, thread_name_prefix="probe")
         self._relayed: dict[str, RelayedClient] = {}
         self._relaying: dict[str, Future[Report | None]] = {}
         threading.Thread(target=self._keep_looking, name="links", daemon=True).start()
@@ -66,7 +67,8 @@ class RayMachines:
         """Leave the cluster; agents stay."""
         self._closing.set()
         self._couriers.close()
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._pool, self._probes):
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def _sync_by_relays(self, names: Sequence[str], requests: Mapping[str, SyncRequest]) -> dict[str, Report]:
         """Ask several at once; one that takes too long is not asked again before it has answered or failed."""
@@ -90,9 +92,24 @@ class RayMachines:
             _log.warning("relay_failed", link=link, error=str(error))
             return None
 
+    def _open_links(self) -> dict[str, str]:
+        """All links but those of machines that were given up and do not listen again."""
+        links = self._ask_links()
+        gone = sorted(name for name, link in links.items() if link.given_up)
+        back = self._probes.map(self._listens, (links[name].address for name in gone))
+        silent = {name for name, listens in zip(gone, back, strict=True) if not listens}
+        return {name: link.address for name, link in links.items() if name not in silent}
+
+    def _listens(self, address: str) -> bool:
+        try:
+            RelayedClient(address, self._token, timeout_s=_RELAY_S).connect().close()
+        except OSError:
+            return False
+        return True
+
     def _keep_looking(self) -> None:
         while not self._closing.wait(_LOOK_S):
             try:
-                self._links = self._ask_links()
+                self._links = self._open_links()
             except Exception as error:  # noqa: BLE001 - the database is away
                 _log.warning("links_unknown", error=str(error))

@@ -20,9 +20,11 @@ from ray.exceptions import ActorDiedError, GetTimeoutError, RayError
 
 from kernel.clock import boottime_ms
 from kernel.errors import HubError
+from kernel.logs import configure_logs
 from scheduler.node.protocol import Report, SyncRequest
 from scheduler.ray.agent import NodeAgent
 from scheduler.ray.messages import Answer, Ask, Changed, Members, Word
+from scheduler.ray.start import keep_loopback
 
 RESOURCE: Final = "hub_node:"
 """A raylet with the resource `hub_node:NAME` is the hub node NAME."""
@@ -200,18 +202,7 @@ def _leave() -> NoReturn:
     os._exit(0)
 
 
-def _configure_logs() -> None:
-    """In the form the controller's log has, on the standard error it shares."""
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.JSONRenderer(ensure_ascii=False),
-        ],
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
-
-
 if __name__ == "__main__":
-    _configure_logs()
+    configure_logs("courier")
+    keep_loopback()
     Courier(sys.argv[1], Connection(int(sys.argv[2]))).run()

@@ -19,6 +19,7 @@ from scheduler.controller.wakeups import Wakeups
 from scheduler.node.protocol import Report, SyncRequest
 from scheduler.node.simulated import Ended, SimulatedMachine, SimulatedNode
 from scheduler.ray.courier import NAMESPACE
+from scheduler.ray.start import keep_loopback
 
 SCHEDULE_HEAD: Final = "job_id,attempt,node,device,slot_lo,slot_hi,start_ms,end_ms,end_reason"
 """The columns of the schedule, as `hub simulate` writes them, but in milliseconds of the host's CLOCK_BOOTTIME."""
@@ -119,6 +120,7 @@ class SharedRayNode:
         self._names = sorted(machine.node for machine in machines)
         self._wakeups = wakeups
         self._closing = threading.Event()
+        keep_loopback()
         ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, configure_logging=False)
         self._actor: Any = (
             ray.remote(SimulatedNodes)

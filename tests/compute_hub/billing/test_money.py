@@ -110,7 +110,9 @@ def test_a_job_without_further_funds_is_stopped_while_its_way_out_is_still_cover
     job_id = house.submit(models=("sim-a",))
     assert house.admit(job_id) is None
     assert house.keep(job_id, HOUR_MS - 60_000) is None
-    assert house.sql("SELECT reason LIKE 'its funds will not last%' FROM jobs") == [(True,)]
+    assert house.sql("SELECT reason = notice, notice LIKE 'its funds will not last%' FROM jobs") == [
+        (True, True)
+    ]
     assert house.keep(job_id, HOUR_MS + 1) is not None
     house.meter(house.record(job_id, 0, HOUR_MS + 5000 + MARGIN_MS, final=True))
     house.end(job_id)

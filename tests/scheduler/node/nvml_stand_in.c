@@ -3,7 +3,7 @@
 #include <string.h>
 
 struct event { void *device; unsigned long long type, data; unsigned int gpu, compute; };
-static struct { int ecc, xid, pending, lost; } cards[2];
+static struct { int ecc, xid, pending, lost, busy, power, energy; } cards[2] = {{.energy = -1}, {.energy = -1}};
 
 static long card_of(void *handle) { return (long)handle - 1; }
 static int gone(void *handle) { return cards[card_of(handle)].lost ? 15 : 0; } /* NVML_ERROR_GPU_IS_LOST */
@@ -13,6 +13,9 @@ void stand_in_set(int card, const char *name, int value) {
     if (!strcmp(name, "xid")) cards[card].xid = value;
     if (!strcmp(name, "pending")) cards[card].pending = value;
     if (!strcmp(name, "lost")) cards[card].lost = value;
+    if (!strcmp(name, "busy")) cards[card].busy = value;
+    if (!strcmp(name, "power")) cards[card].power = value;
+    if (!strcmp(name, "energy")) cards[card].energy = value;
 }
 int nvmlDeviceGetCount_v2(unsigned int *count) { *count = 2; return 0; }
 int nvmlDeviceGetHandleByIndex_v2(unsigned int index, void **handle) { *handle = (void *)(long)(index + 1); return 0; }
@@ -48,4 +51,19 @@ int nvmlEventSetWait_v2(void *set, struct event *event, unsigned int timeout_ms)
         return 0;
     }
     return 10; /* NVML_ERROR_TIMEOUT */
+}
+int nvmlDeviceGetUtilizationRates(void *handle, unsigned int *rates) { /* nvmlUtilization_t: gpu, memory */
+    rates[0] = cards[card_of(handle)].busy;
+    rates[1] = 0;
+    return gone(handle);
+}
+int nvmlDeviceGetPowerUsage(void *handle, unsigned int *power_mw) { *power_mw = cards[card_of(handle)].power; return gone(handle); }
+int nvmlDeviceGetTotalEnergyConsumption(void *handle, unsigned long long *energy_mj) {
+    *energy_mj = cards[card_of(handle)].energy;
+    return cards[card_of(handle)].energy < 0 ? 3 : gone(handle); /* not supported */
+}
+int nvmlDeviceGetTemperature(void *handle, int sensor, unsigned int *celsius) {
+    (void)sensor;
+    *celsius = 61;
+    return gone(handle);
 }
