@@ -52,9 +52,8 @@ def render_workbook(content: Content) -> bytes:
     sheet.page_setup.orientation = "landscape"
     sheet.page_setup.paperSize = 9  # A4
     sheet.print_options.horizontalCentered = True
-    footer = sheet.oddFooter.right
-    if footer is not None:
-        footer.text = f"{content.facts[0][1]} · &P / &N"
+    if sheet.oddFooter is not None:
+        sheet.oddFooter.right.text = f"{content.facts[0][1]} · &P / &N"
     sheet.page_setup.fitToWidth, sheet.page_setup.fitToHeight = 1, 0
     sheet.sheet_properties.pageSetUpPr = PageSetupProperties(fitToPage=True)
     buffer = io.BytesIO()
