@@ -196,9 +196,11 @@ def fill(engine: Engine, count: int) -> None:
 
 _FILL: Final = text("""
     WITH other AS (
-        INSERT INTO usage_records
+        INSERT INTO usage_records (id, job_id, run_id, attempt, rank, k, node, boot_id, model, started_at, offset_ms,
+                                   duration_ms, slot_ms, busy_ms, memory_bytes_max, final, content_sha256, received_at)
         SELECT gen_random_uuid(), CAST(md5((n / :each)::text) AS uuid), CAST(md5((n / :each)::text) AS uuid), 1, 0,
-               mod(n, :each), 'n', 'b', 'sim-a', '2026-01-01Z', 0, 1000, 1000000, 500, false, repeat('0', 64),
+               mod(n, :each), 'n', 'b', 'sim-a', '2026-01-01Z', 0, 1000, 1000000, 500, 0, false,
+               repeat('0', 64),
                '2026-01-01Z'
           FROM generate_series(CAST(:first AS bigint), CAST(:last AS bigint)) AS n
         RETURNING id)
