@@ -83,7 +83,7 @@ def centre_of(session: Session, answering: AbstractSet[str], now_ms: int) -> Cen
     rows = session.execute(
         select(
             DeviceRow.node,
-            DeviceRow.index.label("slot"),  # a row's own `index` is the tuple's
+            DeviceRow.index,
             DeviceRow.number,
             DeviceRow.model,
             DeviceRow.freed_at,
@@ -91,13 +91,14 @@ def centre_of(session: Session, answering: AbstractSet[str], now_ms: int) -> Cen
             DeviceRow.cordoned,
         ).order_by(DeviceRow.node, DeviceRow.index)
     ).all()
-    devices = {(row.node, row.slot): Device(row.number, row.model, row.freed_at) for row in rows}
-    names = {(row.node, row.slot): node_name(row.node, row.model) for row in rows}
-    kept = kept_devices(session, from_unix_ms(now_ms), names)
+    devices = {(node, index): Device(number, model, freed) for node, index, number, model, freed, _, _ in rows}
+    kept = kept_devices(
+        session, from_unix_ms(now_ms), {at: node_name(at[0], device.model) for at, device in devices.items()}
+    )
     grouped: dict[tuple[str, str], list[DeviceState]] = {}
-    for row in rows:
-        usable = row.healthy and not row.cordoned and (row.node, row.slot) not in kept.withheld
-        grouped.setdefault((row.node, row.model), []).append(DeviceState(row.slot, usable))
+    for node, index, _, model, _, healthy, cordoned in rows:
+        usable = healthy and not cordoned and (node, index) not in kept.withheld
+        grouped.setdefault((node, model), []).append(DeviceState(index, usable))
     machines = {row.name: row for row in session.scalars(select(NodeRow))}
     nodes = tuple(
         Node(

@@ -26,7 +26,7 @@ from scheduler.node.protocol import (
 )
 from scheduler.node.reconcile import Alive, plan_sync
 from scheduler.node.run import NEVER_MS, Run, Surroundings
-from scheduler.node.spool import Spool, acknowledged_line, meter_line, usage_line
+from scheduler.node.spool import Line, Spool, acknowledged_line, epoch_line, meter_line, usage_line
 from scheduler.node.watching import free_bytes
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ class Fleet:
         if epoch < seen:
             raise StaleEpoch(epoch=epoch, seen=seen)
         if epoch > seen:
-            self._spool.append({"kind": "epoch", "epoch": epoch})
+            self._spool.append(epoch_line(epoch))
             self._number = 0
 
     def _forget_acknowledged(self, request: SyncRequest) -> None:
@@ -239,7 +239,7 @@ class Fleet:
         if now_ms < min(self._cut_at_ms, self._beat_at_ms):
             return
         metered = [run for run in self._runs.values() if run.read_meter(now_ms) is not None]
-        lines: list[dict[str, Any]] = []
+        lines: list[Line] = []
         meters: dict[str, Meter] = {}
         for run in metered:
             meter = run.meter

@@ -12,7 +12,7 @@ import signal
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Final
 
 import structlog
 
@@ -25,7 +25,7 @@ from scheduler.node.launching import Launcher
 from scheduler.node.meter import DeviceTotals, Meter, start_meter
 from scheduler.node.protocol import EndReason, RunSpec, RunState, RunStatus
 from scheduler.node.sensing import Sensed, share_totals
-from scheduler.node.spool import JournalFailed, Spool, ended_line, started_line, usage_line
+from scheduler.node.spool import JournalFailed, Line, Spool, ended_line, started_line, usage_line
 from scheduler.node.workspace import leave_notice
 
 _SIGNAL_BASE: Final = 128
@@ -64,7 +64,7 @@ class Run:
         self._around = around
         self._blockers = blockers
         self._status = RunStatus(spec.run_id, spec.job_id, spec.attempt, spec.rank, RunState.STARTING)
-        self._last_words: tuple[dict[str, Any], RunStatus] | None = None
+        self._last_words: tuple[Line, RunStatus] | None = None
         self._launched: Launched | None = None
         self._stop_reason: EndReason | None = None
         self._stop_sentence = ""
