@@ -223,8 +223,8 @@ class Imagination:
         """The rule by which the claim may stop the job as things are imagined, or None."""
         job, model = claim.job, pool.model
         levels = apart(victim.leaf, claim.leaf)
-        if victim.covered >> len(victim.leaf.ancestry) - len(levels):
-            return None  # it started inside the guarantee of a level that is not the claim's as well
+        if levels and victim.covered:
+            return None  # its queue's guarantee is its own: who came later, beyond it, has to go first
         if (
             levels
             and self._is_borrowing(levels, model)
