@@ -53,8 +53,7 @@ class Forecaster:
         with self._turn:
             self._now_ms = max(self._now_ms, unix_ms(at))
             try:
-                _refresh(session, self._live, self._now_ms)
-                return _explained(self._live, job, self._now_ms)
+                return _explained(session, self._live, job, self._now_ms)
             except BaseException:
                 self._live = LiveState(self._policy, self._queues)  # half a picture is worse than none
                 raise
@@ -69,12 +68,12 @@ def explain_job(
     queues: Sequence[Queue] = (),
 ) -> Explanation:
     """The same of a job that only this transaction has, on a picture of its own, which is then thrown away."""
-    waits = job.state == "queued" and job.stop_reason is None
-    live = _picture(session, unix_ms(at), policy, queues) if waits else None
-    return Explanation(None, job.reason, None) if live is None else _explained(live, job, unix_ms(at))
+    if job.state != "queued" or job.stop_reason is not None or _live_jobs(session) > LIVE_JOBS_MAX:
+        return Explanation(None, job.reason, None)
+    return _explained(session, LiveState(policy or policy_named("default"), queues), job, unix_ms(at))
 
 
-def _explained(live: LiveState, job: JobRow, now_ms: int) -> Explanation:
+def _explained(session: Session, live: LiveState, job: JobRow, now_ms: int) -> Explanation:
     """Play the policy forward from the tables as they are.
 
     The estimate knows of no job that has not been submitted yet, evicts nobody, and rests on predicted durations.
