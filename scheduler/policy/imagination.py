@@ -122,11 +122,8 @@ class Imagination:
             ripe, green = self._candidates(claim, pool)
             found = self._attempt(claim, pool, self._by_preference(ripe, claim, pool), guaranteed=guaranteed)
             if found is None and guaranteed and green:
-                causes = self._yielding.leads
-                both = sorted(
-                    [*ripe, *green],
-                    key=lambda one, me=claim.job.id: (causes(me, one.job.id), one.started_ms, one.job.id),
-                )
+                both = sorted([*ripe, *green], key=lambda one: (one.started_ms, one.job.id))
+                both = self._causes_last(both, claim)
                 found = self._attempt(claim, pool, both, guaranteed=True)
             if found is None:
                 continue
@@ -207,16 +204,17 @@ class Imagination:
         return True
 
     def _by_preference(self, rows: list[RunningJob], claim: QueuedJob, pool: Pool) -> list[RunningJob]:
-        """Users of what stood idle first, else in their order.
-
-        Last of all those for whom the claimant has made way itself: only a guarantee may turn that round.
-        """
+        """Users of what stood idle first, else in their order."""
         if self._state.queues.bounded:
             beyond = _Asked(lambda leaf: self._beyond_bound(leaf, pool.model))
             rows = sorted(rows, key=lambda one: not beyond[one.leaf])
-        if claim.job.id in self._yielding:
-            rows = sorted(rows, key=lambda one: self._yielding.leads(claim.job.id, one.job.id))
-        return rows
+        return self._causes_last(rows, claim)
+
+    def _causes_last(self, rows: list[RunningJob], claim: QueuedJob) -> list[RunningJob]:
+        """Those for whom the claimant has made way itself last: only a guarantee may turn that round."""
+        if claim.job.id not in self._yielding:
+            return rows
+        return sorted(rows, key=lambda one: self._yielding.leads(claim.job.id, one.job.id))
 
     def _reason(self, claim: QueuedJob, victim: RunningJob, pool: Pool) -> str | None:
         """The rule by which the claim may stop the job as things are imagined, or None."""
