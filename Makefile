@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 DIGITS := var/environments/digits
 # Programs that come from the operating system, and the Debian packages that hold them.
 NEEDED := bwrap:bubblewrap setpriv:util-linux
-TESTED := promtool:prometheus prometheus-alertmanager:prometheus-alertmanager systemd-analyze:systemd
+TESTED := cc:gcc promtool:prometheus prometheus-alertmanager:prometheus-alertmanager systemd-analyze:systemd
 PIP    := --disable-pip-version-check --quiet
 
 .PHONY: help setup tested demo test check lint bench bench-peers up clean

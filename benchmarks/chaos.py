@@ -18,6 +18,7 @@ from typing import Any, Final
 import psutil
 
 from benchmarks.peers.faults import FAULTS, Fault
+from benchmarks.peers.mending import Mender
 from benchmarks.peers.ours import Hub
 from compute_hub.sdk import ENDED, HubClient, Unreachable
 from kernel.clock import boottime_ms
@@ -55,7 +56,7 @@ def main() -> int:
     arguments = parser.parse_args()
     say = partial(print, file=sys.stderr)
     try:
-        with Hub(FOLDER, say) as hub:
+        with Hub(FOLDER, say) as hub, Mender(hub):
             found = torment(hub, arguments.points, arguments.seed, say)
         found["orphan_processes"] = len(left_behind(FOLDER))
     except HubError as refusal:
@@ -66,11 +67,9 @@ def main() -> int:
 
 
 def torment(hub: Hub, points: int, seed: int, say: Any, faults: Sequence[Fault] = FAULTS) -> dict[str, int]:  # noqa: ANN401 - print
-    """Strike so many times under load, let everything settle, and count. Raises HubError."""
+    """Strike so many times under load, let everything settle, and count; a `Mender` is at work. Raises HubError."""
     chance = random.Random(seed)  # noqa: S311 - chance, not secrecy
-    never, jobs, mending = threading.Event(), list[str](), threading.Event()
-    mender = threading.Thread(target=_mend, args=(hub, mending), daemon=True)
-    mender.start()
+    never, jobs = threading.Event(), list[str]()
     order = [fault for _ in range(-(-points // len(faults))) for fault in chance.sample(faults, len(faults))]
     for number, fault in enumerate(order[:points]):
         jobs += _load(hub, chance)
@@ -78,8 +77,6 @@ def torment(hub: Hub, points: int, seed: int, say: Any, faults: Sequence[Fault] 
         say(f"{number + 1}/{points} {fault.name}")
         fault.strike(hub)
     found = _settled(hub, jobs)
-    mending.set()
-    mender.join()
     return {"points": points, "lost_jobs": found} | counts(hub)
 
 
@@ -125,11 +122,6 @@ def _submit(hub: Hub, client: HubClient, chance: random.Random) -> str:
             if boottime_ms() > deadline:
                 raise
             never.wait(_LOOK_S)
-
-
-def _mend(hub: Hub, done: threading.Event) -> None:
-    while not done.wait(_LOOK_S):
-        hub.stack.mend()
 
 
 def _settled(hub: Hub, jobs: Sequence[str]) -> int:

@@ -7,11 +7,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from multiprocessing.connection import Connection
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 from uuid import UUID
 
 from sqlalchemy import make_url
@@ -25,9 +27,6 @@ from ledger.audit import audit
 from ledger.domain.accounts import CNY, Account, Bound
 from ledger.domain.transfers import Transfer, capture, hold, posted, release
 from ledger.posting import open_accounts, post, post_all
-
-if TYPE_CHECKING:
-    from multiprocessing.queues import Queue
 
 CLIENTS: Final = 8
 BATCH: Final = 100
@@ -82,6 +81,17 @@ HOLD: Final = Phase("hold", held, VOUCHER_IDS)
 IN_BATCHES: Final = Phase("batch", postings(BATCH), VOUCHER_IDS)
 HOT: Final = Phase("hot_batch", postings(BATCH), VOUCHER_IDS[:1])
 PHASES: Final = (SINGLE, HOLD, IN_BATCHES, HOT)
+_PHASES: Final = {phase.name: phase for phase in PHASES}
+TOUCH: Final = "touch"
+_TOUCHING: Final = (
+    "SET enable_seqscan = off",
+    "SET max_parallel_workers_per_gather = 0",
+    "SELECT count(id) FROM transfers",
+    "SELECT count(*) FROM (SELECT debit, debit_sequence FROM transfers ORDER BY 1, 2 OFFSET 0)",
+    "RESET enable_seqscan",
+    "RESET max_parallel_workers_per_gather",
+)
+"""A backend maps each page of shared memory when it first meets it. A server's backends have met them long ago."""
 
 
 @dataclass(frozen=True)
@@ -155,24 +165,37 @@ def pgbench_tps(server: PrivatePostgres, seconds: int) -> float:
     return next(float(line.split()[2]) for line in out.splitlines() if line.startswith("tps"))
 
 
-def client(url: str, phase: Phase, seconds: float, start: Barrier, results: "Queue[Tally]") -> None:
-    """Post until the time is over and tell what came of it."""
-    engine = open_engine(url, pool_size=1).execution_options(isolation_level="AUTOCOMMIT")
+def client(url: str, start: Barrier, tasks: Connection) -> None:
+    """Do what is asked over the pipe, and tell what came of it, on one connection until the harness closes it."""
+    engine = open_engine(url, pool_size=1, idle_ms=0).execution_options(isolation_level="AUTOCOMMIT")
     chance = random.Random()  # noqa: S311 - choosing accounts is no secret
-    tally = Tally()
-    with engine.connect() as connection, Session(connection) as session:
+    with engine.connect() as connection, Session(connection) as session, suppress(EOFError):
         backend = connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
-        _post_some(session, phase, chance, tally)  # so that every plan is made before time starts
-        start.wait()
-        end = time.monotonic() + seconds
-        warmed_up = tally.acknowledged
-        worked = _processor_ns(backend)
-        while time.monotonic() < end:
-            _post_some(session, phase, chance, tally)
-        tally.server_ns = _processor_ns(backend) - worked
-        tally.timed = tally.acknowledged - warmed_up
+        while True:
+            name, seconds = tasks.recv()
+            if name == TOUCH:
+                for statement in _TOUCHING:
+                    connection.exec_driver_sql(statement)
+                tasks.send(Tally())
+            else:
+                tasks.send(_timed(session, backend, _PHASES[name], seconds, start, chance))
     engine.dispose()
-    results.put(tally)
+
+
+def _timed(
+    session: Session, backend: int, phase: Phase, seconds: float, start: Barrier, chance: random.Random
+) -> Tally:
+    tally = Tally()
+    _post_some(session, phase, chance, tally)  # so that every plan is made before time starts
+    start.wait()
+    end = time.monotonic() + seconds
+    warmed_up = tally.acknowledged
+    worked = _processor_ns(backend)
+    while time.monotonic() < end:
+        _post_some(session, phase, chance, tally)
+    tally.server_ns = _processor_ns(backend) - worked
+    tally.timed = tally.acknowledged - warmed_up
+    return tally
 
 
 def _processor_ns(pid: int) -> int:
@@ -188,26 +211,35 @@ def _post_some(session: Session, phase: Phase, chance: random.Random, tally: Tal
 
 
 class Run:
-    """All clients of all phases on one server; keeps count of what was acknowledged."""
+    """8 clients of one database, each on a connection it keeps; counts what was acknowledged."""
 
     def __init__(self, server: PrivatePostgres, database: str) -> None:
         self._server = server
         self._url = server.url(database)
         self.acknowledged = VOUCHERS
         self.refused = 0
+        context = multiprocessing.get_context("fork")
+        start = context.Barrier(CLIENTS)
+        self._pipes: list[Connection] = []
+        for _ in range(CLIENTS):
+            ours, theirs = context.Pipe()
+            context.Process(target=client, args=(self._url, start, theirs), daemon=True).start()
+            theirs.close()
+            self._pipes.append(ours)
+
+    def touch(self) -> None:
+        """Let every backend meet the pages of the indexes."""
+        self._all(TOUCH, 0)
+
+    def _all(self, task: str, seconds: float) -> list[Tally]:
+        for pipe in self._pipes:
+            pipe.send((task, seconds))
+        return [pipe.recv() for pipe in self._pipes]
 
     def measure(self, phase: Phase, seconds: int) -> Measured:
         """What 8 clients reach at once."""
-        context = multiprocessing.get_context("fork")
-        results: Queue[Tally] = context.Queue()
-        task = (self._url, phase, seconds, context.Barrier(CLIENTS), results)
-        clients = [context.Process(target=client, args=task) for _ in range(CLIENTS)]
         logged = self._logged_bytes()
-        for process in clients:
-            process.start()
-        tallies = [results.get() for _ in clients]
-        for process in clients:
-            process.join()
+        tallies = self._all(phase.name, seconds)
         acknowledged = sum(tally.acknowledged for tally in tallies)
         self.acknowledged += acknowledged
         self.refused += sum(tally.refused for tally in tallies)

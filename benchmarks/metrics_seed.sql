@@ -73,9 +73,9 @@ INSERT INTO allocations (id, run_id, node, device_index, model, slots, span)
   JOIN devices d ON d.node = 'node-' || lpad((n / 8)::text, 5, '0') AND d.index = n % 8;
 
 INSERT INTO usage_records (id, job_id, run_id, attempt, rank, k, node, boot_id, model, started_at, offset_ms, duration_ms,
-  slot_ms, busy_ms, final, content_sha256, received_at)
+  slot_ms, busy_ms, energy_mj, energy_basis, final, content_sha256, received_at)
   SELECT gen_random_uuid(), pg_temp.numbered(n), pg_temp.numbered(n), 1, 0, k, 'node', 'b',
-  (CAST(:models AS text[]))[1 + n % 4], now(), k * 60000, 60000, 60000000, 30000, k = 1, '', now() - n % 1000 * interval '1 minute'
+  (CAST(:models AS text[]))[1 + n % 4], now(), k * 60000, 60000, 60000000, 30000, 8400000, 'estimated', k = 1, '', now() - n % 1000 * interval '1 minute'
   FROM generate_series(:waiting + :running, :jobs - 1) n, generate_series(0, 1) k;
 
 INSERT INTO rates (id, model, micros_per_card_hour, terms, effective_from, changes_running, reason, set_by, set_at)

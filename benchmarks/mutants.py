@@ -1,41 +1,45 @@
 """Changes the rules that touch an amount, one small change at a time, and asks whether the tests notice.
 
-`python -m benchmarks.mutants --json` prints `{mutants, killed, survived, stillborn}` as its last line, and each
-survivor with its line before. A mutant is one operator, number, name or statement changed in one place. Each
-is given to the fast tests of the ledger in a forked process, against one server that all share, until the first
-failure. Stillborn are those that PostgreSQL or Python refuses to read; they say nothing about the tests.
-`--only PART` takes the files whose path contains PART, `--part K/N` every N-th mutant from the K-th on.
+`python -m benchmarks.mutants --state FILE --seconds S --json` judges mutants for so long, keeps what it found in the
+file and goes on from there the next time; it prints each survivor, and as its last line
+`{mutants, judged, killed, survived, unreached, stillborn}` over all of them. A mutant is one operator, number,
+name or statement changed in one place. `unreached` are those whose line no test runs; `stillborn` those that
+PostgreSQL or Python refuses to read, or that change nothing: they say nothing about the tests.
+
+Mutants of Python are put into loaded modules (`mutant_swap`) and judged by the tests that run the changed statement
+(`mutant_tests`); those of the posting function replace it in the one database that the ledger's tests share, and are
+judged by all of these tests, the cheapest first. `--only PART` takes the files whose path contains PART; `--again`
+judges survivors anew.
 """
 
 import argparse
-import importlib.abc
-import importlib.machinery
+import gc
+import hashlib
 import json
 import os
-import signal
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
-from itertools import chain
 from pathlib import Path
-from types import CodeType, ModuleType
 from typing import Final
 
 import psycopg
 import pytest
 from hypothesis import HealthCheck, Phase, settings
+from sqlalchemy import Engine
 
 import kernel.migrations
 import kernel.postgres
+from benchmarks.mutant_swap import NotSwapped, swap
+from benchmarks.mutant_tests import KILLED, ROOT, STILLBORN, SURVIVED, UNREACHED, Forking, in_function
 from benchmarks.mutations import changes
 from kernel.postgres import OWNER_ROLE, PrivatePostgres
 
-ROOT: Final = Path(__file__).parent.parent
 FUNCTIONS: Final = "migrations/versions/0001_ledger_functions.sql"
 FILES: Final = (
     FUNCTIONS,
@@ -48,26 +52,27 @@ FILES: Final = (
     "ledger/domain/accounts.py",
     "ledger/domain/outcomes.py",
     "ledger/domain/transfers.py",
+    "vouchers/domain/applicability.py",
+    "vouchers/domain/calendar.py",
+    "vouchers/domain/controllers.py",
+    "vouchers/domain/coverage.py",
+    "vouchers/domain/eligibility.py",
+    "vouchers/domain/forecast.py",
+    "vouchers/domain/sampling.py",
+    "vouchers/domain/segments.py",
+    "vouchers/domain/terms.py",
+    "vouchers/issuing.py",
+    "vouchers/capturing.py",
+    "vouchers/restoration.py",
+    "vouchers/claims.py",
+    "vouchers/settlement.py",
+    "vouchers/clawback.py",
 )
-TESTS: Final = {
-    "kernel": ("tests/kernel/test_money.py",),
-    "migrations": (
-        "tests/ledger/test_posting.py",
-        "tests/ledger/test_turns.py",
-        "tests/ledger/test_model.py",
-        "tests/ledger/test_guards.py",
-    ),
-    "ledger": (
-        "tests/ledger/test_guards.py",
-        "tests/ledger/test_posting.py",
-        "tests/ledger/test_audit.py",
-        "tests/ledger/test_model.py",
-    ),
-}
-DEAR: Final = ("alembic.autogenerate", "hypothesis.stateful", "sqlalchemy.dialects.postgresql.psycopg")
-"""What the tests import and takes long; children find it loaded."""
-PATIENCE_S: Final = 120
-"""A mutant may loop for ever; the tests take ten seconds."""
+READ_BY: Final = {"ledger/audit_queries.py": "ledger/audit.py", "ledger/errors.py": "ledger/posting.py"}
+"""Files of constants, and who uses them."""
+TESTS: Final = ("tests/kernel/test_money.py", "tests/ledger", "tests/vouchers")
+PATIENCE_S: Final = 60
+"""A mutant may loop for ever."""
 TEMPLATE: Final = "migrated"
 SHARED: Final = "ledger_tests"
 """The database that the ledger's tests share and empty; it stays from mutant to mutant."""
@@ -83,6 +88,12 @@ class Mutant:
     after: str
     source: str
 
+    @property
+    def key(self) -> str:
+        """The same change of the same text, wherever its line has moved to."""
+        words = f"{self.path}\0{self.before}\0{self.after}\0{self.source.count(self.after)}\0{self.line}"
+        return hashlib.sha256(words.encode()).hexdigest()[:16]
+
 
 def mutants(path: str) -> Iterator[Mutant]:
     """Every mutant of a file, from its top to its end."""
@@ -95,57 +106,138 @@ def mutants(path: str) -> Iterator[Mutant]:
         yield Mutant(path, number, before.strip(), changed.strip(), whole)
 
 
-class _Loader(importlib.machinery.SourceFileLoader):
-    def __init__(self, name: str, path: str, source: str) -> None:
-        super().__init__(name, path)
-        self._source = source
+class Lent:
+    """The server that all children share; a child's databases carry its number and are dropped after it."""
 
-    def get_code(self, fullname: str) -> CodeType:
-        return compile(self._source, self.get_filename(fullname), "exec")
+    def __init__(self, server: PrivatePostgres) -> None:
+        self._server = server
+        self.superuser = server.superuser
+
+    def url(self, database: str, role: str = kernel.postgres.APP_ROLE) -> str:
+        """Of the child's own database of this name."""
+        return self._server.url(self._own(database), role)
+
+    def create_database(self, name: str, *, template: str | None = None) -> None:
+        """For this child."""
+        self._server.create_database(self._own(name), template=template)
+
+    def drop_database(self, name: str) -> None:
+        """After the child."""
+
+    def start(self) -> None:
+        """Runs already."""
+
+    def stop(self) -> None:
+        """Goes on for the next mutant."""
+
+    def _own(self, name: str) -> str:
+        return name if name in {TEMPLATE, SHARED} else f"{name}_of_{os.getpid()}"
 
 
-class _Finder(importlib.abc.MetaPathFinder):
-    """Finds the mutant in place of its module."""
+class Hunt:
+    """All mutants on one server, and what is known of them."""
 
-    def __init__(self, mutant: Mutant) -> None:
-        self._name = mutant.path.removesuffix(".py").replace("/", ".")
-        self._loader = _Loader(self._name, str(ROOT / mutant.path), mutant.source)
+    def __init__(self, server: PrivatePostgres, state: Path | None, only: str, seconds: float) -> None:
+        self._server = server
+        self._state = state
+        self._end = time.monotonic() + seconds
+        self._known: dict[str, str] = {}
+        if state is not None and state.exists():
+            self._known = json.loads(state.read_text(encoding="utf-8"))
+        self.mutants = [mutant for path in FILES if only in path for mutant in mutants(path)]
 
-    def find_spec(
-        self, name: str, _path: object = None, _target: ModuleType | None = None
-    ) -> importlib.machinery.ModuleSpec | None:
-        if name != self._name:
-            return None
-        return importlib.machinery.ModuleSpec(name, self._loader, origin=self._loader.path)
+    def forget(self, *fates: str) -> None:
+        """Judge these anew."""
+        keys = {mutant.key for mutant in self.mutants}
+        self._known = {key: fate for key, fate in self._known.items() if key not in keys or fate not in fates}
 
+    def run(self, tests: Forking) -> None:
+        """Judge what is not known until the time is over."""
+        todo = [mutant for mutant in self.mutants if mutant.key not in self._known]
+        if not todo:
+            return
+        files = [path for path in FILES if path.endswith(".py")]
+        if not tests.measure(files, PATIENCE_S * 10):
+            raise SystemExit("the tests fail without any mutant")
+        self._drop_left_over()
+        for mutant in todo:
+            if time.monotonic() > self._end:
+                break
+            self._known[mutant.key] = fate = self._judge(tests, mutant)
+            print(f"{mutant.path}:{mutant.line} {fate}: {mutant.after}", file=sys.stderr, flush=True)
+            self._drop_left_over()
+            if self._state is not None:
+                self._state.write_text(json.dumps(self._known), encoding="utf-8")
 
-def run_tests(server: PrivatePostgres, mutant: Mutant | None) -> str:
-    """`survived`, `killed` or `stillborn`, found by a child that can be thrown away."""
-    child = os.fork()
-    if child == 0:
-        os.setsid()
-        code = 70
+    def result(self) -> dict[str, int]:
+        """How many of each fate, over all mutants asked for."""
+        fates = Counter(self._known.get(mutant.key, "open") for mutant in self.mutants)
+        judged = len(self.mutants) - fates["open"]
+        counts = {fate: fates[fate] for fate in (KILLED, SURVIVED, UNREACHED, STILLBORN)}
+        return {"mutants": len(self.mutants), "judged": judged} | counts
+
+    def survivors(self) -> Iterator[Mutant]:
+        """Those that no test noticed."""
+        return (mutant for mutant in self.mutants if self._known.get(mutant.key) in {SURVIVED, UNREACHED})
+
+    def _judge(self, tests: Forking, mutant: Mutant) -> str:
+        if mutant.path == FUNCTIONS:
+            return self._judge_function(tests, mutant)
+        path = READ_BY.get(mutant.path, mutant.path)
+        if path == mutant.path and in_function(path, mutant.line):
+            chosen = tests.reaching(path, mutant.line)
+        else:
+            chosen = tests.cheapest_first(
+                [name for name, reach in tests.reach.items() if reach.lines.get(path)]
+            )
+        if not chosen:
+            return UNREACHED
+        return tests.judge(_placing(mutant), chosen, PATIENCE_S)
+
+    def _judge_function(self, tests: Forking, mutant: Mutant) -> str:
+        chosen = tests.cheapest_first([name for name in tests.reach if name.startswith("tests/ledger/")])
         try:
-            code = _tests_in_child(server, mutant)
+            if not self._replace(mutant.source):
+                return STILLBORN
+            return tests.judge(lambda: None, chosen, PATIENCE_S)
         finally:
-            os._exit(code)
-    end = time.monotonic() + PATIENCE_S
-    while (status := os.waitpid(child, os.WNOHANG))[0] == 0:
-        if time.monotonic() > end:
-            os.killpg(child, signal.SIGKILL)
-            os.waitpid(child, 0)
-            return "killed"
-        time.sleep(0.02)
-    return "survived" if os.waitstatus_to_exitcode(status[1]) == 0 else "killed"
+            self._replace((ROOT / FUNCTIONS).read_text(encoding="utf-8"))
+
+    def _replace(self, source: str) -> bool:
+        url = self._server.url(SHARED, OWNER_ROLE).replace("+psycopg", "")
+        with suppress(psycopg.Error), psycopg.connect(url) as connection:
+            connection.execute(source.replace("CREATE FUNCTION", "CREATE OR REPLACE FUNCTION").encode())
+            return True
+        return False
+
+    def _drop_left_over(self) -> None:
+        with self._server.superuser() as connection:
+            found = connection.execute(
+                "SELECT datname FROM pg_database WHERE datname ~ '_of_[0-9]+$'"
+            ).fetchall()
+            for (name,) in found:
+                connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)'.encode())
 
 
-def _tests_in_child(server: PrivatePostgres, mutant: Mutant | None) -> int:
-    quiet = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(quiet, 1)
-    os.dup2(quiet, 2)
-    if mutant is not None and mutant.path.endswith(".py"):
-        sys.meta_path.insert(0, _Finder(mutant))
-    kernel.postgres.PrivatePostgres = lambda *_, **__: _Lent(server)  # type: ignore[misc, assignment]
+def _placing(mutant: Mutant) -> Callable[[], None]:
+    def place() -> None:
+        for engine in [found for found in gc.get_objects() if isinstance(found, Engine)]:
+            engine.dispose(close=False)  # its connections are the parent's
+        module = import_module(mutant.path.removesuffix(".py").replace("/", "."))
+        with suppress(NotSwapped):
+            swap(module, mutant.path, mutant.source)
+            return
+        raise SyntaxError(mutant.after)
+
+    return place
+
+
+def hunt(server: PrivatePostgres, hunted: Hunt, paths: Sequence[str]) -> None:
+    """Load the tests once and judge."""
+    server.create_database(TEMPLATE)
+    kernel.migrations.migrate(server.url(TEMPLATE, OWNER_ROLE))
+    server.create_database(SHARED, template=TEMPLATE)
+    kernel.postgres.PrivatePostgres = lambda *_, **__: Lent(server)  # type: ignore[misc, assignment]
     kernel.migrations.migrate = lambda owner_url: None  # noqa: ARG005 - the template is migrated
     settings.register_profile(
         "mutants",
@@ -155,104 +247,36 @@ def _tests_in_child(server: PrivatePostgres, mutant: Mutant | None) -> int:
         suppress_health_check=list(HealthCheck),
     )
     settings.load_profile("mutants")
-    tests = TESTS[mutant.path.split("/")[0]] if mutant else sorted(set(chain(*TESTS.values())))
-    return int(
-        pytest.main(
-            [
-                "-x",
-                "-q",
-                "--disable-plugin-autoload",
-                "-W",
-                "ignore::pytest.PytestAssertRewriteWarning",
-                "-p",
-                "no:cacheprovider",
-                "-m",
-                "not slow",
-                *tests,
-            ]
-        )
-    )
+    options = ["-q", "-s", "--disable-plugin-autoload", "-p", "no:cacheprovider", "-m", "not slow"]
+    code = pytest.main([*options, *(str(ROOT / path) for path in paths)], plugins=[Forking(hunted.run)])
+    if code not in {0, 5}:
+        raise SystemExit(f"pytest ended with {code}")
 
 
-class _Lent:
-    """The server that all children share; it is neither started nor stopped by them."""
-
-    def __init__(self, server: PrivatePostgres) -> None:
-        self.url = server.url
-        self.superuser = server.superuser
-        self.create_database = server.create_database
-
-    def drop_database(self, name: str) -> None:
-        """Keeps it for the next mutant."""
-
-    def start(self) -> None:
-        """Runs already."""
-
-    def stop(self) -> None:
-        """Goes on for the next mutant."""
-
-
-def replace_functions(server: PrivatePostgres, source: str) -> bool:
-    """Put a version of the ledger's functions into the database; False when PostgreSQL refuses to read it."""
-    url = server.url(SHARED, OWNER_ROLE).replace("+psycopg", "")
-    with suppress(psycopg.Error), psycopg.connect(url) as connection:
-        connection.execute(source.replace("CREATE FUNCTION", "CREATE OR REPLACE FUNCTION").encode())
-        return True
-    return False
-
-
-def verdict(server: PrivatePostgres, mutant: Mutant) -> str:
-    """What becomes of one mutant."""
-    if mutant.path != FUNCTIONS:
-        try:
-            compile(mutant.source, mutant.path, "exec")
-        except SyntaxError:
-            return "stillborn"
-    elif not replace_functions(server, mutant.source):
-        return "stillborn"
-    return run_tests(server, mutant)
-
-
-def run(paths: list[str], part: int, parts: int) -> Counter[str]:
-    """Every chosen mutant on one server."""
-    chosen = [mutant for path in paths for mutant in mutants(path)][part::parts]
-    seen: Counter[str] = Counter(mutants=len(chosen), killed=0, survived=0, stillborn=0)
+def main() -> None:
+    """Judge mutants and print what became of them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="files whose path contains this")
+    parser.add_argument("--tests", nargs="*", help="judge by these tests instead of all")
+    parser.add_argument("--state", type=Path, help="a file that keeps what was found")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="judge for so long")
+    parser.add_argument("--again", action="store_true", help="judge survivors anew")
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON line")
+    asked = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="hub-mutants-") as folder:
         server = PrivatePostgres(Path(folder) / "pg", durable=False)
         server.start()
         try:
-            server.create_database(TEMPLATE)
-            kernel.migrations.migrate(server.url(TEMPLATE, OWNER_ROLE))
-            server.create_database(SHARED, template=TEMPLATE)
-            for name in DEAR:
-                import_module(name)
-            if run_tests(server, None) != "survived":
-                raise SystemExit("the tests fail without any mutant")
-            previous = FUNCTIONS
-            for number, mutant in enumerate(chosen, start=1):
-                if previous == FUNCTIONS != mutant.path:
-                    replace_functions(server, (ROOT / FUNCTIONS).read_text(encoding="utf-8"))
-                previous = mutant.path
-                fate = verdict(server, mutant)
-                seen[fate] += 1
-                if fate == "survived":
-                    print(f"{mutant.path}:{mutant.line}\n  - {mutant.before}\n  + {mutant.after}", flush=True)
-                print(f"{number}/{len(chosen)} {fate}", file=sys.stderr, flush=True)
+            tempfile.tempdir = folder
+            hunted = Hunt(server, asked.state, asked.only, asked.seconds)
+            if asked.again:
+                hunted.forget(SURVIVED, UNREACHED)
+            hunt(server, hunted, asked.tests or TESTS)
         finally:
             server.stop()
-    return seen
-
-
-def main() -> None:
-    """Run the chosen mutants and print what became of them."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help="files whose path contains this")
-    parser.add_argument("--part", default="0/1", help="every N-th mutant from the K-th on, as K/N")
-    parser.add_argument("--json", action="store_true", help="print the result as one JSON line")
-    asked = parser.parse_args()
-    part, parts = map(int, asked.part.split("/"))
-    result = run([path for path in FILES if asked.only in path], part, parts)
-    print(json.dumps(result) if asked.json else json.dumps(result, indent=2))
+    for mutant in hunted.survivors():
+        print(f"{mutant.path}:{mutant.line}\n  - {mutant.before}\n  + {mutant.after}")
+    print(json.dumps(hunted.result(), indent=None if asked.json else 2))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 import os
 from collections import Counter
+from datetime import date
+from decimal import Decimal
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self
@@ -23,6 +25,8 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from compute_hub.billing.domain.terms import GENERAL, STANDARD, Seller, TaxRate, Terms
+from compute_hub.metering.energy import Draw
 from kernel.errors import Invalid
 from vouchers.domain.facts import CentreFacts
 
@@ -53,16 +57,27 @@ class Devices(_Part):
     model: Name
     vendor: Literal["nvidia", "ascend", "cambricon", "simulated"]
     count: Annotated[int, Field(ge=1, le=64)]
+    health_directory: Path | None = None
+    """Where a file named by a device's index may say `unhealthy REASON` or `failed REASON`."""
 
 
 class Node(_Part):
     """One machine that `hub up` starts a node process for; `hub node --name` picks its own entry."""
 
     name: Name
-    devices: tuple[Devices, ...]
+    devices: tuple[Devices, ...] = ()
+    inventory: Literal["configured", "nvml"] = "configured"
+    """Whether the devices are those named here, or what NVIDIA's library finds on the machine."""
     cpu_milli: Annotated[int, Field(ge=1000)] = 16_000
     memory_mib: Annotated[int, Field(ge=1024)] = 32_768
     labels: dict[str, str] = {}
+
+    @model_validator(mode="after")
+    def _devices_from_one_source(self) -> Self:
+        if bool(self.devices) == (self.inventory == "nvml"):
+            message = "a node either names its devices, or takes them from an inventory and names none"
+            raise ValueError(message)
+        return self
 
     @field_validator("devices")
     @classmethod
@@ -88,10 +103,25 @@ class Price(_Part):
 
 
 class Model(_Part):
-    """What a card of a model can do at most, at the precision by which the centre is certified."""
+    """What a card of a model can do at most, at the precision by which the centre is certified, and what it draws.
+
+    The power of an idle and of a fully busy card is for cards that do not measure theirs; both or neither.
+    """
 
     precision: Name = "fp16"
     tflops: Annotated[int, Field(ge=1, le=1_000_000)]
+    idle_watts: Annotated[int, Field(ge=0, le=100_000)] | None = None
+    peak_watts: Annotated[int, Field(ge=1, le=100_000)] | None = None
+
+    @model_validator(mode="after")
+    def _draws_more_when_busy(self) -> Self:
+        if (self.idle_watts is None) != (self.peak_watts is None):
+            message = "name both idle_watts and peak_watts, or neither"
+            raise ValueError(message)
+        if self.idle_watts is not None and self.peak_watts is not None and self.idle_watts > self.peak_watts:
+            message = "idle_watts must not be above peak_watts"
+            raise ValueError(message)
+        return self
 
 
 class Centre(_Part):
@@ -102,6 +132,41 @@ class Centre(_Part):
 
     region: Annotated[str, StringConstraints(pattern=r"^([0-9]{2,12}|GB)$")] = "331003"
     pflops: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
+
+
+class VatRate(_Part):
+    """A rate of value-added tax of a kind of taxpayer from a day on."""
+
+    kind: Name = GENERAL
+    effective_from: date
+    percent: Annotated[str, StringConstraints(pattern=r"^\d{1,2}(\.\d{1,4})?$")]
+
+
+class Billing(_Part):
+    """How invoices are taxed and when they are due; holidays and worked weekends are the state's yearly list."""
+
+    credit_code: Annotated[str, StringConstraints(pattern=r"^([0-9A-Z]{8,18})?$")] = ""
+    bank: Annotated[str, StringConstraints(max_length=200)] = ""
+    """The seller's, as they stand on invoices; empty, they are left out."""
+    tax_kind: Name = GENERAL
+    vat: tuple[VatRate, ...] = ()
+    due_days: Annotated[int, Field(ge=0, le=365)] = STANDARD.due_days
+    holidays: tuple[date, ...] = ()
+    workdays: tuple[date, ...] = ()
+
+    @property
+    def terms(self) -> Terms:
+        """The same as invoicing wants it; without rates those of the law as this version knows it."""
+        rates = tuple(
+            TaxRate(rate.kind, rate.effective_from, int(Decimal(rate.percent) * 10_000)) for rate in self.vat
+        )
+        return Terms(
+            self.tax_kind,
+            rates or STANDARD.rates,
+            self.due_days,
+            frozenset(self.holidays),
+            frozenset(self.workdays),
+        )
 
 
 class Quota(_Part):
@@ -136,14 +201,16 @@ class Settings(BaseSettings):
     metrics_host: str = "127.0.0.1"
     metrics_port: Annotated[int, Field(ge=0, le=65000)] = 0
     """Where a process serves its own metrics (several workers: from there on); 0 for any free port."""
-    node_address: str = "127.0.0.2"
-    """This machine's address for other nodes. Ray replaces 127.0.0.1 by a routed address, 127.0.0.2 it keeps."""
-    ray_head_host: str = "127.0.0.2"
+    node_address: str = "127.0.0.1"
+    """This machine's address for other nodes; with 127.0.0.1 Ray listens on the loopback address alone."""
+    ray_head_host: str = "127.0.0.1"
     ray_port: Annotated[int, Field(ge=1, le=65535)] = 6379
     ray_token_file: Path | None = None
     ray_directory: Path | None = None
     sandbox: Literal["bubblewrap", "process"] = "bubblewrap"
     tick_ms: Annotated[int, Field(ge=50, le=60_000)] = 1000
+    autoscaler: Literal["none", "ray"] = "none"
+    """Whom the controller tells every 10 s what running and waiting jobs need, as bundles of `hub_device:MODEL`."""
     controllers: Annotated[int, Field(ge=1, le=4)] = 2
     """How many `hub up` runs; one leads, the others stand by and take over within its lease and a second."""
     leader_lease_ms: Annotated[int, Field(ge=1000)] = 2500
@@ -154,6 +221,8 @@ class Settings(BaseSettings):
     centre_name: Annotated[str, StringConstraints(min_length=1, max_length=100)] = "智能计算中心"
     """The seller's name on invoices."""
     audit_interval_ms: Annotated[int, Field(ge=100)] = 3_600_000
+    otlp_endpoint: Annotated[str, StringConstraints(pattern=r"^https?://")] | None = None
+    """Where traces go, e.g. http://collector:4318 (OTLP over HTTP); nowhere if left out."""
     scrape_interval_ms: Annotated[int, Field(ge=1000)] = 15_000
     rules_directory: Path = _DEFAULT_CONFIG.parent / "prometheus"
     prometheus_port: Annotated[int, Field(ge=1, le=65535)] = 9090
@@ -162,6 +231,7 @@ class Settings(BaseSettings):
     upload_bytes_max: Annotated[int, Field(ge=1)] = 64 * 2**20
     log_bytes_max: Annotated[int, Field(ge=4096)] = 16 * 2**20
     centre: Centre = Centre()
+    billing: Billing = Billing()
     models: dict[str, Model] = {}
     secrets_key_file: Path | None = None
     """Seals tenants' secrets: one Fernet key a line, the first seals, all open. Made where it is missing."""
@@ -227,6 +297,20 @@ class Settings(BaseSettings):
             parts = [part for node in self.nodes for part in node.devices if part.model in self.models]
             pflops = sum(part.count * self.models[part.model].tflops for part in parts) // 1000
         return CentreFacts(self.centre.region, pflops)
+
+    @property
+    def seller(self) -> Seller:
+        """The centre as it stands on invoices."""
+        return Seller(self.centre_name, self.billing.credit_code, self.billing.bank)
+
+    @property
+    def draws(self) -> dict[str, Draw]:
+        """Declared power by model, where it is declared."""
+        return {
+            name: Draw(model.idle_watts, model.peak_watts)
+            for name, model in self.models.items()
+            if model.idle_watts is not None and model.peak_watts is not None
+        }
 
     @property
     def uploads(self) -> Path:

@@ -9,6 +9,7 @@ The server ends when the process that started it ends, however that ends.
 import hashlib
 import importlib.util
 import os
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -91,6 +92,8 @@ class PrivatePostgres:
             os.kill(self._server_pid(), signal.SIGINT)
             self._process.wait(timeout=_STOP_S)
         self._process = None
+        if self._socket_dir != self.directory:
+            shutil.rmtree(self._socket_dir, ignore_errors=True)
 
     def url(self, database: str, role: str = APP_ROLE) -> str:
         """The SQLAlchemy URL of a database as a role."""

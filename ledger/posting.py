@@ -21,7 +21,8 @@ from ledger.domain.outcomes import Outcome, Status
 from ledger.domain.transfers import TimeWithoutZone, Transfer
 from ledger.errors import AccountDiffers, AccountNameTaken, refusal
 
-BATCH_MAX: Final = 1000
+BATCH_MAX: Final = 10_000
+"""Room for the largest claim, and for the end of a job that was extended every hour for months."""
 
 _OPEN = text("SELECT id, reason FROM ledger_open_accounts(CAST(:wanted AS jsonb), :at)")
 _POST: Final = b"""

@@ -12,6 +12,7 @@ from uuid import UUID
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from kernel.bulk import among
 from ledger.domain.accounts import Account, Balance, Bound
 from ledger.domain.transfers import Kind
 from ledger.tables import AccountRow, HoldRow, entries
@@ -83,7 +84,7 @@ def balances(session: Session, account_ids: Collection[UUID]) -> dict[UUID, Bala
             AccountRow.debits_pending,
             AccountRow.credits_pending,
             AccountRow.version,
-        ).where(AccountRow.id.in_(account_ids))
+        ).where(among(AccountRow.id, account_ids))
     )
     return {
         id_: Balance(Account(id_, name, asset, Bound(bound)), *totals)

@@ -122,6 +122,6 @@ def _installed(session: Session) -> list[_Part]:
         .order_by(NodeRow.name, DeviceRow.model)
     )
     return [
-        _Part(model, count, node.cpu_milli, node.memory_mib, stated_pflops_milli(node.labels))
+        _Part(model, count, node.cpu_milli, node.memory_mib, stated_pflops_milli(node.known_labels))
         for node, model, count in rows
     ]

@@ -51,6 +51,9 @@ class JobRequest:
         depends_on: jobs or arrays that must succeed first.
         secrets: names of the tenant's secrets, which become files.
         held: does not start before it is released.
+        traceparent: what the submission belongs to (W3C Trace Context), handed on to whoever works on the job.
+        notice_signal: accompanies what its program is told while it runs, such as that funds will not last; 0: none.
+        kind: "ray" brings a private Ray cluster, whose ranks need network "job"; by itself it follows from the nodes.
         max_retries, retry_on: attempts after the first; "lost": only where the centre lost one, "failure": also
             where the program failed.
     """
@@ -79,6 +82,9 @@ class JobRequest:
     upload_sha256: str | None = None
     env: dict[str, str] = field(default_factory=dict)
     secrets: Sequence[str] = ()
+    kind: str = ""
+    notice_signal: int = 0
+    traceparent: str = ""
 
 
 def submit_job(
@@ -310,7 +316,7 @@ def _row(job_id: UUID, request: JobRequest, tenant_id: UUID, submitted_by: UUID,
         name=request.name,
         state="queued",
         reason=HELD if request.held else _NEW,
-        kind="batch" if request.node_count == 1 else "distributed",
+        kind=request.kind or ("batch" if request.node_count == 1 else "distributed"),
         argv=list(request.argv),
         env=dict(request.env),
         environment=request.environment,
@@ -332,7 +338,9 @@ def _row(job_id: UUID, request: JobRequest, tenant_id: UUID, submitted_by: UUID,
         held=request.held,
         max_retries=request.max_retries,
         retry_on=request.retry_on,
+        notice_signal=request.notice_signal,
         secrets=list(request.secrets),
+        traceparent=request.traceparent,
         network=request.network,
         queued_at=at,
         attempt=0,
@@ -341,7 +349,7 @@ def _row(job_id: UUID, request: JobRequest, tenant_id: UUID, submitted_by: UUID,
 
 def _ask_for_end(job: JobRow) -> None:
     # Over a failed rank or a preemption too, so that the attempt is not tried again.
-    if job.stop_reason in {None, "rank_failed", "preempted"}:
+    if job.stop_reason in {None, "rank_failed", "preempted", "node_drained", "device_failed"}:
         job.stop_reason = "cancelled"
 
 

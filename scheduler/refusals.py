@@ -161,3 +161,59 @@ class LeadershipLost(Conflict):
     """Another controller holds the lease; whatever this one wanted to write is void."""
 
     sentence = "Controller {holder} of epoch {epoch} is no longer the leader; nothing was written."
+
+
+class NodeNotFound(NotFound):
+    """The centre has no node of that name."""
+
+    sentence = "There is no node {node!r}. `hub node list` shows those that have joined."
+
+
+class DeviceNotFound(NotFound):
+    """A node has no device of that index."""
+
+    sentence = "Node {node!r} has no device {index}. `hub node list` shows its devices."
+
+
+class LabelTaken(Invalid):
+    """An operator's label by which a node says how it is reached."""
+
+    sentence = "{field}: label {label!r} is stated by the node itself. Choose another name."
+
+
+class ReservationInThePast(Invalid):
+    """A reservation that is over when it is made."""
+
+    sentence = (
+        "{field}: a reservation must end after it begins and after now, not at {ends_at}. Choose a later end."
+    )
+
+
+class WholeNodesOnly(Invalid):
+    """A tenant's reservation names some devices of a node."""
+
+    sentence = (
+        "{field}: a tenant's reservation keeps whole nodes; of {node!r} it names some devices only. Leave the devices "
+        "out, or reserve them for maintenance."
+    )
+
+
+class AlreadyReserved(Conflict):
+    """A device is kept for something else at that time."""
+
+    sentence = (
+        "{field}: device {index} of node {node!r} is already reserved in that time ({reservation_id}). Choose another "
+        "time or node, or cancel the other reservation first."
+    )
+
+
+class ReservationNotFound(NotFound):
+    """There is no such reservation, or it is another tenant's."""
+
+    sentence = "There is no reservation {reservation_id}. `hub node reservations` lists them."
+
+
+class ReservationOver(Conflict):
+    """A reservation that has ended or was cancelled."""
+
+    sentence = "Reservation {reservation_id} is over; there is nothing to cancel."

@@ -13,6 +13,7 @@ from sqlalchemy import (
     BigInteger,
     CheckConstraint,
     ForeignKey,
+    ForeignKeyConstraint,
     Identity,
     Index,
     LargeBinary,
@@ -40,10 +41,18 @@ class LeaderRow(Table):
 
 
 class NodeRow(Table):
-    """A machine of the centre, as its supervisor last described it."""
+    """A machine of the centre, as its supervisor last described it, and what its operator ordered.
+
+    `admits` says whether it takes new jobs, by the operator's order; of a draining one those that still run at
+    `drain_by` are stopped. `own_labels` are the operator's, over those the node states of itself.
+    """
 
     __tablename__ = "nodes"
-    __table_args__ = (CheckConstraint("state IN ('up', 'draining', 'down')", name="state"),)
+    __table_args__ = (
+        CheckConstraint("state IN ('up', 'down')", name="state"),
+        CheckConstraint("admits IN ('open', 'cordoned', 'draining')", name="admits"),
+        CheckConstraint("drain_by IS NULL OR admits = 'draining'", name="drain_by"),
+    )
 
     name: Mapped[str] = mapped_column(Text, primary_key=True)
     host_id: Mapped[str] = mapped_column(Text)
@@ -54,12 +63,21 @@ class NodeRow(Table):
     isolation: Mapped[dict[str, Any]]
     joined_at: Mapped[datetime]
     last_seen_at: Mapped[datetime]
+    admits: Mapped[str] = mapped_column(Text, default="open")
+    drain_by: Mapped[datetime | None]
+    own_labels: Mapped[dict[str, Any]] = mapped_column(default=dict)
+
+    @property
+    def known_labels(self) -> dict[str, Any]:
+        """What the node is known by."""
+        return {**self.labels, **self.own_labels}
 
 
 class DeviceRow(Table):
     """One accelerator of one node. `number` is its centre-wide identity in allocation slot ranges.
 
-    `freed_at` is the latest end of an allocation on it, before which none may begin, however clocks are set.
+    `freed_at` is the latest end of an allocation on it, before which none may begin, however clocks are set. An
+    unhealthy or cordoned device takes no new jobs; what runs on one that has `failed` is stopped.
     """
 
     __tablename__ = "devices"
@@ -71,15 +89,76 @@ class DeviceRow(Table):
     vendor: Mapped[str] = mapped_column(Text)
     healthy: Mapped[bool]
     freed_at: Mapped[datetime | None]
+    failed: Mapped[bool] = mapped_column(default=False)
+    health_reason: Mapped[str] = mapped_column(Text, default="")
+    cordoned: Mapped[bool] = mapped_column(default=False)
+
+
+class ReservationRow(Table):
+    """Devices kept for a tenant for a span, or for nobody: a maintenance window."""
+
+    __tablename__ = "reservations"
+    __table_args__ = (
+        CheckConstraint("begins_at < ends_at", name="span"),
+        CheckConstraint("(cancelled_at IS NULL) = (cancelled_by IS NULL)", name="cancelled"),
+        Index("ix_reservations_ends_at", "ends_at"),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    tenant_id: Mapped[UUID | None]
+    begins_at: Mapped[datetime]
+    ends_at: Mapped[datetime]
+    reason: Mapped[str] = mapped_column(Text)
+    made_by: Mapped[UUID]
+    made_at: Mapped[datetime]
+    cancelled_at: Mapped[datetime | None]
+    cancelled_by: Mapped[UUID | None]
+
+
+class ReservedDeviceRow(Table):
+    """One device of a reservation; no two reservations have the same device at the same time.
+
+    `slots` are the device's in allocations, which is what the constraint compares. The span of one that was cancelled
+    ends then, or is empty.
+    """
+
+    __tablename__ = "reserved_devices"
+    __table_args__ = (
+        ExcludeConstraint(("slots", "&&"), ("span", "&&"), using="gist", name="ex_reserved_devices_slots_span"),
+        ForeignKeyConstraint(["node", "device_index"], ["devices.node", "devices.index"]),
+    )
+
+    reservation_id: Mapped[UUID] = mapped_column(ForeignKey("reservations.id"), primary_key=True)
+    node: Mapped[str] = mapped_column(Text, primary_key=True)
+    device_index: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    slots: Mapped[Range[int]] = mapped_column(INT8RANGE)
+    span: Mapped[Range[datetime]] = mapped_column(TSTZRANGE)
+
+
+class NodeEventRow(Table):
+    """What happened to a node or to a device of it, and by whose order; nobody's when the node said it or was lost."""
+
+    __tablename__ = "node_events"
+    __table_args__ = (Index("ix_node_events_node_number", "node", "number"),)
+
+    number: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    node: Mapped[str] = mapped_column(ForeignKey("nodes.name"))
+    device_index: Mapped[int | None]
+    kind: Mapped[str] = mapped_column(Text)
+    sentence: Mapped[str] = mapped_column(Text)
+    by: Mapped[UUID | None]
+    at: Mapped[datetime]
 
 
 class JobRow(Table):
     """What an enterprise asked for, and how far it got.
 
-    `revision` grows when a waiting job is held, released or told what to wait for. `retry_at` is when the next attempt
-    may start after one was lost; `attained_ms` is what earlier attempts ran and `evictions` how many of them were
-    preempted. `lost_attempts` came to nothing through the centre's doing: lost with a node, or preempted; their time
-    is the centre's to bear. `evicted_for` names the job for which this one is being stopped.
+    `revision` grows when a waiting job is held, released or told what to wait for. `retry_at` is when the next
+    attempt may start after one was lost; `attained_ms` is what earlier attempts ran and `evictions` how many of them
+    were preempted. `traceparent` (W3C Trace Context) is what its submission belongs to. `lost_attempts` came to
+    nothing through the centre's doing: lost with a node, or preempted; their time is the centre's to bear.
+    `evicted_for` names the job for which this one is being stopped. `notice` is what
+    its running ranks are told, with `notice_signal` where it asked for one.
     """
 
     __tablename__ = "jobs"
@@ -144,6 +223,7 @@ class JobRow(Table):
     attained_ms: Mapped[int] = mapped_column(default=0)
     lost_attempts: Mapped[list[int]] = mapped_column(ARRAY(BigInteger), default=list)
     revision: Mapped[int] = mapped_column(default=0)
+    traceparent: Mapped[str] = mapped_column(Text, default="")
     queued_at: Mapped[datetime]
     attempt: Mapped[int]
     placed_at: Mapped[datetime | None]
@@ -152,6 +232,8 @@ class JobRow(Table):
     exit_code: Mapped[int | None]
     end_reason: Mapped[str | None] = mapped_column(Text)
     stop_reason: Mapped[str | None] = mapped_column(Text)
+    notice: Mapped[str] = mapped_column(Text, default="")
+    notice_signal: Mapped[int] = mapped_column(default=0)
 
 
 class RunRow(Table):
@@ -163,6 +245,7 @@ class RunRow(Table):
         CheckConstraint("state IN ('placed', 'starting', 'running', 'stopping', 'ended')", name="state"),
         Index("ix_runs_live", "node", postgresql_where=text("state <> 'ended'")),
         Index("ix_runs_ended_at", "ended_at", postgresql_using="brin"),
+        Index("ix_runs_lost", "node", postgresql_where=text("end_reason = 'node_lost' AND started_at IS NULL")),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True)

@@ -1,4 +1,7 @@
-"""The real PostgreSQL, started once per test session; every test that asks gets a fresh migrated database."""
+"""What all tests share: the real PostgreSQL, started once per session, and that nothing remains of a session.
+
+Every test that asks gets a fresh migrated database.
+"""
 
 import itertools
 import tempfile
@@ -12,8 +15,27 @@ from sqlalchemy import Engine
 from kernel.database import open_engine
 from kernel.migrations import migrate
 from kernel.postgres import OWNER_ROLE, PrivatePostgres
+from tests.leftovers import leftovers, own_folder, remove
 
 _numbers = itertools.count(1)
+_folder = own_folder()  # before anybody asks for a temporary file
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_remains() -> Iterator[None]:
+    """When all tests and all other fixtures of the session are over, nothing of them may remain.
+
+    The folder is kept when something does, and when a test failed.
+    """
+    yield
+    found = leftovers(_folder)
+    assert not found, f"left behind by this session, in {_folder}: {found}"
+
+
+def pytest_sessionfinish(exitstatus: int) -> None:
+    """Keep what failed tests wrote; remove the rest."""
+    if exitstatus == pytest.ExitCode.OK:
+        remove(_folder)
 
 
 @dataclass(frozen=True)

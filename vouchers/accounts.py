@@ -5,6 +5,7 @@ What each means and what always holds is in this folder's README.
 
 from collections.abc import Collection, Iterable
 from datetime import datetime
+from functools import lru_cache
 from typing import Final
 from uuid import UUID
 
@@ -16,6 +17,7 @@ from ledger.posting import open_accounts
 from ledger.reading import balances
 
 
+@lru_cache(maxsize=100_000)
 def _account(name: str, asset: str, bound: Bound) -> Account:
     full = name if asset == CNY else f"{name}/{asset}"
     return Account(derived_id("account", full), full, asset, bound)

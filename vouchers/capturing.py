@@ -1,54 +1,75 @@
-"""Capturing: a charge takes its parts out of what its job set aside, once, and each part keeps its clause.
+"""Capturing: charges take their parts out of what their jobs set aside, once, and each part keeps its clause.
 
-A charge fills the job's segments in order. A segment serves usage up to the earliest end among its vouchers:
-what was used before a voucher ended may still be captured afterwards, what was used later may not.
+Charges are taken one after another in memory out of `open_holds`, which writes them together; a job whose charges
+cannot be taken leaves no trace there. Releasing what is left of a job belongs to the same batch.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from kernel.errors import HubError
 from kernel.ids import derived_id
 from ledger.domain.transfers import Transfer
-from ledger.posting import post_all
 from vouchers import accounts, movements
-from vouchers.domain.explanation import ROUNDING, VOUCHER, Coverage, Line, own_line, rounding_line, voucher_line
+from vouchers.domain.explanation import VOUCHER, Coverage, Line, own_line, rounding_line, voucher_line
 from vouchers.domain.facts import ChargeFacts
-from vouchers.domain.segments import Segment
 from vouchers.domain.terms import CNY
+from vouchers.enterprises import lock_payers
 from vouchers.errors import (
     ChargeBeyondHold,
     ChargeDiffers,
     ChargeFactsDiffer,
     ChargeNotFound,
+    HoldNotFound,
     HoldReleased,
 )
-from vouchers.redemption import check_cost, hold_lines, locked_job, read_plan
-from vouchers.tables import (
-    ChargeStretch,
-    CoverageLine,
-    CoveredCharge,
-    HoldLine,
-    HoldSegment,
-    JobHold,
-    Voucher,
+from vouchers.holding import check_cost
+from vouchers.open_holds import (
+    OWN,
+    HeldLine,
+    JobMoney,
+    OpenHolds,
+    OpenSegment,
+    Written,
+    open_holds,
+    write_holds,
 )
+from vouchers.tables import CoverageLine, CoveredCharge, JobHold, Voucher
 
 BUDGET: Final = "budget"
 """The source name of a project's limit, which is counted beside the money."""
 
 
 @dataclass(frozen=True)
+class Capture:
+    """A charge to be taken out of what its job set aside.
+
+    Args:
+        charge_id: the charge; it is captured once.
+        cost_micros: what it costs; 0 records the charge and moves nothing.
+        facts: what was used, in the terms the hold was placed for, with this charge's card time.
+        used_until: when the usage ended, by which a voucher's end is judged.
+        partly: take what is set aside where that is less than the cost, be it nothing.
+    """
+
+    charge_id: UUID
+    cost_micros: int
+    facts: ChargeFacts
+    used_until: datetime
+    partly: bool = False
+
+
+@dataclass(frozen=True)
 class _Taken:
-    """What a charge takes out of one source: the line for people, and the hold it comes from."""
+    """What a charge takes out of one source: the line for people, and its movement."""
 
     line: Line
-    held: HoldLine | None
     transfer: Transfer | None
 
 
@@ -62,7 +83,7 @@ def capture_charge(
     *,
     used_until: datetime | None = None,
 ) -> Coverage:
-    """Capture a charge from its job's holds. The same charge again returns the first result.
+    """Capture one charge from its job's holds. The same charge again returns the first result.
 
     Args:
         session: whose transaction this belongs to.
@@ -81,33 +102,69 @@ def capture_charge(
     """
     if cost_micros:
         check_cost(cost_micros, facts)
-    used_until = used_until or at
-    job = locked_job(session, job_id, released=True)
+    tenant_id = session.scalar(select(JobHold.tenant_id).where(JobHold.job_id == job_id))
+    if tenant_id is None:
+        raise HoldNotFound(job=job_id)
+    lock_payers(session, [tenant_id])
     known = session.get(CoveredCharge, charge_id)
     if known is not None:
         asked = (job_id, cost_micros, facts.card_ms, facts.kind())
         if (known.job_id, known.cost_micros, known.card_ms, known.facts) != asked:
             raise ChargeDiffers(charge=charge_id)
         return coverage_of(session, charge_id)
-    if job.state == "released":
-        raise HoldReleased(job=job_id)
-    segments = _segments(session, job, facts)
-    stretches = _stretches(segments, charge_id, job, cost_micros, facts.card_ms, used_until)
-    taken = [entry for row, stretch in stretches for entry in _take(session, row, stretch, job)]
-    charge = CoveredCharge(
-        charge_id=charge_id,
-        job_id=job_id,
-        tenant_id=job.tenant_id,
-        cost_micros=cost_micros,
-        card_ms=facts.card_ms,
-        facts=facts.kind(),
-        used_until=used_until,
-        captured_at=at,
-        restored_micros=0,
-        restored_ms=0,
-    )
-    _book(session, charge, stretches, taken)
-    return Coverage(cost_micros, tuple(entry.line for entry in taken if entry.line.source != BUDGET))
+    holds = open_holds(session, [job_id])
+    (coverage,) = take_charges(holds, job_id, [Capture(charge_id, cost_micros, facts, used_until or at)], at)
+    write_holds(session, holds, at)
+    return coverage
+
+
+def take_charges(holds: OpenHolds, job_id: UUID, captures: Sequence[Capture], at: datetime) -> list[Coverage]:
+    """Take a job's charges, one after another, or none of them. They are written with the holds.
+
+    Args:
+        holds: the open holds; whoever opened them has seen that the charges are new.
+        job_id: whose charges they are.
+        captures: in order.
+        at: now.
+
+    Returns:
+        Who pays what of each; of one that may be taken partly, what was set aside.
+
+    Raises:
+        ChargeBeyondHold, ChargeFactsDiffer, HoldNotFound, HoldReleased: nothing was taken.
+    """
+    money = holds.jobs.get(job_id)
+    if money is None:
+        raise HoldNotFound(job=job_id)
+    written, before = Written(), money.cursors()
+    try:
+        coverages = [_capture(money, capture, written, at) for capture in captures]
+    except HubError:
+        money.reset(before)
+        raise
+    holds.written.add(written)
+    return coverages
+
+
+def release_rest(holds: OpenHolds, job_id: UUID) -> None:
+    """Give back what was set aside for a job that was opened for it and not captured; again does nothing.
+
+    What comes back to a voucher that has ended goes on to the pool of the cycle it came from. Raises HoldNotFound.
+    """
+    money = holds.jobs.get(job_id)
+    if money is None:
+        raise HoldNotFound(job=job_id)
+    if money.state == "released":
+        return
+    money.state = "released"
+    holds.written.released.append(job_id)
+    for line in money.lines:
+        holds.written.transfers.append(movements.release_funds(line.transfer_id))
+        ended = None if line.voucher_id is None else holds.ended.get(line.voucher_id)
+        if ended is not None and line.held > line.captured:
+            pool, rest = accounts.pool(ended.slug, ended.cycle, ended.asset), line.held - line.captured
+            freed = movements.return_freed(line.transfer_id, line.account_id, pool, rest)
+            holds.written.transfers.append(freed)
 
 
 def coverage_of(session: Session, charge_id: UUID) -> Coverage:
@@ -124,84 +181,58 @@ def coverage_of(session: Session, charge_id: UUID) -> Coverage:
     return Coverage(charge.cost_micros, tuple(_line(row, number or "") for row, number in rows))
 
 
-def _book(
-    session: Session,
-    charge: CoveredCharge,
-    stretches: Sequence[tuple[HoldSegment, ChargeStretch]],
-    taken: Sequence[_Taken],
-) -> None:
-    session.add(charge)
-    session.flush()
-    session.add_all(stretch for _, stretch in stretches)
-    session.add_all(_rows(charge, taken))
-    session.flush()
-    if any(entry.line.source == ROUNDING for entry in taken):
-        accounts.ensure(session, [accounts.ROUNDING], charge.captured_at)
-    post_all(session, [entry.transfer for entry in taken if entry.transfer is not None], at=charge.captured_at)
+def _capture(money: JobMoney, capture: Capture, written: Written, at: datetime) -> Coverage:
+    if money.state == "released":
+        if capture.partly:
+            return Coverage(0, ())
+        raise HoldReleased(job=money.job_id)
+    serving = [row for row in _segments(money, capture.facts) if row.serves(capture.used_until)]
+    available = sum(row.cost_micros - row.captured_micros for row in serving)
+    if available < capture.cost_micros:
+        if not capture.partly:
+            raise ChargeBeyondHold(
+                job=money.job_id,
+                available=available,
+                used_until=capture.used_until.isoformat(),
+                required=capture.cost_micros,
+            )
+        if available == 0:
+            return Coverage(0, ())
+        part = replace(capture.facts, card_ms=capture.facts.card_ms * available // capture.cost_micros)
+        capture = replace(capture, cost_micros=available, facts=part)
+    taken: list[_Taken] = []
+    cost_left, time_left = capture.cost_micros, capture.facts.card_ms
+    for row in serving:
+        cost = min(cost_left, row.cost_micros - row.captured_micros)
+        if cost == 0:
+            break
+        time = time_left * cost // cost_left
+        taken += _take(money, row, capture.charge_id, cost, time, written)
+        cost_left, time_left = cost_left - cost, time_left - time
+    return _note(money, capture, taken, written, at)
 
 
-def _segments(session: Session, job: JobHold, facts: ChargeFacts) -> list[HoldSegment]:
-    rows = session.scalars(
-        select(HoldSegment)
-        .where(HoldSegment.job_id == job.job_id, HoldSegment.captured_micros < HoldSegment.cost_micros)
-        .order_by(HoldSegment.segment)
-    ).all()
-    fitting = [row for row in rows if row.facts == facts.kind()]
+def _segments(money: JobMoney, facts: ChargeFacts) -> list[OpenSegment]:
+    """The segments that were placed for this kind of usage and are not used up. Raises ChargeFactsDiffer."""
+    kind = facts.kind()
+    rows = [row for row in money.segments if row.captured_micros < row.cost_micros]
+    fitting = [row for row in rows if row.facts == kind]
     if rows and not fitting:
-        held, asked = rows[0].facts, facts.kind()
-        differing = [
-            f"{name} {asked[name]!r} for {held[name]!r}" for name in asked if asked[name] != held[name]
-        ]
-        raise ChargeFactsDiffer(job=job.job_id, differences=", ".join(differing))
+        held = rows[0].facts
+        differing = [f"{name} {kind[name]!r} for {held[name]!r}" for name in kind if kind[name] != held[name]]
+        raise ChargeFactsDiffer(job=money.job_id, differences=", ".join(differing))
     return fitting
 
 
-def _stretches(
-    segments: Sequence[HoldSegment],
-    charge_id: UUID,
-    job: JobHold,
-    cost_micros: int,
-    card_ms: int,
-    used_until: datetime,
-) -> list[tuple[HoldSegment, ChargeStretch]]:
-    """Which part of which segments a charge takes: the rest of each in order. Raises ChargeBeyondHold."""
-    serving = [row for row in segments if row.serves_until is None or used_until <= row.serves_until]
-    available = sum(row.cost_micros - row.captured_micros for row in serving)
-    if available < cost_micros:
-        raise ChargeBeyondHold(
-            job=job.job_id, available=available, used_until=used_until.isoformat(), required=cost_micros
-        )
-    stretches = []
-    cost_left, time_left = cost_micros, card_ms
-    for row in serving:
-        part = min(cost_left, row.cost_micros - row.captured_micros)
-        if part == 0:
-            break
-        time = time_left * part // cost_left
-        stretch = ChargeStretch(
-            charge_id=charge_id,
-            segment=row.segment,
-            from_micros=row.captured_micros,
-            until_micros=row.captured_micros + part,
-            from_ms=row.captured_ms,
-            until_ms=row.captured_ms + time,
-        )
-        stretches.append((row, stretch))
-        cost_left, time_left = cost_left - part, time_left - time
-    return stretches
-
-
-def _take(session: Session, row: HoldSegment, stretch: ChargeStretch, job: JobHold) -> list[_Taken]:
+def _take(
+    money: JobMoney, row: OpenSegment, charge_id: UUID, cost: int, card_ms: int, written: Written
+) -> list[_Taken]:
     """What one stretch of a segment takes from each source: the difference of two points of its division."""
-    charge_id, part = stretch.charge_id, stretch.until_micros - stretch.from_micros
-    held = hold_lines(session, row.job_id, row.segment)
-    own = [line for line in held if line.source in {"prepaid", "credit"}]
-    by_number = {line.line: line for line in held}
-    division = Segment(read_plan(row), tuple(line.held for line in own))
-    before = division.parts(stretch.from_micros, stretch.from_ms)
-    after = division.parts(stretch.until_micros, stretch.until_ms)
-    row.captured_micros, row.captured_ms = stretch.until_micros, stretch.until_ms
-
+    division = row.division
+    before = division.parts(row.captured_micros, row.captured_ms)
+    after = division.parts(row.captured_micros + cost, row.captured_ms + card_ms)
+    _advance(row, charge_id, cost, card_ms, written)
+    by_number = {line.line: line for line in row.lines}
     taken = []
     for number, (old, new) in enumerate(zip(before.shares, after.shares, strict=True)):
         amount, quantity = new.amount_micros - old.amount_micros, new.quantity - old.quantity
@@ -209,66 +240,97 @@ def _take(session: Session, row: HoldSegment, stretch: ChargeStretch, job: JobHo
             division.plan,
             new,
             new.exact - old.exact,
-            part,
+            cost,
             amount=amount,
             quantity=quantity,
             segment=row.segment,
         )
-        taken.append(_capture(charge_id, line, by_number.get(number), quantity))
-    for old_own, new_own, hold in zip(before.own, after.own, own, strict=True):
-        words = own_line(hold.source, str(hold.payer_id), new_own - old_own, row.segment)
-        taken.append(_capture(charge_id, words, hold, new_own - old_own))
+        taken.append(_move(charge_id, line, by_number.get(number), quantity, written))
+    own = [line for line in row.lines if line.source in OWN]
+    for old_own, new_own, held in zip(before.own, after.own, own, strict=True):
+        words = own_line(held.source, str(held.payer_id), new_own - old_own, row.segment)
+        taken.append(_move(charge_id, words, held, new_own - old_own, written))
     rounding = after.rounding - before.rounding
     if rounding:
-        carried = movements.carry_rounding(charge_id, row.segment, job.tenant_id, rounding)
-        taken.append(_Taken(rounding_line(rounding, row.segment), None, carried))
-    taken += _spend_budget(charge_id, held, row.segment, sum(after.own) - sum(before.own))
+        carried = movements.carry_rounding(charge_id, row.segment, money.tenant_id, rounding)
+        taken.append(_Taken(rounding_line(rounding, row.segment), carried))
+        written.rounded = True
+    spent = sum(after.own) - sum(before.own)
+    budgets = [line for line in row.lines if line.source == BUDGET and spent]
+    words = Line(BUDGET, spent, spent, CNY, "", "", segment=row.segment)
+    taken += [_move(charge_id, words, line, spent, written) for line in budgets]
     return [entry for entry in taken if entry.line.amount_micros or entry.line.quantity]
 
 
-def _capture(charge_id: UUID, line: Line, held: HoldLine | None, quantity: int) -> _Taken:
+def _advance(row: OpenSegment, charge_id: UUID, cost: int, card_ms: int, written: Written) -> None:
+    """Move a segment's cursors and note the stretch."""
+    micros, ms = row.captured_micros, row.captured_ms
+    row.captured_micros, row.captured_ms = micros + cost, ms + card_ms
+    written.moved[row.job_id, row.segment] = row
+    written.stretches.append(
+        {
+            "charge_id": charge_id,
+            "segment": row.segment,
+            "from_micros": micros,
+            "until_micros": row.captured_micros,
+            "from_ms": ms,
+            "until_ms": row.captured_ms,
+        }
+    )
+
+
+def _move(charge_id: UUID, line: Line, held: HeldLine | None, quantity: int, written: Written) -> _Taken:
     if held is None or quantity == 0:
-        return _Taken(line, None, None)
+        return _Taken(line, None)
     held.captured += quantity
-    transfer = movements.capture_usage(charge_id, held.segment, held.line, held.transfer_id, quantity)
-    return _Taken(line, held, transfer)
+    written.captured[held.job_id, held.segment, held.line] = held
+    return _Taken(line, movements.capture_usage(charge_id, held.segment, held.line, held.transfer_id, quantity))
 
 
-def _spend_budget(charge_id: UUID, held: Sequence[HoldLine], segment: int, amount: int) -> list[_Taken]:
-    """Count what the tenant itself pays against its project's budget."""
-    budgets = [line for line in held if line.source == BUDGET]
-    words = Line(BUDGET, amount, amount, CNY, "", "", segment=segment)
-    return [_capture(charge_id, words, line, amount) for line in budgets if amount]
-
-
-def _rows(charge: CoveredCharge, taken: Sequence[_Taken]) -> list[CoverageLine]:
+def _note(
+    money: JobMoney, capture: Capture, taken: Sequence[_Taken], written: Written, at: datetime
+) -> Coverage:
+    written.charges.append(
+        {
+            "charge_id": capture.charge_id,
+            "job_id": money.job_id,
+            "tenant_id": money.tenant_id,
+            "cost_micros": capture.cost_micros,
+            "card_ms": capture.facts.card_ms,
+            "facts": capture.facts.kind(),
+            "used_until": capture.used_until,
+            "captured_at": at,
+            "restored_micros": 0,
+            "restored_ms": 0,
+        }
+    )
+    written.transfers += [entry.transfer for entry in taken if entry.transfer is not None]
     paying = [entry for entry in taken if entry.line.source != BUDGET]
-    return [
-        CoverageLine(
-            id=derived_id("coverage-line", charge.charge_id, number),
-            charge_id=charge.charge_id,
-            line=number,
-            segment=entry.line.segment,
-            source=entry.line.source,
-            voucher_id=_uuid(entry.line.voucher),
-            version_id=_uuid(entry.line.version),
-            slug=entry.line.programme or None,
-            payer_id=_uuid(entry.line.payer),
-            direction=entry.line.direction,
-            clause=entry.line.clause,
-            sentence=entry.line.sentence,
-            amount_micros=entry.line.amount_micros,
-            quantity=entry.line.quantity,
-            asset=entry.line.asset,
-            transfer_id=entry.transfer.id if entry.transfer else None,
-            used_until=charge.used_until,
-        )
-        for number, entry in enumerate(paying)
-    ]
+    written.coverage += [_row(capture, number, entry) for number, entry in enumerate(paying)]
+    return Coverage(capture.cost_micros, tuple(entry.line for entry in paying))
 
 
-def _uuid(text: str) -> UUID | None:
-    return UUID(text) if text else None
+def _row(capture: Capture, number: int, entry: _Taken) -> dict[str, Any]:
+    line = entry.line
+    return {
+        "id": derived_id("coverage-line", capture.charge_id, number),
+        "charge_id": capture.charge_id,
+        "line": number,
+        "segment": line.segment,
+        "source": line.source,
+        "voucher_id": line.voucher or None,
+        "version_id": line.version or None,
+        "slug": line.programme or None,
+        "payer_id": line.payer or None,
+        "direction": line.direction,
+        "clause": line.clause,
+        "sentence": line.sentence,
+        "amount_micros": line.amount_micros,
+        "quantity": line.quantity,
+        "asset": line.asset,
+        "transfer_id": entry.transfer.id if entry.transfer else None,
+        "used_until": capture.used_until,
+    }
 
 
 def _line(row: CoverageLine, number: str) -> Line:

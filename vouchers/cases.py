@@ -11,15 +11,13 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from kernel.ids import derived_id
+from vouchers import accounts
 from vouchers.domain.calendar import budget_cycle
 from vouchers.domain.eligibility import Case
 from vouchers.domain.facts import ContractFacts, EnterpriseFacts
 from vouchers.domain.terms import Terms
 from vouchers.enterprises import enterprise_facts, relation
-from vouchers.errors import (
-    DatesReversed,
-    RoundNotFound,
-)
+from vouchers.errors import DatesReversed, RoundDiffers, RoundNotFound
 from vouchers.programmes import terms_of
 from vouchers.tables import Application, Round, Voucher
 
@@ -29,11 +27,14 @@ OPEN_STATES: Final = ("draft", "submitted", "revision", "reviewed", "approved")
 def open_round(
     session: Session, slug: str, name: str, *, opens_at: datetime, cut_off_at: datetime, by: str
 ) -> UUID:
-    """Call for applications until a cut-off. Raises DatesReversed."""
+    """Call for applications until a cut-off. Raises DatesReversed, RoundDiffers."""
     if cut_off_at <= opens_at:
         raise DatesReversed(field="cut_off_at", starts_at=opens_at, ends_at=cut_off_at)
     round_id = derived_id("round", slug, name)
-    if session.get(Round, round_id) is None:
+    known = session.get(Round, round_id)
+    if known is not None and (known.opens_at, known.cut_off_at) != (opens_at, cut_off_at):
+        raise RoundDiffers(name=name, programme=slug, opens_at=known.opens_at, cut_off_at=known.cut_off_at)
+    if known is None:
         session.add(
             Round(id=round_id, slug=slug, name=name, opens_at=opens_at, cut_off_at=cut_off_at, opened_by=by)
         )
@@ -70,14 +71,22 @@ def case_of(session: Session, application: Application, at: datetime, *, request
 
 
 def issued_sum(session: Session, slug: str, cycle: str, *, enterprise_id: UUID | None, controller: str) -> int:
-    """Face values issued in a cap's cycle (`once`: ever) to an enterprise, or to all a controller controls."""
+    """Face values issued in a cap's cycle (`once`: ever) to an enterprise, or to all a controller controls.
+
+    Tranches that still wait for a report count as issued: they are granted and will be released without asking again.
+    """
     holder = (
         Voucher.controller == controller if enterprise_id is None else Voucher.enterprise_id == enterprise_id
     )
-    query = select(func.coalesce(func.sum(Voucher.face), 0)).where(Voucher.slug == slug, holder)
+    counted = [Voucher.slug == slug, holder]
     if cycle != "once":
-        query = query.where(Voucher.cap_year == int(cycle))
-    return int(session.scalar(query) or 0)
+        counted.append(Voucher.cap_year == int(cycle))
+    faces = session.scalar(select(func.coalesce(func.sum(Voucher.face), 0)).where(*counted))
+    grants = session.execute(
+        select(Voucher.application_id, Voucher.asset).where(*counted, Voucher.tranche == 1)
+    )
+    promised = accounts.available(session, [accounts.promised(*grant) for grant in grants])
+    return int(faces or 0) + sum(promised.values())
 
 
 def _issued_by_holder(

@@ -4,15 +4,16 @@ All that happens to a tenant's money is serialised by `lock_tenants`, always tak
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from datetime import datetime
 from typing import Final
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, or_, select
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import Uuid, func, literal, select
+from sqlalchemy.dialects.postgresql import ARRAY, insert
 from sqlalchemy.orm import Session
 
+from kernel.bulk import among
 from kernel.ids import derived_id
 from kernel.money import MICROS_MAX
 from vouchers.domain.controllers import actual_controller, check_acyclic, related
@@ -86,7 +87,8 @@ def record_controller(session: Session, controlled: str, controller: str, *, by:
     Raises:
         ControllerCycle: the controller is itself controlled by the party.
     """
-    session.execute(select(Controller.controlled).with_for_update())
+    # Locking the rows that are there would not stop two new ones from closing a circle.
+    session.execute(select(func.pg_advisory_xact_lock(func.hashtext("controllers"))))
     check_acyclic(controlled, controller, _controllers(session))
     new = {"controller": controller, "recorded_by": by, "recorded_at": at}
     session.execute(
@@ -131,7 +133,7 @@ def lock_tenants(session: Session, enterprise_ids: Iterable[UUID]) -> list[Enter
     wanted = sorted(set(enterprise_ids))
     rows = session.scalars(
         select(Enterprise)
-        .where(Enterprise.id.in_(wanted))
+        .where(among(Enterprise.id, wanted))
         .order_by(Enterprise.id)
         .with_for_update(key_share=True)
     ).all()
@@ -141,17 +143,36 @@ def lock_tenants(session: Session, enterprise_ids: Iterable[UUID]) -> list[Enter
     return list(rows)
 
 
-def lock_payers(session: Session, tenant: ColumnElement[UUID]) -> list[UUID]:
-    """Lock a tenant's row and its group's payer's in one go, in the order of their ids; returns the ids."""
-    payers = select(GroupMember.payer_id).where(GroupMember.affiliate_id == tenant)
-    return list(
+def lock_payers(session: Session, tenant_ids: Collection[UUID]) -> dict[UUID, tuple[UUID, ...]]:
+    """Lock tenants' rows and their groups' payers' in one go, in the order of their ids.
+
+    Returns:
+        Per registered tenant who pays for it: itself first.
+    """
+    wanted = list(tenant_ids)
+    payers = select(GroupMember.payer_id).where(among(GroupMember.affiliate_id, wanted))
+    either = payers.union_all(select(func.unnest(literal(wanted, ARRAY(Uuid)))))
+    locked = set(
         session.scalars(
             select(Enterprise.id)
-            .where(or_(Enterprise.id == tenant, Enterprise.id.in_(payers)))
+            .where(Enterprise.id.in_(either))
             .order_by(Enterprise.id)
-            .with_for_update(key_share=True)
+            .with_for_update(key_share=True, of=Enterprise)
         )
     )
+    # Looked at again, because who is bound to whom may have changed while the rows were waited for.
+    bound = dict(
+        session.execute(
+            select(GroupMember.affiliate_id, GroupMember.payer_id).where(
+                among(GroupMember.affiliate_id, wanted)
+            )
+        ).all()
+    )
+    return {
+        tenant: tuple(payer for payer in (tenant, bound.get(tenant)) if payer in locked)
+        for tenant in wanted
+        if tenant in locked
+    }
 
 
 def _controllers(session: Session) -> dict[str, str]:

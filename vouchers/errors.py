@@ -30,21 +30,22 @@ class ProgrammeNotFound(NotFound):
 class VersionExists(Conflict):
     """The version number is taken by other content; a changed rule is a new version."""
 
-    sentence = (
-        "Version {version} of {programme} is published with other content; publish the change as a new version."
-    )
+    sentence = "version: {version} of {programme} is published with other content; publish the change as a new version."
 
 
 class VersionsOverlap(Conflict):
     """Two versions of one programme would be in force on the same day."""
 
-    sentence = "Version {version} of {programme} would be in force together with version {other}, from {day}."
+    sentence = (
+        "effective: version {version} of {programme} would be in force together with version {other}, from {day}; "
+        "let one end before the other begins, or name {other} in supersedes."
+    )
 
 
 class AssetChanged(Invalid):
     """A programme counts one asset for ever."""
 
-    sentence = "asset: {programme} counts {asset}; a version cannot count {asked}."
+    sentence = "asset: {programme} counts {asset}, so a version cannot count {asked}; publish another programme for it."
 
 
 class ApplicationNotFound(NotFound):
@@ -174,7 +175,7 @@ class CostOutOfRange(Invalid):
 class HoldNotFound(NotFound):
     """Nothing is set aside for this job."""
 
-    sentence = "Nothing is set aside for job {job}."
+    sentence = "job: nothing is set aside for job {job}; place a hold for it first."
 
 
 class HoldDiffers(Conflict):
@@ -200,13 +201,19 @@ class ChargeBeyondHold(Unfunded):
 class ChargeDiffers(Conflict):
     """The charge's id was captured with other content."""
 
-    sentence = "Charge {charge} was captured before with other content."
+    sentence = (
+        "charge: {charge} was captured before with another job, cost or usage; "
+        "give what is new an id of its own."
+    )
 
 
 class ChargeFactsDiffer(Invalid):
     """The charge is not for what was set aside."""
 
-    sentence = "facts: the charge of job {job} differs from what was set aside: {differences}."
+    sentence = (
+        "facts: the charge of job {job} differs from what was set aside: {differences}; "
+        "extend the hold for what was used."
+    )
 
 
 class ChargeNotFound(NotFound):
@@ -236,13 +243,16 @@ class LostTimeOutOfRange(Invalid):
 class PeriodNotBegun(Conflict):
     """The claim period lies ahead."""
 
-    sentence = "Period {period} of {programme} begins at {begins_at}."
+    sentence = "period: {period} of {programme} begins at {begins_at}; claim it then."
 
 
 class PeriodClosed(Conflict):
     """The claim period is settled."""
 
-    sentence = "Period {period} of {programme} is closed: claim {claim} is {state}."
+    sentence = (
+        "period: {period} of {programme} is closed, as claim {claim} is {state}; "
+        "what was captured since goes into the next period's claim."
+    )
 
 
 class NothingToClaim(Conflict):
@@ -316,7 +326,25 @@ class AmountRefused(Invalid):
 class DatesReversed(Invalid):
     """A period that ends before it starts."""
 
-    sentence = "{field}: {ends_at} is not after {starts_at}."
+    sentence = "{field}: {ends_at} is not after {starts_at}; name a later time."
+
+
+class RoundDiffers(Conflict):
+    """A round of this name was opened for other dates."""
+
+    sentence = (
+        "name: round {name!r} of {programme} runs from {opens_at} to {cut_off_at}; "
+        "give another round another name."
+    )
+
+
+class BudgetDiffers(Conflict):
+    """A budget that begins then was set to end at another time."""
+
+    sentence = (
+        "ends_at: the budget of {project!r} that begins at {starts_at} ends at {ends_at}; name that end, "
+        "or begin another budget."
+    )
 
 
 class RoundNotFound(NotFound):

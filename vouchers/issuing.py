@@ -100,11 +100,12 @@ def release_tranche(session: Session, application_id: UUID, *, report: str, by: 
     for voucher in released:
         if voucher.issued_on == report:
             return voucher.id
+    _lock_programme(session, terms)
     number = len(released) + 1
     if application.state != "issued" or number > len(terms.tranches):
         raise NotApplicationsVoucher(application=application_id, tranche=number, needs="a progress report")
     face = tranche_faces(terms, application.granted or 0)[number - 1]
-    voucher = _new_voucher(session, application, terms, number, face, by, at, report=report)
+    voucher = _new_voucher(session, application, terms, number, face, by, at, report=report, first=released[0])
     accounts.ensure(session, [accounts.voucher(voucher.id, terms.asset)], at)
     try:
         post_all(session, [movements.release_tranche(voucher.id, application_id, terms.asset, face)], at=at)
@@ -170,7 +171,9 @@ def _new_voucher(
     at: datetime,
     *,
     report: str = "",
+    first: Voucher | None = None,
 ) -> Voucher:
+    """A voucher; a later tranche belongs to the budget cycle and the cap's year of its grant's `first`."""
     enterprise = enterprise_facts(session, application.enterprise_id)
     voucher_id = derived_id("voucher", application.id, tranche)
     year = local_day(at, terms.time_zone).year
@@ -185,8 +188,8 @@ def _new_voucher(
         tranche=tranche,
         asset=terms.asset,
         face=face,
-        cycle=budget_cycle(terms.budget.cycle, at, terms.time_zone),
-        cap_year=year,
+        cycle=first.cycle if first else budget_cycle(terms.budget.cycle, at, terms.time_zone),
+        cap_year=first.cap_year if first else year,
         controller=enterprise.controller,
         holder=enterprise.to_json(),
         issued_on=report,

@@ -7,7 +7,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from kernel.ids import derived_id
-from vouchers.applications import in_state, record_step, reject_application
+from vouchers.applications import in_state, locked_application, record_step, reject_application
 from vouchers.errors import (
     NoticeRunning,
     ObjectionNotFound,
@@ -46,9 +46,11 @@ def resolve_objection(
     session: Session, objection_id: UUID, *, upheld: bool, by: str, resolution: str, at: datetime
 ) -> None:
     """Dismiss an objection, or uphold it, which rejects the application."""
-    objection = session.get(Objection, objection_id, with_for_update=True)
+    objection = session.get(Objection, objection_id)
     if objection is None:
         raise ObjectionNotFound(objection=objection_id)
+    locked_application(session, objection.application_id)
+    session.refresh(objection, with_for_update=True)
     if objection.state != "open":
         raise ObjectionResolved(objection=objection_id, state=objection.state)
     objection.state = "upheld" if upheld else "dismissed"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 from uuid import UUID
 
-from jsonschema import Draft202012Validator
+from jsonschema import Draft202012Validator, ValidationError
 from sqlalchemy import func, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
@@ -39,8 +39,20 @@ def parse_programme(document: dict[str, Any]) -> Terms:
     """
     faults = sorted(_VALIDATOR.iter_errors(document), key=lambda fault: (fault.json_path, fault.message))
     if faults:
-        raise ProgrammeInvalid(field=faults[0].json_path, reason=faults[0].message[:300])
+        raise ProgrammeInvalid(field=_field(faults[0]), reason=_reason(faults[0]))
     return read_terms(document)
+
+
+def _field(fault: ValidationError) -> str:
+    return fault.json_path.removeprefix("$").removeprefix(".") or "document"
+
+
+def _reason(fault: ValidationError) -> str:
+    """What to write instead, where the schema has words for it."""
+    meant = fault.schema.get("description") if isinstance(fault.schema, dict) else None
+    if meant and fault.validator in {"pattern", "type"}:
+        return f"{fault.instance!r} is not {meant}"[:300]
+    return fault.message[:300]
 
 
 def publish_programme(session: Session, document: dict[str, Any], *, by: str, at: datetime) -> UUID:

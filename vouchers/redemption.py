@@ -1,55 +1,35 @@
-"""Redemption: quote, hold, extend, release. What a job may cost is set aside before it runs.
+"""Redemption of one job: quote, hold, extend, release. What a job may cost is set aside before it runs.
 
 A job's first hold is segment 0 and every extension is one more. A segment fixes its vouchers and their terms,
-so that its charges follow from it alone (see `domain.segments`); capturing them is `capturing`.
+so that its charges follow from it alone (see `domain.segments`). `holding` places many at once, `capturing` captures.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import datetime, timedelta
-from typing import Any, Final
+from collections.abc import Collection, Sequence
+from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import func, literal, select
+from sqlalchemy import select
+from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.orm import Session
 
-from kernel.money import MICROS_MAX
-from ledger.domain.accounts import Account
+from kernel.bulk import among
+from kernel.errors import HubError
 from ledger.domain.transfers import Transfer
-from ledger.posting import post_all
 from ledger.reading import due_holds
 from vouchers import accounts, movements
-from vouchers.domain.coverage import Candidate, Plan, plan_coverage
-from vouchers.domain.explanation import Coverage, own_line, rounding_line, voucher_line
+from vouchers.capturing import release_rest
+from vouchers.domain.coverage import Candidate, Plan
+from vouchers.domain.explanation import Coverage
 from vouchers.domain.facts import ChargeFacts
-from vouchers.domain.segments import Segment, fill_in_order
+from vouchers.domain.segments import Segment
 from vouchers.enterprises import lock_payers
-from vouchers.errors import (
-    BudgetSpent,
-    CostOutOfRange,
-    EnterpriseNotFound,
-    HoldDiffers,
-    HoldNotFound,
-    HoldReleased,
-    NoFunding,
-)
-from vouchers.funding import Funding, OwnSource, VoucherSource, find_funding
+from vouchers.errors import HoldDiffers, HoldNotFound, HoldReleased
+from vouchers.funding import find_funding
+from vouchers.holding import HoldRequest, check_cost, place_holds, prepare, segment_coverage
+from vouchers.means import Wish, gather_means
+from vouchers.open_holds import open_holds, write_holds
 from vouchers.tables import HoldLine, HoldSegment, JobHold, Voucher
 from vouchers.wallets import payer_of
-
-HOLD_LIFE: Final = timedelta(days=366)
-"""A hold ends with its job; this far end only bounds how late usage may be reported."""
-
-
-@dataclass(frozen=True)
-class _Prepared:
-    """A segment that could be placed: its division, the sources behind it and what each would set aside."""
-
-    segment: Segment
-    vouchers: tuple[VoucherSource, ...]
-    own: tuple[OwnSource, ...]
-    budget: Account | None
-    coverage: Coverage
 
 
 def quote(
@@ -82,8 +62,9 @@ def quote(
     check_cost(cost_micros, facts)
     payer_id = payer_of(session, tenant_id)
     payers = [tenant_id] if payer_id is None else [tenant_id, payer_id]
-    funding = find_funding(session, payers, facts, voucher_ids, at, usage_until or at)
-    return _prepare(funding, cost_micros, facts, 0).coverage
+    wish = Wish(payers, facts, voucher_ids)
+    funding = find_funding(gather_means(session, [wish], at), wish, at, usage_until or at)
+    return prepare(funding, cost_micros, facts, 0).coverage
 
 
 def place_hold(
@@ -105,16 +86,12 @@ def place_hold(
         HoldDiffers: the job has a hold for other content.
         HoldReleased: its hold was released.
     """
-    check_cost(cost_micros, facts)
-    payers = _tenant_first(tenant_id, lock_payers(session, literal(tenant_id)))
-    job = session.get(JobHold, job_id, populate_existing=True)
-    if job is None:
-        job = JobHold(job_id=job_id, tenant_id=tenant_id, opened_at=at, state="open")
-        session.add(job)
-        session.flush()
-        return _place(session, job, payers, 0, cost_micros, facts, voucher_ids, at, usage_until)
-    _check_same(session, job, tenant_id, cost_micros, facts, voucher_ids)
-    return held_coverage(session, job_id, segment=0)
+    first = HoldRequest(job_id, tenant_id, cost_micros, facts, voucher_ids, usage_until or at, extends=False)
+    (outcome,) = place_holds(session, [first], at)
+    if isinstance(outcome, HoldDiffers):
+        _check_same(session, first)
+        return held_coverage(session, job_id, segment=0)
+    return _granted(outcome)
 
 
 def extend_hold(
@@ -139,20 +116,13 @@ def extend_hold(
     Raises:
         HoldNotFound, HoldReleased, and the refusals of `quote`.
     """
-    check_cost(cost_micros, facts)
-    job, payers = _locked(session, job_id)
-    count, cost, card_ms = session.execute(
-        select(
-            func.count(),
-            func.coalesce(func.sum(HoldSegment.cost_micros), 0),
-            func.coalesce(func.sum(HoldSegment.card_ms), 0),
-        ).where(HoldSegment.job_id == job_id)
-    ).one()
-    added = cost_micros - int(cost)
-    if added <= 0:
-        return Coverage(0, ())
-    more = ChargeFacts(**(facts.kind() | {"card_ms": max(facts.card_ms - int(card_ms), 0)}))
-    return _place(session, job, payers, count, added, more, voucher_ids, at, usage_until)
+    tenant_id = session.scalar(select(JobHold.tenant_id).where(JobHold.job_id == job_id))
+    if tenant_id is None:
+        check_cost(cost_micros, facts)
+        raise HoldNotFound(job=job_id)
+    more = HoldRequest(job_id, tenant_id, cost_micros, facts, voucher_ids, usage_until or at, extends=True)
+    (outcome,) = place_holds(session, [more], at)
+    return _granted(outcome)
 
 
 def release_hold(session: Session, job_id: UUID, at: datetime) -> None:
@@ -161,30 +131,27 @@ def release_hold(session: Session, job_id: UUID, at: datetime) -> None:
     Raises:
         HoldNotFound: nothing was set aside.
     """
-    job = locked_job(session, job_id, released=True)
-    if job.state == "released":
-        return
-    job.state = "released"
-    session.flush()
-    transfers = []
-    for line in hold_lines(session, job_id):
-        transfers.append(movements.release_funds(line.transfer_id))
-        if line.voucher_id is not None and line.held > line.captured:
-            transfers += forward_to_pool(
-                session, line.voucher_id, line.account_id, line.held - line.captured, line.transfer_id
-            )
-    post_all(session, transfers, at=at)
+    tenant_id = session.scalar(select(JobHold.tenant_id).where(JobHold.job_id == job_id))
+    if tenant_id is None:
+        raise HoldNotFound(job=job_id)
+    lock_payers(session, [tenant_id])
+    holds = open_holds(session, (), releasing=[job_id])
+    release_rest(holds, job_id)
+    write_holds(session, holds, at)
 
 
-def held_facts(session: Session, job_id: UUID, model: str) -> ChargeFacts | None:
-    """What a job's first hold for a model was placed for, without a quantity; None if there is none."""
-    facts = session.scalars(
-        select(HoldSegment.facts)
-        .where(HoldSegment.job_id == job_id, HoldSegment.facts["model"].astext == model)
-        .order_by(HoldSegment.segment)
-        .limit(1)
-    ).one_or_none()
-    return None if facts is None else ChargeFacts(**facts)
+def held_facts(session: Session, job_ids: Collection[UUID]) -> dict[tuple[UUID, str], ChargeFacts]:
+    """By job and model what the job's first hold for it was placed for, without a quantity."""
+    if not job_ids:
+        return {}
+    model = HoldSegment.facts["model"].astext
+    rows = session.execute(
+        select(HoldSegment.job_id, model, HoldSegment.facts)
+        .where(among(HoldSegment.job_id, job_ids))
+        .ext(distinct_on(HoldSegment.job_id, model))
+        .order_by(HoldSegment.job_id, model, HoldSegment.segment)
+    )
+    return {(job_id, name): ChargeFacts(**facts) for job_id, name, facts in rows}
 
 
 def held_coverage(session: Session, job_id: UUID, *, segment: int) -> Coverage:
@@ -199,46 +166,24 @@ def held_coverage(session: Session, job_id: UUID, *, segment: int) -> Coverage:
     return segment_coverage(division, named, row.cost_micros, row.card_ms, segment)
 
 
-def segment_coverage(
-    division: Segment, own: Sequence[tuple[str, str]], cost_micros: int, card_ms: int, segment: int
-) -> Coverage:
-    """The coverage of the first so many micro-yuan of a segment; `own` names source and payer in order."""
-    parts = division.parts(cost_micros, card_ms)
-    lines = [
-        voucher_line(
-            division.plan,
-            share,
-            share.exact,
-            cost_micros,
-            amount=share.amount_micros,
-            quantity=share.quantity,
-            segment=segment,
-        )
-        for share in parts.shares
-        if share.amount_micros or share.quantity
-    ]
-    lines += [
-        own_line(source, payer, amount, segment)
-        for (source, payer), amount in zip(own, parts.own, strict=True)
-        if amount
-    ]
-    if parts.rounding:
-        lines.append(rounding_line(parts.rounding, segment))
-    return Coverage(cost_micros, tuple(lines))
-
-
 def lapse_holds(session: Session, at: datetime, *, limit: int = 100) -> list[UUID]:
     """Release jobs whose holds have come to their far end. Returns the jobs."""
     due = [hold.id for hold in due_holds(session, at, limit=limit)]
     jobs = session.execute(
         select(JobHold.tenant_id, JobHold.job_id)
         .join(HoldLine, HoldLine.job_id == JobHold.job_id)
-        .where(HoldLine.transfer_id.in_(due), JobHold.state == "open")
+        .where(among(HoldLine.transfer_id, due), JobHold.state == "open")
         .distinct()
         .order_by(JobHold.tenant_id, JobHold.job_id)
     ).all()
+    if not jobs:
+        return []
+    # All locks in one statement, all money in one posting: nobody who works on several can meet this crosswise.
+    lock_payers(session, {tenant_id for tenant_id, _ in jobs})
+    holds = open_holds(session, (), releasing=[job_id for _, job_id in jobs])
     for _, job_id in jobs:
-        release_hold(session, job_id, at)
+        release_rest(holds, job_id)
+    write_holds(session, holds, at)
     return [job_id for _, job_id in jobs]
 
 
@@ -258,17 +203,6 @@ def read_plan(row: HoldSegment) -> Plan:
     return Plan(row.cost_micros, row.card_ms, tuple(Candidate.from_json(stored) for stored in row.plan))
 
 
-def locked_job(session: Session, job_id: UUID, *, released: bool = False) -> JobHold:
-    """A job's hold with its tenant locked.
-
-    Raises:
-        HoldNotFound: nothing was set aside for it.
-        HoldReleased: it was released, unless `released` ones are wanted too.
-    """
-    job, _ = _locked(session, job_id, released=released)
-    return job
-
-
 def hold_lines(session: Session, job_id: UUID, segment: int | None = None) -> list[HoldLine]:
     """What each source set aside, of one segment or of all, in order."""
     query = select(HoldLine).where(HoldLine.job_id == job_id).order_by(HoldLine.segment, HoldLine.line)
@@ -277,158 +211,23 @@ def hold_lines(session: Session, job_id: UUID, segment: int | None = None) -> li
     return list(session.scalars(query))
 
 
-def _place(
-    session: Session,
-    job: JobHold,
-    payers: Sequence[UUID],
-    number: int,
-    cost_micros: int,
-    facts: ChargeFacts,
-    voucher_ids: Sequence[UUID] | None,
-    at: datetime,
-    usage_until: datetime | None,
-) -> Coverage:
-    funding = find_funding(session, payers, facts, voucher_ids, at, usage_until or at, insist=number == 0)
-    prepared = _prepare(funding, cost_micros, facts, number)
-    ends = [voucher.use_by_at for voucher in prepared.vouchers]
-    session.add(
-        HoldSegment(
-            job_id=job.job_id,
-            segment=number,
-            cost_micros=cost_micros,
-            card_ms=facts.card_ms,
-            facts=facts.kind(),
-            asked_vouchers=None if voucher_ids is None else sorted(map(str, voucher_ids)),
-            plan=[candidate.to_json() for candidate in prepared.segment.plan.candidates],
-            serves_until=min(ends, default=None),
-            placed_at=at,
-            captured_micros=0,
-            captured_ms=0,
-        )
-    )
-    session.flush()
-    lines, transfers, destinations = _hold_lines(
-        job, number, prepared, cost_micros, facts.card_ms, at + HOLD_LIFE
-    )
-    accounts.ensure(session, destinations, at, funding.known)
-    session.add_all(lines)
-    session.flush()
-    post_all(session, transfers, at=at)
-    return prepared.coverage
+def _granted(outcome: Coverage | HubError) -> Coverage:
+    if isinstance(outcome, HubError):
+        raise outcome
+    return outcome
 
 
-def _prepare(funding: Funding, cost_micros: int, facts: ChargeFacts, number: int) -> _Prepared:
-    """Divide a cost over what could pay it. Raises NoFunding, BudgetSpent."""
-    plan = plan_coverage(cost_micros, facts.card_ms, [source.candidate for source in funding.vouchers])
-    by_voucher = {source.candidate.voucher: source for source in funding.vouchers}
-    required = Segment(plan).own_micros(cost_micros)
-    taken, short = fill_in_order(required, [source.available for source in funding.own])
-    if short:
-        raise NoFunding(required=required, available=required - short, short=short)
-    if funding.budget is not None and funding.budget[1] < required:
-        raise BudgetSpent(project=facts.project, available=funding.budget[1], required=required)
-    own = tuple(source for source, amount in zip(funding.own, taken, strict=True) if amount)
-    division = Segment(plan, tuple(amount for amount in taken if amount))
-    return _Prepared(
-        segment=division,
-        vouchers=tuple(by_voucher[candidate.voucher] for candidate in plan.candidates),
-        own=own,
-        budget=None if funding.budget is None or not required else funding.budget[0],
-        coverage=segment_coverage(
-            division,
-            [(source.source, str(source.payer_id)) for source in own],
-            cost_micros,
-            facts.card_ms,
-            number,
-        ),
-    )
-
-
-def _hold_lines(
-    job: JobHold, number: int, prepared: _Prepared, cost_micros: int, card_ms: int, lapses_at: datetime
-) -> tuple[list[HoldLine], list[Transfer], list[Account]]:
-    parts = prepared.segment.parts(cost_micros, card_ms)
-    revenue = accounts.revenue(job.tenant_id)
-    wanted: list[tuple[str, Account, Account, int, dict[str, Any]]] = [
-        (
-            "voucher",
-            source.account,
-            accounts.claimable(source.slug, job.tenant_id, source.account.asset),
-            share.quantity,
-            {"voucher_id": source.voucher_id},
-        )
-        for source, share in zip(prepared.vouchers, parts.shares, strict=True)
-    ]
-    wanted += [
-        (source.source, source.account, revenue, amount, {"payer_id": source.payer_id})
-        for source, amount in zip(prepared.own, parts.own, strict=True)
-    ]
-    if prepared.budget is not None:
-        wanted.append(("budget", prepared.budget, accounts.BUDGET_SPENT, sum(parts.own), {}))
-    lines, transfers = [], []
-    for line, (source_name, account, destination, amount, names) in enumerate(wanted):
-        if amount == 0:
-            continue
-        transfer = movements.hold_funds((job.job_id, number, line), account.id, destination, amount, lapses_at)
-        transfers.append(transfer)
-        lines.append(
-            HoldLine(
-                job_id=job.job_id,
-                segment=number,
-                line=line,
-                source=source_name,
-                account_id=account.id,
-                held=amount,
-                captured=0,
-                transfer_id=transfer.id,
-                **names,
-            )
-        )
-    return lines, transfers, [destination for _, _, destination, _, _ in wanted]
-
-
-def _locked(session: Session, job_id: UUID, *, released: bool = False) -> tuple[JobHold, list[UUID]]:
-    """A job's hold as it is now, and who pays for it, with the payers locked."""
-    tenant = select(JobHold.tenant_id).where(JobHold.job_id == job_id).scalar_subquery()
-    locked = lock_payers(session, tenant)
-    job = session.get(JobHold, job_id, populate_existing=True)
-    if job is None:
-        raise HoldNotFound(job=job_id)
-    if job.state == "released" and not released:
-        raise HoldReleased(job=job_id)
-    return job, _tenant_first(job.tenant_id, locked)
-
-
-def _tenant_first(tenant_id: UUID, locked: Sequence[UUID]) -> list[UUID]:
-    if tenant_id not in locked:
-        raise EnterpriseNotFound(enterprise=tenant_id)
-    return [tenant_id, *(payer for payer in locked if payer != tenant_id)]
-
-
-def check_cost(cost_micros: int, facts: ChargeFacts) -> None:
-    """Refuse a cost or card time that no job can have. Raises CostOutOfRange."""
-    if type(cost_micros) is not int or not 1 <= cost_micros <= MICROS_MAX:
-        raise CostOutOfRange(field="cost_micros", value=cost_micros, least=1)
-    if type(facts.card_ms) is not int or not 0 <= facts.card_ms <= MICROS_MAX:
-        raise CostOutOfRange(field="card_ms", value=facts.card_ms, least=0)
-
-
-def _check_same(
-    session: Session,
-    job: JobHold,
-    tenant_id: UUID,
-    cost_micros: int,
-    facts: ChargeFacts,
-    voucher_ids: Sequence[UUID] | None,
-) -> None:
-    first = session.get(HoldSegment, (job.job_id, 0))
-    asked = None if voucher_ids is None else sorted(map(str, voucher_ids))
+def _check_same(session: Session, request: HoldRequest) -> None:
+    """Refuse to take a job's hold for this one. Raises HoldDiffers, HoldReleased."""
+    job = session.get_one(JobHold, request.job_id, populate_existing=True)
+    first = session.get_one(HoldSegment, (request.job_id, 0))
+    asked = None if request.voucher_ids is None else sorted(map(str, request.voucher_ids))
+    facts = request.facts
     if (
-        first is None
-        or job.tenant_id != tenant_id
-        or (first.cost_micros, first.card_ms, first.facts) != (cost_micros, facts.card_ms, facts.kind())
+        job.tenant_id != request.tenant_id
+        or (first.cost_micros, first.card_ms, first.facts) != (request.cost_micros, facts.card_ms, facts.kind())
         or first.asked_vouchers != asked
     ):
-        raise HoldDiffers(job=job.job_id)
+        raise HoldDiffers(job=request.job_id)
     if job.state == "released":
-        raise HoldReleased(job=job.job_id)
+        raise HoldReleased(job=request.job_id)

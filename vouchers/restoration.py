@@ -24,6 +24,7 @@ from vouchers.errors import ChargeClaimed, ChargeNotFound, LostTimeOutOfRange, N
 from vouchers.redemption import forward_to_pool, hold_lines, read_plan
 from vouchers.tables import (
     ChargeStretch,
+    Claim,
     ClaimLine,
     CoverageLine,
     CoveredCharge,
@@ -126,10 +127,15 @@ def _leave_claims(
     """Take the charge's shares out of the claims they stand in; no new claim is made of them meanwhile."""
     for slug in sorted({line.slug for line in lines if line.slug}):
         lock_programme(session, slug)
+    mine = ClaimLine.coverage_line_id.in_([line.id for line in lines])
+    involved = select(ClaimLine.claim_id).where(mine)
+    session.execute(select(Claim.id).where(Claim.id.in_(involved)).order_by(Claim.id).with_for_update())
+    # Only now: a line may have been decided while its claim was waited for.
     standing = session.scalars(
         select(ClaimLine)
-        .where(ClaimLine.coverage_line_id.in_([line.id for line in lines]), ClaimLine.state.in_(STANDING))
+        .where(mine, ClaimLine.state.in_(STANDING))
         .order_by(ClaimLine.claim_id, ClaimLine.line)
+        .execution_options(populate_existing=True)
     ).all()
     transfers: list[Transfer] = []
     for row in standing:

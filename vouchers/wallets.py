@@ -5,7 +5,7 @@ None of them can go below nothing, because their accounts in the ledger cannot.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Final
 from uuid import UUID
 
@@ -23,6 +23,7 @@ from vouchers.enterprises import lock_tenants, relation
 from vouchers.errors import (
     AlreadyBound,
     AmountRefused,
+    BudgetDiffers,
     DatesReversed,
     GroupFull,
     NotRelated,
@@ -103,13 +104,16 @@ def set_budget(
 
     Raises:
         DatesReversed: the period ends before it starts.
+        BudgetDiffers: the one that begins then ends at another time.
         InsufficientFunds: lowered below what is spent or set aside.
     """
     if ends_at <= starts_at:
         raise DatesReversed(field="ends_at", starts_at=starts_at, ends_at=ends_at)
     lock_tenants(session, [tenant_id])
-    budget_id = derived_id("budget", tenant_id, project, starts_at.isoformat())
+    budget_id = derived_id("budget", tenant_id, project, starts_at.astimezone(UTC).isoformat())
     known = session.get(ProjectBudget, budget_id)
+    if known is not None and known.ends_at != ends_at:
+        raise BudgetDiffers(project=project, starts_at=known.starts_at, ends_at=known.ends_at)
     if known is None:
         session.add(
             ProjectBudget(
@@ -127,23 +131,6 @@ def set_budget(
     accounts.ensure(session, [accounts.project_budget(budget_id), accounts.BUDGET_LIMITS], at)
     post_all(session, [movement(budget_id, reference, amount_micros)], at=at)
     return budget_id
-
-
-def budget_at(session: Session, tenant_id: UUID, project: str | None, at: datetime) -> UUID | None:
-    """The budget that limits a project at a time, if any; of several the one that began last."""
-    if project is None:
-        return None
-    return session.scalars(
-        select(ProjectBudget.id)
-        .where(
-            ProjectBudget.enterprise_id == tenant_id,
-            ProjectBudget.project == project,
-            ProjectBudget.starts_at <= at,
-            at < ProjectBudget.ends_at,
-        )
-        .order_by(ProjectBudget.starts_at.desc(), ProjectBudget.id)
-        .limit(1)
-    ).one_or_none()
 
 
 def bind_affiliate(session: Session, payer_id: UUID, affiliate_id: UUID, *, by: str, at: datetime) -> None:

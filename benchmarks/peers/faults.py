@@ -57,8 +57,14 @@ def kill_database_backend() -> Fault:
 
 
 FAULTS: Final = (
-    *(kill(part) for part in ("api", "controller", "biller", "agent", "supervisor", "raylet", "head")),
-    *(pause(part) for part in ("api", "controller", "biller", "agent", "supervisor", "raylet", "head")),
+    *(
+        kill(part)
+        for part in ("api", "controller", "courier", "biller", "agent", "supervisor", "raylet", "head")
+    ),
+    *(
+        pause(part)
+        for part in ("api", "controller", "courier", "biller", "agent", "supervisor", "raylet", "head")
+    ),
     kill_database_backend(),
 )
 
@@ -67,6 +73,8 @@ def victims(hub: Hub, part: str) -> list[psutil.Process]:
     """The processes of a part of a hub, in a fixed order."""
     if part == "supervisor":
         return hub.supervisors()
+    if part == "courier":
+        return [one for victim in victims(hub, "controller") for one in _children(victim) if _is_courier(one)]
     if part in {"agent", "raylet", "head"}:
         mark = {"agent": "ray::NodeAgent", "raylet": "/raylet/raylet", "head": "gcs_server"}[part]
         return [process for process in _of_ray(hub) if mark in _command(process)]
@@ -78,6 +86,17 @@ def victims(hub: Hub, part: str) -> list[psutil.Process]:
         if _command(process).endswith(f"hub {part}")
         and _environment(process).get("HUB_STATE_DIRECTORY") == mine
     ]
+
+
+def _children(process: psutil.Process) -> list[psutil.Process]:
+    try:
+        return process.children()
+    except psutil.Error:
+        return []
+
+
+def _is_courier(process: psutil.Process) -> bool:
+    return "scheduler.ray.courier" in _command(process)
 
 
 def _of_ray(hub: Hub) -> list[psutil.Process]:

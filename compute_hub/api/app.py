@@ -24,6 +24,7 @@ from compute_hub.api import (
     keys,
     ledger,
     meter,
+    nodes,
     openapi,
     problems,
     programmes,
@@ -36,15 +37,18 @@ from compute_hub.api import (
 )
 from compute_hub.api.limits import BodyLimit
 from compute_hub.identity.duties import DUTIES
+from compute_hub.queues import live_queues
 from compute_hub.settings import Settings
 from compute_hub.settings import settings as settings_of_this_process
 from compute_hub.stack.database import application_url
 from compute_hub.telemetry.http import Measured
 from compute_hub.telemetry.metrics import centre_metrics
 from compute_hub.telemetry.serving import serve_metrics
+from compute_hub.telemetry.tracing import open_spans
 from compute_hub.vault import open_vault
-from compute_hub.workers.logs import configure_logs
 from kernel.database import open_engine
+from kernel.logs import configure_logs
+from scheduler.controller.forecasting import Forecaster
 
 _FAREWELL_S = 3
 """What requests still have when the process is told to stop; who follows a log would otherwise keep it for ever."""
@@ -72,6 +76,7 @@ _ROUTERS = (
     claims.router,
     claim_review.router,
     cluster.router,
+    nodes.router,
     ledger.router,
     health.router,
 )
@@ -84,6 +89,7 @@ def create_app(settings: Settings, engine: Engine, closing: Callable[[], None] =
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         yield
         app.state.metrics.close()
+        spans.close()
         engine.dispose()
         closing()
 
@@ -100,10 +106,12 @@ def create_app(settings: Settings, engine: Engine, closing: Callable[[], None] =
     app.state.settings = settings
     app.state.engine = engine
     app.state.vault = open_vault(settings.secrets_key)
+    app.state.forecaster = Forecaster(live_queues(settings))
     app.state.metrics = centre_metrics(settings, engine)
     problems.install(app)
     app.add_middleware(BodyLimit)
-    app.add_middleware(Measured)
+    spans = open_spans(settings, "api")
+    app.add_middleware(Measured, spans=spans)
     for router in _ROUTERS:
         app.include_router(router)
     app.openapi = lambda: openapi.describe(app)  # type: ignore[method-assign] # FastAPI's documented way
@@ -141,7 +149,7 @@ def run_api(settings: Settings) -> None:
         timeout_worker_healthcheck=_WORKER_START_S,
         host=settings.api_host,
         port=settings.api_port,
-        log_level="warning",
+        log_config=None,
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=_FAREWELL_S,

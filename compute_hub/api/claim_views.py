@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 
 from compute_hub.api.amounts import in_units
 from compute_hub.api.shapes import Page, View, page_of
+from compute_hub.billing.tables import ChargeRow
 from vouchers.errors import ClaimNotFound
 from vouchers.tables import Claim, ClaimLine, ClaimStep, CoverageLine, CoveredCharge
 
@@ -113,9 +114,10 @@ def line_page(session: Session, claim_id: UUID, *, after: int, limit: int) -> Pa
     """A claim's lines in order, with what each rests on."""
     asset = session.get_one(Claim, claim_id).asset
     found = session.execute(
-        select(ClaimLine, CoverageLine, CoveredCharge)
+        select(ClaimLine, CoverageLine, CoveredCharge, func.coalesce(ChargeRow.job_id, CoveredCharge.job_id))
         .join(CoverageLine, CoverageLine.id == ClaimLine.coverage_line_id)
         .join(CoveredCharge, CoveredCharge.charge_id == CoverageLine.charge_id)
+        .outerjoin(ChargeRow, ChargeRow.id == CoverageLine.charge_id)
         .where(ClaimLine.claim_id == claim_id, ClaimLine.line > after)
         .order_by(ClaimLine.line)
         .limit(limit)
@@ -127,7 +129,7 @@ def line_page(session: Session, claim_id: UUID, *, after: int, limit: int) -> Pa
                 "state": row.state,
                 "reason": row.reason,
                 "sampled": row.sampled,
-                "job_id": charge.job_id,
+                "job_id": job_id,  # what is late or corrected has a hold of its own
                 "charge_id": charge.charge_id,
                 "tenant_id": charge.tenant_id,
                 "voucher_id": coverage.voucher_id,
@@ -137,7 +139,7 @@ def line_page(session: Session, claim_id: UUID, *, after: int, limit: int) -> Pa
                 "sentence": coverage.sentence,
             }
         )
-        for row, coverage, charge in found
+        for row, coverage, charge, job_id in found
     ]
     return page_of(items, limit, items[-1].line if items else "")
 

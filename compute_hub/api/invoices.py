@@ -96,16 +96,23 @@ def statement(day: date, call: Caller, tenant_id: Tenant = None) -> StatementVie
 @router.get("/invoices:draft", name="draft_invoice")
 def draft(call: Caller, month: Month, tenant_id: Tenant = None) -> DraftView:
     """What a month would come to if it were closed now; nothing is numbered or stored."""
-    return call.read(lambda session: draft_view(draft_invoice(session, _whose(call, tenant_id), month)))
+    terms = call.settings.billing.terms
+    return call.read(
+        lambda session: draft_view(draft_invoice(session, _whose(call, tenant_id), month, terms=terms))
+    )
 
 
 @router.post("/invoices:close", status_code=201, name="close_month")
 def close(body: Closing, call: Caller) -> InvoicesView:
     """Close a month: number one final invoice per tenant. All of them, or none."""
+    terms = call.settings.billing.terms
 
     def action(session: Session, at: datetime) -> InvoicesView:
         tenants = [body.tenant_id] if body.tenant_id is not None else tenants_to_close(session, body.month)
-        made = [close_month(session, tenant, body.month, by=call.principal.id, at=at) for tenant in tenants]
+        made = [
+            close_month(session, tenant, body.month, by=call.principal.id, at=at, terms=terms)
+            for tenant in tenants
+        ]
         return InvoicesView(items=[invoice_view(session, row, at) for row in made])
 
     return call.once(InvoicesView, body, action)
@@ -143,7 +150,8 @@ def credit(invoice_id: UUID, body: CreditRequest, call: Caller) -> InvoiceView:
     """Write a credit note for what was given back of an invoice since it was issued."""
 
     def action(session: Session, at: datetime) -> InvoiceView:
-        row = credit_invoice(session, invoice_id, reason=body.reason, by=call.principal.id, at=at)
+        terms = call.settings.billing.terms
+        row = credit_invoice(session, invoice_id, reason=body.reason, by=call.principal.id, at=at, terms=terms)
         return invoice_view(session, row, at)
 
     return call.once(InvoiceView, body, action)
@@ -224,7 +232,7 @@ def document(
             row,
             lines_of(session, invoice_id),
             language,
-            seller=call.settings.centre_name,
+            seller=call.settings.seller,
             refers_to="" if refers is None else refers.number,
         )
         return row.number, render_pdf(content) if form == "pdf" else render_workbook(content)

@@ -1,5 +1,6 @@
 """What an enterprise says of a job it wants run, checked for what can be checked without looking at the centre."""
 
+import signal
 from enum import StrEnum
 from typing import Annotated, Final, Literal
 
@@ -33,7 +34,8 @@ PRIORITIES: Final = {Priority.LOW: -100, Priority.NORMAL: 0, Priority.HIGH: 100}
 class JobSubmission(Body):
     """What an enterprise wants run. Counts are per node; limits are enforced.
 
-    Either `accelerator` names models, in order of preference, or `min_pflops` accepts every model that fast.
+    Either `accelerator` names models, in order of preference, or `min_pflops` accepts every model that fast. With
+    `kind` "ray" a private Ray cluster stands on the allocation when the program begins, and `ray.init()` finds it.
     """
 
     name: Annotated[str, StringConstraints(min_length=1, max_length=120)]
@@ -43,6 +45,7 @@ class JobSubmission(Body):
     accelerator: Annotated[list[ModelName], Field(min_length=1, max_length=16)] | ModelName | None = None
     min_pflops: Annotated[float, Field(gt=0, le=100_000, strict=False)] | None = None
     environment: Annotated[str, StringConstraints(min_length=1, max_length=63)]
+    kind: Literal["ray"] | None = None
     nodes: Annotated[int, Field(ge=1, le=10_000)] = 1
     devices_per_node: Annotated[int, Field(ge=1, le=64)] = 1
     slots_milli: Annotated[int, Field(ge=1, le=1000)] = 1000
@@ -51,6 +54,7 @@ class JobSubmission(Body):
     memory_mib: Annotated[int, Field(ge=1, le=16_777_216)] = 1024
     time_limit_s: Annotated[int, Field(ge=1, le=31 * 86_400)]
     grace_s: Annotated[int, Field(ge=0, le=600)] = 10
+    notice_signal: Literal["SIGUSR1", "SIGUSR2", "SIGHUP", "SIGURG"] | None = None
     priority: Annotated[Priority, Field(strict=False)] = Priority.NORMAL
     preemptible: bool = False
     not_before: Instant | None = None
@@ -69,6 +73,10 @@ class JobSubmission(Body):
         if self.accelerator is None and self.min_pflops is None:
             raise PydanticCustomError(
                 "no_accelerator", "accelerator: name a model, or say with min_pflops how fast it must be"
+            )
+        if self.kind == "ray" and self.network == "none":
+            raise PydanticCustomError(
+                "ray_needs_network", "network: the ranks of a Ray job talk to each other; leave it out"
             )
         size = sum(len(name.encode()) + len(value.encode()) + 2 for name, value in self.env.items())
         if size > ENV_BYTES_MAX:
@@ -95,6 +103,7 @@ class JobSubmission(Body):
             memory_mib=self.memory_mib,
             time_limit_ms=self.time_limit_s * 1000,
             grace_ms=self.grace_s * 1000,
+            notice_signal=0 if self.notice_signal is None else signal.Signals[self.notice_signal],
             priority=PRIORITIES[self.priority],
             preemptible=self.preemptible,
             topology=self.topology,
@@ -103,7 +112,8 @@ class JobSubmission(Body):
             held=self.held,
             max_retries=self.max_retries,
             retry_on=self.retry_on,
-            network=self.network or ("job" if self.nodes > 1 else "none"),
+            network=self.network or ("job" if self.nodes > 1 or self.kind else "none"),
+            kind=self.kind or "",
             upload_sha256=self.upload_sha256,
             env=self.env,
             secrets=self.secrets,

@@ -34,6 +34,7 @@ class JobView(View):
     id: UUID
     tenant_id: UUID
     name: str
+    kind: str
     state: str
     reason: str
     accelerator: list[str]
@@ -95,12 +96,18 @@ def job_views(session: Session, rows: Sequence[JobRow]) -> list[JobView]:
     return [_view(row, runs[row.id], used.get(row.id, 0), money.get(row.id, (0, 0, 0))) for row in rows]
 
 
+def new_job_view(row: JobRow) -> JobView:
+    """A job that has just been queued, which has run nowhere and used nothing yet."""
+    return _view(row, [], 0, (0, 0, 0))
+
+
 def _view(row: JobRow, runs: list[RunRow], slot_ms: int, money: tuple[int, int, int]) -> JobView:
     latest = [run for run in runs if run.attempt == row.attempt]
     return JobView(
         id=row.id,
         tenant_id=row.tenant_id,
         name=row.name,
+        kind=row.kind,
         state=row.state,
         reason=row.reason,
         accelerator=row.models,

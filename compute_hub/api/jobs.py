@@ -1,8 +1,9 @@
 """The enterprise's face: upload a working directory, submit jobs, follow, hold and cancel them."""
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 from uuid import UUID
 
 from fastapi import APIRouter, Query, Request
@@ -22,14 +23,14 @@ from compute_hub.api.job_views import (
     array_view,
     attempt_view,
     job_views,
+    new_job_view,
 )
 from compute_hub.api.shapes import After, Limit, Page, View, page_of
 from compute_hub.billing.funding import pledge_alike, pledge_funding
-from compute_hub.queues import live_queues
+from compute_hub.telemetry.tracing import about, traceparent
 from compute_hub.uploads import find_upload, keep_upload
 from kernel.clock import utc_now
 from kernel.ids import new_id
-from scheduler.controller.forecasting import explain_job
 from scheduler.jobs import (
     cancel_array,
     cancel_job,
@@ -44,6 +45,9 @@ from scheduler.jobs import (
 )
 from scheduler.tables import JobRow, RunRow
 from vouchers.domain.explanation import Coverage
+
+if TYPE_CHECKING:
+    from scheduler.controller.forecasting import Forecaster
 
 router = APIRouter(prefix="/v1", tags=["jobs"])
 
@@ -84,9 +88,11 @@ def submit(body: JobSubmission, call: Caller) -> JobView:
 
     def action(session: Session, at: datetime) -> JobView:
         job, _ = _submit(session, body, call, at)
-        return job_views(session, [job])[0]
+        return new_job_view(job)
 
-    return call.once(JobView, body, action)
+    submitted = call.once(JobView, body, action)
+    about(job=str(submitted.id))
+    return submitted
 
 
 @router.post("/jobs:quote", name="quote_job")
@@ -129,12 +135,13 @@ def job(job_id: JobId, call: Caller) -> JobView:
 
 
 @router.get("/jobs/{job_id}/explanation", name="explain_job")
-def explanation(job_id: JobId, call: Caller) -> ExplanationView:
+def explanation(job_id: JobId, call: Caller, request: Request) -> ExplanationView:
     """Why a job is where it is, and when it will probably start: an estimate, never a promise."""
+    forecaster: Forecaster = request.app.state.forecaster
 
     def action(session: Session) -> ExplanationView:
         found = find_job(session, job_id, tenant_id=call.scope)
-        why = explain_job(session, found, utc_now(), queues=live_queues(call.settings))
+        why = forecaster.explain(session, found, utc_now())
         return ExplanationView(
             id=found.id,
             state=found.state,
@@ -218,7 +225,7 @@ def submit_many(body: ArraySubmission, call: Caller) -> ArrayView:
         array = submit_array(
             session,
             new_id(),
-            body.job.request(),
+            replace(body.job.request(), traceparent=traceparent()),
             size=body.size,
             running_max=body.running_max or 0,
             tenant_id=call.tenant_id,
@@ -232,7 +239,9 @@ def submit_many(body: ArraySubmission, call: Caller) -> ArrayView:
         pledge_alike(session, array[1:], vouchers)
         return array_view(array)
 
-    return call.once(ArrayView, body, action)
+    submitted = call.once(ArrayView, body, action)
+    about(array=str(submitted.id))
+    return submitted
 
 
 @router.get("/job-arrays/{array_id}", name="show_job_array")
@@ -263,7 +272,7 @@ def queue_job(session: Session, body: JobSubmission, call: Call, at: datetime) -
     return submit_job(
         session,
         new_id(),
-        body.request(),
+        replace(body.request(), traceparent=traceparent()),
         tenant_id=call.tenant_id,
         submitted_by=call.principal.id,
         environments=list(call.settings.environments),

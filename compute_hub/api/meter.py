@@ -45,7 +45,11 @@ class MeterAlarmView(View):
 
 
 class HeldTimeView(View):
-    """Card time of one job on one model: allocated = metered + unused, metered = busy + idle."""
+    """Card time of one job on one model: allocated = metered + unused, metered = busy + idle; and what it took.
+
+    `energy_joules` is null where it is not known; `energy_estimated` says that it follows, at least in part, from the
+    model's declared power instead of a sensor. `memory_bytes_max` is the most any of its processes' groups kept.
+    """
 
     model: str
     allocated_card_ms: int
@@ -53,6 +57,9 @@ class HeldTimeView(View):
     unused_card_ms: int
     busy_card_ms: int
     idle_card_ms: int
+    energy_joules: float | None
+    energy_estimated: bool
+    memory_bytes_max: int
 
 
 class HeldTimesView(View):
@@ -136,4 +143,7 @@ def _held(one: Held) -> HeldTimeView:
         unused_card_ms=one.unused_ms,
         busy_card_ms=one.busy_ms,
         idle_card_ms=one.idle_ms,
+        energy_joules=None if one.energy_mj is None else one.energy_mj / 1000,
+        energy_estimated=one.energy_estimated,
+        memory_bytes_max=one.memory_bytes_max,
     )

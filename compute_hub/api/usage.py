@@ -19,7 +19,11 @@ router = APIRouter(prefix="/v1", tags=["usage"])
 
 
 class UsageView(View):
-    """One record of one rank: `slot_ms` is the sum of slots times milliseconds, 1000 slots being a card."""
+    """One record of one rank: `slot_ms` is the sum of slots times milliseconds, 1000 slots being a card.
+
+    `energy_basis`: `measured` by the card's sensor, `estimated` from the model's declared power, or null with
+    `energy_mj` where neither is known.
+    """
 
     id: UUID
     attempt: int
@@ -31,6 +35,9 @@ class UsageView(View):
     duration_ms: int
     slot_ms: int
     busy_ms: int
+    memory_bytes_max: int
+    energy_mj: int | None
+    energy_basis: str | None
     final: bool
     charge_id: UUID | None
 
@@ -75,6 +82,9 @@ def _view(row: UsageRecordRow, charge_id: UUID | None) -> UsageView:
         duration_ms=row.duration_ms,
         slot_ms=row.slot_ms,
         busy_ms=row.busy_ms,
+        memory_bytes_max=row.memory_bytes_max,
+        energy_mj=row.energy_mj,
+        energy_basis=row.energy_basis,
         final=row.final,
         charge_id=charge_id,
     )

@@ -1,131 +1,77 @@
-"""Charging: usage becomes a rated charge, its coverage and the captures, in one transaction per job.
+"""Charging: usage of many jobs becomes rated charges, their coverage and the captures, in one transaction.
 
 The n-th charge of a job has an id derived from job and n, and the records it takes leave the queue in the same
 transaction, so a killed biller is repeated, never doubled. A capture never exceeds what is held: what usage costs
-beyond that is forgone by the centre, and the charge says so.
+beyond that is forgone by the centre, and the charge says so. What comes after the hold was given back is paid by
+whoever still can (`late`). With a job's last charge the rest of its hold is given
+back. Jobs are decided one after another in memory; one that cannot be charged is set aside with its reason. The number
+of statements does not depend on the number of jobs.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
-from typing import Final
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import delete, func, or_, select
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import delete, select, tuple_
 from sqlalchemy.orm import Session
 
-from compute_hub.billing.domain.days import Span, month_of
+from compute_hub.billing.domain.days import Span
+from compute_hub.billing.domain.rate_cards import Traits
 from compute_hub.billing.domain.rating import Priced, Usage, next_charge_micros, rate, share_out
-from compute_hub.billing.losses import is_lost, restore_losses
-from compute_hub.billing.rates import NoRate, tariff_of, traits_of
-from compute_hub.billing.tables import (
-    ChargedUsageRow,
-    ChargeLineRow,
-    ChargeRow,
-    JobFundingRow,
-    TenantVolumeRow,
-)
+from compute_hub.billing.domain.timelines import Tariff
+from compute_hub.billing.late import capture_late
+from compute_hub.billing.losses import restore_losses
+from compute_hub.billing.rates import NoRate, tariffs_of
+from compute_hub.billing.tables import ChargedUsageRow, ChargeLineRow, ChargeRow, JobFundingRow, TenantVolumeRow
+from compute_hub.billing.uncharged import LATE, Record, Waiting, by_charge, jobs_with_all_records, waiting_usage
 from compute_hub.metering.gaps import open_gap_cases
 from compute_hub.metering.tables import UnchargedUsageRow, UsageRecordRow
+from kernel.bulk import among, array, array_of_text, copy_rows, run
 from kernel.clock import from_unix_ms, unix_ms
+from kernel.errors import HubError
 from kernel.ids import derived_id
-from scheduler.tables import JobRow, RunRow
-from vouchers.capturing import capture_charge
+from scheduler.tables import JobRow
+from vouchers.capturing import Capture, release_rest, take_charges
 from vouchers.domain.explanation import ROUNDING, Coverage
 from vouchers.domain.facts import ChargeFacts
-from vouchers.enterprises import lock_tenants
-from vouchers.errors import ChargeBeyondHold, HoldReleased
-from vouchers.redemption import held_facts, release_hold
-from vouchers.wallets import payer_of
+from vouchers.enterprises import lock_payers
+from vouchers.open_holds import OpenHolds, open_holds, write_holds
+from vouchers.redemption import held_facts
 
-LATE: Final = timedelta(minutes=10)
-"""How long after a job's end its last records are waited for, before what is held for it is given back."""
+_VolumeKey = tuple[UUID, str, str]
+"""Tenant, model and month."""
 
-
-def jobs_to_charge(session: Session, limit: int, *, after: UUID | None = None) -> Sequence[UUID]:
-    """Jobs with usage to charge, in order of their ids, from behind `after` on."""
-    query = (
-        select(UnchargedUsageRow.job_id)
-        .join(JobFundingRow, JobFundingRow.job_id == UnchargedUsageRow.job_id)
-        .distinct()
-        .order_by(UnchargedUsageRow.job_id)
-        .limit(limit)
-    )
-    return session.scalars(query if after is None else query.where(UnchargedUsageRow.job_id > after)).all()
+_FUNDINGS: Final = b"""
+    UPDATE job_funding x SET rated_units = u.units, charges = u.charges, state = u.state
+      FROM unnest(%s::uuid[], %s::numeric[], %s::bigint[], %s::text[]) AS u(job_id, units, charges, state)
+     WHERE x.job_id = u.job_id
+"""
+_VOLUMES: Final = b"""
+    INSERT INTO tenant_volumes (tenant_id, model, month, slot_ms)
+    SELECT * FROM unnest(%s::uuid[], %s::text[], %s::text[], %s::bigint[])
+    ON CONFLICT (tenant_id, model, month) DO UPDATE SET slot_ms = tenant_volumes.slot_ms + excluded.slot_ms
+"""
 
 
-def jobs_to_release(session: Session, limit: int, at: datetime, *, after: UUID | None = None) -> Sequence[UUID]:
-    """Jobs that are over and fully charged: every run's final record is there, or was waited for long enough."""
-    uncharged = select(UnchargedUsageRow.record_id).where(UnchargedUsageRow.job_id == JobFundingRow.job_id)
-    final = select(UsageRecordRow.id).where(
-        UsageRecordRow.job_id == RunRow.job_id,
-        UsageRecordRow.attempt == RunRow.attempt,
-        UsageRecordRow.rank == RunRow.rank,
-        UsageRecordRow.final,
-    )
-    awaited = select(RunRow.id).where(
-        RunRow.job_id == JobFundingRow.job_id, RunRow.end_reason != "never_started", ~final.exists()
-    )
-    query = (
-        select(JobFundingRow.job_id)
-        .join(JobRow, JobRow.id == JobFundingRow.job_id)
-        .where(
-            JobFundingRow.state == "ended",
-            ~uncharged.exists(),
-            or_(~awaited.exists(), JobRow.ended_at < at - LATE),
-        )
-        .order_by(JobFundingRow.job_id)
-        .limit(limit)
-    )
-    return session.scalars(query if after is None else query.where(JobFundingRow.job_id > after)).all()
+@dataclass
+class _Job:
+    """A job as it is billed: how far its rating and its charges have come, and what decides about its price."""
 
+    id: UUID
+    tenant_id: UUID
+    state: str
+    units: int
+    charges: int
+    funded_at: datetime | None
+    traits: Traits
+    ended_at: datetime | None
+    lost_attempts: Sequence[int]
 
-def charge_job(session: Session, job_id: UUID, at: datetime) -> Sequence[ChargeRow]:
-    """Charge all usage of a job that is not charged yet, one charge per attempt, model and month.
-
-    A record is charged when all records of its run before it are; behind a gap it waits, and is forgone when the job
-    has been over for `LATE`. Usage of an attempt that the centre lost is forgone. Does nothing while another biller
-    is at the job.
-    """
-    funding = _funding(session, job_id)
-    if funding is None:
-        return ()
-    records = session.scalars(
-        select(UsageRecordRow)
-        .join(UnchargedUsageRow, UnchargedUsageRow.record_id == UsageRecordRow.id)
-        .where(UnchargedUsageRow.job_id == job_id)
-        .order_by(UsageRecordRow.attempt, UsageRecordRow.rank, UsageRecordRow.k)
-    ).all()
-    due, behind = _split_at_gaps(session, records)
-    job = session.get_one(JobRow, job_id, populate_existing=True)
-    stretches = [
-        _Stretch(*key, some, payable=not is_lost(session, job_id, key[0])) for key, some in _grouped(due)
-    ]
-    if behind and _is_late(job, at):
-        open_gap_cases(session, job_id, at)
-        stretches += [_Stretch(*key, some, payable=False) for key, some in _grouped(behind)]
-    charges = [_charge(session, funding, job, stretch, at) for stretch in stretches]
-    done = [record.id for stretch in stretches for record in stretch.records]
-    session.execute(delete(UnchargedUsageRow).where(UnchargedUsageRow.record_id.in_(done)))
-    return [charge for charge in charges if charge is not None]
-
-
-def release_job(session: Session, job_id: UUID, at: datetime) -> None:
-    """Give back what a finished job did not use, and what it lost. Does nothing while another biller is at it."""
-    funding = _funding(session, job_id)
-    if funding is None or funding.state != "ended":
-        return
-    open_gap_cases(session, job_id, at)
-    restore_losses(session, job_id, at)
-    release_hold(session, job_id, at)
-    funding.state = "released"
-
-
-def restore_lost_time(session: Session, job_id: UUID, at: datetime) -> None:
-    """Give back what attempts that the centre lost were charged. Does nothing while another biller is at the job."""
-    if _funding(session, job_id) is not None:
-        restore_losses(session, job_id, at)
+    def is_late(self, at: datetime) -> bool:
+        """Whether its last records are not waited for any longer."""
+        return self.ended_at is not None and self.ended_at < at - LATE
 
 
 @dataclass(frozen=True)
@@ -135,33 +81,152 @@ class _Stretch:
     attempt: int
     model: str
     month: str
-    records: Sequence[UsageRecordRow]
+    records: Sequence[Record]
     payable: bool
 
+    @property
+    def slot_ms(self) -> int:
+        """All its card time."""
+        return sum(record.slot_ms for record in self.records)
 
-def _funding(session: Session, job_id: UUID) -> JobFundingRow | None:
-    """The job's funding, locked; None while another has it.
 
-    The tenant is locked first, because the controller may hold a tenant while it waits for a funding, and the funding
-    is not waited for: so nobody waits in a circle.
+@dataclass(frozen=True)
+class _Rated:
+    """A stretch with its price: the n-th charge of its job."""
+
+    charge_id: UUID
+    n: int
+    stretch: _Stretch
+    units_before: int
+    pieces: Sequence[Priced]
+    cost_micros: int
+
+
+@dataclass
+class _Written:
+    """What is to be written of all jobs."""
+
+    charges: list[dict[str, Any]] = field(default_factory=list)
+    lines: list[dict[str, Any]] = field(default_factory=list)
+    charged: list[dict[str, Any]] = field(default_factory=list)
+    done: list[UUID] = field(default_factory=list)
+    volumes: dict[_VolumeKey, int] = field(default_factory=dict)
+    jobs: list[_Job] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Billed:
+    """What one batch did: the ids of its charges, the jobs that were released, and why others were set aside."""
+
+    charges: Sequence[UUID]
+    released: Collection[UUID]
+    refused: Mapping[UUID, HubError]
+
+
+def charge_jobs(session: Session, job_ids: Collection[UUID], at: datetime) -> Billed:
+    """Charge all usage of jobs that is due, one charge per attempt, model and month, and release jobs that are done.
+
+    A record is charged when all records of its run before it are; behind a gap it waits, and is forgone when the job
+    has been over for `LATE`. Usage of an attempt that the centre lost is forgone. Jobs at which another biller is, are
+    left to it; one that lost an attempt is released by `release_job`.
     """
-    tenant_id = session.scalars(
-        select(JobFundingRow.tenant_id).where(JobFundingRow.job_id == job_id)
-    ).one_or_none()
-    if tenant_id is None:
-        return None
-    payer_id = payer_of(session, tenant_id)
-    lock_tenants(session, [tenant_id] if payer_id is None else [tenant_id, payer_id])
-    return session.scalars(
-        select(JobFundingRow)
-        .where(JobFundingRow.job_id == job_id)
-        .with_for_update(skip_locked=True)
-        .execution_options(populate_existing=True)
-    ).one_or_none()
+    jobs = _locked_jobs(session, job_ids)
+    waiting = waiting_usage(session, jobs)
+    late = [job.id for job in jobs.values() if waiting[job.id].behind and job.is_late(at)]
+    for job_id in late:
+        open_gap_cases(session, job_id, at)
+    closing = _closing(session, jobs, waiting, late)
+    holds = open_holds(session, jobs, releasing=closing)
+    biller = _Biller(
+        session,
+        holds,
+        tariffs_of(
+            session, {(jobs[id_].tenant_id, record.model) for id_ in jobs for record in _all(waiting[id_])}
+        ),
+        held_facts(session, jobs),
+        _volumes(session, jobs, waiting),
+        at,
+    )
+    refused: dict[UUID, HubError] = {}
+    for job in jobs.values():
+        try:
+            biller.bill(job, waiting[job.id], forgo=job.id in late, release=job.id in closing)
+        except HubError as refusal:
+            refused[job.id] = refusal
+    _write(session, biller.written)
+    write_holds(session, holds, at)
+    released = [job.id for job in biller.written.jobs if job.state == "released"]
+    return Billed([row["id"] for row in biller.written.charges], released, refused)
 
 
-def _is_late(job: JobRow, at: datetime) -> bool:
-    return job.ended_at is not None and job.ended_at < at - LATE
+def release_job(session: Session, job_id: UUID, at: datetime) -> None:
+    """Give back what a finished job did not use, and what it lost. Does nothing while another biller is at it."""
+    job = _locked_jobs(session, [job_id]).get(job_id)
+    if job is None or job.state != "ended":
+        return
+    open_gap_cases(session, job_id, at)
+    restore_losses(session, job_id, at)
+    holds = open_holds(session, (), releasing=[job_id])
+    release_rest(holds, job_id)
+    job.state = "released"
+    _write(session, _Written(jobs=[job]))
+    write_holds(session, holds, at)
+
+
+def restore_lost_time(session: Session, job_id: UUID, at: datetime) -> None:
+    """Give back what attempts that the centre lost were charged. Does nothing while another biller is at the job."""
+    if _locked_jobs(session, [job_id]):
+        restore_losses(session, job_id, at)
+
+
+def charge_values(
+    charge_id: UUID,
+    n: int,
+    coverage: Coverage,
+    *,
+    job_id: UUID,
+    tenant_id: UUID,
+    attempt: int,
+    model: str,
+    month: str,
+    slot_ms: int,
+    cost: int,
+    at: datetime,
+) -> dict[str, Any]:
+    """A charge as it is kept: what it cost, who paid which part, and what of it is forgone."""
+    return {
+        "id": charge_id,
+        "job_id": job_id,
+        "tenant_id": tenant_id,
+        "n": n,
+        "attempt": attempt,
+        "model": model,
+        "month": month,
+        "slot_ms": slot_ms,
+        "amount_micros": coverage.cost_micros,
+        "voucher_micros": coverage.public_micros - coverage.reimbursed_micros,
+        "tenant_micros": coverage.tenant_micros,
+        "rounding_micros": sum(line.amount_micros for line in coverage.lines if line.source == ROUNDING),
+        "forgone_micros": cost - coverage.cost_micros,
+        "charged_at": at,
+    }
+
+
+def line_values(charge_id: UUID, units_before: int, pieces: Sequence[Priced]) -> list[dict[str, Any]]:
+    """A charge's lines, one per price; their costs telescope to the charge's."""
+    return [
+        {
+            "charge_id": charge_id,
+            "line": number,
+            "rate_id": piece.rate_id,
+            "window": piece.window,
+            "from_slot_ms": piece.from_slot_ms,
+            "price_micros": piece.price_micros,
+            "slot_ms": piece.slot_ms,
+            "cost_micros": cost,
+        }
+        for number, (piece, cost) in enumerate(zip(pieces, share_out(units_before, pieces), strict=True))
+    ]
 
 
 def span_of(record: UsageRecordRow) -> Span:
@@ -170,183 +235,204 @@ def span_of(record: UsageRecordRow) -> Span:
     return Span(start, start + record.duration_ms)
 
 
-def _grouped(
-    records: Sequence[UsageRecordRow],
-) -> list[tuple[tuple[int, str, str], list[UsageRecordRow]]]:
-    """By attempt, model and month; a record belongs to the month its last millisecond lies in."""
-    found: dict[tuple[int, str, str], list[UsageRecordRow]] = {}
-    for record in records:
-        span = span_of(record)
-        month = month_of(max(span.start_ms, span.end_ms - 1))
-        found.setdefault((record.attempt, record.model, month), []).append(record)
-    return sorted(found.items())
+@dataclass
+class _Biller:
+    """Bills job after job in memory, each on what those before it left; only what is late moves money at once."""
 
+    session: Session
+    holds: OpenHolds
+    tariffs: Mapping[tuple[UUID, str], Tariff]
+    facts: Mapping[tuple[UUID, str], ChargeFacts]
+    volumes: dict[_VolumeKey, int]
+    at: datetime
+    written: _Written = field(default_factory=_Written)
 
-def _split_at_gaps(
-    session: Session, records: Sequence[UsageRecordRow]
-) -> tuple[list[UsageRecordRow], list[UsageRecordRow]]:
-    """Records whose run is known without a gap up to them, and those behind one."""
-    before = {_predecessor(record): record for record in records if record.k > 0}
-    waiting = select(UnchargedUsageRow.record_id).where(UnchargedUsageRow.record_id == UsageRecordRow.id)
-    reached = set(
-        session.scalars(select(UsageRecordRow.id).where(UsageRecordRow.id.in_(list(before)), ~waiting.exists()))
-    )
-    due, behind = [], []
-    for record in records:  # in order of their numbers, so a predecessor is looked at before its successor
-        if record.k == 0 or _predecessor(record) in reached:
-            reached.add(record.id)
-            due.append(record)
+    def bill(self, job: _Job, waiting: Waiting, *, forgo: bool, release: bool) -> None:
+        """Charge a job and release it. Raises NoRate, and what `take_charges` refuses: nothing is noted then."""
+        stretches = [
+            _Stretch(*key, some, payable=key[0] not in job.lost_attempts)
+            for key, some in by_charge(waiting.due)
+        ]
+        if forgo:
+            stretches += [_Stretch(*key, some, payable=False) for key, some in by_charge(waiting.behind)]
+        volumes: dict[_VolumeKey, int] = {}
+        rated = self._rate_all(job, [stretch for stretch in stretches if stretch.slot_ms], volumes)
+        coverages = self._capture_all(job, rated)
+        if release:
+            release_rest(self.holds, job.id)
+            job.state = "released"
+        for charge in rated:
+            self._note(job, charge, coverages.get(charge.charge_id, Coverage(0, ())))
+        for key, slot_ms in volumes.items():
+            self.volumes[key] = self.volumes.get(key, 0) + slot_ms
+            self.written.volumes[key] = self.written.volumes.get(key, 0) + slot_ms
+        self.written.done += [record.id for stretch in stretches for record in stretch.records]
+        job.units += sum(piece.units for charge in rated for piece in charge.pieces)
+        job.charges += len(rated)
+        if rated or release:
+            self.written.jobs.append(job)
+
+    def _rate_all(
+        self, job: _Job, stretches: Sequence[_Stretch], volumes: dict[_VolumeKey, int]
+    ) -> list[_Rated]:
+        """Price stretches and count them to the tenant's months. Raises NoRate."""
+        admitted_at, units, rated = job.funded_at or self.at, job.units, []
+        for n, stretch in enumerate(stretches, start=job.charges):
+            key = (job.tenant_id, stretch.model, stretch.month)
+            pieces = rate(
+                [Usage(record.span, record.slot_ms) for record in stretch.records],
+                self.tariffs[job.tenant_id, stretch.model],
+                job.traits,
+                unix_ms(admitted_at),
+                self.volumes.get(key, 0) + volumes.get(key, 0),
+            )
+            if pieces is None:
+                raise NoRate(model=stretch.model, at=admitted_at.isoformat())
+            volumes[key] = volumes.get(key, 0) + stretch.slot_ms
+            more = sum(piece.units for piece in pieces)
+            cost = next_charge_micros(units, more)
+            rated.append(_Rated(derived_id("charge", job.id, n), n, stretch, units, pieces, cost))
+            units += more
+        return rated
+
+    def _capture_all(self, job: _Job, rated: Sequence[_Rated]) -> dict[UUID, Coverage]:
+        """Capture what charges cost, or as much of it as is held for usage at their time."""
+        captures = [
+            Capture(
+                charge.charge_id,
+                charge.cost_micros,
+                replace(self.facts[job.id, charge.stretch.model], card_ms=charge.stretch.slot_ms // 1000),
+                from_unix_ms(max(record.span.end_ms for record in charge.stretch.records)),
+                partly=True,
+            )
+            for charge in rated
+            if charge.cost_micros and charge.stretch.payable and (job.id, charge.stretch.model) in self.facts
+        ]
+        if not captures:
+            return {}
+        if job.state == "released":
+            coverages = capture_late(self.session, job.id, job.tenant_id, captures, self.at)
         else:
-            behind.append(record)
-    return due, behind
+            coverages = take_charges(self.holds, job.id, captures, self.at)
+        return {capture.charge_id: coverage for capture, coverage in zip(captures, coverages, strict=True)}
 
-
-def _predecessor(record: UsageRecordRow) -> UUID:
-    return derived_id("usage", record.job_id, record.attempt, record.rank, record.k - 1)
-
-
-def _charge(
-    session: Session, funding: JobFundingRow, job: JobRow, stretch: _Stretch, at: datetime
-) -> ChargeRow | None:
-    slot_ms = sum(record.slot_ms for record in stretch.records)
-    if slot_ms == 0:
-        return None
-    pieces = _rate(session, funding, job, stretch, slot_ms, at)
-    units = int(funding.rated_units)
-    cost = next_charge_micros(units, sum(piece.units for piece in pieces))
-    n = session.scalars(select(func.count()).where(ChargeRow.job_id == funding.job_id)).one()
-    charge_id = derived_id("charge", funding.job_id, n)
-    coverage = Coverage(0, ())
-    if cost and stretch.payable:
-        coverage = _capture(session, funding.job_id, charge_id, cost, stretch, slot_ms, at)
-    charge = charge_row(
-        charge_id,
-        funding,
-        n,
-        coverage,
-        attempt=stretch.attempt,
-        model=stretch.model,
-        month=stretch.month,
-        slot_ms=slot_ms,
-        cost=cost,
-        at=at,
-    )
-    session.add(charge)
-    session.flush()
-    session.add_all(line_rows(charge_id, units, pieces))
-    session.add_all(ChargedUsageRow(record_id=record.id, charge_id=charge_id) for record in stretch.records)
-    funding.rated_units += sum(piece.units for piece in pieces)
-    session.flush()
-    return charge
-
-
-def _rate(
-    session: Session, funding: JobFundingRow, job: JobRow, stretch: _Stretch, slot_ms: int, at: datetime
-) -> list[Priced]:
-    """Price a stretch and count it to the tenant's month. Raises NoRate."""
-    admitted_at = funding.funded_at or at
-    pieces = rate(
-        [Usage(span_of(record), record.slot_ms) for record in stretch.records],
-        tariff_of(session, funding.tenant_id, stretch.model),
-        traits_of(job),
-        unix_ms(admitted_at),
-        _add_volume(session, funding.tenant_id, stretch, slot_ms),
-    )
-    if pieces is None:
-        raise NoRate(model=stretch.model, at=admitted_at.isoformat())
-    return pieces
-
-
-def _add_volume(session: Session, tenant_id: UUID, stretch: _Stretch, slot_ms: int) -> int:
-    """Add to what the tenant has used of the model in the month; returns what it was before."""
-    statement = insert(TenantVolumeRow).values(
-        tenant_id=tenant_id, model=stretch.model, month=stretch.month, slot_ms=slot_ms
-    )
-    added = statement.on_conflict_do_update(
-        index_elements=[TenantVolumeRow.tenant_id, TenantVolumeRow.model, TenantVolumeRow.month],
-        set_={"slot_ms": TenantVolumeRow.slot_ms + slot_ms},
-    ).returning(TenantVolumeRow.slot_ms)
-    return int(session.scalars(added).one()) - slot_ms
-
-
-def charge_row(
-    charge_id: UUID,
-    funding: JobFundingRow,
-    n: int,
-    coverage: Coverage,
-    *,
-    attempt: int,
-    model: str,
-    month: str,
-    slot_ms: int,
-    cost: int,
-    at: datetime,
-) -> ChargeRow:
-    """A charge as it is kept: what it cost, who paid which part, and what of it is forgone."""
-    return ChargeRow(
-        id=charge_id,
-        job_id=funding.job_id,
-        tenant_id=funding.tenant_id,
-        n=n,
-        attempt=attempt,
-        model=model,
-        month=month,
-        slot_ms=slot_ms,
-        amount_micros=coverage.cost_micros,
-        voucher_micros=coverage.public_micros - coverage.reimbursed_micros,
-        tenant_micros=coverage.tenant_micros,
-        rounding_micros=sum(line.amount_micros for line in coverage.lines if line.source == ROUNDING),
-        forgone_micros=cost - coverage.cost_micros,
-        charged_at=at,
-    )
-
-
-def line_rows(charge_id: UUID, units_before: int, pieces: Sequence[Priced]) -> list[ChargeLineRow]:
-    """A charge's lines, one per price; their costs telescope to the charge's."""
-    return [
-        ChargeLineRow(
-            charge_id=charge_id,
-            line=number,
-            rate_id=piece.rate_id,
-            window=piece.window,
-            from_slot_ms=piece.from_slot_ms,
-            price_micros=piece.price_micros,
-            slot_ms=piece.slot_ms,
-            cost_micros=cost,
+    def _note(self, job: _Job, charge: _Rated, coverage: Coverage) -> None:
+        stretch = charge.stretch
+        self.written.charges.append(
+            charge_values(
+                charge.charge_id,
+                charge.n,
+                coverage,
+                job_id=job.id,
+                tenant_id=job.tenant_id,
+                attempt=stretch.attempt,
+                model=stretch.model,
+                month=stretch.month,
+                slot_ms=stretch.slot_ms,
+                cost=charge.cost_micros,
+                at=self.at,
+            )
         )
-        for number, (piece, cost) in enumerate(zip(pieces, share_out(units_before, pieces), strict=True))
-    ]
+        self.written.lines += line_values(charge.charge_id, charge.units_before, charge.pieces)
+        self.written.charged += [
+            {"record_id": record.id, "charge_id": charge.charge_id} for record in stretch.records
+        ]
 
 
-def _capture(
-    session: Session, job_id: UUID, charge_id: UUID, cost: int, stretch: _Stretch, slot_ms: int, at: datetime
-) -> Coverage:
-    """Capture a cost, or as much of it as is held for usage at that time."""
-    held = held_facts(session, job_id, stretch.model)
-    if held is None:
-        return Coverage(0, ())
-    facts = replace(held, card_ms=slot_ms // 1000)
-    used_until = from_unix_ms(max(span_of(record).end_ms for record in stretch.records))
-    try:
-        return _capture_whole(session, job_id, charge_id, cost, facts, at, used_until)
-    except ChargeBeyondHold as beyond:
-        available = int(str(beyond.facts["available"]))
-    except HoldReleased:
-        available = 0
-    if available == 0:
-        return Coverage(0, ())
-    part = replace(facts, card_ms=facts.card_ms * available // cost)
-    return _capture_whole(session, job_id, charge_id, available, part, at, used_until)
+def _locked_jobs(session: Session, job_ids: Collection[UUID]) -> dict[UUID, _Job]:
+    """The jobs that no other biller has, with their funding locked, in the order of tenants.
+
+    The tenants are locked first, all in one statement, because the controller may hold a tenant while it waits for a
+    funding, and the fundings are not waited for: so nobody waits in a circle.
+    """
+    tenants = session.scalars(
+        select(JobFundingRow.tenant_id).where(among(JobFundingRow.job_id, job_ids)).distinct()
+    ).all()
+    lock_payers(session, tenants)
+    rows = session.execute(
+        select(
+            JobFundingRow.job_id,
+            JobFundingRow.tenant_id,
+            JobFundingRow.state,
+            JobFundingRow.rated_units,
+            JobFundingRow.charges,
+            JobFundingRow.funded_at,
+        )
+        .where(among(JobFundingRow.job_id, job_ids))
+        .order_by(JobFundingRow.tenant_id, JobFundingRow.job_id)
+        .with_for_update(skip_locked=True)
+    ).all()
+    columns = (
+        JobRow.id,
+        JobRow.kind,
+        JobRow.priority,
+        JobRow.slots_milli,
+        JobRow.ended_at,
+        JobRow.lost_attempts,
+    )
+    facts = {
+        id_: (Traits(kind, priority, slots), ended_at, lost)
+        for id_, kind, priority, slots, ended_at, lost in session.execute(
+            select(*columns).where(among(JobRow.id, [row.job_id for row in rows]))
+        )
+    }
+    return {
+        job_id: _Job(job_id, tenant_id, state, int(units), charges, funded_at, *facts[job_id])
+        for job_id, tenant_id, state, units, charges, funded_at in rows
+    }
 
 
-def _capture_whole(
-    session: Session,
-    job_id: UUID,
-    charge_id: UUID,
-    cost: int,
-    facts: ChargeFacts,
-    at: datetime,
-    used_until: datetime,
-) -> Coverage:
-    with session.begin_nested():
-        return capture_charge(session, job_id, charge_id, cost, facts, at, used_until=used_until)
+def _all(waiting: Waiting) -> list[Record]:
+    return [*waiting.due, *waiting.behind]
+
+
+def _closing(
+    session: Session, jobs: Mapping[UUID, _Job], waiting: Mapping[UUID, Waiting], late: Collection[UUID]
+) -> set[UUID]:
+    """Jobs that are over, lost nothing, and of which nothing more is to come; they are released with this batch."""
+    over = [job for job in jobs.values() if job.state == "ended" and not job.lost_attempts]
+    through = [job for job in over if not waiting[job.id].behind and not waiting[job.id].more]
+    return jobs_with_all_records(session, [job.id for job in through if job.id not in late])
+
+
+def _volumes(
+    session: Session, jobs: Mapping[UUID, _Job], waiting: Mapping[UUID, Waiting]
+) -> dict[_VolumeKey, int]:
+    """What the tenants have used of the models in the months in question, before this batch."""
+    wanted = {
+        (job.tenant_id, record.model, record.month) for job in jobs.values() for record in _all(waiting[job.id])
+    }
+    if not wanted:
+        return {}
+    place = tuple_(TenantVolumeRow.tenant_id, TenantVolumeRow.model, TenantVolumeRow.month)
+    rows = session.execute(
+        select(
+            TenantVolumeRow.tenant_id, TenantVolumeRow.model, TenantVolumeRow.month, TenantVolumeRow.slot_ms
+        ).where(place.in_(wanted))
+    )
+    return {(tenant_id, model, month): slot_ms for tenant_id, model, month, slot_ms in rows}
+
+
+def _write(session: Session, written: _Written) -> None:
+    copy_rows(session, ChargeRow, written.charges)
+    copy_rows(session, ChargeLineRow, written.lines)
+    copy_rows(session, ChargedUsageRow, written.charged)
+    if written.done:
+        session.execute(delete(UnchargedUsageRow).where(among(UnchargedUsageRow.record_id, written.done)))
+    if written.volumes:
+        keys = list(written.volumes)
+        columns = (
+            array(tenant_id for tenant_id, _, _ in keys),
+            array_of_text(model for _, model, _ in keys),
+            array_of_text(month for _, _, month in keys),
+            array(written.volumes.values()),
+        )
+        run(session, _VOLUMES, columns)
+    if written.jobs:
+        columns = (
+            array(job.id for job in written.jobs),
+            array(job.units for job in written.jobs),
+            array(job.charges for job in written.jobs),
+            array_of_text(job.state for job in written.jobs),
+        )
+        run(session, _FUNDINGS, columns)

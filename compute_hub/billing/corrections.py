@@ -12,11 +12,18 @@ from uuid import UUID
 from sqlalchemy import func, or_, select, tuple_
 from sqlalchemy.orm import Session
 
-from compute_hub.billing.charging import charge_row, line_rows, span_of
+from compute_hub.billing.charging import charge_values, line_values, span_of
 from compute_hub.billing.domain.rating import Priced, Usage, cost_micros, rate
 from compute_hub.billing.domain.timelines import Tariff
 from compute_hub.billing.rates import dated, traits_of
-from compute_hub.billing.tables import ChargeCorrectionRow, ChargedUsageRow, ChargeRow, JobFundingRow, RateRow
+from compute_hub.billing.tables import (
+    ChargeCorrectionRow,
+    ChargedUsageRow,
+    ChargeLineRow,
+    ChargeRow,
+    JobFundingRow,
+    RateRow,
+)
 from compute_hub.metering.tables import UsageRecordRow
 from kernel.errors import Conflict, Invalid, NotFound
 from kernel.ids import derived_id
@@ -84,14 +91,15 @@ def correct_charge(
     cost = cost_micros(sum(piece.units for piece in pieces))
     if cost >= charge.amount_micros:
         raise CorrectionRaises(required=cost, paid=charge.amount_micros)
-    n = session.scalars(select(func.count()).where(ChargeRow.job_id == charge.job_id)).one()
+    n = funding.charges
     new_id = derived_id("charge", charge.job_id, n)
     coverage = _capture_anew(session, charge, new_id, cost, reason, by, at)
-    new = charge_row(
+    values = charge_values(
         new_id,
-        funding,
         n,
         coverage,
+        job_id=charge.job_id,
+        tenant_id=charge.tenant_id,
         attempt=charge.attempt,
         model=charge.model,
         month=charge.month,
@@ -99,9 +107,11 @@ def correct_charge(
         cost=cost,
         at=at,
     )
+    new = ChargeRow(**values)
     session.add(new)
+    funding.charges = n + 1
     session.flush()
-    session.add_all(line_rows(new_id, 0, pieces))
+    session.add_all(ChargeLineRow(**line) for line in line_values(new_id, 0, pieces))
     session.add(
         ChargeCorrectionRow(
             charge_id=charge_id,
@@ -182,8 +192,7 @@ def _capture_anew(
             select(Voucher.id).where(Voucher.id.in_(paying), Voucher.state == "active", Voucher.expires_at > at)
         )
     )
-    held = held_facts(session, charge.job_id, charge.model)
-    assert held is not None  # noqa: S101 - a charge with an amount was captured from a hold
+    held = held_facts(session, [charge.job_id])[charge.job_id, charge.model]
     facts = replace(held, card_ms=charge.slot_ms // 1000)
     correction_id = derived_id("correction", charge.id)
     place_hold(session, correction_id, charge.tenant_id, cost, facts, alive, at)

@@ -13,9 +13,9 @@ from uuid import UUID
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from compute_hub.billing.ahead import charge_facts, hardware_of
 from compute_hub.billing.domain.days import Span, month_of
 from compute_hub.billing.domain.rating import Priced, Usage, cost_micros, rate
-from compute_hub.billing.funding import charge_facts
 from compute_hub.billing.rates import NoRate, tariff_of, traits_of
 from compute_hub.billing.tables import TenantVolumeRow
 from kernel.clock import from_unix_ms, unix_ms
@@ -132,7 +132,8 @@ def _cover(
     gone = {voucher.id for voucher in ending if voucher.expires_at < until}
     lasting = None if voucher_ids is None else [voucher for voucher in voucher_ids if voucher not in gone]
     slots = job.node_count * job.devices_per_node * job.slots_milli
-    facts = charge_facts(session, centre, cost.model, slots * cost.duration_ms)
+    hardware = hardware_of(session, [cost.model])
+    facts = charge_facts(centre, cost.model, hardware, slots * cost.duration_ms)
     try:
         coverage = quote(session, job.tenant_id, cost.cost_micros, facts, lasting, at, usage_until=until)
     except Unfunded as unfunded:

@@ -6,39 +6,45 @@ early enough that what it has used is always covered. A hold therefore also cove
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Final
 from uuid import UUID
 
 from sqlalchemy import case, func, select, text, update
 from sqlalchemy.orm import Session
 
-from compute_hub.billing.domain.days import Span
+from compute_hub.billing.ahead import (
+    STEP_MS,
+    Ahead,
+    Funded,
+    charge_facts,
+    cover_ahead,
+    covered_time,
+    funded_jobs,
+    hardware_of,
+    priced_ahead,
+)
 from compute_hub.billing.domain.rating import hold_micros
-from compute_hub.billing.rates import dearest_model, dearest_price
-from compute_hub.billing.tables import FundedTimeRow, JobFundingRow
-from compute_hub.metering.recording import record_usage
+from compute_hub.billing.rates import dearest_model
+from compute_hub.billing.tables import JobFundingRow
+from compute_hub.metering.energy import Draw
+from compute_hub.metering.recording import NO_DRAWS, record_usage
 from compute_hub.metering.tables import UsageTotalRow
-from kernel.clock import unix_ms
+from kernel.bulk import among
 from kernel.errors import HubError
 from scheduler.controller.ports import Admission
 from scheduler.node.protocol import UsageRecord
-from scheduler.tables import DeviceRow, JobRow
+from scheduler.tables import JobRow
 from vouchers.domain.explanation import Coverage
-from vouchers.domain.facts import CentreFacts, ChargeFacts
-from vouchers.redemption import extend_hold, held_facts, place_hold, quote
+from vouchers.domain.facts import CentreFacts
+from vouchers.redemption import quote
 
 WAKE_CHANNEL: Final = "hub_biller"
 """PostgreSQL notification channel that wakes the billers."""
 
 MARGIN_MS: Final = 15_000
 """Held beyond limit and grace: the time between a decision to stop a job and the end of its last process."""
-
-_STEP_MS: Final = 60_000
-"""An extension goes at least so far, so that a job that started late is not extended with every tick."""
-
-_DOMESTIC: Final = frozenset({"cambricon", "ascend"})
 
 
 def pledge_funding(
@@ -64,11 +70,10 @@ def pledge_funding(
         NoRate: a model it accepts has no price.
         HubError: whatever `vouchers.redemption.quote` refuses.
     """
-    slots = job.node_count * job.devices_per_node * job.slots_milli
     stretch_ms = _stretch_ms(job, 0, horizon_ms)
-    price, model = dearest_model(session, job, at, _ahead(at, stretch_ms))
-    slot_ms = slots * stretch_ms
-    facts = charge_facts(session, centre, model, slot_ms)
+    price, model = dearest_model(session, job, at, priced_ahead(at, stretch_ms))
+    slot_ms = _slots(job) * stretch_ms
+    facts = charge_facts(centre, model, hardware_of(session, [model]), slot_ms)
     coverage = quote(session, job.tenant_id, hold_micros(slot_ms, price), facts, voucher_ids, at)
     pledge_alike(session, [job], voucher_ids)
     return coverage
@@ -85,6 +90,7 @@ def pledge_alike(session: Session, jobs: Sequence[JobRow], voucher_ids: Sequence
             held_slot_ms=0,
             held_micros=0,
             rated_units=0,
+            charges=0,
         )
         for job in jobs
     )
@@ -97,37 +103,36 @@ class Funding:
 
     horizon_ms: int
     centre: CentreFacts
+    draws: Mapping[str, Draw] = field(default_factory=lambda: NO_DRAWS)
 
     def admit(self, session: Session, admissions: Sequence[Admission], at: datetime) -> Mapping[UUID, str]:
-        """Hold the first stretch of attempts; a sentence for each that cannot be paid."""
+        """Hold the first stretch of attempts, one after another; a sentence for each that cannot be paid."""
         try:
             with session.begin_nested():
-                self._admit(session, admissions, at)
+                refused = self._admit(session, admissions, at)
         except HubError as refusal:
             if len(admissions) == 1:
                 return {admissions[0].job.id: f"waiting for funds: {refusal}"}
         else:
-            return {}
+            return {job_id: f"waiting for funds: {refusal}" for job_id, refusal in refused.items()}
         alone = [self.admit(session, [admission], at) for admission in admissions]
-        return {job_id: why for refused in alone for job_id, why in refused.items()}
+        return {job_id: why for some in alone for job_id, why in some.items()}
 
-    def _admit(self, session: Session, admissions: Sequence[Admission], at: datetime) -> None:
+    def _admit(
+        self, session: Session, admissions: Sequence[Admission], at: datetime
+    ) -> Mapping[UUID, HubError]:
         jobs = [admission.job for admission in admissions]
-        query = select(JobFundingRow).where(JobFundingRow.job_id.in_([job.id for job in jobs]))
-        locked = (
-            query.order_by(JobFundingRow.job_id).with_for_update().execution_options(populate_existing=True)
-        )
-        fundings = {row.job_id: row for row in session.scalars(locked)}
+        funded = funded_jobs(session, [job.id for job in jobs], lock=True)
         used = _used_slot_ms(session, jobs)
+        wanted = []
         for admission in admissions:
-            job, funding = admission.job, fundings[admission.job.id]
+            job = admission.job
             ((model, slots),) = admission.slot_ms_by_model.items()
             before = used.get((job.id, model), Used(0, 0))
             ahead_ms = _stretch_ms(job, 0, self.horizon_ms)
-            funding.funded_at = funding.funded_at or at
             need = before.earlier_slot_ms + before.current_slot_ms + slots * ahead_ms
-            self._hold(session, job, funding, model, need, ahead_ms, at)
-            funding.state = "held"
+            wanted.append(Ahead(job, funded[job.id], model, need, ahead_ms))
+        return cover_ahead(session, self.centre, wanted, at)
 
     def keep_funded(
         self, session: Session, jobs: Sequence[JobRow], elapsed_ms: Mapping[UUID, int], at: datetime
@@ -136,99 +141,54 @@ class Funding:
 
         What is used is the longer of what the meter said and what the stopwatch says.
         """
-        ids = [job.id for job in jobs]
-        fundings = {
-            row.job_id: row
-            for row in session.scalars(select(JobFundingRow).where(JobFundingRow.job_id.in_(ids)))
-        }
-        held = _held_slot_ms(session, ids)
-        metered = _used_slot_ms(session, jobs)
+        found = _use(session, jobs, elapsed_ms)
+        short = [
+            use for use in found if use.left_ms < ahead_wanted_ms(use.job, use.elapsed_ms, self.horizon_ms)
+        ]
+        wanted = []
+        for use in short:
+            ahead_ms = _stretch_ms(use.job, use.elapsed_ms, self.horizon_ms) + min(self.horizon_ms, STEP_MS)
+            need = use.gone_slot_ms + use.slots * ahead_ms
+            wanted.append(Ahead(use.job, use.funded, use.model, need, ahead_ms))
+        refused = cover_ahead(session, self.centre, wanted, at)
         broke: dict[UUID, str] = {}
-        for job in jobs:
-            funding = fundings.get(job.id)
-            if funding is None or funding.model is None:
-                continue
-            slots = job.node_count * job.devices_per_node * job.slots_milli
-            used = metered.get((job.id, funding.model), Used(0, 0))
-            elapsed = max(elapsed_ms[job.id], -(-used.current_slot_ms // slots))
-            gone = used.earlier_slot_ms + slots * elapsed
-            left_ms = (held.get((job.id, funding.model), 0) - gone) // slots
-            if left_ms >= ahead_wanted_ms(job, elapsed, self.horizon_ms):
-                continue
-            refusal = self._extend(session, job, funding, gone, elapsed, at)
+        for use in short:
+            job, refusal = use.job, refused.get(use.job.id)
             if refusal is None:
-                continue
-            if left_ms < job.grace_ms + MARGIN_MS:
-                broke[job.id] = refusal
-            elif job.reason != f"its funds will not last: {refusal}":
-                job.reason = f"its funds will not last: {refusal}"
+                _all_clear(job)
+            elif use.left_ms < job.grace_ms + MARGIN_MS:
+                broke[job.id] = str(refusal)
+            else:
+                _warn(job, f"its funds will not last: {refusal}")
         return broke
-
-    def _extend(
-        self, session: Session, job: JobRow, funding: JobFundingRow, gone: int, elapsed_ms: int, at: datetime
-    ) -> str | None:
-        slots = job.node_count * job.devices_per_node * job.slots_milli
-        ahead_ms = _stretch_ms(job, elapsed_ms, self.horizon_ms) + min(self.horizon_ms, _STEP_MS)
-        assert funding.model is not None  # noqa: S101 - the caller has looked
-        try:
-            with session.begin_nested():
-                self._hold(session, job, funding, funding.model, gone + slots * ahead_ms, ahead_ms, at)
-        except HubError as refusal:
-            return str(refusal)
-        return None
-
-    def _hold(
-        self,
-        session: Session,
-        job: JobRow,
-        funding: JobFundingRow,
-        model: str,
-        slot_ms: int,
-        ahead_ms: int,
-        at: datetime,
-    ) -> None:
-        """Have `slot_ms` of the model covered in all, paid by what is still valid when it will be used up.
-
-        Raises:
-            NoRate, and whatever `vouchers.redemption` refuses.
-        """
-        row = session.get(FundedTimeRow, (job.id, model), populate_existing=True)
-        more = slot_ms - (0 if row is None else row.slot_ms)
-        if more <= 0:
-            funding.model = model
-            return
-        price = dearest_price(session, job, model, funding.funded_at or at, _ahead(at, ahead_ms))
-        micros = funding.held_micros + hold_micros(more, price)
-        total_slot_ms = funding.held_slot_ms + more
-        facts = job_facts(session, self.centre, job.id, model, total_slot_ms)
-        until = at + timedelta(milliseconds=ahead_ms)
-        named = funding.voucher_ids
-        if funding.held_micros == 0:
-            place_hold(session, job.id, job.tenant_id, micros, facts, named, at, usage_until=until)
-        else:
-            extend_hold(session, job.id, micros, facts, at, voucher_ids=named, usage_until=until)
-        if row is None:
-            session.add(FundedTimeRow(job_id=job.id, model=model, slot_ms=slot_ms))
-        else:
-            row.slot_ms = slot_ms
-        funding.model, funding.held_slot_ms, funding.held_micros = model, total_slot_ms, micros
-        session.flush()
 
     def record_usage(self, session: Session, node: str, records: Sequence[UsageRecord], at: datetime) -> None:
         """Keep usage records and wake the biller."""
-        record_usage(session, node, records, at)
+        record_usage(session, node, records, at, self.draws)
         if records:
             session.execute(text(f"NOTIFY {WAKE_CHANNEL}"))
 
-    def ended(self, session: Session, job: JobRow, at: datetime) -> None:  # noqa: ARG002 - the port's signature
+    def ended(self, session: Session, jobs: Sequence[JobRow], at: datetime) -> None:  # noqa: ARG002 - the port's
         """Let the biller release what is left once the last record is charged."""
         session.execute(
             update(JobFundingRow)
-            .where(JobFundingRow.job_id == job.id)
+            .where(JobFundingRow.job_id.in_([job.id for job in jobs]))
             .values(state=case((JobFundingRow.held_micros == 0, "released"), else_="ended"))
             .returning(func.pg_notify(WAKE_CHANNEL, ""))
             .execution_options(synchronize_session=False)
         )
+
+
+def _warn(job: JobRow, sentence: str) -> None:
+    """Say once why a job will be stopped, to who looks at it and to the job itself."""
+    if not job.notice:
+        job.reason = job.notice = sentence
+
+
+def _all_clear(job: JobRow) -> None:
+    """Money came: what was said of its funds no longer holds."""
+    if job.notice:
+        job.reason, job.notice = "its funds reach further again", ""
 
 
 @dataclass(frozen=True)
@@ -245,38 +205,50 @@ def ahead_wanted_ms(job: JobRow, elapsed_ms: int, horizon_ms: int) -> int:
     return min(horizon_ms, left_ms) // 2 + job.grace_ms + MARGIN_MS
 
 
-def job_facts(session: Session, centre: CentreFacts, job_id: UUID, model: str, slot_ms: int) -> ChargeFacts:
-    """What the voucher rules look at in a job's usage of a model: as it was held for first, then as it is now.
-
-    So neither a device that left nor a centre that grew while a job runs takes its holds away from it.
-    """
-    held = held_facts(session, job_id, model)
-    if held is None:
-        return charge_facts(session, centre, model, slot_ms)
-    return replace(held, card_ms=slot_ms // 1000)
-
-
-def charge_facts(session: Session, centre: CentreFacts, model: str, slot_ms: int) -> ChargeFacts:
-    """What the voucher rules look at in some usage of a model in this centre."""
-    vendor = session.scalars(select(DeviceRow.vendor).where(DeviceRow.model == model).limit(1)).one_or_none()
-    return ChargeFacts(
-        model=model,
-        hardware="domestic" if vendor in _DOMESTIC else "other",
-        region=centre.region,
-        centre_pflops=centre.pflops,
-        card_ms=slot_ms // 1000,
-    )
-
-
-def _ahead(at: datetime, ahead_ms: int) -> Span:
-    """The time that is set aside for, at whose dearest moment it is priced; a little longer, for a late start."""
-    return Span(unix_ms(at), unix_ms(at) + ahead_ms + _STEP_MS)
-
-
 def _stretch_ms(job: JobRow, elapsed_ms: int, horizon_ms: int) -> int:
     """How much of a job to cover from `elapsed_ms` of its attempt on: a stretch, or all that its limit leaves."""
     left_ms = max(0, job.time_limit_ms - elapsed_ms)
     return min(horizon_ms, left_ms) + job.grace_ms + MARGIN_MS
+
+
+@dataclass(frozen=True)
+class _Use:
+    """How far a running job has come with what it is covered for."""
+
+    job: JobRow
+    funded: Funded
+    model: str
+    elapsed_ms: int
+    gone_slot_ms: int
+    left_ms: int
+
+    @property
+    def slots(self) -> int:
+        """What one millisecond of it uses."""
+        return _slots(self.job)
+
+
+def _use(session: Session, jobs: Sequence[JobRow], elapsed_ms: Mapping[UUID, int]) -> list[_Use]:
+    ids = [job.id for job in jobs]
+    funded = funded_jobs(session, ids, lock=False)
+    covered = covered_time(session, ids)
+    metered = _used_slot_ms(session, jobs)
+    found = []
+    for job in jobs:
+        funding = funded.get(job.id)
+        if funding is None or funding.model is None:
+            continue
+        slots = _slots(job)
+        used = metered.get((job.id, funding.model), Used(0, 0))
+        elapsed = max(elapsed_ms[job.id], -(-used.current_slot_ms // slots))
+        gone = used.earlier_slot_ms + slots * elapsed
+        left_ms = (covered.get((job.id, funding.model), 0) - gone) // slots
+        found.append(_Use(job, funding, funding.model, elapsed, gone, left_ms))
+    return found
+
+
+def _slots(job: JobRow) -> int:
+    return job.node_count * job.devices_per_node * job.slots_milli
 
 
 def _used_slot_ms(session: Session, jobs: Sequence[JobRow]) -> dict[tuple[UUID, str], Used]:
@@ -285,7 +257,7 @@ def _used_slot_ms(session: Session, jobs: Sequence[JobRow]) -> dict[tuple[UUID, 
     found: dict[tuple[UUID, str], Used] = {}
     rows = session.execute(
         select(UsageTotalRow.job_id, UsageTotalRow.attempt, UsageTotalRow.model, UsageTotalRow.slot_ms).where(
-            UsageTotalRow.job_id.in_(list(attempts))
+            among(UsageTotalRow.job_id, list(attempts))
         )
     )
     for job_id, attempt, model, slot_ms in rows:
@@ -296,10 +268,3 @@ def _used_slot_ms(session: Session, jobs: Sequence[JobRow]) -> dict[tuple[UUID, 
             else Used(before.earlier_slot_ms + slot_ms, before.current_slot_ms)
         )
     return found
-
-
-def _held_slot_ms(session: Session, job_ids: Sequence[UUID]) -> dict[tuple[UUID, str], int]:
-    query = select(FundedTimeRow.job_id, FundedTimeRow.model, FundedTimeRow.slot_ms).where(
-        FundedTimeRow.job_id.in_(job_ids)
-    )
-    return {(job_id, model): slot_ms for job_id, model, slot_ms in session.execute(query)}

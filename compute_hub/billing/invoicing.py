@@ -6,7 +6,7 @@ it was invoiced becomes a credit note. Every sum is taken by the database, so a 
 """
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import date, datetime
 from typing import Any, Final
 from uuid import UUID
 
@@ -16,8 +16,9 @@ from sqlalchemy.orm import Session
 
 from compute_hub.billing.domain.days import local_date, month_span
 from compute_hub.billing.domain.invoices import Line, Totals, add_up
+from compute_hub.billing.domain.terms import STANDARD, Terms
 from compute_hub.billing.tables import InvoiceLineRow, InvoiceRow, InvoiceSeriesRow
-from kernel.clock import unix_ms
+from kernel.clock import from_unix_ms, unix_ms
 from kernel.errors import Conflict, NotFound
 from kernel.ids import derived_id
 from ledger.domain.transfers import Transfer, posted
@@ -26,10 +27,6 @@ from vouchers import accounts
 from vouchers.enterprises import lock_tenants
 from vouchers.errors import EnterpriseNotFound
 from vouchers.tables import Enterprise
-
-DUE_AFTER: Final = timedelta(days=30)
-VAT_PPM: Final = 60_000
-"""6 % on information technology services, contained in all prices."""
 
 
 class MonthNotOver(Conflict):
@@ -93,39 +90,46 @@ _CREDITABLE: Final = """
 """
 
 
-def draft_invoice(session: Session, tenant_id: UUID, month: str, *, vat_ppm: int = VAT_PPM) -> Draft:
-    """What a month would come to; it need not be over. Raises MalformedMonth."""
-    month_span(month)
+def draft_invoice(session: Session, tenant_id: UUID, month: str, *, terms: Terms = STANDARD) -> Draft:
+    """What a month would come to, with the tax of its last day; it need not be over.
+
+    Raises:
+        MalformedMonth, NoTaxRate.
+    """
+    vat_ppm = terms.vat_ppm(_last_day(month))
     return _draft(session, _DUE, {"tenant": tenant_id, "month": month}, tenant_id, month, vat_ppm)
 
 
 def close_month(
-    session: Session, tenant_id: UUID, month: str, *, by: UUID, at: datetime, vat_ppm: int = VAT_PPM
+    session: Session, tenant_id: UUID, month: str, *, by: UUID, at: datetime, terms: Terms = STANDARD
 ) -> InvoiceRow:
     """Make a tenant's invoice for a month final and number it.
 
     Raises:
-        EnterpriseNotFound, MalformedMonth, MonthNotOver, MonthClosed, LaterMonthClosed, NothingToInvoice.
+        EnterpriseNotFound, MalformedMonth, MonthNotOver, MonthClosed, LaterMonthClosed, NothingToInvoice,
+        NoTaxRate, NoWorkday.
     """
     lock_tenants(session, [tenant_id])
     _check_closable(session, tenant_id, month, at)
-    draft = draft_invoice(session, tenant_id, month, vat_ppm=vat_ppm)
+    draft = draft_invoice(session, tenant_id, month, terms=terms)
     if not draft.lines:
         raise NothingToInvoice(
             what=f"month: nothing was charged until the end of {month} that is not invoiced."
         )
-    row = _write(session, draft, "invoice", None, "", by, at)
+    row = _write(session, draft, "invoice", None, "", by, at, terms)
     asked = {"tenant": tenant_id, "month": month, "made": row.id}
     session.execute(text(_SETTLED.format(charges=_DUE)), asked)
     session.execute(text(_INVOICED.format(charges=_DUE)), asked)
     return row
 
 
-def credit_invoice(session: Session, invoice_id: UUID, *, reason: str, by: UUID, at: datetime) -> InvoiceRow:
-    """Write a credit note for what was given back of an invoice since it was issued.
+def credit_invoice(
+    session: Session, invoice_id: UUID, *, reason: str, by: UUID, at: datetime, terms: Terms = STANDARD
+) -> InvoiceRow:
+    """Write a credit note, at its invoice's tax, for what was given back of that since it was issued.
 
     Raises:
-        InvoiceNotFound, NothingToInvoice.
+        InvoiceNotFound, NothingToInvoice, NoWorkday.
     """
     invoice = session.get(InvoiceRow, invoice_id)
     if invoice is None or invoice.kind != "invoice":
@@ -137,7 +141,7 @@ def credit_invoice(session: Session, invoice_id: UUID, *, reason: str, by: UUID,
         raise NothingToInvoice(
             what=f"Nothing of invoice {invoice.number} was given back that is not credited yet."
         )
-    row = _write(session, draft, "credit_note", invoice_id, reason, by, at)
+    row = _write(session, draft, "credit_note", invoice_id, reason, by, at, terms)
     asked["made"] = row.id
     session.execute(text(_SETTLED.format(charges=_CREDITABLE)), asked)
     session.execute(text(_CREDITED.format(charges=_CREDITABLE)), asked)
@@ -168,6 +172,10 @@ def _check_closable(session: Session, tenant_id: UUID, month: str, at: datetime)
         raise MonthClosed(month=month, number=last.number)
     if last is not None:
         raise LaterMonthClosed(month=month, later=last.month, number=last.number)
+
+
+def _last_day(month: str) -> date:
+    return local_date(month_span(month).end_ms - 1)
 
 
 def _draft(
@@ -249,7 +257,14 @@ _CREDITED: Final = """
 
 
 def _write(
-    session: Session, draft: Draft, kind: str, refers_to: UUID | None, reason: str, by: UUID, at: datetime
+    session: Session,
+    draft: Draft,
+    kind: str,
+    refers_to: UUID | None,
+    reason: str,
+    by: UUID,
+    at: datetime,
+    terms: Terms,
 ) -> InvoiceRow:
     """Number an invoice, write it and its lines, and post what rounding to the fen moves."""
     buyer = session.get(Enterprise, draft.tenant_id)
@@ -281,7 +296,7 @@ def _write(
         reason=reason,
         issued_by=by,
         issued_at=at,
-        due_at=at + DUE_AFTER,
+        due_at=from_unix_ms(terms.due_ms(local_date(unix_ms(at)))),
     )
     session.add(row)
     session.flush()

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from compute_hub.billing.tables import ChargeRow, JobFundingRow, LostAttemptRow
 from kernel.errors import HubError
-from scheduler.controller.settling import INFRASTRUCTURE, PREEMPTED
+from scheduler.controller.settling import CENTRES_STOPS, INFRASTRUCTURE
 from scheduler.tables import JobRow, RunRow
 from vouchers.restoration import restore_charge
 
@@ -86,9 +86,7 @@ def _why(session: Session, job_id: UUID, attempt: int) -> str:
         .where(RunRow.job_id == job_id, RunRow.attempt == attempt, RunRow.end_reason.is_not(None))
         .order_by(RunRow.ended_at, RunRow.rank)
     ).all()
-    return (
-        next((end for end in ends if end in INFRASTRUCTURE or end == PREEMPTED), None) or "it was queued again"
-    )
+    return next((end for end in ends if end in INFRASTRUCTURE | CENTRES_STOPS), None) or "it was queued again"
 
 
 def _lost() -> ColumnElement[bool]:

@@ -3,6 +3,7 @@
 Cards are only ever added, with who added them, when and why; so the list of cards is the history of their changes.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
@@ -27,10 +28,14 @@ from compute_hub.billing.domain.timelines import (
     misfit,
 )
 from compute_hub.billing.tables import RateRow
+from kernel.bulk import among
 from kernel.clock import from_unix_ms, unix_ms
 from kernel.errors import Invalid
 from kernel.ids import derived_id
 from scheduler.tables import JobRow
+
+_DATED: Final[dict[UUID, Dated]] = {}
+_DATED_MAX: Final = 10_000
 
 _LOCK: Final = 0x7261_7465
 """Cards are set one at a time, so that two which overlap cannot pass each other."""
@@ -95,21 +100,39 @@ def set_rate(
 
 def tariff_of(session: Session, tenant_id: UUID, model: str) -> Tariff:
     """All cards of a model that may hold for a tenant, past and coming ones too."""
+    return tariffs_of(session, {(tenant_id, model)})[tenant_id, model]
+
+
+def tariffs_of(session: Session, wanted: Collection[tuple[UUID, str]]) -> dict[tuple[UUID, str], Tariff]:
+    """Per tenant and model all cards that may hold, past and coming ones too."""
+    tenants, models = {tenant for tenant, _ in wanted}, {model for _, model in wanted}
     rows = session.scalars(
         select(RateRow)
-        .where(RateRow.model == model, or_(RateRow.tenant_id.is_(None), RateRow.tenant_id == tenant_id))
+        .where(
+            among(RateRow.model, models), or_(RateRow.tenant_id.is_(None), among(RateRow.tenant_id, tenants))
+        )
         .order_by(RateRow.effective_from, RateRow.id)
     ).all()
-    return Tariff(
-        public=tuple(dated(row) for row in rows if row.tenant_id is None),
-        own=tuple(dated(row) for row in rows if row.tenant_id is not None),
-    )
+    cards: dict[tuple[UUID | None, str], list[Dated]] = {}
+    for row in rows:
+        cards.setdefault((row.tenant_id, row.model), []).append(dated(row))
+    return {
+        (tenant, model): Tariff(tuple(cards.get((None, model), ())), tuple(cards.get((tenant, model), ())))
+        for tenant, model in wanted
+    }
 
 
 def dated(row: RateRow) -> Dated:
-    """A stored card in the words of the rules."""
-    until = None if row.effective_until is None else unix_ms(row.effective_until)
-    return Dated(row.id, RateCard.from_json(row.terms), unix_ms(row.effective_from), until, row.changes_running)
+    """A stored card in the words of the rules; read once per process, because a card never changes."""
+    known = _DATED.get(row.id)
+    if known is None:
+        if len(_DATED) >= _DATED_MAX:
+            _DATED.clear()
+        until = None if row.effective_until is None else unix_ms(row.effective_until)
+        card = RateCard.from_json(row.terms)
+        known = Dated(row.id, card, unix_ms(row.effective_from), until, row.changes_running)
+        _DATED[row.id] = known
+    return known
 
 
 def traits_of(job: JobRow) -> Traits:
@@ -117,9 +140,8 @@ def traits_of(job: JobRow) -> Traits:
     return Traits(job.kind, job.priority, job.slots_milli)
 
 
-def dearest_price(session: Session, job: JobRow, model: str, admitted_at: datetime, ahead: Span) -> int:
+def dearest_in(tariff: Tariff, job: JobRow, model: str, admitted_at: datetime, ahead: Span) -> int:
     """The most a card-hour of a model may cost a job within some time ahead. Raises NoRate."""
-    tariff = tariff_of(session, job.tenant_id, model)
     price = dearest_micros(tariff, traits_of(job), unix_ms(admitted_at), ahead)
     if price is None:
         raise NoRate(model=model, at=admitted_at.isoformat())
@@ -128,7 +150,10 @@ def dearest_price(session: Session, job: JobRow, model: str, admitted_at: dateti
 
 def dearest_model(session: Session, job: JobRow, at: datetime, ahead: Span) -> tuple[int, str]:
     """The highest price among the models a job accepts, for an answer before the placement is known, and its model."""
-    return max((dearest_price(session, job, model, at, ahead), model) for model in job.models)
+    tariffs = tariffs_of(session, {(job.tenant_id, model) for model in job.models})
+    return max(
+        (dearest_in(tariffs[job.tenant_id, model], job, model, at, ahead), model) for model in job.models
+    )
 
 
 def _check_alone(setting: Setting, at: datetime) -> None:

@@ -26,24 +26,19 @@ _ENTRIES = {
 }
 
 
-@app.callback()
-def _group() -> None:
-    """Keep `show` a word of its own while it is the only command."""
-
-
 @app.command("show")
 def show_(*, as_json: AsJson = False) -> None:
     """Show nodes, devices and what of them is allocated."""
     with client() as hub:
         nodes = hub.get("/v1/cluster")["nodes"]
     rows = [
-        {**device, "node": node["name"], "state": node["state"], "isolation": node["isolation"]}
+        {**device, "node": node["name"], "standing": node["standing"], "isolation": node["isolation"]}
         for node in nodes
         for device in node["devices"]
     ]
     columns = {
         "node": "node",
-        "state": "state",
+        "standing": "node is",
         "index": "card",
         "model": "model",
         "healthy": "healthy",
@@ -51,6 +46,26 @@ def show_(*, as_json: AsJson = False) -> None:
         "isolation": "isolation",
     }
     show(nodes if as_json else rows, columns, as_json=as_json)
+
+
+@app.command()
+def demand(*, as_json: AsJson = False) -> None:
+    """Show by shape what waiting jobs would need; for whoever adds machines."""
+    with client() as hub:
+        rows = hub.get("/v1/cluster:demand")["demands"]
+    if not as_json:
+        rows = [{**row, "accelerator": " or ".join(row["accelerator"])} for row in rows]
+    columns = {
+        "jobs": "jobs",
+        "accelerator": "accelerator",
+        "nodes": "nodes",
+        "devices_per_node": "cards on each",
+        "slots_milli": "of each ‰",
+        "cpu_milli": "cpu",
+        "memory_mib": "MiB",
+        "oldest_queued_at": "waits since",
+    }
+    show(rows, columns, as_json=as_json)
 
 
 @ledger_app.command()

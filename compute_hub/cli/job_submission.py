@@ -46,6 +46,9 @@ def submit(
         Path | None, typer.Option(help="Directory to upload as the job's working directory.", exists=True)
     ] = None,
     environment: Annotated[str, typer.Option(help="Software environment of the centre.")] = "digits",
+    kind: Annotated[
+        str | None, typer.Option(help="ray: with a private Ray cluster on what is allocated.")
+    ] = None,
     nodes: Annotated[int, typer.Option(help="Machines, started together.")] = 1,
     devices: Annotated[int, typer.Option(help="Cards on each machine.")] = 1,
     slots: Annotated[
@@ -56,6 +59,10 @@ def submit(
     memory: Annotated[int, typer.Option(help="Memory on each machine in MiB.")] = 1024,
     time_limit: Annotated[int, typer.Option(help="Seconds after which the job is stopped.")] = 3600,
     grace: Annotated[int, typer.Option(help="Seconds between SIGTERM and SIGKILL when it is stopped.")] = 10,
+    notice_signal: Annotated[
+        str | None,
+        typer.Option(help="Signal for notices, such as SIGUSR1; they also stand in /job/HUB_NOTICE."),
+    ] = None,
     priority: Annotated[str, typer.Option(help="Among your own jobs: low, normal or high.")] = "normal",
     preemptible: Annotated[
         bool, typer.Option("--preemptible", help="May be stopped for others and tried again.")
@@ -100,6 +107,7 @@ def submit(
         "accelerator": accelerator or None,
         "min_pflops": min_pflops,
         "environment": environment,
+        "kind": kind,
         "nodes": nodes,
         "devices_per_node": devices,
         "slots_milli": slots,
@@ -108,6 +116,7 @@ def submit(
         "memory_mib": memory,
         "time_limit_s": time_limit,
         "grace_s": grace,
+        "notice_signal": notice_signal,
         "priority": priority,
         "preemptible": preemptible,
         "not_before": not_before,

@@ -16,6 +16,7 @@ from compute_hub.cli import (
     enterprises,
     jobs,
     meter,
+    nodes,
     programmes,
     rates,
     secrets,
@@ -25,7 +26,8 @@ from compute_hub.cli import (
 )
 from compute_hub.cli.job_estimate import estimate
 from compute_hub.cli.job_submission import submit
-from compute_hub.cli.processes import api, biller, controller, node, up
+from compute_hub.cli.processes import api, biller, controller, up
+from compute_hub.cli.replay import replay
 from compute_hub.cli.simulate import simulate
 from kernel.errors import HubError
 
@@ -50,6 +52,7 @@ for name, group in (
     ("key", enterprises.key_app),
     ("claim", claims.app),
     ("cluster", cluster.app),
+    ("node", nodes.app),
     ("rate", rates.app),
     ("meter", meter.app),
     ("invoice", billing.app),
@@ -58,7 +61,7 @@ for name, group in (
     ("ledger", cluster.ledger_app),
 ):
     app.add_typer(group, name=name)
-for command in (up, api, controller, biller, node, simulate):
+for command in (up, api, controller, biller, simulate, replay):
     app.command()(command)
 
 

@@ -34,8 +34,9 @@ def alarms(*, as_json: AsJson = False) -> None:
 
 @app.command()
 def held(job: Annotated[str, typer.Argument(help="The job's id.")], *, as_json: AsJson = False) -> None:
-    """Say how much of a job's card time was busy, idle, or reserved and not used."""
+    """Say how much of a job's card time was busy, idle, or reserved and not used, and what energy it took."""
     with client() as hub:
         found = hub.get(f"/v1/jobs/{job}/held-time")["items"]
     columns = {"model": "model", "allocated_card_ms": "allocated", "unused_card_ms": "unused"}
-    show(found, columns | {"busy_card_ms": "busy", "idle_card_ms": "idle"}, as_json=as_json)
+    columns |= {"busy_card_ms": "busy", "idle_card_ms": "idle", "memory_bytes_max": "memory"}
+    show(found, columns | {"energy_joules": "joules", "energy_estimated": "estimated"}, as_json=as_json)

@@ -34,11 +34,19 @@ def api() -> None:
     run_api(settings())
 
 
-def controller() -> None:
+def controller(
+    *,
+    simulated: Annotated[
+        Path | None,
+        typer.Option(
+            dir_okay=False, help="Simulate the nodes of the settings on one Ray node; what ran is written here."
+        ),
+    ] = None,
+) -> None:
     """Schedule: lead or stand by."""
     from compute_hub.workers.controller import run_controller
 
-    run_controller(settings())
+    run_controller(settings(), simulated)
 
 
 def biller() -> None:
@@ -46,17 +54,6 @@ def biller() -> None:
     from compute_hub.workers.biller import run_biller
 
     run_biller(settings())
-
-
-def node(
-    name: Annotated[str, typer.Option(help="Which node of the settings this machine is.")],
-    *,
-    head: Annotated[bool, typer.Option(help="Also run the head of the Ray cluster.")] = False,
-) -> None:
-    """Join this machine to the centre: a raylet and the supervisor that runs jobs."""
-    from compute_hub.stack.node_process import run_node
-
-    run_node(settings(), name, head=head)
 
 
 def up(

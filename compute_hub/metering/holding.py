@@ -29,7 +29,8 @@ GROUP BY jobs.id, jobs.tenant_id, allocations.model
 
 _METERED: Final = text("""
 SELECT usage_records.job_id, model, CAST(sum(slot_ms) AS bigint),
-       CAST(sum(least(busy_ms * 1000, slot_ms)) AS bigint)
+       CAST(sum(least(busy_ms * 1000, slot_ms)) AS bigint), CAST(sum(energy_mj) AS bigint),
+       coalesce(bool_or(energy_basis = 'estimated'), false), coalesce(max(memory_bytes_max), 0)
 FROM usage_records JOIN jobs ON jobs.id = usage_records.job_id
 WHERE usage_records.started_at + (offset_ms + duration_ms) * interval '1 millisecond' > :since
   AND usage_records.started_at + offset_ms * interval '1 millisecond' < :until
@@ -41,7 +42,10 @@ GROUP BY usage_records.job_id, model
 
 @dataclass(frozen=True)
 class Held:
-    """Card time in milliseconds of one job on one model, by what became of it."""
+    """Card time in milliseconds of one job on one model, by what became of it, and the energy it took.
+
+    `energy_mj` (millijoules) is None where no record knows it, and estimated where any of it is.
+    """
 
     job_id: UUID
     tenant_id: UUID
@@ -49,6 +53,9 @@ class Held:
     allocated_ms: int
     metered_ms: int
     busy_ms: int
+    energy_mj: int | None = None
+    energy_estimated: bool = False
+    memory_bytes_max: int = 0
 
     @property
     def unused_ms(self) -> int:
@@ -79,12 +86,12 @@ def held_time(
         "job": job_id,
     }
     metered = {
-        (job, model): (int(slot_ms), int(busy))
-        for job, model, slot_ms, busy in session.execute(_METERED, asked)
+        (job, model): (int(slot_ms), int(busy), energy, estimated, memory)
+        for job, model, slot_ms, busy, energy, estimated, memory in session.execute(_METERED, asked)
     }
     found = []
     for job, tenant, model, slot_ms in session.execute(_ALLOCATED, asked):
-        used, busy = metered.get((job, model), (0, 0))
+        used, busy, energy, estimated, memory = metered.get((job, model), (0, 0, None, False, 0))
         cards = (slot_ms // _SLOTS_PER_CARD, used // _SLOTS_PER_CARD, busy // _SLOTS_PER_CARD)
-        found.append(Held(job, tenant, model, *cards))
+        found.append(Held(job, tenant, model, *cards, energy, estimated, memory))
     return sorted(found, key=lambda held: (held.job_id, held.model))

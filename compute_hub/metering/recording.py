@@ -6,10 +6,10 @@ attempt, rank and id, for no more slots than the run holds. Anything else is an 
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Final
 from uuid import UUID
 
 import structlog
@@ -17,12 +17,40 @@ from sqlalchemy import func, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from compute_hub.metering.tables import UnchargedUsageRow, UsageMismatchRow, UsageRecordRow, UsageTotalRow
-from kernel.clock import from_unix_ms
+from compute_hub.metering.energy import ESTIMATED, MEASURED, Draw, estimated_energy_mj
+from compute_hub.metering.tables import UsageMismatchRow, UsageRecordRow
+from kernel.bulk import among, array, array_of_text, run
 from kernel.ids import derived_id
 from scheduler.node.codec import encode
 from scheduler.node.protocol import UsageRecord
 from scheduler.tables import AllocationRow, RunRow
+
+NO_DRAWS: Final[Mapping[str, Draw]] = {}
+"""Of models whose power nobody declared."""
+
+_KEEP: Final = b"""
+    WITH kept AS (
+        INSERT INTO usage_records (id, job_id, run_id, attempt, rank, k, node, boot_id, model, started_at, offset_ms,
+                                   duration_ms, slot_ms, busy_ms, memory_bytes_max, energy_mj, energy_basis, final,
+                                   content_sha256, received_at)
+        SELECT u.id, u.job_id, u.run_id, u.attempt, u.rank, u.k, more.node, u.boot_id, u.model,
+               timestamptz 'epoch' + u.started_ms * interval '1 millisecond', u.offset_ms, u.duration_ms, u.slot_ms,
+               u.busy_ms, u.memory_bytes_max, u.energy_mj, u.energy_basis, u.final, u.digest, more.received_at
+          FROM unnest(%s::uuid[], %s::uuid[], %s::uuid[], %s::bigint[], %s::bigint[], %s::bigint[], %s::text[],
+                      %s::text[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[],
+                      %s::bigint[], %s::text[], %s::boolean[], %s::text[])
+            AS u(id, job_id, run_id, attempt, rank, k, boot_id, model, started_ms, offset_ms, duration_ms, slot_ms,
+                 busy_ms, memory_bytes_max, energy_mj, energy_basis, final, digest),
+               (VALUES (%s::text, %s::timestamptz)) AS more(node, received_at)
+        ON CONFLICT DO NOTHING
+        RETURNING id, job_id, attempt, model, slot_ms),
+    queued AS (INSERT INTO uncharged_usage (record_id, job_id) SELECT id, job_id FROM kept),
+    added AS (
+        INSERT INTO usage_totals (job_id, attempt, model, slot_ms)
+        SELECT job_id, attempt, min(model), sum(slot_ms) FROM kept GROUP BY job_id, attempt ORDER BY job_id, attempt
+        ON CONFLICT (job_id, attempt) DO UPDATE SET slot_ms = usage_totals.slot_ms + excluded.slot_ms)
+    SELECT id FROM kept
+"""
 
 _log = structlog.get_logger(__name__)
 
@@ -39,74 +67,110 @@ class _Placed:
     slots_milli: int
 
 
-def record_usage(session: Session, node: str, records: Sequence[UsageRecord], at: datetime) -> None:
-    """Keep records under their ids and queue the new ones for charging."""
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """A record that can be about its run, its accelerator model, what it says of energy, the hash of its content."""
+
+    record: UsageRecord
+    model: str
+    busy_ms: int
+    energy_mj: int | None
+    energy_basis: str | None
+    digest: str
+
+
+def record_usage(
+    session: Session,
+    node: str,
+    records: Sequence[UsageRecord],
+    at: datetime,
+    draws: Mapping[str, Draw] = NO_DRAWS,
+) -> None:
+    """Keep records under their ids and queue the new ones for charging.
+
+    Args:
+        session: of the transaction in which the node's report is kept.
+        node: who sent them.
+        records: as they came.
+        at: now.
+        draws: declared power by model, for energy that no sensor measured.
+    """
     if not records:
         return
     placed = _placed(session, {record.run_id for record in records})
-    rows: dict[str, dict[str, object]] = {}
+    kept: dict[str, _Kept] = {}
     alarms: list[tuple[UsageRecord, str]] = []
     for record in records:
-        run = placed.get(record.run_id)
-        problem = "it is about a run that was never placed here" if run is None else _problem(record, node, run)
-        if (
-            run is None
-            or problem
-            or (record.id in rows and rows[record.id]["content_sha256"] != _digest(record))
-        ):
-            alarms.append((record, problem or "it contradicts another record of the same id"))
+        run_placed = placed.get(record.run_id)
+        if run_placed is None:
+            alarms.append((record, "it is about a run that was never placed here"))
+            continue
+        digest, problem = _digest(record), _problem(record, node, run_placed)
+        if not problem and record.id in kept and kept[record.id].digest != digest:
+            problem = "it contradicts another record of the same id"
+        if problem:
+            alarms.append((record, problem))
         else:
-            rows[record.id] = _row(record, node, run.model, at)
-    alarms += _keep(session, rows, {record.id: record for record in records})
+            kept[record.id] = _taken(record, run_placed.model, digest, draws.get(run_placed.model))
+    alarms += _keep(session, kept, node, at)
     _raise_alarms(session, alarms, at)
 
 
+def _taken(record: UsageRecord, model: str, digest: str, draw: Draw | None) -> _Kept:
+    busy_ms = record.cpu_ms if record.device_busy_ms is None else record.device_busy_ms
+    energy_mj, basis = record.energy_mj, None if record.energy_mj is None else MEASURED
+    if energy_mj is None and draw is not None:
+        energy_mj, basis = estimated_energy_mj(record.slot_ms, busy_ms, draw), ESTIMATED
+    return _Kept(record, model, busy_ms, energy_mj, basis, digest)
+
+
 def _keep(
-    session: Session, rows: Mapping[str, dict[str, object]], records: Mapping[str, UsageRecord]
+    session: Session, kept: Mapping[str, _Kept], node: str, at: datetime
 ) -> list[tuple[UsageRecord, str]]:
-    """Insert what is new, add it up and queue it; returns what contradicts what is kept."""
-    if not rows:
+    """Insert what is new, add it up and queue it, in one statement; returns what contradicts what is kept."""
+    if not kept:
         return []
-    inserted = insert(UsageRecordRow).values(list(rows.values())).on_conflict_do_nothing()
-    new = set(session.scalars(inserted.returning(UsageRecordRow.id)))
-    fresh = [row for row in rows.values() if row["id"] in new]
-    if fresh:
-        queue = [{"record_id": row["id"], "job_id": row["job_id"]} for row in fresh]
-        session.execute(insert(UnchargedUsageRow).values(queue))
-        _add_up(session, fresh)
-    repeated = {record_id: row for record_id, row in rows.items() if row["id"] not in new}
-    kept = _digests(session, repeated)
+    rows = sorted(kept.values(), key=lambda one: one.record.id)
+    new = {str(record_id) for (record_id,) in run(session, _KEEP, (*_columns(rows), node, at))}
+    repeated = {record_id: one for record_id, one in kept.items() if record_id not in new}
+    known = _digests(session, repeated)
     return [
-        (records[record_id], "it contradicts what was recorded under its id before")
-        for record_id, row in repeated.items()
-        if kept.get(UUID(record_id)) != row["content_sha256"]
+        (one.record, "it contradicts what was recorded under its id before")
+        for record_id, one in repeated.items()
+        if known.get(UUID(record_id)) != one.digest
     ]
+
+
+def _columns(rows: Sequence[_Kept]) -> tuple[str, ...]:
+    records = [one.record for one in rows]
+    return (
+        array(record.id for record in records),
+        array(record.job_id for record in records),
+        array(record.run_id for record in records),
+        array(record.attempt for record in records),
+        array(record.rank for record in records),
+        array(record.k for record in records),
+        array_of_text(record.boot_id for record in records),
+        array_of_text(one.model for one in rows),
+        array(record.started_unix_ms for record in records),
+        array(record.offset_ms for record in records),
+        array(record.duration_ms for record in records),
+        array(record.slot_ms for record in records),
+        array(one.busy_ms for one in rows),
+        array(record.memory_bytes_max for record in records),
+        array(one.energy_mj for one in rows),
+        array_of_text(one.energy_basis for one in rows),
+        array(record.final for record in records),
+        array(one.digest for one in rows),
+    )
 
 
 def _digests(session: Session, record_ids: Iterable[str]) -> dict[UUID, str]:
     ids = [UUID(record_id) for record_id in record_ids]
     if not ids:
         return {}
-    query = select(UsageRecordRow.id, UsageRecordRow.content_sha256).where(UsageRecordRow.id.in_(ids))
+    query = select(UsageRecordRow.id, UsageRecordRow.content_sha256).where(among(UsageRecordRow.id, ids))
     return dict(session.execute(query).all())
-
-
-def _add_up(session: Session, rows: Sequence[dict[str, object]]) -> None:
-    totals: Counter[tuple[object, object, object]] = Counter()
-    for row in rows:
-        totals[row["job_id"], row["attempt"], row["model"]] += int(str(row["slot_ms"]))
-    statement = insert(UsageTotalRow).values(
-        [
-            {"job_id": job_id, "attempt": attempt, "model": model, "slot_ms": slot_ms}
-            for (job_id, attempt, model), slot_ms in sorted(totals.items(), key=str)
-        ]
-    )
-    session.execute(
-        statement.on_conflict_do_update(
-            index_elements=[UsageTotalRow.job_id, UsageTotalRow.attempt],
-            set_={"slot_ms": UsageTotalRow.slot_ms + statement.excluded.slot_ms},
-        )
-    )
 
 
 def _raise_alarms(session: Session, alarms: Sequence[tuple[UsageRecord, str]], at: datetime) -> None:
@@ -137,7 +201,7 @@ def _placed(session: Session, run_ids: Iterable[str]) -> dict[str, _Placed]:
             func.sum(width),
         )
         .join(AllocationRow, AllocationRow.run_id == RunRow.id)
-        .where(RunRow.id.in_(ids))
+        .where(among(RunRow.id, ids))
         .group_by(RunRow.id, AllocationRow.model)
     )
     return {
@@ -166,28 +230,6 @@ def _as_uuid(text: str) -> UUID | None:
         return UUID(text)
     except ValueError:
         return None
-
-
-def _row(record: UsageRecord, node: str, model: str, at: datetime) -> dict[str, object]:
-    return {
-        "id": UUID(record.id),
-        "job_id": UUID(record.job_id),
-        "run_id": UUID(record.run_id),
-        "attempt": record.attempt,
-        "rank": record.rank,
-        "k": record.k,
-        "node": node,
-        "boot_id": record.boot_id,
-        "model": model,
-        "started_at": from_unix_ms(record.started_unix_ms),
-        "offset_ms": record.offset_ms,
-        "duration_ms": record.duration_ms,
-        "slot_ms": record.slot_ms,
-        "busy_ms": record.cpu_ms,
-        "final": record.final,
-        "content_sha256": _digest(record),
-        "received_at": at,
-    }
 
 
 def _digest(record: UsageRecord) -> str:

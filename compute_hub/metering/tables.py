@@ -18,13 +18,17 @@ class UsageRecordRow(Table):
     """What one rank used between two cuts of its meter. `slot_ms` is the sum of slots times milliseconds.
 
     `started_at` is the wall clock at the run's start and `offset_ms` how long after it the stretch begins, by a clock
-    that never steps: the stretch's instants follow from the two.
+    that never steps: the stretch's instants follow from the two. `busy_ms` is card time with work on it, by the device
+    itself or, where it says nothing, the processor time of the job. `energy_basis` says whether a sensor measured the
+    energy or it was estimated from the model's declared power; both are empty where neither is known.
     """
 
     __tablename__ = "usage_records"
     __table_args__ = (
         UniqueConstraint("job_id", "attempt", "rank", "k"),
         CheckConstraint("k >= 0 AND offset_ms >= 0 AND duration_ms >= 0 AND slot_ms >= 0", name="not_negative"),
+        CheckConstraint("(energy_mj IS NULL) = (energy_basis IS NULL)", name="energy"),
+        CheckConstraint("energy_basis IN ('measured', 'estimated')", name="energy_basis"),
         Index("ix_usage_records_received_at", "received_at", postgresql_using="brin"),
     )
 
@@ -42,6 +46,9 @@ class UsageRecordRow(Table):
     duration_ms: Mapped[int]
     slot_ms: Mapped[int]
     busy_ms: Mapped[int]
+    memory_bytes_max: Mapped[int]
+    energy_mj: Mapped[int | None]
+    energy_basis: Mapped[str | None] = mapped_column(Text)
     final: Mapped[bool]
     content_sha256: Mapped[str] = mapped_column(Text)
     received_at: Mapped[datetime]

@@ -17,6 +17,8 @@ from kernel.clock import boottime_ms
 from kernel.errors import HubError
 
 _GRACE_MS: Final = 25_000
+_DEATH_S: Final = 10
+"""A killed process that is large takes its time on a busy machine, and keeps its ports until then."""
 
 
 class ChildEnded(HubError):
@@ -93,14 +95,14 @@ def stop_all(children: Sequence[Child]) -> None:
 
 
 def end_processes(processes: Sequence[psutil.Process], *, grace_s: float = 5) -> None:
-    """Wait for processes to end by themselves, then kill those that do not."""
+    """Wait for processes to end by themselves, then kill those that do not and wait until they are gone."""
     _, alive = psutil.wait_procs(processes, timeout=grace_s)
     for process in alive:
         try:
             process.kill()
         except psutil.NoSuchProcess:
             continue
-    psutil.wait_procs(alive, timeout=grace_s)
+    psutil.wait_procs(alive, timeout=_DEATH_S)
 
 
 def processes_naming(path: Path) -> list[psutil.Process]:

@@ -5,11 +5,9 @@ Neither is the other's child: a Ray restart touches no job.
 
 import hashlib
 import json
-import os
 import signal
 import socket
 import sys
-import tempfile
 import threading
 from pathlib import Path
 from typing import Any
@@ -19,10 +17,15 @@ import structlog
 from compute_hub.settings import Environment, Node, Settings, inherited_environment
 from compute_hub.stack.children import Child, ChildEnded, end_processes, processes_having, stop_all
 from compute_hub.stack.ray_node import start_ray, token_file
-from compute_hub.workers.logs import configure_logs
-from kernel.clock import boot_id
+from compute_hub.stack.run_directory import run_directory
+from compute_hub.telemetry.sensors import tell_sensed
+from compute_hub.telemetry.serving import serve_metrics
+from kernel.clock import boot_id, boottime_ms
 from kernel.errors import Invalid
+from kernel.logs import configure_logs
+from scheduler.node.nvml import open_nvml
 from scheduler.node.relay import LINK_LABEL, Relay, read_token
+from scheduler.node.sensing import NvmlSensors
 
 _log = structlog.get_logger(__name__)
 _CHECK_S = 0.5
@@ -47,11 +50,16 @@ def run_node(settings: Settings, name: str, *, head: bool) -> None:
         signal.signal(number, lambda *_: stopping.set())
     socket_path = supervisor_socket(settings, name)
     variables = {SOCKET_VARIABLE: str(socket_path)}
-    relay = Relay(settings.node_address, read_token(token_file(settings)), socket_path)
+    relay = Relay(settings.node_address, read_token(token_file(settings)), socket_path, folder / "relay-port")
     node = node.model_copy(update={"labels": node.labels | {LINK_LABEL: relay.address}})
     supervisor = _start_supervisor(settings, node, folder, socket_path)
+    _end_ray(socket_path)  # of a predecessor that was killed
     ray = start_ray(settings, name, head=head, environment=variables, log=folder / "ray.log")
+    sensors = NvmlSensors(open_nvml()) if node.inventory == "nvml" else None
+    serve_metrics(settings, f"node_{name}")
     while not stopping.wait(_CHECK_S):
+        if sensors is not None:
+            tell_sensed(name, sensors.read(boottime_ms()))
         try:
             supervisor.check()
         except ChildEnded as ended:
@@ -61,31 +69,22 @@ def run_node(settings: Settings, name: str, *, head: bool) -> None:
             ray.check()
         except ChildEnded as ended:
             _log.error("raylet_ended", reason=str(ended))
-            end_processes(processes_having(SOCKET_VARIABLE, str(socket_path)), grace_s=0)
+            _end_ray(socket_path)
             ray = start_ray(settings, name, head=head, environment=variables, log=folder / "ray.log")
     stop_all([ray, supervisor])
+    socket_path.unlink(missing_ok=True)  # of one that was killed
     relay.close()
+
+
+def _end_ray(socket_path: Path) -> None:
+    """Kill what is left of this node's Ray: it would keep ports, and Ray would take it for the cluster to join."""
+    end_processes(processes_having(SOCKET_VARIABLE, str(socket_path)), grace_s=0)
 
 
 def supervisor_socket(settings: Settings, name: str) -> Path:
     """Where a node's supervisor listens: short, because the path of a socket ends at 107 bytes."""
     digest = hashlib.sha256(str(settings.node_directory(name)).encode()).hexdigest()[:12]
     return run_directory() / f"{digest}.sock"
-
-
-def run_directory() -> Path:
-    """What all hub processes of this user on this host share and nobody else can enter."""
-    folder = Path(tempfile.gettempdir()) / f"compute-hub-{os.geteuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.stat().st_uid != os.geteuid() or folder.is_symlink():
-        raise RunDirectoryTaken(path=folder)
-    return folder
-
-
-class RunDirectoryTaken(Invalid):
-    """Somebody else made the folder this user's hub keeps its sockets in."""
-
-    sentence = "{path} belongs to another user; remove it and start again."
 
 
 def node_config(settings: Settings, node: Node, folder: Path, socket_path: Path) -> dict[str, Any]:
@@ -104,9 +103,11 @@ def node_config(settings: Settings, node: Node, folder: Path, socket_path: Path)
                 "model": part.model,
                 "vendor": "simulated",
                 "imitates": part.vendor if part.vendor != "simulated" else "nvidia",
+                "health_file": "" if part.health_directory is None else str(part.health_directory / str(index)),
             }
             for index, part in enumerate(devices)
         ],
+        "inventory": node.inventory,
         "environments": {
             name: _environment(environment) for name, environment in sorted(settings.environments.items())
         },

@@ -4,6 +4,7 @@ Ray demands a token of everybody who talks to it; the token lies in a file only 
 dashboard, usage statistics and job server are off: the hub is the only driver.
 """
 
+import json
 import os
 import sys
 from collections.abc import Mapping
@@ -12,7 +13,9 @@ from typing import Final
 
 from compute_hub.settings import Settings, export_environment, inherited_environment
 from compute_hub.stack.children import Child
+from compute_hub.stack.run_directory import run_directory
 from kernel.ids import new_secret
+from scheduler.ray.autoscaling import DEVICE_RESOURCE
 
 NODE_RESOURCE: Final = "hub_node:"
 """Ray resource by which the controller recognises a hub node: `hub_node:<name>`."""
@@ -20,7 +23,7 @@ NODE_RESOURCE: Final = "hub_node:"
 
 _RAYLET: Final = {
     # A raylet whose head has gone ends, and is started anew with the head's successor.
-    "RAY_gcs_rpc_server_reconnect_timeout_s": "10",
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "5",
 }
 
 
@@ -41,7 +44,7 @@ def ray_environment(settings: Settings) -> dict[str, str]:
 
 
 def export_ray_environment(settings: Settings) -> None:
-    """Put the same into this process's own environment; do it before Ray is imported."""
+    """Put the same into this process's own environment, for its children that import Ray."""
     export_environment(ray_environment(settings))
 
 
@@ -60,7 +63,9 @@ def token_file(settings: Settings) -> Path:
 
 def start_ray(settings: Settings, name: str, *, head: bool, environment: Mapping[str, str], log: Path) -> Child:
     """Start this machine's raylet (and the cluster's head with it) in the foreground of a child process."""
-    ray = Path(sys.executable).with_name("ray")
+    if head:
+        # As long as a raylet of the head before lives, Ray would take this for that head's address and not start.
+        (ray_directory(settings) / "ray_current_cluster").unlink(missing_ok=True)
     where = (
         [
             "--head",
@@ -72,7 +77,7 @@ def start_ray(settings: Settings, name: str, *, head: bool, environment: Mapping
         else [f"--address={ray_address(settings)}"]
     )
     argv = [
-        str(ray),
+        *(sys.executable, "-m", "scheduler.ray.start"),
         "start",
         *where,
         f"--node-ip-address={settings.node_address}",
@@ -81,7 +86,7 @@ def start_ray(settings: Settings, name: str, *, head: bool, environment: Mapping
         "--num-cpus=1",
         "--num-gpus=0",
         "--object-store-memory=100000000",
-        f'--resources={{"{NODE_RESOURCE}{name}": 1}}',
+        f"--resources={json.dumps({f'{NODE_RESOURCE}{name}': 1} | _devices(settings, name))}",
     ]
     return Child(
         f"ray of {name}",
@@ -91,13 +96,22 @@ def start_ray(settings: Settings, name: str, *, head: bool, environment: Mapping
     )
 
 
+def _devices(settings: Settings, name: str) -> dict[str, int]:
+    """The node's devices as Ray's autoscaler compares them with what jobs need; Ray places nothing by them."""
+    found: dict[str, int] = {}
+    for part in (part for node in settings.nodes if node.name == name for part in node.devices):
+        resource = f"{DEVICE_RESOURCE}{part.model}"
+        found[resource] = found.get(resource, 0) + part.count
+    return found
+
+
 def ray_address(settings: Settings) -> str:
     """Where the cluster's head listens, as Ray prints it."""
     return f"{settings.ray_head_host}:{settings.ray_port}"
 
 
 def ray_directory(settings: Settings) -> Path:
-    """Ray's session directory; short, because Ray puts sockets below it."""
+    """Ray's session directory; short, because Ray puts sockets below it, which it opens to everybody."""
     if settings.ray_directory is not None:
         return settings.ray_directory
-    return Path("/tmp") / f"hub-ray-{os.geteuid()}-{settings.ray_port}"  # noqa: S108 - made 0700 by its starter
+    return run_directory() / f"ray-{settings.ray_port}"

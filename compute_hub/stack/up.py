@@ -4,7 +4,7 @@ import fcntl
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
@@ -134,14 +134,11 @@ class LocalStack:
         self._own_state_directory()
         self._tell("PostgreSQL and migrations")
         self._database = prepare_database(self.settings, utc_now())
-        self._tell(f"{len(self.settings.nodes)} nodes on Ray")
-        for position, node in enumerate(self.settings.nodes):
-            head = ["--head"] if position == 0 else []
-            self._child(f"node-{node.name}", "node", "--name", node.name, *head)
+        self._start_nodes()
         self._tell("API, controller and biller")
         self._child("api", "api")
         self._child("biller", "biller")
-        self._child("controller", "controller", **ray_environment(self.settings))
+        self._child("controller", *self._controller(), **ray_environment(self.settings))
         self._wait("the API", lambda: httpx.get(f"{self.url}/readyz").is_success)
         auditor = {"Authorization": f"Bearer {self.key(Role.AUDITOR, 'hub up')}"}
         self._wait(
@@ -158,7 +155,7 @@ class LocalStack:
             ),
         )
         for number in range(1, self.settings.controllers):
-            self._child(f"controller-{number + 1}", "controller", **ray_environment(self.settings))
+            self._child(f"controller-{number + 1}", *self._controller(), **ray_environment(self.settings))
         self._wait(
             "a standby",
             lambda: (
@@ -168,6 +165,15 @@ class LocalStack:
         )
         if self._monitored:
             self._start_monitoring()
+
+    def _start_nodes(self) -> None:
+        self._tell(f"{len(self.settings.nodes)} nodes on Ray")
+        for position, node in enumerate(self.settings.nodes):
+            head = ["--head"] if position == 0 else []
+            self._child(f"node-{node.name}", "node", "--name", node.name, *head)
+
+    def _controller(self) -> Sequence[str]:
+        return ("controller",)
 
     def _start_monitoring(self) -> None:
         self.monitors = list(monitoring(self.settings))

@@ -3,25 +3,20 @@
 Labels are bounded: routes are templates, never paths; no job, tenant or person is ever a label.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
 from typing import Final
 from uuid import UUID
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, GCCollector, Histogram, PlatformCollector
-from prometheus_client.process_collector import ProcessCollector
+from prometheus_client import Counter, Gauge, Histogram
 from sqlalchemy.orm import Session
 
-from compute_hub.telemetry.parts.sizes import size_class
+from compute_hub.telemetry.registry import REGISTRY
 from scheduler.controller.ports import Accounting, Admission, Machines
+from scheduler.controller.watching import Step
 from scheduler.node.protocol import Report, SyncRequest, UsageRecord
 from scheduler.tables import JobRow
-
-REGISTRY: Final = CollectorRegistry(auto_describe=True)
-ProcessCollector(registry=REGISTRY)
-PlatformCollector(registry=REGISTRY)
-GCCollector(registry=REGISTRY)
 
 _FAST: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _SLOW: Final = (0.1, 0.5, 1, 5, 15, 60, 300, 900, 3600, 14_400, 43_200, 86_400, 259_200, 604_800)
@@ -66,9 +61,21 @@ ADMISSIONS: Final = Counter(
 )
 WAIT_SECONDS: Final = Histogram(
     "hub_job_wait_seconds",
-    "Time from a job's queueing to its admission, by size class in cards; exemplars carry job ids as trace ids.",
+    "Time from when a job could start to its admission, by size class in cards; exemplars carry trace ids.",
     ("size",),
     buckets=_SLOW,
+    registry=REGISTRY,
+)
+START_SECONDS: Final = Histogram(
+    "hub_job_start_seconds",
+    "Time from a job's admission to the start of its last process; exemplars carry trace ids.",
+    buckets=(*_FAST, 30, 60, 300),
+    registry=REGISTRY,
+)
+RECLAIM_SECONDS: Final = Histogram(
+    "hub_scheduler_reclaim_seconds",
+    "Time from when others were told to stop for a job to its admission; exemplars carry trace ids.",
+    buckets=(0.1, 0.5, 1, 2.5, 5, 10, 15, 30, 60, 120, 300, 900),
     registry=REGISTRY,
 )
 
@@ -89,24 +96,17 @@ BILL_LAST: Final = Gauge(
     "hub_biller_last_round_timestamp_seconds", "When this biller last finished a round.", registry=REGISTRY
 )
 
-OWN_REGISTRY_PREFIXES: Final = ("process_", "python_")
-
 
 class MeasuredAccounting:
-    """An `Accounting` that counts admissions and waits on their way."""
+    """An `Accounting` that counts those for whom not enough could be set aside."""
 
     def __init__(self, inner: Accounting) -> None:
         self._inner = inner
 
     def admit(self, session: Session, admissions: Sequence[Admission], at: datetime) -> Mapping[UUID, str]:
-        """As the inner one; an admission that is rolled back afterwards is counted all the same."""
+        """As the inner one."""
         refused = self._inner.admit(session, admissions, at)
-        for job in (admission.job for admission in admissions):
-            ADMISSIONS.labels("unfunded" if job.id in refused else "admitted").inc()
-            if job.id not in refused:
-                cards_milli = job.node_count * job.devices_per_node * job.slots_milli
-                waited = max(0.0, (at - job.queued_at).total_seconds())
-                WAIT_SECONDS.labels(size_class(cards_milli)).observe(waited, {"trace_id": job.id.hex})
+        ADMISSIONS.labels("unfunded").inc(len(refused))
         return refused
 
     def keep_funded(
@@ -119,9 +119,9 @@ class MeasuredAccounting:
         """As the inner one."""
         self._inner.record_usage(session, node, records, at)
 
-    def ended(self, session: Session, job: JobRow, at: datetime) -> None:
+    def ended(self, session: Session, jobs: Sequence[JobRow], at: datetime) -> None:
         """As the inner one."""
-        self._inner.ended(session, job, at)
+        self._inner.ended(session, jobs, at)
 
 
 class MeasuredMachines:
@@ -143,7 +143,10 @@ class MeasuredMachines:
 
 
 class ControllerGauge:
-    """What the controller tells of itself (`scheduler.controller.watching.Watcher`)."""
+    """What the controller tells of itself and of jobs (`scheduler.controller.watching.Watcher`)."""
+
+    def __init__(self, moved: Callable[[Sequence[Step]], None]) -> None:
+        self._moved = moved
 
     def timing(self, step: str) -> AbstractContextManager[object]:
         """Time one step."""
@@ -156,3 +159,7 @@ class ControllerGauge:
     def failed(self) -> None:
         """A round ended in an error."""
         STEP_FAILURES.inc()
+
+    def moved(self, steps: Sequence[Step]) -> None:
+        """What became of jobs."""
+        self._moved(steps)

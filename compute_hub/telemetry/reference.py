@@ -4,8 +4,12 @@ from collections.abc import Iterable
 
 from prometheus_client.metrics import MetricWrapperBase
 
-from compute_hub.telemetry.instruments import OWN_REGISTRY_PREFIXES, REGISTRY
+from compute_hub.telemetry import instruments, sensors
 from compute_hub.telemetry.metrics import centre_families
+from compute_hub.telemetry.registry import OWN_REGISTRY_PREFIXES, REGISTRY
+
+DECLARING = (instruments, sensors)
+"""Once imported, what they declare is registered."""
 
 _HEAD = """# Metrics
 

@@ -17,7 +17,7 @@ import psutil
 from prometheus_client import start_http_server
 
 from compute_hub.settings import Settings
-from compute_hub.telemetry.instruments import REGISTRY
+from compute_hub.telemetry.registry import REGISTRY
 from kernel.errors import HubError
 
 _PORTS_TRIED: Final = 64

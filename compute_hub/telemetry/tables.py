@@ -1,4 +1,4 @@
-"""What telemetry keeps: the audits of the ledger, so that every process and every restart knows the last one."""
+"""What telemetry keeps, so that every process and every restart knows it: audits of the ledger, start estimates."""
 
 from datetime import datetime
 from uuid import UUID
@@ -26,3 +26,19 @@ class LedgerAuditRow(Table):
     transfers: Mapped[int]
     differences: Mapped[int]
     explanations: Mapped[list[str]] = mapped_column(ARRAY(Text))
+
+
+class StartEstimateRow(Table):
+    """When a waiting job was expected to start, told soon after it was submitted; and when it did, once it has."""
+
+    __tablename__ = "start_estimates"
+    __table_args__ = (
+        CheckConstraint("(started_at IS NULL) = (judged_at IS NULL)", name="judged"),
+        Index("ix_start_estimates_judged_at", "judged_at"),
+    )
+
+    job_id: Mapped[UUID] = mapped_column(primary_key=True)
+    estimated_at: Mapped[datetime]
+    start_estimate_at: Mapped[datetime]
+    started_at: Mapped[datetime | None]
+    judged_at: Mapped[datetime | None]

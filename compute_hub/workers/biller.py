@@ -7,44 +7,44 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 from uuid import UUID
 
 import structlog
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm import Session
 
-from compute_hub.billing.charging import (
-    charge_job,
-    jobs_to_charge,
-    jobs_to_release,
-    release_job,
-    restore_lost_time,
-)
+from compute_hub.billing.charging import Billed, charge_jobs, release_job, restore_lost_time
 from compute_hub.billing.funding import WAKE_CHANNEL
 from compute_hub.billing.losses import jobs_with_losses
-from compute_hub.billing.tables import JobFundingRow
+from compute_hub.billing.uncharged import jobs_to_charge, jobs_to_release
+from compute_hub.queues import live_queues
 from compute_hub.settings import Settings
 from compute_hub.stack.database import application_url
 from compute_hub.telemetry.auditing import keep_auditing
+from compute_hub.telemetry.forecasting import keep_estimating
 from compute_hub.telemetry.instruments import BILL_LAST, BILL_REFUSALS, BILL_SECONDS, BILLED
+from compute_hub.telemetry.journeys import ChargeJourneys
 from compute_hub.telemetry.serving import serve_metrics
+from compute_hub.telemetry.tracing import open_spans
 from compute_hub.workers.alerts import keep_alerting
-from compute_hub.workers.logs import configure_logs
 from kernel.clock import boottime_ms, unix_ms, utc_now
 from kernel.database import open_engine, transaction
 from kernel.errors import HubError
+from kernel.logs import configure_logs
 from scheduler.controller.wakeups import Wakeups, notifications
 from vouchers.afterlife import expire_vouchers
 from vouchers.cycles import begin_cycles, close_cycles
 from vouchers.redemption import lapse_holds
 
 _BATCH: Final = 200
+"""Jobs billed in one transaction: enough that its statements cost little, few enough that nobody waits long for it."""
 
-_TOGETHER: Final = 20
-"""Jobs billed in one transaction. Their tenants are locked one after the other, so they are all of one tenant."""
+_Bill = Callable[[Session, Sequence[UUID], datetime], Billed]
+"""Bills jobs in one transaction."""
 
 _GATHER_S: Final = 0.25
 """From the first word until what came meanwhile is billed together."""
@@ -69,14 +69,17 @@ def run_biller(settings: Settings) -> None:
         signal.signal(number, lambda *_: stopping.set())
     wakeups.watch("database", notifications(url, WAKE_CHANNEL))
     next_look = 0
+    spans = open_spans(settings, "biller")
+    journeys = ChargeJourneys(engine, spans)
     auditing = keep_auditing(engine, settings.audit_interval_ms, stopping)
+    estimating = keep_estimating(engine, live_queues(settings), stopping)
     alerting = keep_alerting(engine, settings.state_directory.resolve() / "mail", stopping)
     while not stopping.is_set():
         wakeups.wait(settings.tick_ms / 1000)
         wakeups.gather(_GATHER_S)
         try:
             with BILL_SECONDS.time():
-                bill_once(engine, utc_now())
+                bill_once(engine, utc_now(), journeys)
                 if boottime_ms() >= next_look:
                     next_look = boottime_ms() + settings.tick_ms
                     end_what_is_due(engine, utc_now())
@@ -86,6 +89,8 @@ def run_biller(settings: Settings) -> None:
     wakeups.stop()
     auditing.join(timeout=_AUDIT_GRACE_S)
     alerting.join(timeout=_AUDIT_GRACE_S)
+    estimating.join(timeout=_AUDIT_GRACE_S)
+    spans.close()
     engine.dispose()
 
 
@@ -102,63 +107,77 @@ def end_what_is_due(engine: Engine, at: datetime) -> int:
     return count
 
 
-def bill_once(engine: Engine, at: datetime) -> int:
-    """Charge, give back and release what is due now, each job in a transaction; returns how many were touched.
+def bill_once(engine: Engine, at: datetime, journeys: ChargeJourneys | None = None) -> int:
+    """Charge, give back and release what is due now, many jobs in a transaction; returns how many were touched.
 
-    A job that cannot be billed is logged and left for the next round; the others go on.
+    A job that cannot be billed is logged and left for the next round; the others go on. What is rare, losses and
+    releases without a last record, goes one by one.
+
+    Args:
+        engine: of the application role.
+        at: now.
+        journeys: who is told of charges once they are committed.
     """
-    charged = _sweep(engine, lambda s, after: jobs_to_charge(s, _BATCH, after=after), charge_job, at)
-    lost = _sweep(engine, lambda s, after: jobs_with_losses(s, _BATCH, after=after), restore_lost_time, at)
-    over = _sweep(engine, lambda s, after: jobs_to_release(s, _BATCH, at, after=after), release_job, at)
-    return charged + lost + over
+    sweep = _Sweep(engine, at, journeys)
+    charged = sweep(lambda s, after: jobs_to_charge(s, _BATCH, after=after), charge_jobs)
+    lost = sweep(lambda s, after: jobs_with_losses(s, _BATCH, after=after), _one(restore_lost_time), 1)
+    over = sweep(lambda s, after: jobs_to_release(s, _BATCH, at, after=after), charge_jobs)
+    rest = sweep(lambda s, after: jobs_to_release(s, _BATCH, at, after=after), _one(release_job), 1)
+    return charged + lost + max(over, rest)
 
 
-def _sweep(
-    engine: Engine,
-    due: Callable[[Session, UUID | None], Sequence[UUID]],
-    bill: Callable[[Session, UUID, datetime], object],
-    at: datetime,
-) -> int:
-    """Page through the jobs that are due, so that those which are refused again and again hide no others."""
-    count, after = 0, None
-    while True:
-        with transaction(engine) as session:
-            jobs = due(session, after)
-        for some in _of_one_tenant(engine, jobs):
-            _bill(engine, some, bill, at)
-        count += len(jobs)
-        BILLED.inc(len(jobs))
-        if len(jobs) < _BATCH:
-            return count
-        after = jobs[-1]
+def _one(bill: Callable[[Session, UUID, datetime], None]) -> _Bill:
+    def alone(session: Session, jobs: Sequence[UUID], at: datetime) -> Billed:
+        bill(session, jobs[0], at)
+        return Billed((), (), {})
+
+    return alone
 
 
-def _bill(
-    engine: Engine, jobs: Sequence[UUID], bill: Callable[[Session, UUID, datetime], object], at: datetime
-) -> None:
-    """Bill jobs together; if that is refused, one by one, so that only the culprit stays behind."""
-    try:
-        with transaction(engine) as session:
-            for job_id in jobs:
-                bill(session, job_id, at)
-    except (HubError, IntegrityError) as refusal:
-        if len(jobs) == 1:
-            kind = type(refusal).__name__
-            BILL_REFUSALS.labels(kind).inc()
-            _log.error("billing_refused", job=str(jobs[0]), kind=kind, reason=str(refusal))
+@dataclass(frozen=True)
+class _Sweep:
+    """One round over the jobs that are due."""
+
+    engine: Engine
+    at: datetime
+    journeys: ChargeJourneys | None
+
+    def __call__(
+        self, due: Callable[[Session, UUID | None], Sequence[UUID]], bill: _Bill, together: int = _BATCH
+    ) -> int:
+        """Page through the jobs that are due, so that those which are refused again and again hide no others."""
+        count, after = 0, None
+        while True:
+            with transaction(self.engine) as session:
+                jobs = due(session, after)
+            for first in range(0, len(jobs), together):
+                self._bill(jobs[first : first + together], bill)
+            count += len(jobs)
+            BILLED.inc(len(jobs))
+            if len(jobs) < _BATCH:
+                return count
+            after = jobs[-1]
+
+    def _bill(self, jobs: Sequence[UUID], bill: _Bill) -> None:
+        """Bill jobs together; if all are refused, each half by itself, so that only the culprit stays behind."""
+        began = utc_now()
+        try:
+            with transaction(self.engine) as session:
+                billed = bill(session, jobs, self.at)
+        except (HubError, IntegrityError) as refusal:
+            if len(jobs) == 1:
+                _tell(jobs[0], refusal)
+                return
+            for some in (jobs[: len(jobs) // 2], jobs[len(jobs) // 2 :]):
+                self._bill(some, bill)
             return
-        for job_id in jobs:
-            _bill(engine, [job_id], bill, at)
+        for job_id, reason in billed.refused.items():
+            _tell(job_id, reason)
+        if self.journeys is not None:
+            self.journeys.charged(billed.charges, began, utc_now())
 
 
-def _of_one_tenant(engine: Engine, jobs: Sequence[UUID]) -> list[Sequence[UUID]]:
-    by_tenant: dict[UUID, list[UUID]] = {}
-    with transaction(engine) as session:
-        query = select(JobFundingRow.tenant_id, JobFundingRow.job_id).where(JobFundingRow.job_id.in_(jobs))
-        for tenant_id, job_id in session.execute(query.order_by(JobFundingRow.tenant_id, JobFundingRow.job_id)):
-            by_tenant.setdefault(tenant_id, []).append(job_id)
-    return [
-        some[first : first + _TOGETHER]
-        for some in by_tenant.values()
-        for first in range(0, len(some), _TOGETHER)
-    ]
+def _tell(job_id: UUID, refusal: Exception) -> None:
+    kind = type(refusal).__name__
+    BILL_REFUSALS.labels(kind).inc()
+    _log.error("billing_refused", job=str(job_id), kind=kind, reason=str(refusal))

@@ -28,6 +28,9 @@ SECONDS: Final = "s"
 COUNT: Final = "none"
 PER_SECOND: Final = "reqps"
 BYTES: Final = "bytes"
+CELSIUS: Final = "celsius"
+WATTS: Final = "watt"
+KWH: Final = "kwatth"
 
 Kind = Literal["stat", "lines", "stack", "bars", "states", "table"]
 
@@ -122,6 +125,8 @@ def as_json(board: Board) -> str:
     for panel in board.panels:
         made.with_panel(_panel(panel))
     content = json.loads(json.dumps(made.build(), cls=JSONEncoder))
+    for panel in content["panels"]:
+        panel["options"] = panel["options"] or {}  # Grafana fills in what an object leaves out, but not in null
     for annotation in content["annotations"]["list"]:
         annotation["titleFormat"] = "{{alertname}}{{state}}"  # the builders know no format of annotations
         annotation["textFormat"] = "{{severity}} {{node}} {{programme}} {{model}}"

@@ -11,6 +11,26 @@ CREATE TABLE controllers (
 
 CREATE INDEX ix_controllers_controller ON controllers (controller);
 
+-- Control is a forest, whoever writes and however many at once.
+CREATE FUNCTION controllers_refuse_cycle() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM pg_advisory_xact_lock(hashtext('controllers'));
+    IF EXISTS (
+        WITH RECURSIVE chain(party) AS (
+            SELECT NEW.controller
+            UNION
+            SELECT c.controller FROM controllers c JOIN chain ON c.controlled = chain.party
+        )
+        SELECT FROM chain WHERE party = NEW.controlled
+    ) THEN
+        RAISE EXCEPTION '% controls % already', NEW.controlled, NEW.controller
+            USING ERRCODE = 'check_violation', CONSTRAINT = 'ck_controllers_forest';
+    END IF;
+    RETURN NEW;
+END $$;
+CREATE TRIGGER controllers_are_a_forest BEFORE INSERT OR UPDATE ON controllers
+    FOR EACH ROW EXECUTE FUNCTION controllers_refuse_cycle();
+
 CREATE TABLE enterprises (
     id UUID NOT NULL,
     credit_code TEXT NOT NULL,

@@ -42,6 +42,7 @@ CREATE TABLE jobs (
     attained_ms BIGINT NOT NULL,
     lost_attempts BIGINT[] NOT NULL,
     revision BIGINT NOT NULL,
+    traceparent TEXT NOT NULL,
     queued_at TIMESTAMP WITH TIME ZONE NOT NULL,
     attempt BIGINT NOT NULL,
     placed_at TIMESTAMP WITH TIME ZONE,
@@ -50,6 +51,8 @@ CREATE TABLE jobs (
     exit_code BIGINT,
     end_reason TEXT,
     stop_reason TEXT,
+    notice TEXT NOT NULL DEFAULT '',
+    notice_signal BIGINT NOT NULL DEFAULT 0,
     CONSTRAINT pk_jobs PRIMARY KEY (id),
     CONSTRAINT ck_jobs_state CHECK (state IN ('queued', 'starting', 'running', 'stopping', 'succeeded', 'failed', 'cancelled')),
     CONSTRAINT ck_jobs_ended CHECK ((ended_at IS NOT NULL) = (state IN ('succeeded', 'failed', 'cancelled'))),
@@ -80,8 +83,13 @@ CREATE TABLE nodes (
     isolation JSONB NOT NULL,
     joined_at TIMESTAMP WITH TIME ZONE NOT NULL,
     last_seen_at TIMESTAMP WITH TIME ZONE NOT NULL,
+    admits TEXT NOT NULL DEFAULT 'open',
+    drain_by TIMESTAMP WITH TIME ZONE,
+    own_labels JSONB NOT NULL DEFAULT '{}',
     CONSTRAINT pk_nodes PRIMARY KEY (name),
-    CONSTRAINT ck_nodes_state CHECK (state IN ('up', 'draining', 'down'))
+    CONSTRAINT ck_nodes_state CHECK (state IN ('up', 'down')),
+    CONSTRAINT ck_nodes_admits CHECK (admits IN ('open', 'cordoned', 'draining')),
+    CONSTRAINT ck_nodes_drain_by CHECK (drain_by IS NULL OR admits = 'draining')
 );
 
 CREATE TABLE scheduler_leader (
@@ -101,10 +109,56 @@ CREATE TABLE devices (
     vendor TEXT NOT NULL,
     healthy BOOLEAN NOT NULL,
     freed_at TIMESTAMP WITH TIME ZONE,
+    failed BOOLEAN NOT NULL DEFAULT false,
+    health_reason TEXT NOT NULL DEFAULT '',
+    cordoned BOOLEAN NOT NULL DEFAULT false,
     CONSTRAINT pk_devices PRIMARY KEY (node, index),
     CONSTRAINT fk_devices_node FOREIGN KEY(node) REFERENCES nodes (name),
     CONSTRAINT uq_devices_number UNIQUE (number)
 );
+
+CREATE TABLE reservations (
+    id UUID NOT NULL,
+    tenant_id UUID,
+    begins_at TIMESTAMP WITH TIME ZONE NOT NULL,
+    ends_at TIMESTAMP WITH TIME ZONE NOT NULL,
+    reason TEXT NOT NULL,
+    made_by UUID NOT NULL,
+    made_at TIMESTAMP WITH TIME ZONE NOT NULL,
+    cancelled_at TIMESTAMP WITH TIME ZONE,
+    cancelled_by UUID,
+    CONSTRAINT pk_reservations PRIMARY KEY (id),
+    CONSTRAINT ck_reservations_span CHECK (begins_at < ends_at),
+    CONSTRAINT ck_reservations_cancelled CHECK ((cancelled_at IS NULL) = (cancelled_by IS NULL))
+);
+
+CREATE INDEX ix_reservations_ends_at ON reservations (ends_at);
+
+CREATE TABLE reserved_devices (
+    reservation_id UUID NOT NULL,
+    node TEXT NOT NULL,
+    device_index BIGINT NOT NULL,
+    slots INT8RANGE NOT NULL,
+    span TSTZRANGE NOT NULL,
+    CONSTRAINT pk_reserved_devices PRIMARY KEY (reservation_id, node, device_index),
+    CONSTRAINT ex_reserved_devices_slots_span EXCLUDE USING gist (slots WITH &&, span WITH &&),
+    CONSTRAINT fk_reserved_devices_reservation_id FOREIGN KEY(reservation_id) REFERENCES reservations (id),
+    CONSTRAINT fk_reserved_devices_node FOREIGN KEY(node, device_index) REFERENCES devices (node, index)
+);
+
+CREATE TABLE node_events (
+    number BIGINT GENERATED ALWAYS AS IDENTITY,
+    node TEXT NOT NULL,
+    device_index BIGINT,
+    kind TEXT NOT NULL,
+    sentence TEXT NOT NULL,
+    by UUID,
+    at TIMESTAMP WITH TIME ZONE NOT NULL,
+    CONSTRAINT pk_node_events PRIMARY KEY (number),
+    CONSTRAINT fk_node_events_node FOREIGN KEY(node) REFERENCES nodes (name)
+);
+
+CREATE INDEX ix_node_events_node_number ON node_events (node, number);
 
 CREATE TABLE runs (
     id UUID NOT NULL,
@@ -131,6 +185,8 @@ CREATE TABLE runs (
 CREATE INDEX ix_runs_live ON runs (node) WHERE state <> 'ended';
 
 CREATE INDEX ix_runs_ended_at ON runs USING brin (ended_at);
+
+CREATE INDEX ix_runs_lost ON runs (node) WHERE end_reason = 'node_lost' AND started_at IS NULL;
 
 CREATE TABLE allocations (
     id UUID NOT NULL,
@@ -170,8 +226,9 @@ CREATE TABLE job_templates (
 
 GRANT SELECT, INSERT, UPDATE, DELETE ON job_secrets, job_templates TO hub_app;
 GRANT SELECT, INSERT, UPDATE ON scheduler_leader, nodes, devices, jobs, runs TO hub_app;
-GRANT SELECT, INSERT ON allocations TO hub_app;
-GRANT UPDATE (span) ON allocations TO hub_app;
+GRANT SELECT, INSERT ON allocations, reservations, reserved_devices, node_events TO hub_app;
+GRANT UPDATE (span) ON allocations, reserved_devices TO hub_app;
+GRANT UPDATE (cancelled_at, cancelled_by) ON reservations TO hub_app;
 
 -- The epoch in force, held for the rest of the transaction. An advisory lock, because a row lock would make every
 -- transaction that only looks a writing one. Volatile: what is read after the lock was waited for is what is then true.

@@ -35,8 +35,9 @@ CREATE TABLE job_funding (
     held_slot_ms BIGINT NOT NULL,
     funded_at TIMESTAMP WITH TIME ZONE,
     rated_units NUMERIC(40, 0) NOT NULL,
+    charges BIGINT NOT NULL,
     CONSTRAINT pk_job_funding PRIMARY KEY (job_id),
-    CONSTRAINT ck_job_funding_not_negative CHECK (held_micros >= 0 AND held_slot_ms >= 0),
+    CONSTRAINT ck_job_funding_not_negative CHECK (held_micros >= 0 AND held_slot_ms >= 0 AND charges >= 0),
     CONSTRAINT ck_job_funding_state CHECK (state IN ('pending', 'held', 'ended', 'released'))
 );
 
@@ -87,12 +88,17 @@ CREATE TABLE usage_records (
     duration_ms BIGINT NOT NULL,
     slot_ms BIGINT NOT NULL,
     busy_ms BIGINT NOT NULL,
+    memory_bytes_max BIGINT NOT NULL,
+    energy_mj BIGINT,
+    energy_basis TEXT,
     final BOOLEAN NOT NULL,
     content_sha256 TEXT NOT NULL,
     received_at TIMESTAMP WITH TIME ZONE NOT NULL,
     CONSTRAINT pk_usage_records PRIMARY KEY (id),
     CONSTRAINT uq_usage_records_job_id_attempt_rank_k UNIQUE (job_id, attempt, rank, k),
-    CONSTRAINT ck_usage_records_not_negative CHECK (k >= 0 AND offset_ms >= 0 AND duration_ms >= 0 AND slot_ms >= 0)
+    CONSTRAINT ck_usage_records_not_negative CHECK (k >= 0 AND offset_ms >= 0 AND duration_ms >= 0 AND slot_ms >= 0),
+    CONSTRAINT ck_usage_records_energy CHECK ((energy_mj IS NULL) = (energy_basis IS NULL)),
+    CONSTRAINT ck_usage_records_energy_basis CHECK (energy_basis IN ('measured', 'estimated'))
 );
 
 CREATE TABLE gap_cases (
@@ -322,6 +328,18 @@ CREATE TABLE ledger_audits (
     CONSTRAINT ck_ledger_audits_not_negative CHECK (differences >= 0 AND duration_ms >= 0)
 );
 
+CREATE TABLE start_estimates (
+    job_id UUID NOT NULL,
+    estimated_at TIMESTAMP WITH TIME ZONE NOT NULL,
+    start_estimate_at TIMESTAMP WITH TIME ZONE NOT NULL,
+    started_at TIMESTAMP WITH TIME ZONE,
+    judged_at TIMESTAMP WITH TIME ZONE,
+    CONSTRAINT pk_start_estimates PRIMARY KEY (job_id),
+    CONSTRAINT ck_start_estimates_judged CHECK ((started_at IS NULL) = (judged_at IS NULL))
+);
+
+CREATE INDEX ix_start_estimates_judged_at ON start_estimates (judged_at);
+
 CREATE INDEX ix_ledger_audits_audited_at ON ledger_audits (audited_at);
 
 CREATE TABLE alert_rules (
@@ -357,6 +375,7 @@ CREATE INDEX ix_alerts_waiting ON alerts (id) WHERE sent_at IS NULL;
 
 GRANT SELECT, INSERT, UPDATE ON alert_rules, alerts TO hub_app;
 GRANT SELECT, INSERT ON ledger_audits TO hub_app;
+GRANT SELECT, INSERT, UPDATE, DELETE ON start_estimates TO hub_app;
 GRANT SELECT, INSERT ON api_keys, idempotency_keys, usage_records, usage_mismatches, gap_cases TO hub_app;
 GRANT UPDATE (revoked_at) ON api_keys TO hub_app;
 GRANT SELECT, INSERT ON rates, charges, charge_lines, charge_corrections, charged_usage, lost_attempts TO hub_app;

@@ -22,6 +22,7 @@ from scheduler.controller.evicting import order_evictions
 from scheduler.controller.explaining import explain_waiting
 from scheduler.controller.live_state import LiveState, machines_of
 from scheduler.controller.ports import Accounting, Admission
+from scheduler.controller.watching import Step
 from scheduler.leadership import Leadership, fence
 from scheduler.policy.model import WHOLE_MILLI, Placement, Start
 from scheduler.tables import AllocationRow, JobRow, RunRow
@@ -41,6 +42,7 @@ class Admitted:
 
     nodes: frozenset[str]
     stood_back: bool
+    steps: tuple[Step, ...] = ()
 
 
 def admit(
@@ -74,10 +76,12 @@ def admit(
     for start in plan.starts:
         if UUID(start.job_id) not in begun:
             live.shelve(UUID(start.job_id), unix_ms(at), UNFUNDED_RETRY_MS)
-    stopping = order_evictions(session, plan.evictions, live, accounting, at, unfunded_ms=UNFUNDED_RETRY_MS)
+    ordered = order_evictions(session, plan.evictions, live, accounting, at, unfunded_ms=UNFUNDED_RETRY_MS)
     if explaining:
         explain_waiting(session, live, unix_ms(at))
-    return Admitted(stopping.union(*begun.values()), stood_back=len(begun) < len(plan.starts))
+    steps = (*begun.values(), *ordered.claims)
+    nodes = ordered.nodes.union(*(step.nodes for step in begun.values()))
+    return Admitted(nodes, stood_back=len(begun) < len(plan.starts), steps=steps)
 
 
 def _begin_all(
@@ -87,8 +91,8 @@ def _begin_all(
     accounting: Accounting,
     live: LiveState,
     at: datetime,
-) -> dict[UUID, frozenset[str]]:
-    """Begin all starts at once; by job that was begun, its nodes.
+) -> dict[UUID, Step]:
+    """Begin all starts at once; by job that was begun, the step it took.
 
     A slice the database says is taken costs its job a pause and nobody else anything: then each is begun by itself.
     """
@@ -102,7 +106,7 @@ def _begin_all(
             _log.error("allocation_refused", job=starts[0].job_id, reason=str(error.orig))
             return {}
     alone = [_begin_all(session, leadership, [start], accounting, live, at) for start in starts]
-    return {job_id: nodes for begun in alone for job_id, nodes in begun.items()}
+    return {job_id: step for begun in alone for job_id, step in begun.items()}
 
 
 def _begin(
@@ -112,14 +116,17 @@ def _begin(
     accounting: Accounting,
     live: LiveState,
     at: datetime,
-) -> dict[UUID, frozenset[str]]:
+) -> dict[UUID, Step]:
     placed = {UUID(start.job_id): machines_of(start.placements) for start in starts}
-    # Locked in the order of tenants, as money is.
+    # Locked in the order of tenants, as money is; asked for in the order of the plan.
     query = select(JobRow).where(JobRow.id.in_(placed)).order_by(JobRow.tenant_id, JobRow.id).with_for_update()
     jobs = [job for job in session.scalars(query) if _may_start(job)]
     for job in jobs:
         job.attempt += 1
-    asked = [Admission(job, _slots_by_model(placed[job.id], live)) for job in jobs]
+    may = {job.id: job for job in jobs}
+    asked = [
+        Admission(may[job_id], _slots_by_model(placed[job_id], live)) for job_id in placed if job_id in may
+    ]
     refused = accounting.admit(session, asked, at)
     for job in jobs:
         if job.id in refused:
@@ -147,7 +154,22 @@ def _begin(
     for job, rank, placement in ranks:
         session.add_all(_allocations(_run_id(job, rank), placement, live, at))
     session.flush()
-    return {job.id: frozenset(placement.node for placement in placed[job.id]) for job in begun}
+    return {job.id: _admitted(job, placed[job.id], at) for job in begun}
+
+
+def _admitted(job: JobRow, placements: Sequence[Placement], at: datetime) -> Step:
+    waiting_since = max(filter(None, (job.queued_at, job.retry_at, job.not_before)))
+    nodes = tuple(dict.fromkeys(placement.node for placement in placements))
+    return Step(
+        "admitted",
+        job.id,
+        job.attempt,
+        job.traceparent,
+        min(at, waiting_since),
+        at,
+        nodes=nodes,
+        cards_milli=job.node_count * job.devices_per_node * job.slots_milli,
+    )
 
 
 def _may_start(job: JobRow) -> bool:

@@ -1,13 +1,16 @@
 """What every node should be running, computed from the database alone."""
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
 from pathlib import Path
+from uuid import UUID
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from scheduler.node.protocol import Bundle, DeviceShare, Gang, Network, RunSpec, Scope
+from scheduler.node.protocol import PIDS, Bundle, DeviceShare, Gang, Network, RunSpec, Scope
+from scheduler.ray import private
 from scheduler.secrets import Vault, opened_secrets
 from scheduler.tables import JobRow, NodeRow, RunRow
 
@@ -27,7 +30,15 @@ class Store:
         return self.workspaces / str(job.tenant_id) / str(job.id) / f"attempt-{attempt}"
 
 
-def desired_runs(session: Session, store: Store, names: Collection[str]) -> dict[str, list[RunSpec]]:
+@dataclass
+class Wanted:
+    """What one node should be running, and by run what its program is to be told."""
+
+    runs: list[RunSpec] = field(default_factory=list)
+    notices: dict[str, str] = field(default_factory=dict)
+
+
+def desired_runs(session: Session, store: Store, names: Collection[str]) -> dict[str, Wanted]:
     """By node, every run that should exist there now; a run whose job is to stop is left out, which stops it.
 
     Args:
@@ -45,31 +56,36 @@ def desired_runs(session: Session, store: Store, names: Collection[str]) -> dict
         )
         .order_by(RunRow.node, RunRow.id)
     ).all()
-    hosts = dict(session.execute(select(NodeRow.name, NodeRow.host_id)).all())
-    gangs = _gang_hosts(session, [job for _, job in live], hosts)
+    gangs = _gang_hosts(session, {job.id for _, job in live if job.network == Network.JOB})
     # A run that has started has its secrets; they are sent no more often than they must.
     secrets = opened_secrets(session, store.vault, [job for run, job in live if run.state == "placed"])
-    found: dict[str, list[RunSpec]] = {}
+    found: dict[str, Wanted] = {}
     for run, job in live:
         given = secrets.get(job.id, {}) if run.state == "placed" else {}
-        found.setdefault(run.node, []).append(_spec(run, job, store, gangs[str(job.id)], given))
+        wanted = found.setdefault(run.node, Wanted())
+        wanted.runs.append(_spec(run, job, store, gangs.get(job.id), given))
+        if job.notice:
+            wanted.notices[str(run.id)] = job.notice
     return found
 
 
-def _gang_hosts(
-    session: Session, jobs: Sequence[JobRow], hosts: Mapping[str, str]
-) -> dict[str, frozenset[str]]:
-    """By job, the hosts its latest attempt's ranks are on."""
-    nodes = session.execute(
-        select(RunRow.job_id, func.array_agg(RunRow.node))
+def _gang_hosts(session: Session, job_ids: AbstractSet[UUID]) -> dict[UUID, frozenset[str]]:
+    """By job whose ranks talk, the hosts its latest attempt's ranks are on."""
+    if not job_ids:
+        return {}
+    hosts = session.execute(
+        select(RunRow.job_id, func.array_agg(NodeRow.host_id))
         .join(JobRow, (JobRow.id == RunRow.job_id) & (JobRow.attempt == RunRow.attempt))
-        .where(RunRow.job_id.in_({job.id for job in jobs}))
+        .join(NodeRow, NodeRow.name == RunRow.node)
+        .where(RunRow.job_id.in_(job_ids))
         .group_by(RunRow.job_id)
     ).all()
-    return {str(job_id): frozenset(hosts[name] for name in names) for job_id, names in nodes}
+    return {job_id: frozenset(names) for job_id, names in hosts}
 
 
-def _spec(run: RunRow, job: JobRow, store: Store, hosts: frozenset[str], secrets: dict[str, str]) -> RunSpec:
+def _spec(
+    run: RunRow, job: JobRow, store: Store, hosts: frozenset[str] | None, secrets: dict[str, str]
+) -> RunSpec:
     folder = store.attempt(job, run.attempt)
     bundle = None
     if job.upload_sha256 is not None:
@@ -80,7 +96,7 @@ def _spec(run: RunRow, job: JobRow, store: Store, hosts: frozenset[str], secrets
         job_id=str(job.id),
         tenant_id=str(job.tenant_id),
         attempt=run.attempt,
-        argv=tuple(job.argv),
+        argv=_argv(job),
         workspace=str(folder / f"rank-{run.rank}"),
         log=str(folder / f"rank-{run.rank}.log"),
         rank=run.rank,
@@ -92,12 +108,21 @@ def _spec(run: RunRow, job: JobRow, store: Store, hosts: frozenset[str], secrets
         devices=tuple(DeviceShare(*piece) for piece in run.devices),
         cpu_milli=job.cpu_milli,
         memory_mib=job.memory_mib,
+        pids=private.PIDS if job.kind == private.KIND else PIDS,
         time_limit_ms=job.time_limit_ms,
         grace_ms=job.grace_ms,
+        traceparent=job.traceparent,
         secrets=secrets,
+        notice_signal=job.notice_signal,
         network=Network(job.network),
-        gang=_gang(run, job, hosts) if job.network == Network.JOB else None,
+        gang=None if hosts is None else _gang(run, job, hosts),
     )
+
+
+def _argv(job: JobRow) -> tuple[str, ...]:
+    if job.kind == private.KIND:
+        return private.rank_argv(job.argv, cpu_milli=job.cpu_milli, memory_mib=job.memory_mib)
+    return tuple(job.argv)
 
 
 def _array_variables(job: JobRow) -> dict[str, str]:

@@ -5,6 +5,7 @@ Nobody is stopped for a job that could not be paid.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
@@ -16,10 +17,19 @@ from kernel.clock import unix_ms
 from scheduler.controller.live_state import LiveState
 from scheduler.controller.ports import Accounting, Admission
 from scheduler.controller.settling import PREEMPTED
+from scheduler.controller.watching import Step
 from scheduler.policy.model import Eviction
 from scheduler.tables import JobRow, RunRow
 
 _log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Ordered:
+    """The machines that must be synced so that victims stop, and for whom they stop."""
+
+    nodes: frozenset[str]
+    claims: tuple[Step, ...] = ()
 
 
 def order_evictions(
@@ -30,7 +40,7 @@ def order_evictions(
     at: datetime,
     *,
     unfunded_ms: int,
-) -> frozenset[str]:
+) -> Ordered:
     """Write down who is to stop for whom; the policy hears of it with the next look at the tables.
 
     Args:
@@ -41,25 +51,31 @@ def order_evictions(
         at: now.
         unfunded_ms: for how long such a claimant is shelved.
 
-    Returns:
-        The machines that must be synced for it.
     """
     victims_of: dict[UUID, list[Eviction]] = {}
     for eviction in evictions:
         victims_of.setdefault(UUID(eviction.for_job_id), []).append(eviction)
     stopping: list[UUID] = []
+    claims: list[Step] = []
     for claimant_id, ordered in sorted(victims_of.items()):
         model = live.policy.running[ordered[0].job_id].pool
         if not _could_pay(session, claimant_id, model, accounting, at):
             live.shelve(claimant_id, unix_ms(at), unfunded_ms)
             continue
-        stopping += [UUID(eviction.job_id) for eviction in ordered if _order(session, eviction)]
+        victims = [UUID(eviction.job_id) for eviction in ordered if _order(session, eviction)]
+        if victims:
+            stopping += victims
+            claims.append(_claim(session, claimant_id, at))
     if not stopping:
-        return frozenset()
+        return Ordered(frozenset())
     session.flush()
-    return frozenset(
-        session.scalars(select(RunRow.node).where(RunRow.job_id.in_(stopping), RunRow.state != "ended"))
-    )
+    nodes = session.scalars(select(RunRow.node).where(RunRow.job_id.in_(stopping), RunRow.state != "ended"))
+    return Ordered(frozenset(nodes), tuple(claims))
+
+
+def _claim(session: Session, claimant_id: UUID, at: datetime) -> Step:
+    job = session.get_one(JobRow, claimant_id)
+    return Step("claimed", job.id, job.attempt + 1, job.traceparent, job.queued_at, at)
 
 
 def _order(session: Session, eviction: Eviction) -> bool:

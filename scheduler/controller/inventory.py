@@ -1,6 +1,6 @@
 """What the centre has: nodes and devices as their supervisors describe them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -11,12 +11,17 @@ from sqlalchemy.orm import Session
 from kernel.database import transaction
 from scheduler.node.codec import encode
 from scheduler.node.protocol import Report
-from scheduler.node.relay import LINK_LABEL
+from scheduler.node.relay import LINK_LABEL, Link
+from scheduler.operations import note
 from scheduler.tables import DeviceRow, NodeRow
 
 
-def record_node(session: Session, report: Report, at: datetime) -> None:
-    """Make the tables say what a node says of itself; a device that is no longer reported is unhealthy."""
+def record_node(session: Session, report: Report, at: datetime) -> bool:
+    """Make the tables say what a node says of itself; a device that is no longer reported is unhealthy.
+
+    Returns:
+        Whether the node had been given up and is back.
+    """
     seen: dict[str, Any] = {
         "host_id": report.host_id,
         "labels": dict(report.labels),
@@ -29,14 +34,16 @@ def record_node(session: Session, report: Report, at: datetime) -> None:
     statement = insert(NodeRow).values(values)
     session.execute(statement.on_conflict_do_update(index_elements=[NodeRow.name], set_=seen))
     node = session.get_one(NodeRow, report.node, populate_existing=True)
-    if node.state == "down":  # an operator's drain stays
+    back = node.state == "down"
+    if node.joined_at == at or back:  # an operator's order stays
+        note(session, report.node, "joined", f"answers from host {report.host_id}", at=at)
         node.state = "up"
     known = {
         device.index: device
         for device in session.scalars(select(DeviceRow).where(DeviceRow.node == report.node))
     }
     for device in report.devices:
-        row = known.pop(device.index, None)
+        row = known.get(device.index)
         if row is None:
             session.add(
                 DeviceRow(
@@ -44,22 +51,54 @@ def record_node(session: Session, report: Report, at: datetime) -> None:
                     index=device.index,
                     model=device.model,
                     vendor=device.vendor,
-                    healthy=device.healthy,
+                    healthy=True,
                 )
             )
         else:  # a slot may have been given another card
-            row.model, row.vendor, row.healthy = device.model, device.vendor, device.healthy
-    for gone in known.values():
-        gone.healthy = False
+            row.model, row.vendor = device.model, device.vendor
     session.flush()
+    said = {device.index: device for device in report.devices}
+    for row in session.scalars(
+        select(DeviceRow).where(DeviceRow.node == report.node).order_by(DeviceRow.index)
+    ):
+        status = said.get(row.index)
+        if status is None:
+            _record_health(
+                session, row, healthy=False, failed=False, reason="the node no longer reports it", at=at
+            )
+        else:
+            healthy, failed, reason = status.healthy, status.failed, status.reason
+            _record_health(session, row, healthy=healthy, failed=failed, reason=reason, at=at)
+    session.flush()
+    return back
 
 
-def links_of(engine: Engine) -> Callable[[], dict[str, str]]:
-    """Asks where the relays of the nodes that are not given up listen."""
+def _record_health(
+    session: Session, row: DeviceRow, *, healthy: bool, failed: bool, reason: str, at: datetime
+) -> None:
+    """A device that is not healthy is drained by itself: it takes no new jobs until its node says it is well."""
+    if (row.healthy, row.failed, row.health_reason) == (healthy, failed, reason):
+        return
+    if healthy:
+        kind, sentence = "device_recovered", f"device {row.index} is healthy again"
+    else:
+        effect = "what runs on it is stopped" if failed else "what runs on it goes on"
+        kind = "device_failed" if failed else "device_unhealthy"
+        sentence = f"device {row.index} takes no new jobs, {effect}: {reason}"
+    row.healthy, row.failed, row.health_reason = healthy, failed, reason
+    note(session, row.node, kind, sentence, index=row.index, at=at)
 
-    def links() -> dict[str, str]:
+
+def links_of(engine: Engine) -> Callable[[], Mapping[str, Link]]:
+    """Asks where the relays of all nodes listen."""
+
+    def links() -> Mapping[str, Link]:
         with transaction(engine) as session:
-            rows = session.execute(select(NodeRow.name, NodeRow.labels).where(NodeRow.state != "down"))
-            return {name: str(labels[LINK_LABEL]) for name, labels in rows if LINK_LABEL in labels}
+            rows = session.execute(select(NodeRow.name, NodeRow.state, NodeRow.labels))
+            return {
+                name: Link(str(labels[LINK_LABEL]), given_up=state == "down")
+                for name, state, labels in rows
+                if LINK_LABEL in labels
+            }
 
     return links

@@ -19,11 +19,11 @@ from sqlalchemy.orm import Session
 from kernel.clock import unix_ms
 from kernel.errors import HubError
 from scheduler.controller.history import learn_durations, recent_use
-from scheduler.controller.picture import Device, job_of, machine_of, nodes_of, placements_of
+from scheduler.controller.picture import Centre, Device, centre_of, job_of, machine_of, placements_of
 from scheduler.controller.poison import find_poison
 from scheduler.dependencies import succeeded_among
 from scheduler.policy.cycle import plan_cycle
-from scheduler.policy.model import Eviction, Job, Node, Placement, Plan, Queue, Start
+from scheduler.policy.model import Eviction, Job, Node, Placement, Plan, Queue, Reservation, Start
 from scheduler.policy.settings import PolicySettings
 from scheduler.policy.state import SchedulerState
 from scheduler.tables import JobRow
@@ -67,6 +67,7 @@ class LiveState:
         self._known: dict[UUID, _Known] = {}
         self._shelved: dict[UUID, _Shelved] = {}
         self._remembers = False
+        self._kept: tuple[tuple[Reservation, ...], tuple[str, ...]] = ((), ())
         self.set_aside: dict[UUID, str] = {}
         self.devices: dict[tuple[str, int], Device] = {}
         self.policy = SchedulerState(queues, settings)
@@ -110,7 +111,8 @@ class LiveState:
             and not self.is_shelved(row.id, now_ms)
         }
         running = {row.id: (row.attempt, row.revision) for row in live if row.state != "queued"}
-        self.devices, nodes = nodes_of(session, answering)
+        centre = centre_of(session, answering, now_ms)
+        self.devices, nodes = centre.devices, centre.nodes
         self._forget(session, queued, running, now_ms)
         self._take_in(nodes, {str(row.tenant_id) for row in live})
         if not self._remembers:
@@ -118,6 +120,7 @@ class LiveState:
         self._learn(session, queued, running, now_ms)
         self._order_evictions({row.id: row.evicted_for for row in live if row.evicted_for is not None})
         self._renew(nodes)
+        self._reserve(centre, now_ms)
         if not self._remembers:
             self._remember_use(session, now_ms)
             self._remembers = True
@@ -203,6 +206,13 @@ class LiveState:
                 self.policy.node_joined(node)
             self._nodes[node.name] = node
 
+    def _reserve(self, centre: Centre, now_ms: int) -> None:
+        """Tell the policy what is kept for whom, when that or the nodes there are have changed."""
+        kept = (centre.reservations, tuple(node.name for node in centre.nodes) if centre.reservations else ())
+        if kept != self._kept:
+            self._kept = kept
+            self.policy.reservations_changed(centre.reservations, now_ms)
+
     def _rebuild(self) -> None:
         self.policy = self._replay([job_id for job_id, known in self._known.items() if known.start is None])
 
@@ -218,6 +228,8 @@ class LiveState:
                 state.allocation_started(known.start, known.began_ms)
         for node in self._nodes.values():
             state.node_joined(node)
+        for reservation in self._kept[0]:
+            state.reserved(reservation)
         for job_id in sorted(waiting):
             self._enqueue(state, self._known[job_id])
         for running in self.policy.running.values():

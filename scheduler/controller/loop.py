@@ -18,19 +18,21 @@ from sqlalchemy.orm import Session
 from kernel.clock import boottime_ms, unix_ms, utc_now
 from kernel.database import transaction
 from scheduler.controller.admitting import admit
-from scheduler.controller.desired import Store, desired_runs
+from scheduler.controller.clearing import order_clearing
+from scheduler.controller.desired import Store, Wanted, desired_runs
 from scheduler.controller.inventory import record_node
 from scheduler.controller.live_state import LiveState
 from scheduler.controller.nodes import Nodes
-from scheduler.controller.observing import Observed, lose_node, observe
+from scheduler.controller.observing import Observed, correct_lost, lose_node, observe
 from scheduler.controller.ports import Accounting, Machines
 from scheduler.controller.settling import end_waiting, settle, unsettled
 from scheduler.controller.stopwatch import Stopwatch
 from scheduler.controller.wakeups import Wakeups
-from scheduler.controller.watching import Nobody, Watcher
+from scheduler.controller.watching import Nobody, Step, Watcher
 from scheduler.jobs import WAKE_CHANNEL
 from scheduler.leadership import Leadership, acquire, fence, renew, resign
 from scheduler.node.protocol import Report, SyncRequest
+from scheduler.operations import note
 from scheduler.policy.model import Queue
 from scheduler.policy.settings import PolicySettings, policy_named
 from scheduler.refusals import LeadershipLost
@@ -43,7 +45,9 @@ _STANDBY_LOOK_MS: Final = 250
 """How often a standby looks whether the leader's lease has lapsed."""
 
 _BREATH_MS: Final = 40
-"""Between two steps, so that under load a step serves many words; the first word after a pause is served at once."""
+_BREATH_MS_MAX: Final = 200
+"""Between two steps as long as the last one took, within these bounds, so that under load a step serves many words
+and leaves the machine to others half of the time; the first word after a pause is served at once."""
 
 _log = structlog.get_logger(__name__)
 
@@ -101,6 +105,7 @@ class Controller:
         self._watcher = watcher or Nobody()
         self._term: _Term | None = None
         self._prepared = LiveState(self._policy, self._queues)
+        self._prepare_at = 0
         self._stopping = False
 
     def stop(self) -> None:
@@ -117,8 +122,10 @@ class Controller:
             ticking = boottime_ms() >= next_tick
             if ticking:
                 next_tick = boottime_ms() + self._pace.tick_ms
+            began = boottime_ms()
             self.attempt(words, ticking=ticking)
-            rested = boottime_ms() + _BREATH_MS
+            ended = boottime_ms()
+            rested = ended + min(max(_BREATH_MS, ended - began), _BREATH_MS_MAX)
             next_tick = min(next_tick, self._next_look())
         self.resign()
 
@@ -173,6 +180,9 @@ class Controller:
 
     def _prepare(self) -> None:
         """While another leads: keep the picture up to date, so that taking over takes no time."""
+        if boottime_ms() < self._prepare_at:
+            return
+        self._prepare_at = boottime_ms() + self._pace.tick_ms
         with transaction(self._engine) as session:
             self._prepared.refresh(session, unix_ms(utc_now()), frozenset())
 
@@ -221,6 +231,7 @@ class Controller:
                     answering=term.nodes.answering(),
                     explaining=explaining,
                 )
+            self._watcher.moved(admitted.steps)
             nodes |= admitted.nodes
             if not admitted.stood_back:
                 break
@@ -230,9 +241,11 @@ class Controller:
         """End what was cancelled while it waited; returns the nodes, if anything must be stopped."""
         at = utc_now()
         with transaction(self._engine) as session:
-            end_waiting(session, self._led.leadership, self._accounting, at)
+            steps = end_waiting(session, self._led.leadership, self._accounting, at)
+            order_clearing(session, at)
             loose = unsettled(session)
-            settle(session, loose, self._accounting, at)
+            settled = settle(session, loose, self._accounting, at)
+        self._watcher.moved((*steps, *settled.steps))
         return set(self._machines.reachable()) if loose else set()
 
     def _sync(self, names: set[str], reachable: set[str]) -> tuple[bool, set[str]]:
@@ -243,7 +256,8 @@ class Controller:
             desired = desired_runs(session, self._store, names)
         requests: dict[str, SyncRequest] = {}
         for name in sorted(names):
-            requests[name] = term.nodes.request(name, term.leadership.epoch, desired.get(name, ()))
+            wanted = desired.get(name) or Wanted()
+            requests[name] = term.nodes.request(name, term.leadership.epoch, wanted.runs, wanted.notices)
         reports = {
             name: report
             for name, report in self._machines.sync(requests).items()
@@ -258,6 +272,7 @@ class Controller:
             fence(session, term.leadership)
             self._describe(session, reports)
             settled, kept = observe(session, term.leadership, observed, self._accounting, at)
+        self._watcher.moved(settled.steps)
         for name in kept:
             term.nodes.answered(name, reports[name], heard_ms)
         more = {name for name in kept if reports[name].usage_pending or not requests[name].as_of_boot_ms}
@@ -266,22 +281,24 @@ class Controller:
     def _describe(self, session: Session, reports: Mapping[str, Report]) -> None:
         at = utc_now()
         for name, report in sorted(reports.items()):
-            if self._led.nodes.describes(name, report):
-                record_node(session, report, at)
+            if self._led.nodes.describes(name, report) and record_node(session, report, at):
+                correct_lost(session, report)
         if reports:
             session.execute(update(NodeRow).where(NodeRow.name.in_(list(reports))).values(last_seen_at=at))
 
     def _give_up_lost(self) -> None:
         """Give up nodes on which every lease this controller could have renewed has lapsed for certain."""
-        term, at = self._led, utc_now()
+        term, at, steps = self._led, utc_now(), list[Step]()
         with transaction(self._engine) as session:
             fence(session, term.leadership)
             up = session.scalars(select(NodeRow.name).where(NodeRow.state != "down")).all()
             for name in term.nodes.lost(up, boottime_ms()):
                 _log.warning("node_lost", node=name)
                 session.execute(update(NodeRow).where(NodeRow.name == name).values(state="down"))
-                lose_node(session, term.leadership, name, self._accounting, at)
+                note(session, name, "lost", "no longer answers; what ran there is given up", at=at)
+                steps += lose_node(session, term.leadership, name, self._accounting, at).steps
                 term.nodes.forget(name)
+        self._watcher.moved(steps)
 
     def _keep_funded(self) -> None:
         term, at = self._led, utc_now()

@@ -4,14 +4,14 @@ Only CLOCK_BOOTTIME decides here. Invariant: a node is given up only when no lea
 could have renewed is left, and the supervisor had its time to end its runs; until then "unknown" is a state.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
 from scheduler.node.protocol import Report, RunSpec, RunState, SyncRequest
 
-STOP_MARGIN_MS: Final = 3000
-"""After a lease lapsed: the grace of a lapsed run (1.5 s), the dead man's margin (1 s) and the kill itself."""
+STOP_MARGIN_MS: Final = 2500
+"""After a lease lapsed: the grace of a lapsed run (1 s), the dead man's margin (1 s) and the kill itself."""
 
 
 @dataclass
@@ -45,7 +45,9 @@ class Nodes:
         """Nodes whose last request was answered; only they may be given new jobs."""
         return frozenset(name for name, node in self._nodes.items() if node.answering)
 
-    def request(self, name: str, epoch: int, desired: Sequence[RunSpec]) -> SyncRequest:
+    def request(
+        self, name: str, epoch: int, desired: Sequence[RunSpec], notices: Mapping[str, str]
+    ) -> SyncRequest:
         """What to ask of a node. One that was never heard of only answers: it obeys from the second request on."""
         node = self._node(name)
         node.answering = False
@@ -56,6 +58,7 @@ class Nodes:
             tuple(desired),
             node.acknowledged_usage,
             node.acknowledged_exits,
+            dict(notices),
             as_of_boot_ms=node.as_of_boot_ms,
             number=self._asked,
         )

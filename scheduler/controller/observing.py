@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 
 from kernel.clock import from_unix_ms
 from scheduler.controller.ports import Accounting
-from scheduler.controller.settling import PREEMPTED, Settled, settle
+from scheduler.controller.settling import CENTRES_STOPS, Settled, settle
 from scheduler.leadership import Leadership, fence
 from scheduler.node.protocol import EndReason, Refusal, Report, RunState, RunStatus
 from scheduler.tables import AllocationRow, DeviceRow, JobRow, RunRow
@@ -26,6 +26,8 @@ _ORDER: Final = {"placed": 0, "starting": 1, "running": 2, "stopping": 3, "ended
 
 _FOR_NOW: Final = frozenset({"taken", "node_full"})
 """Refusals that only say "not now": the run is asked for again with the next sync."""
+
+_NOT_RUNNING: Final = frozenset({"placed", "starting"})
 
 _log = structlog.get_logger(__name__)
 
@@ -88,6 +90,22 @@ def lose_node(
     return settle(session, {run.job_id for run in runs}, accounting, at)
 
 
+def correct_lost(session: Session, report: Report) -> None:
+    """A node that was given up is back: what it has not heard of never started, and nobody need wait for its usage.
+
+    What it has run it reports until that is acknowledged, so only its first report can tell; the caller has fenced.
+    """
+    known = {status.run_id for status in report.runs} | {record.run_id for record in report.usage}
+    query = select(RunRow).where(
+        RunRow.node == report.node, RunRow.end_reason == "node_lost", RunRow.started_at.is_(None)
+    )
+    for run in session.scalars(query.order_by(RunRow.id).with_for_update()):
+        if str(run.id) not in known:
+            run.end_reason = "never_started"
+            run.end_detail = f"{run.end_detail}, and had not started it"
+    session.flush()
+
+
 def _apply(session: Session, node: str, observed: Observed, at: datetime) -> set[UUID]:
     statuses = {status.run_id: status for status in observed.report.runs}
     refusals = {refusal.run_id: refusal for refusal in observed.report.refused}
@@ -125,8 +143,8 @@ def _advance(run: RunRow, status: RunStatus, stop_reason: str | None, at: dateti
         reason = (status.end_reason or EndReason.SUPERVISOR_LOST).value
         if reason == EndReason.STOPPED and stop_reason is None:
             reason = "node_stopped"  # nobody asked for it: the node was shut down in order
-        elif reason == EndReason.STOPPED and stop_reason == PREEMPTED:
-            reason = PREEMPTED
+        elif reason == EndReason.STOPPED and stop_reason in CENTRES_STOPS:
+            reason = stop_reason
         code = status.exit_code if status.exit_code is not None else -(status.signal or 0) or None
         _end_run(run, reason, status.reason, code, ended)
     return True
@@ -142,8 +160,11 @@ def _refuse(run: RunRow, refusal: Refusal, at: datetime) -> bool:
 
 
 def _miss(run: RunRow, at: datetime) -> bool:
-    """The node certainly does not have a run that is no longer asked of it."""
-    if run.state == "placed":
+    """The node certainly does not have a run that is no longer asked of it.
+
+    A run it has not started is not in its journal, and no record of it will ever come.
+    """
+    if run.state in _NOT_RUNNING:
         _end_run(run, "never_started", "it was stopped before it was started", None, at)
     else:
         _end_run(run, "supervisor_lost", f"node {run.node} has forgotten it", None, at)

@@ -8,14 +8,16 @@ from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from kernel.clock import unix_ms
+from kernel.clock import from_unix_ms, unix_ms
 from scheduler.fitting import stated_pflops_milli
-from scheduler.policy.model import DeviceSlice, DeviceState, Job, Node, Placement, Topology
+from scheduler.policy.model import DeviceSlice, DeviceState, Job, Node, Placement, Reservation, Topology
+from scheduler.reservations import kept_devices
 from scheduler.tables import DeviceRow, JobRow, NodeRow, RunRow
 
 
@@ -67,16 +69,36 @@ def job_of(row: JobRow) -> Job:
     )
 
 
-def nodes_of(
-    session: Session, answering: AbstractSet[str]
-) -> tuple[dict[tuple[str, int], Device], tuple[Node, ...]]:
-    """All devices by machine and index, and the policy's nodes; only those that answer are schedulable."""
-    devices: dict[tuple[str, int], Device] = {}
+@dataclass(frozen=True)
+class Centre:
+    """What there is: devices by machine and index, the policy's nodes, and what of them is kept for whom."""
+
+    devices: dict[tuple[str, int], Device]
+    nodes: tuple[Node, ...]
+    reservations: tuple[Reservation, ...]
+
+
+def centre_of(session: Session, answering: AbstractSet[str], now_ms: int) -> Centre:
+    """The centre as the tables have it. Only nodes that answer and that their operator left open take new jobs."""
+    rows = session.execute(
+        select(
+            DeviceRow.node,
+            DeviceRow.index,
+            DeviceRow.number,
+            DeviceRow.model,
+            DeviceRow.freed_at,
+            DeviceRow.healthy,
+            DeviceRow.cordoned,
+        ).order_by(DeviceRow.node, DeviceRow.index)
+    ).all()
+    devices = {(node, index): Device(number, model, freed) for node, index, number, model, freed, _, _ in rows}
+    kept = kept_devices(
+        session, from_unix_ms(now_ms), {at: node_name(at[0], device.model) for at, device in devices.items()}
+    )
     grouped: dict[tuple[str, str], list[DeviceState]] = {}
-    query = select(DeviceRow).order_by(DeviceRow.node, DeviceRow.index)
-    for row in session.scalars(query.execution_options(populate_existing=True)):
-        devices[row.node, row.index] = Device(row.number, row.model, row.freed_at)
-        grouped.setdefault((row.node, row.model), []).append(DeviceState(row.index, row.healthy))
+    for node, index, _, model, _, healthy, cordoned in rows:
+        usable = healthy and not cordoned and (node, index) not in kept.withheld
+        grouped.setdefault((node, model), []).append(DeviceState(index, usable))
     machines = {row.name: row for row in session.scalars(select(NodeRow))}
     nodes = tuple(
         Node(
@@ -85,17 +107,21 @@ def nodes_of(
             devices=tuple(of_model),
             cpu_milli=machines[machine].cpu_milli,
             memory_mib=machines[machine].memory_mib,
-            pflops_milli=stated_pflops_milli(machines[machine].labels),
-            topology=tuple(
-                str(machines[machine].labels[key])
-                for key in ("zone", "switch")
-                if key in machines[machine].labels
-            ),
-            schedulable=machines[machine].state == "up" and machine in answering,
+            pflops_milli=stated_pflops_milli(machines[machine].known_labels),
+            topology=_topology(machines[machine].known_labels),
+            schedulable=_takes_jobs(machines[machine]) and machine in answering,
         )
         for (machine, model), of_model in sorted(grouped.items())
     )
-    return devices, nodes
+    return Centre(devices, nodes, kept.reservations)
+
+
+def _topology(labels: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(str(labels[key]) for key in ("zone", "switch") if key in labels)
+
+
+def _takes_jobs(node: NodeRow) -> bool:
+    return node.state == "up" and node.admits == "open"
 
 
 def placements_of(

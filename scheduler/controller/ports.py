@@ -42,9 +42,12 @@ class Accounting(Protocol):
     def admit(self, session: Session, admissions: Sequence[Admission], at: datetime) -> Mapping[UUID, str]:
         """Set funds aside for jobs about to start; a sentence for each that has not enough, which then waits.
 
+        One call serves all starts of a cycle: they are decided one after another, each on what those before it left,
+        with a number of statements that does not depend on theirs; one that is refused takes nothing and harms none.
+
         Args:
             session: the admission's transaction.
-            admissions: in the order of their tenants.
+            admissions: in the order in which they are to be served, each job once.
             at: now.
         """
         ...
@@ -66,6 +69,6 @@ class Accounting(Protocol):
         """Keep usage records, each once."""
         ...
 
-    def ended(self, session: Session, job: JobRow, at: datetime) -> None:
-        """A job is over; nothing more will be used except what is reported late."""
+    def ended(self, session: Session, jobs: Sequence[JobRow], at: datetime) -> None:
+        """Jobs are over; nothing more will be used except what is reported late."""
         ...

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Final, Literal
 from uuid import UUID
 
 import structlog
@@ -16,12 +16,15 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from scheduler.controller.ports import Accounting
+from scheduler.controller.watching import Step
 from scheduler.dependencies import waiting_in_vain
 from scheduler.leadership import Leadership, fence
 from scheduler.node.protocol import EndReason
 from scheduler.tables import JobRow, RunRow
 
-INFRASTRUCTURE: Final = frozenset({"lease_lost", "supervisor_lost", "node_lost", "node_stopped"})
+INFRASTRUCTURE: Final = frozenset(
+    {"lease_lost", "supervisor_lost", "node_lost", "node_stopped", "journal_full"}
+)
 """Ends that are the centre's fault: the job is tried again if it has retries left."""
 
 _RETRIED: Final = frozenset({"exited", "oom", "disk_full", "start_failed"})
@@ -35,17 +38,33 @@ RETRY_MS_MAX: Final = 300_000
 PREEMPTED: Final = "preempted"
 """Why a job is stopped for another one, and how its runs end then."""
 
-_STOPPED: Final = frozenset({EndReason.STOPPED.value, "never_started", PREEMPTED})
+NODE_DRAINED: Final = "node_drained"
+"""Why a job is stopped that still runs on a node when its drain or maintenance begins in earnest."""
+
+DEVICE_FAILED: Final = "device_failed"
+"""Why a job is stopped whose device can no longer work."""
+
+CENTRES_STOPS: Final = frozenset({PREEMPTED, NODE_DRAINED, DEVICE_FAILED})
+"""Stops the centre orders for its own purposes: the job is tried again, and the attempt's time is the centre's."""
+
+_WHY: Final = {
+    PREEMPTED: "was stopped for another job",
+    NODE_DRAINED: "was stopped because its node is taken out of service",
+    DEVICE_FAILED: "was stopped because its device failed",
+}
+
+_STOPPED: Final = frozenset({EndReason.STOPPED.value, "never_started", *CENTRES_STOPS})
 
 _log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True)
 class Settled:
-    """What moved: whether a job gave its devices back, and whether one is to be stopped everywhere."""
+    """What moved: whether a job gave its devices back, whether one is to be stopped everywhere, and who went where."""
 
     freed: bool = False
     stopping: bool = False
+    steps: tuple[Step, ...] = ()
 
 
 def settle(session: Session, job_ids: AbstractSet[UUID], accounting: Accounting, at: datetime) -> Settled:
@@ -63,7 +82,8 @@ def settle(session: Session, job_ids: AbstractSet[UUID], accounting: Accounting,
             _log.exception("job_not_settled", job=str(*job_ids))
             return Settled()
     alone = [settle(session, {job_id}, accounting, at) for job_id in sorted(job_ids)]
-    return Settled(any(one.freed for one in alone), any(one.stopping for one in alone))
+    steps = tuple([step for one in alone for step in one.steps])
+    return Settled(any(one.freed for one in alone), any(one.stopping for one in alone), steps)
 
 
 def _settle_all(session: Session, job_ids: AbstractSet[UUID], accounting: Accounting, at: datetime) -> Settled:
@@ -75,12 +95,43 @@ def _settle_all(session: Session, job_ids: AbstractSet[UUID], accounting: Accoun
     query = select(RunRow).join(JobRow, latest).where(JobRow.id.in_(job_ids)).order_by(RunRow.rank)
     for run in session.scalars(query):
         runs[run.job_id].append(run)
-    moved = [job for job in jobs if _settle(session, job, runs[job.id], accounting, at)]
+    moved: list[JobRow] = []
+    steps: list[Step] = []
+    for job in jobs:
+        before = job.state, job.placed_at, job.started_at
+        if _settle(job, runs[job.id], at):
+            moved.append(job)
+            steps += _steps(job, runs[job.id], *before, at)
     session.flush()
+    _tell_ended(session, [job for job in moved if job.ended_at is not None], accounting, at)
     return Settled(
         freed=any(job.state == "queued" or job.ended_at is not None for job in moved),
         stopping=any(job.stop_reason is not None for job in moved),
+        steps=tuple(steps),
     )
+
+
+def _steps(
+    job: JobRow,
+    runs: Sequence[RunRow],
+    state: str,
+    placed_at: datetime | None,
+    started_at: datetime | None,
+    at: datetime,
+) -> list[Step]:
+    """What happened to a job that was in this state: it started, was queued again, ended, or the first and another."""
+    steps = []
+    placed_at = placed_at or at
+    begun = started_at or _started_at(runs)
+    if state == "starting" and begun is not None:
+        steps.append(Step("started", job.id, job.attempt, job.traceparent, min(placed_at, begun), begun))
+    if job.state == "queued" or job.ended_at is not None:
+        name: Literal["requeued", "ended"] = "requeued" if job.state == "queued" else "ended"
+        ended = max((run.ended_at for run in runs if run.ended_at is not None), default=at)
+        since = min(begun or placed_at, ended)
+        outcome = job.state if job.ended_at is not None else job.reason
+        steps.append(Step(name, job.id, job.attempt, job.traceparent, since, ended, outcome=outcome))
+    return steps
 
 
 def unsettled(session: Session) -> set[UUID]:
@@ -94,11 +145,11 @@ def unsettled(session: Session) -> set[UUID]:
     )
 
 
-def end_waiting(session: Session, leadership: Leadership, accounting: Accounting, at: datetime) -> bool:
+def end_waiting(session: Session, leadership: Leadership, accounting: Accounting, at: datetime) -> list[Step]:
     """End jobs that were cancelled before they were placed, or wait for one that will not succeed.
 
     Returns:
-        Whether there were any.
+        The steps they took.
 
     Raises:
         LeadershipLost: nothing was written.
@@ -111,32 +162,43 @@ def end_waiting(session: Session, leadership: Leadership, accounting: Accounting
         .with_for_update()
     ).all()
     for job in jobs:
-        _end(session, job, "cancelled", "cancelled while it waited", accounting, at)
-    vain = _end_in_vain(session, accounting, at)
-    return bool(jobs) or vain
+        _end(job, "cancelled", "cancelled while it waited", at)
+    session.flush()
+    _tell_ended(session, jobs, accounting, at)
+    return [*map(_never_started, jobs), *_end_in_vain(session, accounting, at)]
 
 
-def _end_in_vain(session: Session, accounting: Accounting, at: datetime) -> bool:
+def _end_in_vain(session: Session, accounting: Accounting, at: datetime) -> list[Step]:
     """End what waits for a job that will not succeed, and what waits for that in turn."""
-    any_ended = False
+    steps: list[Step] = []
     while vain := waiting_in_vain(session):
         for job, needed, state in vain:
             job.stop_reason = "dependency_failed"
             why = f"never started, because job {needed}, which it depends on, ended without success ({state})"
-            _end(session, job, "failed", why, accounting, at)
+            _end(job, "failed", why, at)
         session.flush()
-        any_ended = True
-    return any_ended
+        _tell_ended(session, [job for job, _, _ in vain], accounting, at)
+        steps += [_never_started(job) for job, _, _ in vain]
+    return steps
 
 
-def _settle(
-    session: Session, job: JobRow, runs: Sequence[RunRow], accounting: Accounting, at: datetime
-) -> bool:
+def _never_started(job: JobRow) -> Step:
+    ended = job.ended_at or job.queued_at
+    since = min(job.queued_at, ended)
+    return Step("ended", job.id, job.attempt, job.traceparent, since, ended, outcome=job.state)
+
+
+def _tell_ended(session: Session, jobs: Sequence[JobRow], accounting: Accounting, at: datetime) -> None:
+    if jobs:
+        accounting.ended(session, jobs, at)
+
+
+def _settle(job: JobRow, runs: Sequence[RunRow], at: datetime) -> bool:
     if job.ended_at is not None or job.state == "queued":
         return False
     failed = next((run for run in runs if run.state == "ended" and not _succeeded(run)), None)
     if all(run.state == "ended" for run in runs):
-        _conclude(session, job, runs, failed, accounting, at)
+        _conclude(job, runs, failed, at)
         return True
     news = False
     if failed is not None and job.stop_reason is None:
@@ -154,33 +216,26 @@ def _settle(
     return news
 
 
-def _conclude(
-    session: Session,
-    job: JobRow,
-    runs: Sequence[RunRow],
-    failed: RunRow | None,
-    accounting: Accounting,
-    at: datetime,
-) -> None:
+def _conclude(job: JobRow, runs: Sequence[RunRow], failed: RunRow | None, at: datetime) -> None:
     job.started_at = job.started_at or _started_at(runs)
     own = _culprit(runs)
     culprit = own or failed
-    wanted = job.stop_reason not in {None, "rank_failed", PREEMPTED}
+    wanted = job.stop_reason not in {None, "rank_failed", *CENTRES_STOPS}
     centres = own is None or own.end_reason in INFRASTRUCTURE
-    if job.stop_reason == PREEMPTED and failed is not None and centres:
+    if job.stop_reason in CENTRES_STOPS and failed is not None and centres:
         job.evictions += 1
-        _requeue(job, f"attempt {job.attempt} was stopped for another job; it waits to be tried again", at, 0)
+        _requeue(job, f"attempt {job.attempt} {_WHY[job.stop_reason]}; it waits to be tried again", at, 0)
         job.lost_attempts = [*job.lost_attempts, job.attempt]
     elif culprit is None and not wanted:
         job.exit_code = 0
-        _end(session, job, "succeeded", "finished", accounting, at)
+        _end(job, "succeeded", "finished", at)
     elif wanted:
         state = "cancelled" if job.stop_reason == "cancelled" else "failed"
         job.exit_code = culprit.exit_code if culprit is not None else 0
-        _end(session, job, state, _why_stopped(job), accounting, at)
+        _end(job, state, _why_stopped(job), at)
     else:
         assert culprit is not None  # noqa: S101 - the first branch took the other case
-        _fail_or_requeue(session, job, culprit, accounting, at)
+        _fail_or_requeue(job, culprit, at)
 
 
 def _why_stopped(job: JobRow) -> str:
@@ -199,9 +254,7 @@ def _culprit(runs: Sequence[RunRow]) -> RunRow | None:
     return min(bad, key=lambda run: (run.ended_at, run.rank), default=None)
 
 
-def _fail_or_requeue(
-    session: Session, job: JobRow, culprit: RunRow, accounting: Accounting, at: datetime
-) -> None:
+def _fail_or_requeue(job: JobRow, culprit: RunRow, at: datetime) -> None:
     rank = f"rank {culprit.rank}: " if job.node_count > 1 else ""
     detail = culprit.end_detail or f"its program ended with exit status {culprit.exit_code}"
     lost = culprit.end_reason in INFRASTRUCTURE
@@ -216,7 +269,7 @@ def _fail_or_requeue(
         _requeue(job, why, at, pause_ms)
         return
     job.exit_code, job.end_reason = culprit.exit_code, culprit.end_reason
-    _end(session, job, "failed", f"{rank}{detail}", accounting, at)
+    _end(job, "failed", f"{rank}{detail}", at)
 
 
 def _requeue(job: JobRow, why: str, at: datetime, pause_ms: int) -> None:
@@ -224,15 +277,13 @@ def _requeue(job: JobRow, why: str, at: datetime, pause_ms: int) -> None:
     if job.started_at is not None:
         job.attained_ms += max(0, (at - job.started_at) // timedelta(milliseconds=1))
     job.state, job.stop_reason, job.reason = "queued", None, why
-    job.placed_at, job.started_at, job.evicted_for = None, None, None
+    job.placed_at, job.started_at, job.evicted_for, job.notice = None, None, None, ""
     job.retry_at = at + timedelta(milliseconds=pause_ms) if pause_ms else None
 
 
-def _end(session: Session, job: JobRow, state: str, reason: str, accounting: Accounting, at: datetime) -> None:
+def _end(job: JobRow, state: str, reason: str, at: datetime) -> None:
     job.state, job.reason, job.ended_at = state, reason, at
     job.end_reason = job.end_reason or (job.stop_reason if state != "succeeded" else "exited")
-    session.flush()
-    accounting.ended(session, job, at)
 
 
 def _succeeded(run: RunRow) -> bool:

@@ -71,6 +71,13 @@ class RunCgroup:
             return _counter(self._directories["cpu"] / "cpu.stat", "usage_usec") // 1000
         return None
 
+    def memory_bytes(self) -> int | None:
+        """The most its processes have kept of memory, caches included; None where no cgroup counts it."""
+        for name in ("memory.max_usage_in_bytes", "memory.peak", "memory.current"):
+            with suppress(OSError, ValueError, KeyError):
+                return int((self._directories["memory"] / name).read_text(encoding="ascii"))
+        return None
+
     def oom_kills(self) -> int:
         """How many processes the kernel killed because the group ran out of memory."""
         for name in ("memory.oom_control", "memory.events"):

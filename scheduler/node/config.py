@@ -27,15 +27,27 @@ class SandboxMode(StrEnum):
     PROCESS = "process"
 
 
+class InventorySource(StrEnum):
+    """Where the devices are known from: `devices` of the file, or NVIDIA's library."""
+
+    CONFIGURED = "configured"
+    NVML = "nvml"
+
+
 @dataclass(frozen=True, slots=True)
 class Device:
-    """One accelerator. `files` are its device nodes; `imitates` is whose variable a simulated one sets."""
+    """One accelerator. `files` are its device nodes; `imitates` is whose variable a simulated one sets.
+
+    `health_file`, where it exists, says `healthy`, `unhealthy REASON` or `failed REASON`: how simulated devices break,
+    and how an operator's own watchdog tells of a real one.
+    """
 
     index: int
     model: str
     vendor: Vendor = Vendor.SIMULATED
     imitates: Vendor = Vendor.NVIDIA
     files: tuple[str, ...] = ()
+    health_file: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +84,7 @@ class Limits:
     tmp_bytes: int = 256 * 1024 * 1024
     shm_bytes: int = 256 * 1024 * 1024
     nofile: int = 65_536
-    lease_grace_ms: int = 1500
+    lease_grace_ms: int = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +106,7 @@ class NodeConfig:
     host_run_directory: str
     socket: str = ""
     devices: tuple[Device, ...] = ()
+    inventory: InventorySource = InventorySource.CONFIGURED
     environments: dict[str, Environment] = field(default_factory=dict)
     sandbox: SandboxMode = SandboxMode.BUBBLEWRAP
     host_network: bool = False
@@ -133,6 +146,8 @@ def _check(config: NodeConfig) -> None:
         raise MalformedMessage(field="config.devices", problem="two devices have the same index")
     if config.uid_base <= 0 or config.uid_count <= 0:
         raise MalformedMessage(field="config.uid_base", problem="job uids must be positive")
+    if config.devices and config.inventory is not InventorySource.CONFIGURED:
+        raise MalformedMessage(field="config.devices", problem=f"come from {config.inventory}; leave them out")
     for name in ("meter_interval_ms", "heartbeat_ms"):
         if getattr(config, name) <= 0:
             raise MalformedMessage(field=f"config.{name}", problem="must be positive")

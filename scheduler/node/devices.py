@@ -1,15 +1,13 @@
-"""Accelerators of the node: which variable shows them to a job, which files they are, whether they are healthy.
+"""Accelerators of the node: which variable shows them to a job, and which files they are.
 
 Invariant: a job sees the indices allocated to it and no other; vendors it got nothing from see an empty list.
 """
 
-import stat
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Final
 
 from scheduler.node.config import Device, Vendor
-from scheduler.node.protocol import SLOTS_PER_DEVICE, DeviceShare, DeviceStatus
+from scheduler.node.protocol import SLOTS_PER_DEVICE, DeviceShare
 
 VISIBLE_DEVICES: Final = {
     Vendor.NVIDIA: "CUDA_VISIBLE_DEVICES",
@@ -57,17 +55,3 @@ def problem_with(share: DeviceShare, devices: Iterable[Device]) -> str:
     if not 0 <= share.slot_lo < share.slot_hi <= SLOTS_PER_DEVICE:
         return f"slots [{share.slot_lo}, {share.slot_hi}) are not within [0, {SLOTS_PER_DEVICE})"
     return ""
-
-
-def device_status(device: Device) -> DeviceStatus:
-    """A device is healthy when all its device nodes are there and are device nodes."""
-    reason = next(filter(None, map(_file_problem, device.files)), "")
-    return DeviceStatus(device.index, device.model, device.vendor, healthy=not reason, reason=reason)
-
-
-def _file_problem(file: str) -> str:
-    try:
-        mode = Path(file).stat().st_mode
-    except OSError as error:
-        return f"{file}: {error.strerror}"
-    return "" if stat.S_ISCHR(mode) or stat.S_ISBLK(mode) else f"{file} is not a device node"

@@ -37,6 +37,7 @@ def rank_environment(spec: RunSpec) -> dict[str, str]:
         "GROUP_RANK": str(spec.node_rank),
         "MASTER_ADDR": gang.master_addr,
         "MASTER_PORT": str(gang.master_port),
+        **({"TRACEPARENT": spec.traceparent} if spec.traceparent else {}),
     }
 
 

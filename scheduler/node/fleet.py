@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 from kernel.clock import boottime_ms
 from scheduler.node.config import NodeConfig
 from scheduler.node.deadman import MARGIN_MS, DeadMansTimer
-from scheduler.node.devices import device_status
 from scheduler.node.errors import StaleEpoch
+from scheduler.node.inventory import Inventory
 from scheduler.node.launching import Launcher
 from scheduler.node.protocol import (
     PROTOCOL_VERSION,
@@ -26,7 +26,7 @@ from scheduler.node.protocol import (
 )
 from scheduler.node.reconcile import Alive, plan_sync
 from scheduler.node.run import NEVER_MS, Run, Surroundings
-from scheduler.node.spool import Spool, acknowledged_line, meter_line, usage_line
+from scheduler.node.spool import Line, Spool, acknowledged_line, epoch_line, meter_line, usage_line
 from scheduler.node.watching import free_bytes
 
 if TYPE_CHECKING:
@@ -48,11 +48,12 @@ class Fleet:
 
     def __init__(
         self, config: NodeConfig, boot_id: str, instance: str, spool: Spool, launcher: Launcher,
-        isolation: Isolation, pid: int,
+        isolation: Isolation, pid: int, inventory: Inventory,
     ) -> None:  # fmt: skip
         self._config = config
         self._spool = spool
         self._isolation = isolation
+        self._inventory = inventory
         self._hello = Hello(config.node, config.host_id, boot_id, instance, PROTOCOL_VERSION, pid, isolation)
         self._runs: dict[str, Run] = {}
         self._seq = 0
@@ -61,7 +62,9 @@ class Fleet:
         self._waiting: set[asyncio.Event] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._deadman = DeadMansTimer()
-        self._around = Surroundings(config, boot_id, spool, launcher, self._changed, self._spool_failed)
+        self._around = Surroundings(
+            config, boot_id, spool, launcher, self._changed, self._spool_failed, inventory.sensed
+        )
         self._closing = False
         self._look_at_ms = 0
         self._short = False
@@ -145,7 +148,7 @@ class Fleet:
             usage=usage[:USAGE_PER_REPORT_MAX],
             usage_pending=max(0, len(usage) - USAGE_PER_REPORT_MAX),
             refused=refused,
-            devices=tuple(map(device_status, self._config.devices)),
+            devices=tuple(self._inventory.health(boottime_ms())),
             isolation=self._isolation,
             labels=dict(self._config.labels),
             cpu_milli=self._config.cpu_milli,
@@ -157,7 +160,7 @@ class Fleet:
         if epoch < seen:
             raise StaleEpoch(epoch=epoch, seen=seen)
         if epoch > seen:
-            self._spool.append({"kind": "epoch", "epoch": epoch})
+            self._spool.append(epoch_line(epoch))
             self._number = 0
 
     def _forget_acknowledged(self, request: SyncRequest) -> None:
@@ -179,7 +182,7 @@ class Fleet:
         self._spool.release_reserve()
         for run in list(self._runs.values()):
             sentence = f"The node can no longer write its journal: {error.strerror}."
-            run.stop(EndReason.DISK_FULL, sentence, self._config.limits.lease_grace_ms)
+            run.stop(EndReason.JOURNAL_FULL, sentence, self._config.limits.lease_grace_ms)
 
     def _arm(self) -> None:
         if self._timer is not None:
@@ -236,7 +239,7 @@ class Fleet:
         if now_ms < min(self._cut_at_ms, self._beat_at_ms):
             return
         metered = [run for run in self._runs.values() if run.read_meter(now_ms) is not None]
-        lines: list[dict[str, Any]] = []
+        lines: list[Line] = []
         meters: dict[str, Meter] = {}
         for run in metered:
             meter = run.meter
@@ -253,6 +256,7 @@ class Fleet:
         else:
             for run in metered:
                 run.meter = meters[run.spec.run_id]
+            self._spool.replenish()
         if now_ms >= self._cut_at_ms:
             self._cut_at_ms = now_ms + self._config.meter_interval_ms
         self._beat_at_ms = now_ms + self._config.heartbeat_ms

@@ -17,7 +17,7 @@ from typing import Final
 from scheduler.node.cgroups import RunCgroup
 from scheduler.node.config import SandboxMode
 from scheduler.node.logs import LogSink
-from scheduler.node.processes import cpu_ms, kill_pidfd, signal_first, signal_members
+from scheduler.node.processes import cpu_ms, kill_pidfd, resident_bytes, signal_first, signal_members
 from scheduler.node.protocol import EndReason
 from scheduler.node.sandbox import Launch, View, compose, unconfined
 from scheduler.node.watching import Watch
@@ -33,6 +33,7 @@ class Outcome:
 
     exit_code: int | None
     cpu_ms: int
+    memory_bytes: int
     oom_kills: int
     failed: str
 
@@ -138,18 +139,25 @@ class Launched:
         self._cpu_ms = max(self._cpu_ms, used or 0)
         return self._cpu_ms
 
+    def memory_bytes(self) -> int:
+        """The most its processes have kept of memory, or what they keep now where nobody counts that."""
+        kept = self._cgroup.memory_bytes() if self._cgroup is not None else None
+        if kept is None and self._first_pid is not None:
+            kept = resident_bytes(self._first_pid)
+        return kept or 0
+
     def collect(self) -> Outcome:
         """After `gone`: how it went; gives everything back."""
         assert self._process is not None  # noqa: S101 - gone() returned, so start() has set it
         status = self._process.wait()
-        used_ms = self.cpu_ms()
+        used_ms, memory_bytes = self.cpu_ms(), self.memory_bytes()
         oom_kills = self._cgroup.oom_kills() if self._cgroup is not None else 0
         exit_code = self._exit_code(status)
         failed = ""
         if exit_code is None and not self._killed:
             failed = self.log.tail() or f"bubblewrap left with status {status}"
         self.discard()
-        return Outcome(exit_code, used_ms, oom_kills, failed)
+        return Outcome(exit_code, used_ms, memory_bytes, oom_kills, failed)
 
     def discard(self) -> None:
         """Give everything back."""

@@ -14,6 +14,9 @@ SLOTS_PER_DEVICE: Final = 1000
 FRAME_BYTES_MAX: Final = 16 * 1024 * 1024
 PROTOCOL_VERSION: Final = 1
 
+PIDS: Final = 512
+"""Processes and threads a run may have, unless its specification says otherwise."""
+
 
 class Network(StrEnum):
     """Whom a run may talk to."""
@@ -49,6 +52,7 @@ class EndReason(StrEnum):
     START_FAILED = "start_failed"
     OOM = "oom"
     DISK_FULL = "disk_full"
+    JOURNAL_FULL = "journal_full"
     SUPERVISOR_LOST = "supervisor_lost"
 
 
@@ -90,10 +94,10 @@ class Gang:
 class RunSpec:
     """One process tree to run on this node: one rank of one attempt of a job. Never changes under its id.
 
-    `workspace` is the host directory that becomes /job; `log` the host file that receives stdout and stderr;
-    both lie below the node's workspace root and `log` not inside a workspace. `secrets` become files in
-    /run/secrets and are never written to disk. Zero means no limit for `time_limit_ms` and `cpu_milli`, and no
-    signal for `notice_signal`, which accompanies a notice.
+    `workspace` is the host directory that becomes /job; `log` the host file that receives stdout and stderr; both lie
+    below the node's workspace root and `log` not inside a workspace. `secrets` become files in /run/secrets and are
+    never written to disk. `traceparent` is what the job's submission belongs to. Zero means no limit for
+    `time_limit_ms` and `cpu_milli`, and no signal for `notice_signal`, which accompanies a notice.
     """
 
     run_id: str
@@ -114,11 +118,12 @@ class RunSpec:
     devices: tuple[DeviceShare, ...] = ()
     cpu_milli: int = 0
     memory_mib: int = 512
-    pids: int = 512
+    pids: int = PIDS
     time_limit_ms: int = 0
     grace_ms: int = 5000
     network: Network = Network.NONE
     gang: Gang | None = None
+    traceparent: str = ""
     secrets: dict[str, str] = field(default_factory=dict, repr=False)
     notice_signal: int = 0
 
@@ -151,6 +156,8 @@ class UsageRecord:
 
     `offset_ms` is where it begins after the run's start, `duration_ms` how long it is, both from
     CLOCK_BOOTTIME. `slot_ms` is duration × the sum of slots held: 1000 slot_ms are one card-millisecond.
+    `memory_bytes_max` is the most its processes were seen to keep so far. `device_busy_ms` (card milliseconds) and
+    `energy_mj` are what the devices themselves say, None where they say nothing.
     """
 
     id: str
@@ -168,17 +175,21 @@ class UsageRecord:
     slot_ms: int
     cpu_ms: int
     final: bool
+    memory_bytes_max: int = 0
+    device_busy_ms: int | None = None
+    energy_mj: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceStatus:
-    """One accelerator of the node and whether it can be used."""
+    """One accelerator of the node: an unhealthy one takes no new jobs, what runs on one that has failed must stop."""
 
     index: int
     model: str
     vendor: str
     healthy: bool
     reason: str = ""
+    failed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,15 +4,14 @@ Each is reported as ended `supervisor_lost` and metered exactly to the last read
 """
 
 from dataclasses import replace
-from typing import Any
 
 from scheduler.node.protocol import EndReason, RunState
-from scheduler.node.spool import Spool, ended_line, usage_line
+from scheduler.node.spool import Line, Spool, ended_line, usage_line
 
 
 def bury(spool: Spool, *, wall_ms: int, boot_ms: int) -> None:
     """Write the last record and the end of every run the journal believes alive. Raises OSError."""
-    lines: list[dict[str, Any]] = []
+    lines: list[Line] = []
     for run in spool.memory.open.values():
         _, record = run.meter.cut(final=True)
         ended = replace(

@@ -10,6 +10,7 @@ import secrets
 import socket
 import threading
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -25,6 +26,14 @@ _CHUNK: Final = 1 << 16
 _CONNECTIONS_MAX: Final = 32
 
 
+@dataclass(frozen=True, slots=True)
+class Link:
+    """Where a node's relay listens, as `host:port`, and whether the node has been given up."""
+
+    address: str
+    given_up: bool
+
+
 class Refused(ConnectionError):
     """The other side does not know the token."""
 
@@ -36,18 +45,23 @@ class Relay:
         host: where to listen; a loopback or private address.
         token: of the cluster.
         supervisor: the supervisor's socket; each connection is handed on to a new one there.
+        port_file: remembers the port, so that a machine that was started anew is found where it was.
     """
 
-    def __init__(self, host: str, token: bytes, supervisor: Path) -> None:
+    def __init__(self, host: str, token: bytes, supervisor: Path, port_file: Path) -> None:
         self._token = token
         self._supervisor = supervisor
         self._free = threading.BoundedSemaphore(_CONNECTIONS_MAX)
-        self._listener = socket.create_server((host, 0))
+        self._listener = _listen(host, port_file)
         self.address = f"{host}:{self._listener.getsockname()[1]}"
-        threading.Thread(target=self._accept, name="relay", daemon=True).start()
+        self._accepting = threading.Thread(target=self._accept, name="relay", daemon=True)
+        self._accepting.start()
 
     def close(self) -> None:
-        """Listen no more."""
+        """Listen no more; the port is free when this returns."""
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)  # closing alone would not wake who accepts
+        self._accepting.join()
         self._listener.close()
 
     def _accept(self) -> None:
@@ -75,6 +89,17 @@ class Relay:
             return
         finally:
             self._free.release()
+
+
+def _listen(host: str, port_file: Path) -> socket.socket:
+    """Listen on the port of the last time, or on any if there is none or it is taken."""
+    known = port_file.read_text(encoding="ascii") if port_file.exists() else ""
+    try:
+        listener = socket.create_server((host, int(known or 0)))
+    except (OSError, ValueError):
+        listener = socket.create_server((host, 0))
+    port_file.write_text(str(listener.getsockname()[1]), encoding="ascii")
+    return listener
 
 
 class RelayedClient(SupervisorClient):

@@ -9,25 +9,31 @@ process tree is gone and its final usage record and end are on disk; it has exac
 
 import asyncio
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Final
+
+import structlog
 
 from kernel.clock import boottime_ms, unix_ms, utc_now
 from kernel.errors import HubError
+from kernel.traces import request_id
 from scheduler.node.config import NodeConfig
 from scheduler.node.launched import Launched
 from scheduler.node.launching import Launcher
-from scheduler.node.meter import Meter, start_meter
+from scheduler.node.meter import DeviceTotals, Meter, start_meter
 from scheduler.node.protocol import EndReason, RunSpec, RunState, RunStatus
-from scheduler.node.spool import Spool, ended_line, started_line, usage_line
+from scheduler.node.sensing import Sensed, share_totals
+from scheduler.node.spool import JournalFailed, Line, Spool, ended_line, started_line, usage_line
 from scheduler.node.workspace import leave_notice
 
 _SIGNAL_BASE: Final = 128
 _NOT_FOUND: Final = 127
 _NOT_EXECUTABLE: Final = 126
 NEVER_MS: Final = 2**62
+
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +46,7 @@ class Surroundings:
     launcher: Launcher
     changed: Callable[[], None]
     spool_failed: Callable[[OSError], None]
+    sensed: Callable[[int], Sequence[Sensed]]
 
 
 class Run:
@@ -57,7 +64,7 @@ class Run:
         self._around = around
         self._blockers = blockers
         self._status = RunStatus(spec.run_id, spec.job_id, spec.attempt, spec.rank, RunState.STARTING)
-        self._last_words: tuple[dict[str, Any], RunStatus] | None = None
+        self._last_words: tuple[Line, RunStatus] | None = None
         self._launched: Launched | None = None
         self._stop_reason: EndReason | None = None
         self._stop_sentence = ""
@@ -152,7 +159,10 @@ class Run:
     def read_meter(self, now_ms: int) -> Meter | None:
         """Take a reading of time and CPU."""
         if self.meter is not None and self._launched is not None:
-            self.meter = self.meter.read(now_ms, self._launched.cpu_ms())
+            launched = self._launched
+            self.meter = self.meter.read(
+                now_ms, launched.cpu_ms(), launched.memory_bytes(), self._totals(now_ms)
+            )
         return self.meter
 
     async def _live(self) -> None:
@@ -172,7 +182,10 @@ class Run:
         except (HubError, OSError) as error:
             self._launched = None
             launched.discard()
-            self._end(EndReason.START_FAILED, str(error), None)
+            if isinstance(error, JournalFailed):
+                self._end(EndReason.JOURNAL_FULL, f"The node cannot write its journal: {error.strerror}.", None)
+            else:
+                self._end(EndReason.START_FAILED, str(error), None)
             return
         self._finish(launched)
 
@@ -201,13 +214,15 @@ class Run:
 
     def _running(self, pid: int) -> None:
         self._status = replace(self._status, pid=pid)
+        self._say("run_started")
         if self._status.state is RunState.STARTING:
             self._move(RunState.RUNNING)
 
     def _finish(self, launched: Launched) -> None:
         outcome = launched.collect()
         if self.meter is not None:
-            self.meter = self.meter.read(boottime_ms(), outcome.cpu_ms)
+            now_ms = boottime_ms()
+            self.meter = self.meter.read(now_ms, outcome.cpu_ms, outcome.memory_bytes, self._totals(now_ms))
         if self._stop_reason is not None:
             self._end(self._stop_reason, self._stop_sentence, outcome.exit_code)
         elif outcome.failed:
@@ -249,12 +264,19 @@ class Run:
             self._around.spool_failed(error)
             return
         self._last_words = None
+        self._say("run_ended", end_reason=str(ended.end_reason), exit_code=ended.exit_code)
         self._status = ended
         self.ended.set()
         self._around.changed()
 
     def _new_meter(self, boot_ms: int, wall_ms: int) -> Meter:
-        return start_meter(self.spec, boot_id=self._around.boot_id, boot_ms=boot_ms, unix_ms=wall_ms)
+        totals = self._totals(boot_ms)
+        return start_meter(
+            self.spec, boot_id=self._around.boot_id, boot_ms=boot_ms, unix_ms=wall_ms, totals=totals
+        )
+
+    def _totals(self, now_ms: int) -> DeviceTotals | None:
+        return share_totals(self._around.sensed(now_ms), self.spec.devices)
 
     def _look_for_excess(self, now_ms: int) -> None:
         if self._launched is None or self._stop_reason is not None:
@@ -267,6 +289,11 @@ class Run:
         if not self.spec.time_limit_ms or self._status.started_boot_ms is None:
             return NEVER_MS
         return self._status.started_boot_ms + self.spec.time_limit_ms
+
+    def _say(self, event: str, **facts: object) -> None:
+        spec = self.spec
+        run = {"run": spec.run_id, "job": spec.job_id, "attempt": spec.attempt, "rank": spec.rank}
+        _log.info(event, **run, request_id=request_id(spec.traceparent), **facts)
 
     def _kill(self) -> None:
         self._kill_at_ms = NEVER_MS

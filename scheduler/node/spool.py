@@ -11,7 +11,7 @@ it is acknowledged, whatever is killed in between.
 import json
 import os
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -25,6 +25,10 @@ REMEMBERED_RUNS: Final = 50_000
 
 _COMPACT_BYTES: Final = 8 * 1024 * 1024
 _RESERVE_BYTES: Final = 4 * 1024 * 1024
+
+
+class JournalFailed(OSError):
+    """A line is not on disk; most often the disk is full."""
 
 
 @dataclass(slots=True)
@@ -46,55 +50,52 @@ class Memory:
     known: dict[str, None] = field(default_factory=dict)
 
     def apply(self, line: dict[str, Any]) -> None:
-        """Fold one journal line in. Raises KeyError, TypeError, MalformedMessage when it is not one of ours."""
+        """Fold one line of a journal in. Raises KeyError, TypeError, MalformedMessage when it is not one of ours."""
         _FOLDS[line["kind"]](self, line)
 
-    def fold_epoch(self, line: dict[str, Any]) -> None:
+    def obeyed(self, epoch: int) -> None:
         """The highest epoch obeyed."""
-        self.epoch = max(self.epoch, line["epoch"])
+        self.epoch = max(self.epoch, epoch)
 
-    def fold_started(self, line: dict[str, Any]) -> None:
+    def started(self, status: RunStatus, meter: Meter) -> None:
         """A run that was about to be started."""
-        status = decode(RunStatus, line["status"])
-        self.open[status.run_id] = OpenRun(status, decode(Meter, line["meter"]))
+        self.open[status.run_id] = OpenRun(status, meter)
         self._remember(status.run_id)
 
-    def fold_meter(self, line: dict[str, Any]) -> None:
+    def metered(self, meters: dict[str, Meter]) -> None:
         """Readings of runs that were alive."""
-        for run_id, meter in line["meters"].items():
+        for run_id, meter in meters.items():
             if run_id in self.open:
-                self.open[run_id].meter = decode(Meter, meter)
+                self.open[run_id].meter = meter
 
-    def fold_usage(self, line: dict[str, Any]) -> None:
+    def used(self, record: UsageRecord) -> None:
         """A record that was cut."""
-        record = decode(UsageRecord, line["record"])
         self.usage[record.id] = record
 
-    def fold_ended(self, line: dict[str, Any]) -> None:
+    def finished(self, status: RunStatus) -> None:
         """The end of a run."""
-        status = decode(RunStatus, line["status"])
         self.open.pop(status.run_id, None)
         self.ended[status.run_id] = status
         self._remember(status.run_id)
 
-    def fold_acknowledged(self, line: dict[str, Any]) -> None:
+    def acknowledged(self, usage: Iterable[str], exits: Iterable[str]) -> None:
         """What the controller has."""
-        for run_id in line["exits"]:
+        for run_id in exits:
             self.ended.pop(run_id, None)
-        for record_id in line["usage"]:
+        for record_id in usage:
             self.usage.pop(record_id, None)
 
-    def fold_known(self, line: dict[str, Any]) -> None:
+    def forgotten(self, runs: Iterable[str]) -> None:
         """Runs that ended and were acknowledged long ago."""
-        for run_id in line["runs"]:
+        for run_id in runs:
             self._remember(run_id)
 
-    def lines(self) -> Iterator[dict[str, Any]]:
+    def lines(self) -> "Iterator[Line]":
         """The shortest journal that folds to this memory."""
-        yield {"kind": "epoch", "epoch": self.epoch}
+        yield epoch_line(self.epoch)
         known = list(self.known)
         for at in range(0, len(known), 1000):
-            yield {"kind": "known", "runs": known[at : at + 1000]}
+            yield known_line(known[at : at + 1000])
         for run in self.open.values():
             yield started_line(run.status, run.meter)
         for record in self.usage.values():
@@ -111,47 +112,72 @@ class Memory:
             del self.known[oldest]
 
 
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line of the journal as it is written, and what it does to a memory without being read again."""
+
+    data: dict[str, Any]
+    fold: Callable[[Memory], None]
+
+
 _FOLDS: Final[dict[str, Callable[[Memory, dict[str, Any]], None]]] = {
-    "epoch": Memory.fold_epoch,
-    "started": Memory.fold_started,
-    "meter": Memory.fold_meter,
-    "usage": Memory.fold_usage,
-    "ended": Memory.fold_ended,
-    "acknowledged": Memory.fold_acknowledged,
-    "known": Memory.fold_known,
+    "epoch": lambda memory, line: memory.obeyed(line["epoch"]),
+    "started": lambda memory, line: memory.started(
+        decode(RunStatus, line["status"]), decode(Meter, line["meter"])
+    ),
+    "meter": lambda memory, line: memory.metered(
+        {run_id: decode(Meter, meter) for run_id, meter in line["meters"].items()}
+    ),
+    "usage": lambda memory, line: memory.used(decode(UsageRecord, line["record"])),
+    "ended": lambda memory, line: memory.finished(decode(RunStatus, line["status"])),
+    "acknowledged": lambda memory, line: memory.acknowledged(line["usage"], line["exits"]),
+    "known": lambda memory, line: memory.forgotten(line["runs"]),
 }
 
 
-def started_line(status: RunStatus, meter: Meter) -> dict[str, Any]:
+def epoch_line(epoch: int) -> Line:
+    """An epoch was obeyed."""
+    return Line({"kind": "epoch", "epoch": epoch}, lambda memory: memory.obeyed(epoch))
+
+
+def known_line(runs: Sequence[str]) -> Line:
+    """These runs ended and were acknowledged long ago."""
+    return Line({"kind": "known", "runs": list(runs)}, lambda memory: memory.forgotten(runs))
+
+
+def started_line(status: RunStatus, meter: Meter) -> Line:
     """A run is about to be started."""
-    return {"kind": "started", "status": encode(status), "meter": encode(meter)}
+    data = {"kind": "started", "status": encode(status), "meter": encode(meter)}
+    return Line(data, lambda memory: memory.started(status, meter))
 
 
-def meter_line(meters: dict[str, Meter]) -> dict[str, Any]:
+def meter_line(meters: dict[str, Meter]) -> Line:
     """These runs are alive and metered so far."""
-    return {"kind": "meter", "meters": {run_id: encode(meter) for run_id, meter in meters.items()}}
+    data = {"kind": "meter", "meters": {run_id: encode(meter) for run_id, meter in meters.items()}}
+    return Line(data, lambda memory: memory.metered(meters))
 
 
-def usage_line(record: UsageRecord) -> dict[str, Any]:
+def usage_line(record: UsageRecord) -> Line:
     """A usage record was cut."""
-    return {"kind": "usage", "record": encode(record)}
+    return Line({"kind": "usage", "record": encode(record)}, lambda memory: memory.used(record))
 
 
-def ended_line(status: RunStatus) -> dict[str, Any]:
+def ended_line(status: RunStatus) -> Line:
     """A run and its whole process tree are gone."""
-    return {"kind": "ended", "status": encode(status)}
+    return Line({"kind": "ended", "status": encode(status)}, lambda memory: memory.finished(status))
 
 
-def acknowledged_line(usage: Iterable[str], exits: Iterable[str]) -> dict[str, Any]:
+def acknowledged_line(usage: Sequence[str], exits: Sequence[str]) -> Line:
     """The controller has these."""
-    return {"kind": "acknowledged", "usage": list(usage), "exits": list(exits)}
+    data = {"kind": "acknowledged", "usage": list(usage), "exits": list(exits)}
+    return Line(data, lambda memory: memory.acknowledged(usage, exits))
 
 
 class Spool:
     """The journal of one supervisor and its folded memory.
 
-    Raises OSError from every write: the caller decides what a full disk means. A write that failed half-way is
-    cut off again, so that the next one does not follow a torn line.
+    Raises OSError from every write (JournalFailed from `append`): the caller decides what a full disk means. A write
+    that failed half-way is cut off again, so that the next one does not follow a torn line.
     """
 
     def __init__(self, path: Path) -> None:
@@ -164,19 +190,19 @@ class Spool:
         self.compact()
         self.keep_reserve()
 
-    def append(self, *lines: dict[str, Any], durable: bool = True) -> None:
+    def append(self, *lines: Line, durable: bool = True) -> None:
         """Write lines in one piece, remember them, and (unless told not to) wait for the disk."""
-        data = b"".join(_frame(line) for line in lines)
+        data = b"".join(_frame(line.data) for line in lines)
         try:
             _write_all(self._file, data)
             if durable:
                 os.fdatasync(self._file)
-        except OSError:
+        except OSError as error:
             os.ftruncate(self._file, self._size)
-            raise
+            raise JournalFailed(error.errno, error.strerror) from error
         self._size += len(data)
         for line in lines:
-            self.memory.apply(line)
+            line.fold(self.memory)
         if self._size > _COMPACT_BYTES + self._compacted_size * 2:
             self.compact()
 
@@ -185,7 +211,7 @@ class Spool:
         fresh = self._path.with_suffix(".new")
         file = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
-            data = b"".join(_frame(line) for line in self.memory.lines())
+            data = b"".join(_frame(line.data) for line in self.memory.lines())
             _write_all(file, data)
             os.fdatasync(file)
             fresh.replace(self._path)
@@ -208,6 +234,16 @@ class Spool:
             os.posix_fallocate(file, 0, _RESERVE_BYTES)
         finally:
             os.close(file)
+
+    def replenish(self) -> None:
+        """Set the space aside again once there is plenty; without it the next full disk would take the last words."""
+        found = os.statvfs(self._path.parent)
+        if self._reserve.exists() or found.f_bavail * found.f_frsize < 2 * _RESERVE_BYTES:
+            return
+        try:
+            self.keep_reserve()
+        except OSError:
+            self.release_reserve()
 
     def close(self) -> None:
         """Give the file back; nothing is lost, everything is on disk already."""

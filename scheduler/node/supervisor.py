@@ -12,12 +12,14 @@ import os
 import signal
 import sys
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from kernel.clock import boot_id, boottime_ms, unix_ms, utc_now
 from kernel.errors import HubError
 from kernel.ids import new_secret
+from kernel.logs import configure_logs
 from scheduler.node.cgroups import CgroupTree, RunCgroup
 from scheduler.node.config import NodeConfig, read_config
 from scheduler.node.errors import StateDirectoryInUse
@@ -25,6 +27,7 @@ from scheduler.node.etc import make_etc
 from scheduler.node.fleet import Fleet
 from scheduler.node.gangs import GangNetworks
 from scheduler.node.identities import UidPool
+from scheduler.node.inventory import open_inventory
 from scheduler.node.isolation import Examination, examine
 from scheduler.node.launching import Launcher
 from scheduler.node.recovery import bury
@@ -37,8 +40,10 @@ _REMOVE_PAUSE_S: Final = 0.02
 
 
 async def supervise(config: NodeConfig) -> None:
-    """Serve until SIGTERM or SIGINT. Raises StateDirectoryInUse, OSError."""
+    """Serve until SIGTERM or SIGINT. Raises StateDirectoryInUse, NvmlMissing, OSError."""
     stop = _stop_signal()
+    inventory = open_inventory(config)
+    config = replace(config, devices=inventory.devices())
     _outlast_jobs()
     state, host = Path(config.state_directory), Path(config.host_run_directory)
     for folder in (state, Path(config.workspace_root), host):
@@ -55,7 +60,8 @@ async def supervise(config: NodeConfig) -> None:
     etc = make_etc(state)
     found = _examine(config, etc, uids, cgroups)
     launcher = Launcher(config, etc, cgroups, uids, gangs, found.problem)
-    fleet = Fleet(config, boot_id(), new_secret()[:16], spool, launcher, found.isolation, os.getpid())
+    instance = new_secret()[:16]
+    fleet = Fleet(config, boot_id(), instance, spool, launcher, found.isolation, os.getpid(), inventory)
     server = Server(config.socket_path, fleet)
     await server.open()
     await stop.wait()
@@ -117,7 +123,9 @@ def main() -> int:
     parser.add_argument("--config", type=Path, required=True, help="JSON file, see scheduler/node/README.md")
     arguments = parser.parse_args()
     try:
-        asyncio.run(supervise(read_config(arguments.config)))
+        config = read_config(arguments.config)
+        configure_logs(f"supervisor {config.node}")
+        asyncio.run(supervise(config))
     except (HubError, OSError) as error:
         print(error, file=sys.stderr)  # noqa: T201 - the reason we do not start belongs on standard error
         return _EXIT_REFUSED

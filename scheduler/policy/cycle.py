@@ -315,7 +315,9 @@ class Cycle:
             contest.close(leaf)
             return
         promised = self.state.settings.backfill is Backfill.RESERVED and self._promise(queued, pools)
-        if promised or not shape.may_fit() or not contest.line_up(leaf, job_class):
+        # Beside reservations those behind it may fit where it does not: shorter ones, or their holder's.
+        over = promised and not self.state.promises.spans
+        if over or not shape.may_fit() or not contest.line_up(leaf, job_class):
             contest.drop(leaf, job_class)
 
     def _is_full(self, shape: Shape) -> bool:

@@ -240,9 +240,9 @@ class Imagination:
     def _is_spared(self, claim: QueuedJob, victim: RunningJob) -> bool:
         """Whether it has been evicted often enough, or the claimant has itself made way for it."""
         state = self._state
-        return state.evictions_of[
-            victim.job.id
-        ] >= state.settings.evictions_per_job_max or self._yielding.leads(claim.job.id, victim.job.id)
+        if state.evictions_of[victim.job.id] >= state.settings.evictions_per_job_max:
+            return True
+        return self._yielding.leads(claim.job.id, victim.job.id)
 
     # -- trying victims ----------------------------------------------------------------------------------
 

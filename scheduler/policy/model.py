@@ -147,13 +147,14 @@ class Job:
 
 
 class Reservation(NamedTuple):
-    """Nodes promised away for a span: to `for_jobs` (an advance reservation) or to nobody (a drain)."""
+    """Nodes promised away for a span: to jobs or a tenant's jobs (an advance reservation) or to nobody (a drain)."""
 
     id: str
     nodes: tuple[str, ...]
     from_ms: int
     to_ms: int
     for_jobs: frozenset[str] = frozenset()
+    for_tenant: str = ""
 
 
 class DeviceSlice(NamedTuple):

@@ -5,6 +5,7 @@ promised nodes only if it must be gone before. Invariant: once a job's turn has 
 hard promise is only ever replaced by an earlier one; nothing but the loss of a node moves it back.
 """
 
+from collections.abc import Container
 from typing import NamedTuple
 
 from scheduler.policy.capacity import NodeState, Pool
@@ -34,7 +35,7 @@ class Span(NamedTuple):
     nodes: int
     from_ms: int
     to_ms: int
-    for_jobs: frozenset[str]
+    for_jobs: Container[object]
 
 
 class Promises:
@@ -46,12 +47,14 @@ class Promises:
         self.spans: dict[str, list[Span]] = {}
         self.nominations = Nominations()
 
-    def reserve(self, reservation: Reservation, nodes: dict[str, NodeState]) -> None:
+    def reserve(
+        self, reservation: Reservation, for_jobs: Container[object], nodes: dict[str, NodeState]
+    ) -> None:
         """Enter an advance reservation or a drain. Unknown nodes are ignored: they cannot be given away."""
         for name in reservation.nodes:
             state = nodes.get(name)
             if state is not None:
-                span = Span(state.bit, reservation.from_ms, reservation.to_ms, reservation.for_jobs)
+                span = Span(state.bit, reservation.from_ms, reservation.to_ms, for_jobs)
                 self.spans.setdefault(state.pool.model, []).append(span)
 
     def edges_after(self, now_ms: int) -> int | None:

@@ -176,6 +176,9 @@ def _no_room(state: SchedulerState, queued: QueuedJob, pools: list[Pool], now_ms
         parts.append(
             f"on {fitting} of the nodes a part would fit" if shape.nodes > 1 else "on no node together"
         )
+    closed = sum(pool.installed_milli - pool.capacity_milli for pool in pools)
+    if closed:
+        parts.append(f"{whole_devices(closed)} installed on nodes that take no new jobs")
     return "capacity", "; ".join(parts) + _expected(state, pools, now_ms)
 
 

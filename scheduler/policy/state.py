@@ -6,7 +6,7 @@ Invariant: a job is in exactly one of `queued` and `running`.
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from copy import copy
 from dataclasses import dataclass
 from heapq import heappop, heappush
@@ -48,6 +48,18 @@ class RunningJob:
     evicted_for: str = ""
     covered: bool = False
     exceeding: int = 0
+
+
+class _JobsOf(Container[object]):
+    """The ids of a tenant's waiting jobs, whichever they are when it is asked."""
+
+    def __init__(self, state: "SchedulerState", tenant: str) -> None:
+        self._state = state
+        self._tenant = tenant
+
+    def __contains__(self, job_id: object) -> bool:
+        known = self._state.queued.get(str(job_id))
+        return known is not None and known.job.tenant == self._tenant
 
 
 class SchedulerState:
@@ -141,9 +153,23 @@ class SchedulerState:
             )
         )
 
+    def reservations_changed(self, reservations: Iterable[Reservation], now_ms: int) -> None:
+        """These are all there are from now on. What was promised on their nodes is promised anew."""
+        self.promises.spans.clear()
+        for reservation in sorted(reservations):
+            self.reserved(reservation)
+            for name in reservation.nodes:
+                node = self.capacity.nodes.get(name)
+                if node is not None and now_ms < reservation.to_ms:
+                    self.promises.node_lost(node.pool.model, node.bit)
+        for pool in self.capacity.pools.values():
+            pool.freed += 1
+
     def reserved(self, reservation: Reservation) -> None:
         """Nodes are promised away for a span: an advance reservation or a drain."""
-        self.promises.reserve(reservation, self.capacity.nodes)
+        tenant = reservation.for_tenant
+        for_jobs = _JobsOf(self, tenant) if tenant else reservation.for_jobs
+        self.promises.reserve(reservation, for_jobs, self.capacity.nodes)
         heappush(self._alarms, (reservation.from_ms, ""))
         heappush(self._alarms, (reservation.to_ms, ""))
 

@@ -7,8 +7,9 @@ from typing import Any
 import yaml
 from prometheus_client.metrics import MetricWrapperBase
 
-from compute_hub.telemetry.instruments import REGISTRY
 from compute_hub.telemetry.metrics import centre_families
+from compute_hub.telemetry.reference import DECLARING
+from compute_hub.telemetry.registry import REGISTRY
 
 ROOT = Path(__file__).parents[2]
 PROMETHEUS = ROOT / "deploy" / "prometheus"
@@ -32,6 +33,7 @@ def alerts() -> dict[str, dict[str, Any]]:
 
 def declared() -> set[str]:
     """Every series name the hub exposes or a rule records."""
+    assert DECLARING
     names = {family.name for _, families in centre_families() for family in families}
     for collector in REGISTRY._collector_to_names:  # noqa: SLF001 - no public way to ask
         if isinstance(collector, MetricWrapperBase):

@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,14 @@ def test_every_service_is_bounded_confined_and_asked_for_its_health(name: str) -
         assert service["command"][0] in COMMANDS
 
 
+def test_the_compose_file_follows_the_schema_of_the_compose_specification() -> None:
+    schema = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec"]
+    done = subprocess.run(
+        [*schema, str(ROOT / "deploy" / "compose.yaml")], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_services_refer_only_to_what_the_file_declares_and_what_is_there() -> None:
     for service in SERVICES.values():
         assert set(service.get("depends_on", {})) <= set(SERVICES)
@@ -98,4 +107,4 @@ def test_promtool_is_content_with_the_scrape_configurations(name: str) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     jobs = {job["job_name"] for job in yaml.safe_load(file.read_text(encoding="utf-8"))["scrape_configs"]}
-    assert jobs == {"hub-centre", "hub-api", "hub-controller", "hub-biller"}
+    assert jobs == {"hub-centre", "hub-api", "hub-controller", "hub-biller", "hub-node"}

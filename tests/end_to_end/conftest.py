@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
@@ -18,10 +18,11 @@ import pytest
 
 from compute_hub.sdk import HubClient
 from kernel.clock import boottime_ms
+from tests.end_to_end.collecting import Collector
 
 ROOT = Path(__file__).resolve().parents[2]
 HUB = Path(sys.executable).with_name("hub")
-START_S = 120
+START_S = 240
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class RunningHub:
     process: subprocess.Popen[bytes]
     prometheus: str = ""
     alertmanager: str = ""
+    collector: Collector = field(default_factory=Collector)
 
     def client(self, role: str) -> HubClient:
         return HubClient(self.url, self.keys[role])
@@ -91,6 +93,8 @@ def read_until(process: subprocess.Popen[bytes], word: str) -> str:
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningHub]:
     state = tmp_path_factory.mktemp("hub")
     port, prometheus, alertmanager = free_port(), free_port(), free_port()
+    collector = Collector()
+    collector.listen()
     rules = tmp_path_factory.mktemp("rules")
     for file in (ROOT / "deploy" / "prometheus").glob("*.rules.yml"):
         # What must hold for minutes before somebody is woken holds for a second here.
@@ -103,6 +107,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningHub]:
         "HUB_RAY_PORT": str(free_port()),
         "HUB_METER_INTERVAL_MS": "1000",
         "HUB_SCRAPE_INTERVAL_MS": "1000",
+        "HUB_OTLP_ENDPOINT": collector.address,
         "HUB_AUDIT_INTERVAL_MS": "2000",
         "HUB_RULES_DIRECTORY": str(rules),
         "HUB_PROMETHEUS_PORT": str(prometheus),
@@ -131,10 +136,12 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningHub]:
             process,
             f"http://127.0.0.1:{prometheus}",
             f"http://127.0.0.1:{alertmanager}",
+            collector,
         )
     finally:
         process.send_signal(signal.SIGINT)
         rest, _ = process.communicate(timeout=90)
+        collector.close()
     assert b"Everything is stopped." in rest
     assert process.returncode == 0
     assert processes_mentioning(state) == []

@@ -5,7 +5,7 @@ from datetime import datetime
 
 import psycopg
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, func, select, text
 from sqlalchemy.exc import DBAPIError
 
 from kernel.database import transaction
@@ -286,3 +286,20 @@ def test_an_error_of_the_database_comes_wrapped_and_frees_the_connection(
         post(session, [held("h", 1)], at=T0)
     assert caught.value.connection_invalidated
     assert posting(funded, held("h", 1), at=T0)[0].status is Status.POSTED
+
+
+@pytest.mark.parametrize(
+    "transfers", [[move("x", POOL, SPENT, 1)], [held("h", 1)], [move("x", POOL, SPENT, 1)] * 2]
+)
+def test_what_cannot_be_written_after_three_looks_is_an_error_and_never_called_posted(
+    funded: Engine, root: Engine, transfers: list[Transfer]
+) -> None:
+    # A history that is ahead of its account meets the next entry at every look.
+    with root.begin() as connection:
+        connection.execute(text("SET LOCAL session_replication_role = replica"))
+        connection.execute(text("UPDATE accounts SET version = 0 WHERE id = :pool"), {"pool": POOL.id})
+        connection.execute(text("UPDATE transfers SET debit = credit, credit = debit, debit_sequence = 1"))
+    with pytest.raises(DBAPIError, match="uq_transfers_debit_debit_sequence"):
+        posting(funded, *transfers)
+    with funded.connect() as connection:
+        assert connection.execute(select(func.count()).select_from(TransferRow)).scalar_one() == 1

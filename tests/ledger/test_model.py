@@ -8,7 +8,7 @@ from itertools import permutations
 from uuid import UUID
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
 from sqlalchemy import Engine, text
@@ -33,6 +33,7 @@ from ledger.domain.transfers import (
 )
 from ledger.posting import open_accounts, post, post_all
 from tests.ledger.world import T0, WORDS
+from tests.side_by_side import side_by_side
 
 BOUNDS = [Bound.NONE, Bound.CREDIT, Bound.CREDIT, Bound.DEBIT]
 HOURS = 4
@@ -283,7 +284,7 @@ class LedgerMachine(RuleBasedStateMachine):
             assert seen == list(enumerate(touching, start=1))
 
 
-def run_machine(engine: Engine, examples: int) -> None:
+def run_machine(engine: Engine, examples: int, number: int | None = None) -> None:
     class Machine(LedgerMachine):
         pass
 
@@ -291,7 +292,7 @@ def run_machine(engine: Engine, examples: int) -> None:
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         Machine.session = Session(connection)
         run_state_machine_as_test(
-            Machine,
+            Machine if number is None else seed(number)(Machine),
             settings=settings(
                 max_examples=examples,
                 stateful_step_count=20,
@@ -299,14 +300,23 @@ def run_machine(engine: Engine, examples: int) -> None:
                 suppress_health_check=list(HealthCheck),
             ),
         )
+
+
+def check_audit(engine: Engine) -> None:
     with transaction(engine) as session:
         assert audit(session).differences == ()
 
 
 def test_the_ledger_agrees_with_a_model_of_raw_transfers(engine: Engine) -> None:
     run_machine(engine, 60)
+    check_audit(engine)
 
 
 @pytest.mark.slow
 def test_the_ledger_agrees_with_the_model_over_thousands_of_stories(engine: Engine) -> None:
-    run_machine(engine, 2000)
+    def stories(number: int) -> None:
+        engine.dispose(close=False)
+        run_machine(engine, 1_000, number)
+
+    side_by_side(stories)
+    check_audit(engine)

@@ -22,7 +22,7 @@ from vouchers.programmes import publish_programme
 from vouchers.redemption import extend_hold, place_hold, quote, release_hold
 from vouchers.settlement import advance_reserve
 from vouchers.tables import ProgrammeVersion
-from vouchers.wallets import allot_part, deposit, grant_credit
+from vouchers.wallets import allot_part, deposit, grant_credit, set_budget
 
 Case = Callable[[Session, Place], object]
 
@@ -69,6 +69,16 @@ def hold_cost(cost: Any, card_ms: Any = 0) -> Case:  # noqa: ANN401 - whatever a
     return lambda session, place: place_hold(
         session, place.job(9), place.tenant, cost, ChargeFacts("MLU370", card_ms=card_ms), None, NOW
     )
+
+
+def budget(**changed: Any) -> Case:  # noqa: ANN401 - whatever a caller may pass
+    """Raise the project's budget that begins now and lasts a day."""
+
+    def case(session: Session, place: Place) -> object:
+        plain: dict[str, Any] = {"starts_at": NOW, "ends_at": NOW + timedelta(days=1), "amount_micros": YUAN}
+        return set_budget(session, place.tenant, "p", reference="r", by="b", at=NOW, **(plain | changed))
+
+    return case
 
 
 def after_approval(session: Session, place: Place) -> object:
@@ -177,6 +187,15 @@ REFUSED: Final[dict[str, tuple[Case, str]]] = {
         lambda s, p: open_round(s, p.programme, "r", opens_at=NOW, cut_off_at=NOW, by="o"),
         "dates_reversed",
     ),
+    "a round of that name with other dates": (
+        lambda s, p: open_round(s, p.programme, "r1", opens_at=NOW, cut_off_at=NOW + timedelta(days=2), by="o"),
+        "round_differs",
+    ),
+    "a budget that ends before it begins": (budget(ends_at=NOW - timedelta(days=1)), "dates_reversed"),
+    "a budget that begins then and ends at another time": (
+        budget(ends_at=NOW + timedelta(days=2)),
+        "budget_differs",
+    ),
     "a claim over a closed period": (after_approval, "period_closed"),
     "a claim over a period to come": (
         lambda s, p: make_claim(s, p.programme, "2026-04", by="c", at=NOW),
@@ -196,6 +215,35 @@ REFUSED: Final[dict[str, tuple[Case, str]]] = {
     ),
 }
 
+NAMED: Final[dict[str, tuple[str, ...]]] = {
+    "more than six places": ("budget.amount", "'1.0000001'", "at most six places, such as '1250.00'"),
+    "a negative amount": ("budget.amount", "'-1.00'", "without sign"),
+    "an amount above 2^53": ("budget.amount", "at most 9007199254.740992"),
+    "an amount that is a number": ("budget.amount", "write a decimal string"),
+    "a ratio above one": ("ratios[0].ratio", "'1.01'", "from 0 to 1"),
+    "a ceiling above one": ("ceilings[0].ratio", "from 0 to 1"),
+    "an unknown field": ("document", "'note'"),
+    "an unknown asset": ("asset", "write CNY, or card_ms:"),
+    "effect that ends before it begins": ("effective", "2023-12-31 before it starts on 2024-01-01; exchange"),
+    "a changed version": ("version", "publish the change as a new version"),
+    "overlapping versions": ("effective", "version 1", "name 1 in supersedes"),
+    "another asset": ("asset", "publish another programme"),
+    "a cycle in the controller graph": ("controller", "name another controller for one of them first"),
+    "a negative deposit": ("amount", "-1", "from 1 to"),
+    "a deposit above 2^53": ("amount", "to 9007199254740992"),
+    "a cost above 2^53": ("cost_micros", "to 9007199254740992"),
+    "a capture for another job's hold": ("job", "place a hold for it first"),
+    "another job's charge": ("charge", "give what is new an id of its own"),
+    "a charge of another kind": ("facts", "model 'H20' for 'MLU370'", "extend the hold"),
+    "a round that ends before it begins": ("cut_off_at", "name a later time"),
+    "a round of that name with other dates": ("name", "give another round another name"),
+    "a budget that ends before it begins": ("ends_at", "name a later time"),
+    "a budget that begins then and ends at another time": ("ends_at", "begin another budget"),
+    "a claim over a closed period": ("period", "2026-03", "next period's claim"),
+    "a claim over a period to come": ("period", "2026-04", "claim it then"),
+}
+"""The field that a refusal names, and words that say what is wrong and what to do."""
+
 
 @pytest.fixture(scope="module")
 def place(world: World) -> Place:
@@ -206,6 +254,8 @@ def place(world: World) -> Place:
         capture_charge(session, made.job(), made.charge(), YUAN, FACTS, NOW)
         deposit(session, made.tenant, YUAN, f"used {made.tenant}", NOW)
         make_claim(session, made.programme, "2026-03", by="centre", at=NOW)
+        open_round(session, made.programme, "r1", opens_at=NOW, cut_off_at=NOW + timedelta(days=1), by="o")
+        budget()(session, made)
     return made
 
 
@@ -225,6 +275,9 @@ def test_what_cannot_be_meant_is_refused_and_nothing_is_written(world: World, pl
         case(session, place)
     assert refused.value.code == code
     assert str(refused.value).rstrip(".") != code
+    field, *fix = NAMED.get(what, ("",))
+    assert str(refused.value).startswith(f"{field}: " if field else "")
+    assert all(words in str(refused.value) for words in fix)
     with transaction(world.engine) as session:
         assert counts(session) == before
 

@@ -1,5 +1,6 @@
 """Lost usage goes back to the lots it came from: in parts, once, out of claims, and never what is gone for good."""
 
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from fractions import Fraction
 from itertools import pairwise
@@ -7,6 +8,7 @@ from itertools import pairwise
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from kernel.database import transaction
@@ -29,6 +31,7 @@ from vouchers.settlement import (
     approve_claim,
     check_claim,
     disburse_claim,
+    dispute_line,
     reconcile_claim,
     refuse_line,
     review_claim,
@@ -221,6 +224,40 @@ def test_what_a_claim_was_refused_for_good_is_not_restored(world: World) -> None
         with pytest.raises(ChargeClaimed):
             restored(session, place)
         assert place.prepaid(session) == 930
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_a_line_that_is_decided_while_a_restoration_waits_for_its_claim_is_seen_as_decided(
+    world: World,
+    refused: bool,  # noqa: FBT001 - a parameter of the case
+) -> None:
+    with transaction(world.engine) as session:
+        place = world.place(session)
+        voucher = place.voucher(session, 1_000)
+        place.run(session, 100)
+        claim = make_claim(session, place.programme, "2026-03", by="centre", at=NOW)
+
+    def restoring() -> int:
+        with transaction(world.engine) as session:
+            return restored(session, place)
+
+    with ThreadPoolExecutor(1) as pool:
+        with transaction(world.engine) as session:
+            decide = refuse_line if refused else dispute_line
+            decide(session, claim, 1, reason="r", by="first", at=NOW)
+            waiting = pool.submit(restoring)
+            with world.engine.connect() as watching:
+                asked = text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
+                while not waiting.done() and not watching.execute(asked).scalar_one():
+                    watching.rollback()
+        if refused:
+            with pytest.raises(ChargeClaimed):
+                waiting.result()
+        else:
+            assert waiting.result() == 100
+    with transaction(world.engine) as session:
+        assert place.left(session, voucher)[3] == (970 if refused else 1_000)
+        assert place.prepaid(session) == (930 if refused else 1_000)
 
 
 def lot(number: int, ratio: Fraction, limit: int, asset: str = "CNY") -> Candidate:

@@ -13,7 +13,8 @@ class ControllerCycle(Invalid):
     """Control that leads back to where it started."""
 
     sentence = (
-        "controller: {controlled} cannot be controlled by {controller}, which it controls itself ({chain})."
+        "controller: {controlled} cannot be controlled by {controller}, which it controls itself ({chain}); "
+        "name another controller for one of them first."
     )
 
 

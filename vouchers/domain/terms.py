@@ -282,7 +282,9 @@ def read_terms(document: dict[str, Any]) -> Terms:
         _optional_date(effective, "until", "effective.until"),
     )
     if end is not None and end < start:
-        raise ProgrammeInvalid(field="effective", reason="it ends before it starts")
+        raise ProgrammeInvalid(
+            field="effective", reason=f"it ends on {end} before it starts on {start}; exchange the days"
+        )
     _check_time_zone(document["time_zone"])
     tranches = tuple(Tranche(**tranche) for tranche in document.get("tranches", ()))
     if tranches and tranches[0].needs != "award":
@@ -327,7 +329,7 @@ def read_terms(document: dict[str, Any]) -> Terms:
 def _budget(entry: dict[str, Any], asset: str) -> Budget:
     split = tuple(Split(**part) for part in entry.get("split", ()))
     if len({part.authority for part in split}) < len(split):
-        raise ProgrammeInvalid(field="budget.split", reason="an authority is named twice")
+        raise ProgrammeInvalid(field="budget.split", reason="an authority is named twice; add its parts up")
     amount = parse_amount(entry["amount"], asset, "budget.amount")
     return Budget(entry["clause"], entry["cycle"], amount, split, entry.get("unspent", RETURNED))
 

@@ -7,6 +7,7 @@ from typing import Final, Literal
 
 from compute_hub.billing.domain.days import local_date
 from compute_hub.billing.domain.rate_cards import SLOT_MS_PER_CARD_HOUR
+from compute_hub.billing.domain.terms import Seller
 from compute_hub.billing.tables import InvoiceLineRow, InvoiceRow
 from kernel.clock import unix_ms
 from kernel.money import format_yuan
@@ -37,6 +38,8 @@ _WORDS: Final[dict[str, tuple[str, str]]] = {
     "rounding": ("中心承担的尾差", "Rounding borne by the centre"),
     "fen": ("分位取整", "Rounding to the fen"),
     "payable": ("应付金额（价税合计）", "Payable, tax included"),
+    "capitals": ("（大写）", ""),
+    "bank": ("开户行及账号", "Bank and account"),
     "net": ("不含税金额", "Net amount"),
     "vat": ("增值税", "VAT"),
     "prepaid": ("已由预付款支付", "Paid from the prepaid balance"),
@@ -47,8 +50,11 @@ _WORDS: Final[dict[str, tuple[str, str]]] = {
     "workdays": ("工作日", "workdays"),
     "weekends": ("周末", "weekends"),
     "note": (
-        "使用量由节点计量器按毫秒记录；每一行均可追溯到作业、计量记录与设备。",
-        "Usage is metered by the millisecond on the node; every line leads to its jobs, records and devices.",
+        "使用量由节点计量器按毫秒记录；每一行均可追溯到作业、计量记录与设备。本账单不是增值税发票，发票另行开具。",
+        (
+            "Usage is metered by the millisecond on the node; every line leads to its jobs, records and devices. "
+            "This bill is not a VAT invoice (fapiao), which is issued separately."
+        ),
     ),
 }
 
@@ -67,7 +73,7 @@ class Content:
 
 
 def content_of(
-    row: InvoiceRow, lines: Sequence[InvoiceLineRow], language: Language, *, seller: str, refers_to: str = ""
+    row: InvoiceRow, lines: Sequence[InvoiceLineRow], language: Language, *, seller: Seller, refers_to: str = ""
 ) -> Content:
     """An invoice in one language; `refers_to` is the number of the invoice that a credit note takes back from."""
 
@@ -83,7 +89,15 @@ def content_of(
         title=word(row.kind),
         facts=tuple(facts),
         parties=(
-            (word("seller"), seller, ""),
+            (
+                word("seller"),
+                seller.name,
+                "\n".join(
+                    f"{word(name)}: {text}"
+                    for name, text in (("code", seller.credit_code), ("bank", seller.bank))
+                    if text
+                ),
+            ),
             (word("buyer"), str(row.buyer["name"]), f"{word('code')}: {row.buyer['credit_code']}"),
         ),
         headings=tuple(
@@ -128,7 +142,40 @@ def _totals(row: InvoiceRow, forgone: int, language: Language, sign: str) -> tup
             label = _WORDS[name][language == "en"] + (f" {percent}" if name == "vat" else "")
             text = yuan(abs(micros))
             found.append((label, f"-{text}" if (micros < 0) != bool(sign) and micros else text, strong))
+        if name == "payable" and language == "zh":
+            found.append((_WORDS["capitals"][0], ("负" if sign else "") + in_capitals(micros), False))
     return tuple(found)
+
+
+_DIGITS: Final = "零壹贰叁肆伍陆柒捌玖"
+_PLACES: Final = ("", "拾", "佰", "仟")
+_MYRIADS: Final = ("", "万", "亿", "万亿")
+_FEN_PER_YUAN: Final = 100
+
+
+def in_capitals(micros: int) -> str:
+    """An amount in whole fen as banks want it written, in the characters that cannot be altered: 壹佰元零伍分."""
+    yuan_part, fen = divmod(abs(micros) // 10_000, _FEN_PER_YUAN)
+    jiao, fen = divmod(fen, 10)
+    text = f"{_whole(yuan_part)}元" if yuan_part or not (jiao or fen) else ""
+    if jiao:
+        text += f"{_DIGITS[jiao]}角"
+    elif fen and text:
+        text += "零"
+    return text + (f"{_DIGITS[fen]}分" if fen else "整")
+
+
+def _whole(number: int) -> str:
+    """A whole number in groups of four digits; one zero stands for all that are skipped between two digits."""
+    text, skipped = "", False
+    for place, digit in zip(range(len(str(number)) - 1, -1, -1), map(int, str(number)), strict=True):
+        myriad, within = divmod(place, len(_PLACES))
+        if digit:
+            text += ("零" if skipped and text else "") + _DIGITS[digit] + _PLACES[within]
+        skipped = not digit
+        if within == 0 and number // 10**place % 10_000:
+            text += _MYRIADS[myriad]
+    return text or "零"
 
 
 def yuan(micros: int) -> str:

@@ -11,7 +11,7 @@ from openpyxl.worksheet.worksheet import Worksheet
 from compute_hub.billing.documents.content import Content
 
 _FONT: Final = "Noto Sans CJK SC"
-_WIDTHS: Final = (8, 22, 20, 24, 18, 18, 20)
+_WIDTHS: Final = (16, 22, 26, 24, 20, 20, 22)
 _FIRST_FIGURE: Final = 4
 _RULE: Final = Border(bottom=Side(style="thin", color="1F3A5F"))
 
@@ -29,7 +29,10 @@ def render_workbook(content: Content) -> bytes:
     at = 3
     for label, name, code in content.parties:
         _put(sheet, at, 1, label)
-        _put(sheet, at, 2, name if not code else f"{name}  {code}")
+        _put(sheet, at, 2, name)
+        for line in code.splitlines():
+            at += 1
+            _put(sheet, at, 2, line)
         at += 1
     for label, value in content.facts:
         _put(sheet, at, 1, label)
@@ -38,11 +41,19 @@ def render_workbook(content: Content) -> bytes:
     at = _table(sheet, content, at + 1)
     for label, amount, strong in content.totals:
         _put(sheet, at, 5, label, bold=strong)
-        _figure(sheet, at, 7, amount, bold=strong)
+        if amount.removeprefix("-")[0].isascii():
+            _figure(sheet, at, 7, amount, bold=strong)
+        else:
+            _put(sheet, at, 6, amount)
+            sheet.merge_cells(start_row=at, start_column=6, end_row=at, end_column=7)
+            sheet.cell(at, 6).alignment = Alignment(horizontal="right", shrink_to_fit=True)
         at += 1
     _put(sheet, at + 1, 1, content.note)
     sheet.page_setup.orientation = "landscape"
     sheet.page_setup.paperSize = 9  # A4
+    sheet.print_options.horizontalCentered = True
+    if sheet.oddFooter is not None and sheet.oddFooter.right is not None:
+        sheet.oddFooter.right.text = f"{content.facts[0][1]} · &P / &N"
     sheet.page_setup.fitToWidth, sheet.page_setup.fitToHeight = 1, 0
     sheet.sheet_properties.pageSetUpPr = PageSetupProperties(fitToPage=True)
     buffer = io.BytesIO()
@@ -57,6 +68,7 @@ def _table(sheet: Worksheet, content: Content, at: int) -> int:
         if number > _FIRST_FIGURE:
             sheet.cell(at, number).alignment = Alignment(horizontal="right")
     sheet.freeze_panes = f"A{at + 1}"
+    sheet.print_title_rows = f"{at}:{at}"
     for row in content.rows:
         at += 1
         for number, value in enumerate(row, 1):

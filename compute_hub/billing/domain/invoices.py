@@ -7,9 +7,8 @@ from enum import StrEnum
 from typing import Final
 from uuid import UUID
 
-from kernel.money import MICROS_PER_YUAN
-
 FEN_MICROS: Final = 10_000
+MILLION: Final = 1_000_000
 DEFAULT_AFTER: Final = timedelta(days=30)
 """How long an invoice is overdue before its tenant is in default."""
 
@@ -90,10 +89,14 @@ def add_up(
         credit_micros=credit_micros,
         fen_micros=payable - prepaid_micros - credit_micros,
         vat_ppm=vat_ppm,
-        vat_micros=to_fen(
-            (2 * payable * vat_ppm + MICROS_PER_YUAN + vat_ppm) // (2 * (MICROS_PER_YUAN + vat_ppm))
-        ),
+        vat_micros=_contained_tax(payable, vat_ppm),
     )
+
+
+def _contained_tax(payable_micros: int, vat_ppm: int) -> int:
+    """The tax in a price that contains it, rounded once, half up, to whole fen."""
+    parts, whole = payable_micros * vat_ppm, (MILLION + vat_ppm) * FEN_MICROS
+    return (2 * parts + whole) // (2 * whole) * FEN_MICROS
 
 
 def outstanding(credits_micros: Iterable[int], repaid_micros: int) -> list[int]:

@@ -15,6 +15,13 @@ DIFFERENCES = Family(
 )
 AUDIT_AGE = Family("hub_ledger_audit_age_seconds", "How long ago the ledger was last audited.")
 AUDIT_DURATION = Family("hub_ledger_audit_duration_seconds", "How long the last audit of the ledger took.")
+CHECKPOINT_AGE = Family(
+    "hub_ledger_checkpoint_age_seconds",
+    "How long ago the ledger was last known to be right: the last audit that found nothing.",
+)
+CHECKPOINT_TRANSFERS = Family(
+    "hub_ledger_checkpoint_transfers", "Transfers that the last audit without differences added up."
+)
 TRANSFERS = Family("hub_ledger_audit_transfers", "Transfers that the last audit of the ledger added up.")
 HOLDS = Family(
     "hub_holds",
@@ -33,6 +40,8 @@ LONGEST = Family(
 
 _AUDIT = text("""
     SELECT differences, transfers, audited_at, duration_ms FROM ledger_audits ORDER BY audited_at DESC, id LIMIT 1""")
+_CHECKPOINT = text("""
+    SELECT transfers, audited_at FROM ledger_audits WHERE differences = 0 ORDER BY audited_at DESC, id LIMIT 1""")
 _HOLDS = text("""
     SELECT CASE WHEN j.ended_at IS NULL THEN 'live' WHEN j.ended_at < :long_ago THEN 'leaked' ELSE 'ended' END, count(*)
       FROM job_holds h LEFT JOIN jobs j ON j.id = h.job_id WHERE h.state = 'open' GROUP BY 1""")
@@ -53,6 +62,9 @@ def keeping() -> Part:
             yield TRANSFERS(transfers)
             yield AUDIT_AGE((at - audited_at).total_seconds())
             yield AUDIT_DURATION(duration_ms / 1000)
+        for transfers, audited_at in session.execute(_CHECKPOINT):
+            yield CHECKPOINT_TRANSFERS(transfers)
+            yield CHECKPOINT_AGE((at - audited_at).total_seconds())
         yield from (HOLDS(0, state) for state in ("live", "ended", "leaked"))
         for state, count in session.execute(_HOLDS, {"long_ago": at - _LEAKED_AFTER}):
             yield HOLDS(count, state)
@@ -65,6 +77,7 @@ def keeping() -> Part:
         yield LONGEST(float(longest))
 
     families = (
-        DIFFERENCES, AUDIT_AGE, AUDIT_DURATION, TRANSFERS, HOLDS, SIZE, CONNECTIONS, TRANSACTIONS, DEADLOCKS, LONGEST,
+        DIFFERENCES, AUDIT_AGE, AUDIT_DURATION, TRANSFERS, CHECKPOINT_AGE, CHECKPOINT_TRANSFERS, HOLDS,
+        SIZE, CONNECTIONS, TRANSACTIONS, DEADLOCKS, LONGEST,
     )  # fmt: skip
     return Part("keeping", 2000, families, read)

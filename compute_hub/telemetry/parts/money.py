@@ -63,16 +63,21 @@ RECEIVABLE = Family(
     "What an authority owes for captured usage, by how far it is: claimable, claimed or payable.",
     ("authority", "stage"),
 )
-FIRM_ISSUED = Family(
-    "hub_voucher_firm_issued_yuan",
-    "Face value issued, by the firms' size and industry.",
-    ("programme", "size", "industry"),
-)
-FIRM_CAPTURED = Family(
-    "hub_voucher_firm_captured_yuan",
-    "Captured for usage, by the firms' size and industry.",
-    ("programme", "size", "industry"),
-)
+FIRM_STAGES: Final = {
+    "issued": "Face value issued",
+    "held": "Set aside for jobs",
+    "captured": "Captured for usage, less what was given back",
+    "claimed": "In claims that are not paid yet",
+    "disbursed": "Paid out by the authority",
+}
+FIRM: Final = {
+    stage: Family(
+        f"hub_voucher_firm_{stage}_yuan",
+        f"{meaning}, by the firms' size and industry.",
+        ("programme", "size", "industry"),
+    )
+    for stage, meaning in FIRM_STAGES.items()
+}
 
 _ACCOUNTS = text("""
     SELECT split_part(name::text, '/', 2), asset::text, CASE split_part(name::text, '/', 3)
@@ -113,9 +118,22 @@ _FIRMS = text("""
     taken AS (
         SELECT c.voucher_id, sum(c.quantity - coalesce(b.quantity, 0)) AS captured
           FROM coverage_lines c LEFT JOIN back b ON b.line_id = c.id
-         WHERE c.voucher_id IS NOT NULL GROUP BY c.voucher_id)
-    SELECT v.slug, v.asset, e.size_class, e.industry, sum(v.face), coalesce(sum(t.captured), 0)
+         WHERE c.voucher_id IS NOT NULL GROUP BY c.voucher_id),
+    asked AS (
+        SELECT c.voucher_id, k.state IN ('disbursed', 'reconciled') AS paid, sum(l.amount) AS amount
+          FROM claim_lines l JOIN claims k ON k.id = l.claim_id JOIN coverage_lines c ON c.id = l.coverage_line_id
+         WHERE l.state = 'approved' OR l.state = 'claimed' AND k.state NOT IN ('disbursed', 'reconciled')
+         GROUP BY 1, 2),
+    owed AS (
+        SELECT voucher_id, sum(amount) FILTER (WHERE NOT paid) AS claimed, sum(amount) FILTER (WHERE paid) AS disbursed
+          FROM asked GROUP BY voucher_id),
+    kept AS (
+        SELECT CAST(split_part(name::text, '/', 2) AS uuid) AS voucher_id, debits_pending AS held
+          FROM accounts WHERE name::text LIKE 'voucher/%')
+    SELECT v.slug, v.asset, e.size_class, e.industry, sum(v.face), coalesce(sum(kept.held), 0),
+           coalesce(sum(t.captured), 0), coalesce(sum(owed.claimed), 0), coalesce(sum(owed.disbursed), 0)
       FROM vouchers v JOIN enterprises e ON e.id = v.enterprise_id LEFT JOIN taken t ON t.voucher_id = v.id
+      LEFT JOIN owed ON owed.voucher_id = v.id LEFT JOIN kept ON kept.voucher_id = v.id
      GROUP BY 1, 2, 3, 4""")
 
 _OPEN_CLAIMS: Final = ("submitted", "checked", "reviewed", "approved")
@@ -127,7 +145,7 @@ def money() -> Part:
     """All that is read of vouchers, applications and claims."""
     families = (
         *YUAN.values(), *CARD.values(), EXPIRING, VOUCHERS, APPLICATIONS, SOLD, CLAIMS, CLAIMS_YUAN, CLAIM_OLDEST,
-        RECEIVABLE, FIRM_ISSUED, FIRM_CAPTURED,
+        RECEIVABLE, *FIRM.values(),
     )  # fmt: skip
     return Part("money", 5000, families, _read)
 
@@ -189,12 +207,12 @@ def _firms(
 ) -> Iterator[Sample]:
     rows = session.execute(_FIRMS).all()
     industries = Bounded((row[3] for row in rows), INDUSTRIES_MAX)
-    for slug, asset, size, industry, issued, captured in rows:
-        amounts[slug, asset]["captured"] += int(captured)
+    for slug, asset, size, industry, *stages in rows:
+        by_stage = dict(zip(FIRM_STAGES, map(int, stages), strict=True))
+        amounts[slug, asset]["captured"] += by_stage["captured"]
         if asset == CNY:
-            labels = (slugs(slug), size, industries(industry))
-            yield FIRM_ISSUED(int(issued) / MICROS_PER_YUAN, *labels)
-            yield FIRM_CAPTURED(int(captured) / MICROS_PER_YUAN, *labels)
+            for stage, amount in by_stage.items():
+                yield FIRM[stage](amount / MICROS_PER_YUAN, slugs(slug), size, industries(industry))
 
 
 def _claims(session: Session, at: datetime, slugs: Bounded, known: set[str]) -> Iterator[Sample]:

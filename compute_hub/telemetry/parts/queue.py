@@ -44,12 +44,26 @@ RUNS_ENDED = Family(
     ("reason",),
     "counter",
 )
+ESTIMATES = Family(
+    "hub_start_estimates_total",
+    "Start estimates that were held against the real start, by whether the job started early or late. A sample of the "
+    "jobs that had to wait, estimated when they were submitted.",
+    ("direction",),
+    "counter",
+)
+ESTIMATE_ERROR = Family(
+    "hub_start_estimate_error_seconds_total",
+    "By how much those jobs started earlier or later than estimated; over hub_start_estimates_total the mean error.",
+    ("direction",),
+    "counter",
+)
 EPOCH = Family("hub_scheduler_leader_epoch", "Which term of leadership the scheduler is in.")
 LEASE = Family(
     "hub_scheduler_leader_lease_seconds",
     "How long the leading controller's lease still lasts; negative when nobody leads.",
 )
 
+DIRECTIONS: Final = ("early", "late")
 LIVE_STATES: Final = ("queued", "starting", "running", "stopping")
 
 _LIVE = text(f"""
@@ -66,6 +80,11 @@ _JOBS_ENDED = """
      WHERE ended_at > :since AND ended_at <= :until GROUP BY 1, 2, 3"""
 _RUNS_ENDED = """
     SELECT coalesce(end_reason, ''), count(*) FROM runs WHERE ended_at > :since AND ended_at <= :until GROUP BY 1"""
+
+_ESTIMATES = """
+    SELECT CASE WHEN started_at < start_estimate_at THEN 'early' ELSE 'late' END, count(*),
+           sum(abs(extract(epoch FROM started_at - start_estimate_at)))
+      FROM start_estimates WHERE judged_at > :since AND judged_at <= :until GROUP BY 1"""
 
 
 def queue() -> Part:
@@ -98,6 +117,7 @@ def queue() -> Part:
 def ended() -> Part:
     """What has become of jobs and of their runs, since the beginning."""
     jobs, runs = History(_JOBS_ENDED, keys=3), History(_RUNS_ENDED, keys=1)
+    estimates = History(_ESTIMATES, keys=1)
 
     def read(session: Session, at: datetime) -> Iterator[Sample]:
         yield PREEMPTIONS(session.scalar(_EVICTIONS) or 0)
@@ -106,5 +126,10 @@ def ended() -> Part:
             yield PREEMPTIONS(evictions)
         for (reason,), (count,) in runs.sums(session, at).items():
             yield RUNS_ENDED(count, reason)
+        judged = estimates.sums(session, at)
+        for direction in DIRECTIONS:
+            count, error_s = judged.get((direction,), (0, 0))
+            yield ESTIMATES(count, direction)
+            yield ESTIMATE_ERROR(error_s, direction)
 
-    return Part("ended", 2000, (ENDED, PREEMPTIONS, RUNS_ENDED), read)
+    return Part("ended", 2000, (ENDED, PREEMPTIONS, RUNS_ENDED, ESTIMATES, ESTIMATE_ERROR), read)

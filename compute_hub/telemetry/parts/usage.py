@@ -36,6 +36,13 @@ DELIVERED = Family(
 RECORDS = Family(
     "hub_usage_records_total", "Usage records received from meters, each counted once.", ("model",), "counter"
 )
+ENERGY = Family(
+    "hub_energy_joules_total",
+    "Energy that jobs took on their cards, by how it is known: measured by a sensor, or estimated from the model's "
+    "declared power and busy time. Cards that are given to nobody are not in it.",
+    ("model", "basis"),
+    "counter",
+)
 LAG = Family(
     "hub_metering_lag_seconds",
     "How long the oldest usage record that is not charged yet has waited; 0 if none.",
@@ -55,8 +62,12 @@ MISMATCHES = Family(
 )
 
 _USED = """
-    SELECT model, sum(slot_ms), sum(slot_ms * least(1, busy_ms::float8 / nullif(duration_ms, 0))), count(*)
+    SELECT model, sum(slot_ms), sum(least(busy_ms * 1000, slot_ms)), count(*)
       FROM usage_records WHERE received_at > :since AND received_at <= :until GROUP BY model"""
+_ENERGY = """
+    SELECT model, energy_basis, sum(energy_mj)
+      FROM usage_records WHERE received_at > :since AND received_at <= :until AND energy_mj IS NOT NULL
+     GROUP BY model, energy_basis"""
 _UNCHARGED = text("""
     SELECT count(*), min(r.received_at) FROM uncharged_usage u JOIN usage_records r ON r.id = u.record_id""")
 _MISSING = text("""
@@ -75,7 +86,7 @@ _QUIET: Final = timedelta(minutes=10)
 
 def usage(peak_pflops: Mapping[str, tuple[str, Fraction]]) -> Part:
     """Card time since the beginning; `peak_pflops` as for the capacity."""
-    used = History(_USED, keys=1)
+    used, energy = History(_USED, keys=1), History(_ENERGY, keys=2)
 
     def read(session: Session, at: datetime) -> Iterator[Sample]:
         for (model,), (slot_ms, busy_slot_ms, count) in used.sums(session, at).items():
@@ -85,7 +96,10 @@ def usage(peak_pflops: Mapping[str, tuple[str, Fraction]]) -> Part:
             if model in peak_pflops:
                 yield DELIVERED(busy_slot_ms / 1e6 * float(peak_pflops[model][1]), model, "busy_time")
 
-    return Part("usage", 2000, (USED, BUSY, DELIVERED, RECORDS), read)
+        for (model, basis), (millijoules,) in energy.sums(session, at).items():
+            yield ENERGY(millijoules / 1000, model, basis)
+
+    return Part("usage", 2000, (USED, BUSY, DELIVERED, RECORDS, ENERGY), read)
 
 
 def metering() -> Part:

@@ -1,6 +1,18 @@
 """For the director: is the centre sold, given out, busy, and effective, and what does it earn?"""
 
-from deploy.grafana.panels import CARD_HOURS, CARDS, COUNT, PFLOPS, PFLOPS_HOURS, SHARE, YUAN, Board, Panel
+from deploy.grafana.panels import (
+    CARD_HOURS,
+    CARDS,
+    COUNT,
+    KWH,
+    PFLOPS,
+    PFLOPS_HOURS,
+    SHARE,
+    WATTS,
+    YUAN,
+    Board,
+    Panel,
+)
 
 CENTRE = Board(
     "hub-centre",
@@ -125,6 +137,22 @@ CENTRE = Board(
             "bars",
             CARD_HOURS,
             {"{{model}}": "sum by (model) (increase(hub_used_card_seconds_total[1d])) / 3600"},
+        ),
+        Panel(
+            "作业功率",
+            "Power of jobs",
+            "stack",
+            WATTS,
+            {"{{model}} {{basis}}": "sum by (model, basis) (rate(hub_energy_joules_total[$__rate_interval]))"},
+            "Estimated where no sensor measures it: declared power of the model and busy time.",
+        ),
+        Panel(
+            "能耗（1 天）",
+            "Energy in a day",
+            "bars",
+            KWH,
+            {"{{model}} {{basis}}": "sum by (model, basis) (increase(hub_energy_joules_total[1d])) / 3.6e6"},
+            "Of cards that jobs held.",
         ),
         Panel("作业", "Jobs", "stack", COUNT, {"{{state}}": "sum by (state) (hub_jobs)"}),
         Panel(

@@ -1,6 +1,6 @@
 """For the operator: every node's cards, health and isolation."""
 
-from deploy.grafana.panels import CARDS, COUNT, SHARE, Board, Panel, Variable
+from deploy.grafana.panels import CARDS, CELSIUS, COUNT, SHARE, WATTS, Board, Panel, Variable
 
 _OF = '{node=~"$node"}'
 _SHARE = f"sum by (node) (hub_node_devices_allocated{_OF}) / (sum by (node) (hub_node_devices{_OF}) > 0)"
@@ -9,7 +9,7 @@ NODES = Board(
     "hub-nodes",
     "节点",
     "Nodes",
-    "One row per node. Temperature and power join when nodes report them.",
+    "One row per node; temperature and power of cards that have sensors.",
     (
         Panel(
             "节点状态",
@@ -41,6 +41,28 @@ NODES = Board(
             0.95,
             24,
             12,
+        ),
+        Panel(
+            "最高温度",
+            "Hottest card",
+            "states",
+            CELSIUS,
+            {"{{node}}": f"max by (node) (hub_device_temperature_celsius{_OF})"},
+            "Where cards have sensors.",
+            75,
+            90,
+            12,
+            10,
+        ),
+        Panel(
+            "功率",
+            "Power",
+            "stack",
+            WATTS,
+            {"{{node}}": f"sum by (node) (hub_device_power_watts{_OF})"},
+            "Of all cards with sensors, given out or not.",
+            width=12,
+            height=10,
         ),
         Panel(
             "在线",

@@ -3,6 +3,7 @@
 from deploy.grafana.panels import COUNT, SECONDS, SHARE, YUAN, Board, Panel, Variable
 
 _OF = '{programme=~"$programme"}'
+_FIRMS = '{programme=~"$programme", size=~"$size", industry=~"$industry"}'
 
 VOUCHERS = Board(
     "hub-vouchers",
@@ -28,6 +29,21 @@ VOUCHERS = Board(
             height=10,
         ),
         Panel(
+            "资金漏斗：所选企业",
+            "Funnel of the firms chosen above",
+            "bars",
+            YUAN,
+            {
+                "1 已发放 issued": f"sum(hub_voucher_firm_issued_yuan{_FIRMS})",
+                "2 预扣 held": f"sum(hub_voucher_firm_held_yuan{_FIRMS})",
+                "3 已核销 captured": f"sum(hub_voucher_firm_captured_yuan{_FIRMS})",
+                "4 申请兑付 claimed": f"sum(hub_voucher_firm_claimed_yuan{_FIRMS})",
+                "5 已拨付 disbursed": f"sum(hub_voucher_firm_disbursed_yuan{_FIRMS})",
+            },
+            "By the firms' size and industry, from the issue on; a pool belongs to nobody yet.",
+            width=24,
+        ),
+        Panel(
             "剩余资金比例",
             "Pool left",
             "bars",
@@ -50,28 +66,28 @@ VOUCHERS = Board(
             "Issued by size of firm",
             "bars",
             YUAN,
-            {"{{size}}": f"sum by (size) (hub_voucher_firm_issued_yuan{_OF})"},
+            {"{{size}}": f"sum by (size) (hub_voucher_firm_issued_yuan{_FIRMS})"},
         ),
         Panel(
             "核销：企业规模",
             "Captured by size of firm",
             "bars",
             YUAN,
-            {"{{size}}": f"sum by (size) (hub_voucher_firm_captured_yuan{_OF})"},
+            {"{{size}}": f"sum by (size) (hub_voucher_firm_captured_yuan{_FIRMS})"},
         ),
         Panel(
             "发放：行业",
             "Issued by industry",
             "bars",
             YUAN,
-            {"{{industry}}": f"topk(20, sum by (industry) (hub_voucher_firm_issued_yuan{_OF}))"},
+            {"{{industry}}": f"topk(20, sum by (industry) (hub_voucher_firm_issued_yuan{_FIRMS}))"},
         ),
         Panel(
             "核销：行业",
             "Captured by industry",
             "bars",
             YUAN,
-            {"{{industry}}": f"topk(20, sum by (industry) (hub_voucher_firm_captured_yuan{_OF}))"},
+            {"{{industry}}": f"topk(20, sum by (industry) (hub_voucher_firm_captured_yuan{_FIRMS}))"},
         ),
         Panel(
             "券的状态", "Vouchers by state", "bars", COUNT, {"{{state}}": f"sum by (state) (hub_vouchers{_OF})"}
@@ -115,5 +131,9 @@ VOUCHERS = Board(
             {"{{programme}}": f"sum by (programme) (hub_voucher_captured_yuan{_OF})"},
         ),
     ),
-    (Variable("programme", "计划", "Programme", "label_values(hub_voucher_budget_yuan, programme)"),),
+    (
+        Variable("programme", "计划", "Programme", "label_values(hub_voucher_budget_yuan, programme)"),
+        Variable("size", "企业规模", "Size of firm", "label_values(hub_voucher_firm_issued_yuan, size)"),
+        Variable("industry", "行业", "Industry", "label_values(hub_voucher_firm_issued_yuan, industry)"),
+    ),
 )

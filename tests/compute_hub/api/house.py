@@ -17,7 +17,7 @@ from httpx import Client, Response
 from sqlalchemy import Engine, func, select
 
 from compute_hub.api.app import create_app
-from compute_hub.billing.charging import charge_job
+from compute_hub.billing.charging import charge_jobs
 from compute_hub.billing.funding import Funding
 from compute_hub.identity.keys import issue_key
 from compute_hub.identity.roles import Role
@@ -205,7 +205,7 @@ class House:
             record_id = derived_id("record", job_id, card_ms)
             session.add(UnchargedUsageRow(record_id=record_id, job_id=UUID(job_id)))
         with transaction(self.engine) as session:
-            assert charge_job(session, UUID(job_id), utc_now())
+            assert charge_jobs(session, [UUID(job_id)], utc_now()).charges
 
     def close(self) -> None:
         """Stop serving."""
@@ -265,6 +265,7 @@ def usage(job_id: UUID, card_ms: int, used_at: datetime) -> UsageRecordRow:
         duration_ms=card_ms,
         slot_ms=card_ms * 1000,
         busy_ms=0,
+        memory_bytes_max=0,
         final=True,
         content_sha256="0" * 64,
         received_at=utc_now(),

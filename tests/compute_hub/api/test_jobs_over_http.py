@@ -125,3 +125,15 @@ def test_jobs_are_listed_by_state(house: House) -> None:
     assert [item["id"] for item in firm.get("/v1/jobs", state="queued")["items"]] == [taken]
     assert firm.get("/v1/jobs", state="failed")["items"] == []
     firm.refused(422, "malformed_request", "GET", "/v1/jobs", params={"state": "lost"})
+
+
+def test_a_ray_job_says_so_and_its_ranks_may_talk(house: House) -> None:
+    firm = house.enterprise("1000.00")
+    shown = [firm.post("/v1/jobs", job(**asked)) for asked in ({"kind": "ray"}, {"nodes": 2}, {})]
+    assert [one["kind"] for one in shown] == ["ray", "distributed", "batch"]
+    with transaction(house.engine) as session:
+        assert session.get_one(JobRow, UUID(shown[0]["id"])).network == "job"
+    with house.untouched():
+        words = firm.refused(422, "malformed_request", "POST", "/v1/jobs", job(kind="ray", network="none"))
+        assert "the ranks of a Ray job talk to each other" in words
+        firm.refused(422, "malformed_request", "POST", "/v1/jobs", job(kind="slurm"))

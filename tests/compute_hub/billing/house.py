@@ -36,8 +36,9 @@ class House:
         self.engine = engine
         self.centre = centre
         self.funding = Funding(HOUR_MS, centre)
+        self.world = World(engine)
         with transaction(engine) as session:
-            self.tenant = World(engine).enterprise(session)
+            self.tenant = self.world.enterprise(session)
             if prepaid_yuan:
                 deposit(session, self.tenant, prepaid_yuan * YUAN, "first", NOW)
             for model, price in PRICE.items():
@@ -174,7 +175,7 @@ class House:
                 job.lost_attempts = [*job.lost_attempts, job.attempt]
             self._end_runs(session, job_id, reason)
             session.flush()
-            self.funding.ended(session, job, at)
+            self.funding.ended(session, [job], at)
 
     def keep(self, job_id: UUID, elapsed_ms: int, at: datetime | None = None) -> str | None:
         with transaction(self.engine) as session:

@@ -2,8 +2,12 @@
 
 import io
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
+from itertools import pairwise
+from unicodedata import east_asian_width
 from uuid import UUID
+from zoneinfo import ZoneInfo
 
 import pytest
 from hypothesis import given
@@ -11,11 +15,12 @@ from hypothesis import strategies as st
 from openpyxl import load_workbook
 
 from compute_hub.billing.corrections import correct_charge, records_of
-from compute_hub.billing.documents.content import content_of
+from compute_hub.billing.documents.content import content_of, in_capitals
 from compute_hub.billing.documents.pdf import render_pdf
 from compute_hub.billing.documents.workbook import render_workbook
 from compute_hub.billing.domain.invoices import FEN_MICROS, Standing, add_up, outstanding, standing, to_fen
 from compute_hub.billing.domain.rate_cards import RateCard
+from compute_hub.billing.domain.terms import NoTaxRate, NoWorkday, Seller, TaxRate, Terms
 from compute_hub.billing.invoicing import (
     LaterMonthClosed,
     MonthClosed,
@@ -30,14 +35,17 @@ from compute_hub.billing.invoicing import (
 from compute_hub.billing.rates import Setting, set_card
 from compute_hub.billing.statements import daily_statement
 from compute_hub.billing.tables import InvoiceRow
+from kernel.clock import from_unix_ms
 from kernel.database import transaction
 from kernel.ids import new_id
 from ledger.audit import audit
 from tests.compute_hub.billing.house import HOUR_MS, NOW, YUAN, House
+from vouchers.restoration import restore_charge
 from vouchers.wallets import grant_credit, repay_credit
 
 APRIL = datetime(2026, 4, 1, tzinfo=UTC)  # 08:00 at the centre
 MICROS = st.integers(0, 10**12)
+SELLER = Seller("智能计算中心", "91331003MA0CENTRE1", "中国工商银行黄岩支行 6222 0001")
 
 
 def run(house: House, ms: int, *, started: datetime = NOW, model: str = "sim-a") -> UUID:
@@ -88,6 +96,85 @@ def test_an_invoice_stands_where_its_date_and_its_payments_put_it(
     owed: int, days: int, expected: Standing
 ) -> None:
     assert standing(owed, NOW + timedelta(days=30), NOW + timedelta(days=days)) == expected
+
+
+KINDS = Terms(
+    rates=(
+        TaxRate("general", date(2016, 5, 1), 60_000),
+        TaxRate("general", date(2026, 3, 31), 50_000),
+        TaxRate("small-scale", date(2023, 1, 1), 10_000),
+    ),
+    due_days=30,
+    holidays=frozenset({date(2026, 5, 1), date(2026, 5, 4), date(2026, 5, 5)}),
+    workdays=frozenset({date(2026, 5, 9)}),
+)
+
+
+@pytest.mark.parametrize(
+    ("kind", "day", "ppm"),
+    [
+        ("general", date(2026, 3, 30), 60_000),
+        ("general", date(2026, 3, 31), 50_000),
+        ("small-scale", date(2026, 3, 31), 10_000),
+    ],
+)
+def test_tax_follows_from_the_kind_of_taxpayer_and_the_day(kind: str, day: date, ppm: int) -> None:
+    assert replace(KINDS, tax_kind=kind).vat_ppm(day) == ppm
+
+
+def test_a_day_without_a_rate_is_refused_by_its_kind() -> None:
+    with pytest.raises(NoTaxRate, match="small-scale"):
+        replace(KINDS, tax_kind="small-scale").vat_ppm(date(2022, 12, 31))
+
+
+@pytest.mark.parametrize(
+    ("issued", "due"),
+    [
+        (date(2026, 4, 1), date(2026, 5, 6)),  # a Friday of the holidays, the weekend and two more holidays
+        (date(2026, 4, 9), date(2026, 5, 9)),  # a Saturday that is worked
+        (date(2026, 4, 10), date(2026, 5, 11)),  # a Sunday
+        (date(2026, 3, 2), date(2026, 4, 1)),
+    ],
+)
+def test_an_invoice_is_due_at_the_end_of_a_day_on_which_people_work(issued: date, due: date) -> None:
+    end = from_unix_ms(KINDS.due_ms(issued)).astimezone(ZoneInfo("Asia/Shanghai"))
+    assert (end.date(), (end + timedelta(milliseconds=1)).date()) == (due, due + timedelta(days=1))
+
+
+def test_a_calendar_without_workdays_is_refused() -> None:
+    every = frozenset(date(2026, 1, 1) + timedelta(days=n) for n in range(365))
+    with pytest.raises(NoWorkday, match="2026-02-01"):
+        replace(KINDS, holidays=every, workdays=frozenset()).due_ms(date(2026, 1, 2))
+
+
+def test_a_month_is_taxed_at_its_last_days_rate_and_its_credit_note_at_the_invoices(house: House) -> None:
+    run(house, HOUR_MS)
+    with transaction(house.engine) as session:
+        row = close_month(session, house.tenant, "2026-03", by=new_id(), at=APRIL, terms=KINDS)
+        assert (row.vat_ppm, row.vat_micros) == (50_000, 1_710_000)
+        assert row.due_at == from_unix_ms(KINDS.due_ms(date(2026, 4, 1)))
+    ((charge_id,),) = house.sql("SELECT id FROM charges")
+    with transaction(house.engine) as session:
+        restore_charge(session, charge_id, reason="the node failed", by="operator", at=APRIL)
+        later = replace(KINDS, tax_kind="small-scale")
+        note = credit_invoice(session, row.id, reason="r", by=new_id(), at=APRIL, terms=later)
+        assert (note.vat_ppm, note.payable_micros, note.vat_micros) == (50_000, 36 * YUAN, 1_710_000)
+
+
+def test_nothing_in_the_workbook_is_cut_off_by_what_stands_beside_it(house: House) -> None:
+    run(house, 100 * HOUR_MS)
+    row = close(house)
+    with transaction(house.engine) as session:
+        lines = lines_of(session, row.id)
+    for language in ("zh", "en"):
+        content = content_of(row, lines, language, seller=SELLER)  # type: ignore[arg-type]
+        sheet = load_workbook(io.BytesIO(render_workbook(content))).active
+        for line in sheet.iter_rows():
+            for cell, beside in pairwise(line):
+                text = f"{cell.value:,.6f}" if isinstance(cell.value, float) else str(cell.value or "")
+                shown = sum(2 if east_asian_width(letter) in "WF" else 1 for letter in text)
+                room = sheet.column_dimensions[cell.column_letter].width
+                assert shown <= room or beside.value is None, text
 
 
 def test_a_month_is_closed_once_and_its_invoice_adds_up_to_charges_ledger_and_usage(house: House) -> None:
@@ -183,6 +270,24 @@ def test_a_day_shows_balances_before_and_after_and_what_moved_them(house: House)
     assert (after.jobs, after.credit_before_micros, after.credit_after_micros) == ((), 5 * YUAN, 6 * YUAN)
 
 
+@pytest.mark.parametrize(
+    ("fen", "words"),
+    [
+        (0, "零元整"),
+        (3, "叁分"),
+        (50, "伍角整"),
+        (105, "壹元零伍分"),
+        (100_000_00, "壹拾万元整"),
+        (86_419_753, "捌拾陆万肆仟壹佰玖拾柒元伍角叁分"),
+        (1_000_500_000, "壹仟万零伍仟元整"),
+        (10_000_000_100, "壹亿零壹元整"),
+        (200_030_040_070, "贰拾亿零叁拾万零肆佰元柒角整"),
+    ],
+)
+def test_an_amount_is_written_in_capitals_as_banks_want_it(fen: int, words: str) -> None:
+    assert in_capitals(fen * FEN_MICROS) == words
+
+
 def test_an_invoice_is_typeset_in_both_languages_and_its_workbook_adds_up(house: House) -> None:
     run(house, 123_457)
     run(house, 98_765, model="sim-b")
@@ -190,11 +295,17 @@ def test_an_invoice_is_typeset_in_both_languages_and_its_workbook_adds_up(house:
     with transaction(house.engine) as session:
         lines = lines_of(session, row.id)
     for language, title in (("zh", "算力服务账单"), ("en", "Invoice for Computing Services")):
-        content = content_of(row, lines, language, seller="智能计算中心")  # type: ignore[arg-type]
+        content = content_of(row, lines, language, seller=SELLER)  # type: ignore[arg-type]
         assert content.title == title
         assert render_pdf(content).startswith(b"%PDF-")
         sheet = load_workbook(io.BytesIO(render_workbook(content))).active
         cells = [[cell.value for cell in line] for line in sheet.iter_rows()]
         assert cells[0][0] == title
+        assert [cell for line in cells for cell in line if cell and "6222 0001" in str(cell)]
+        assert sheet.page_setup.fitToWidth == 1
+        heading = int(sheet.freeze_panes[1:]) - 1
+        assert sheet.print_title_rows == f"${heading}:${heading}"
+        formats = {sheet.cell(heading + 1, column).number_format for column in (5, 6, 7)}
+        assert formats <= {"#,##0.00", "#,##0.000000"}
         amounts = [line[6] for line in cells if line[0] in {1, 2}]
         assert sum(round(amount * YUAN) for amount in amounts) == row.gross_micros

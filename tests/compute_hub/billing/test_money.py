@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
-from compute_hub.billing.charging import charge_job
+from compute_hub.billing.charging import charge_jobs
 from compute_hub.billing.corrections import ChargeCorrected, CorrectionRaises, correct_charge
 from compute_hub.billing.domain.rate_cards import RateCard, RateCardRefused
 from compute_hub.billing.domain.timelines import (
@@ -51,7 +51,7 @@ def test_a_biller_whose_connection_dies_before_its_commit_charges_nothing_and_is
     house.admit(job_id)
     house.meter(house.record(job_id, 0, 1000, final=True))
     with Session(house.engine) as session:
-        charge_job(session, job_id, NOW)
+        charge_jobs(session, [job_id], NOW)
         session.connection().connection.dbapi_connection.close()  # type: ignore[union-attr]
         with pytest.raises(Exception, match="closed"):
             session.commit()
@@ -110,7 +110,9 @@ def test_a_job_without_further_funds_is_stopped_while_its_way_out_is_still_cover
     job_id = house.submit(models=("sim-a",))
     assert house.admit(job_id) is None
     assert house.keep(job_id, HOUR_MS - 60_000) is None
-    assert house.sql("SELECT reason LIKE 'its funds will not last%' FROM jobs") == [(True,)]
+    assert house.sql("SELECT reason = notice, notice LIKE 'its funds will not last%' FROM jobs") == [
+        (True, True)
+    ]
     assert house.keep(job_id, HOUR_MS + 1) is not None
     house.meter(house.record(job_id, 0, HOUR_MS + 5000 + MARGIN_MS, final=True))
     house.end(job_id)
@@ -140,7 +142,9 @@ def test_a_job_that_never_started_gets_everything_back(house: House) -> None:
     assert house.balance() == (1000 * YUAN, 0)
 
 
-def test_money_is_kept_for_the_last_records_of_a_lost_run_and_what_comes_later_is_forgone(house: House) -> None:
+def test_money_is_kept_for_the_last_records_of_a_lost_run_and_what_comes_later_is_charged_then(
+    house: House,
+) -> None:
     job_id = house.submit()
     house.admit(job_id)
     house.meter(house.record(job_id, 0, 60_000))
@@ -154,7 +158,9 @@ def test_money_is_kept_for_the_last_records_of_a_lost_run_and_what_comes_later_i
     assert house.balance()[1] == 0
     house.meter(house.record(job_id, 2, 60_000, final=True))
     house.bill(NOW + AFTER)
-    assert house.charged() == (180_000_000, 1_200_000, 600_000)
+    house.bill(NOW + AFTER)
+    assert house.charged() == (180_000_000, 1_800_000, 0)
+    assert house.balance() == (1000 * YUAN - 1_800_000, 0)
 
 
 def test_a_record_behind_a_gap_waits_for_the_gap_and_is_not_billed_for_ever(house: House) -> None:

@@ -6,7 +6,7 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import Engine, text
 
-from compute_hub.billing.charging import LATE
+from compute_hub.billing.uncharged import LATE
 from compute_hub.metering.gaps import list_gap_cases, open_gap_cases
 from compute_hub.metering.holding import held_time
 from kernel.database import transaction

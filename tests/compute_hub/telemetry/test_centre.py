@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from fractions import Fraction
 
 import pytest
+from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.orm import Session
@@ -17,7 +18,10 @@ from compute_hub.telemetry.families import LABEL_CHARACTERS_MAX, OTHER, Bounded,
 from compute_hub.telemetry.history import History
 from compute_hub.telemetry.metrics import centre_families, parts
 from compute_hub.telemetry.parts.capacity import capacity
+from compute_hub.telemetry.registry import REGISTRY
+from compute_hub.telemetry.sensors import tell_sensed
 from kernel.database import transaction
+from scheduler.node.sensing import Sensed
 from tests.compute_hub.billing.house import HOUR_MS, NOW, House
 from tests.conftest import Database
 from tests.vouchers.world import World
@@ -312,3 +316,76 @@ def test_the_ledger_is_audited_when_it_is_due_and_a_false_balance_is_counted(
     found = scrape(centre)
     assert total(found, "hub_ledger_audit_differences") == second.differences
     assert total(found, "hub_ledger_audit_age_seconds") < 600
+
+
+def test_a_failed_audit_leaves_the_checkpoint_where_it_was(
+    database: Database, engine: Engine, centre: Centre
+) -> None:
+    house, now = House(engine), datetime.now(UTC)
+    assert house.tenant
+    clean = audit_if_due(engine, 1000, now - timedelta(hours=7))
+    assert clean is not None
+    owner = create_engine(database.owner_url)
+    with owner.begin() as connection:
+        connection.execute(
+            text("UPDATE accounts SET credits_posted = credits_posted + 1 WHERE name LIKE '%/prepaid'")
+        )
+    owner.dispose()
+    failed = audit_if_due(engine, 1000, now)
+    assert failed is not None
+    assert failed.differences
+    found = scrape(centre)
+    assert total(found, "hub_ledger_audit_age_seconds") < 600
+    assert total(found, "hub_ledger_checkpoint_age_seconds") > 6 * 3600
+    assert total(found, "hub_ledger_checkpoint_transfers") == clean.transfers
+
+
+def test_the_funnel_of_firms_is_that_of_their_programme(engine: Engine, centre: Centre) -> None:
+    world = World(engine)
+    with transaction(engine) as session:
+        place = world.place(session)
+        place.voucher(session, 500)
+        place.run(session, 100)
+        totals = programme_totals(session, place.programme)
+    found = scrape(centre)
+    for stage, amount in (
+        ("issued", 500_000_000),
+        ("held", totals.held),
+        ("captured", totals.captured),
+        ("claimed", totals.claimed),
+        ("disbursed", totals.disbursed),
+    ):
+        assert total(found, f"hub_voucher_firm_{stage}_yuan", programme=place.programme) == amount / 1e6, stage
+
+
+def test_power_and_temperature_are_shown_while_a_sensor_tells_them() -> None:
+    def shown() -> Values:
+        found = values(generate_latest(REGISTRY))
+        return {key: value for key, value in found.items() if key[0].startswith("hub_device_")}
+
+    tell_sensed("node-9", [Sensed(0, 0, power_mw=61_500, temperature_c=54), Sensed(1, 0)])
+    card = (("device", "0"), ("node", "node-9"))
+    assert shown() == {("hub_device_power_watts", card): 61.5, ("hub_device_temperature_celsius", card): 54}
+    tell_sensed("node-9", [Sensed(0, 0), Sensed(1, 0)])
+    assert shown() == {}
+
+
+def test_what_an_operator_closed_or_what_is_broken_is_not_available(database: Database, centre: Centre) -> None:
+    fill(database, Size(8, 2, 10))
+    owner = create_engine(database.owner_url)
+    with owner.begin() as connection:
+        connection.execute(text("UPDATE devices SET cordoned = (number = 1), healthy = (number <> 2)"))
+    owner.dispose()
+    found = scrape(centre)
+    counted = {
+        state: total(found, "hub_devices", state=state) for state in ("available", "draining", "unhealthy")
+    }
+    assert counted == {"available": 6, "draining": 1, "unhealthy": 1}
+    assert total(found, "hub_node_devices_unhealthy") == 1
+    owner = create_engine(database.owner_url)
+    with owner.begin() as connection:
+        connection.execute(text("UPDATE nodes SET admits = 'draining'"))
+    owner.dispose()
+    found = scrape(centre)
+    assert total(found, "hub_devices", state="draining") == 8
+    assert total(found, "hub_nodes", state="draining") == total(found, "hub_nodes")

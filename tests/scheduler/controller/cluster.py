@@ -83,8 +83,8 @@ class Free:  # its arguments are the port's
     def record_usage(self, session: Session, node: str, records: Sequence[UsageRecord], at: datetime) -> None:
         self.usage |= {record.id: record for record in records}
 
-    def ended(self, session: Session, job: JobRow, at: datetime) -> None:
-        self.ended_jobs.append(job.id)
+    def ended(self, session: Session, jobs: Sequence[JobRow], at: datetime) -> None:
+        self.ended_jobs += [job.id for job in jobs]
 
 
 class Cluster:
@@ -101,6 +101,7 @@ class Cluster:
         self.store = Store(machine.folder / "store" / "uploads", machine.folder / "store", self.vault)
         self.policy = policy_named("default")
         self.queues: Sequence[Queue] = ()
+        self.patience_ms = DEADLINE_MS
         self.controller = self.new_controller("first")
 
     def new_controller(self, holder: str, **pace: int) -> Controller:
@@ -165,7 +166,7 @@ class Cluster:
 
     def until(self, done: Callable[[], bool], controller: Controller | None = None) -> None:
         """Step until something is so."""
-        deadline = boottime_ms() + DEADLINE_MS
+        deadline = boottime_ms() + self.patience_ms
         while not done():
             assert boottime_ms() < deadline, self.sql("SELECT state, reason, stop_reason FROM jobs")
             self.tick(controller)

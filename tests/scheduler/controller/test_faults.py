@@ -140,6 +140,24 @@ def test_a_node_out_of_reach_keeps_its_devices_until_every_lease_has_lapsed(clus
     assert cluster.sql("SELECT state FROM nodes") == [("up",)]
 
 
+def test_nobody_waits_for_usage_of_a_run_that_a_lost_node_had_not_started(cluster: Cluster) -> None:
+    cluster.controller = cluster.new_controller("brief", node_lease_ms=1000)
+    node = cluster.node()
+    started = cluster.submit(*FOREVER)
+    cluster.until_state(started, "running")
+    cluster.sockets.deaf.add("n")
+    asked = cluster.submit(*FOREVER)
+    cluster.tick()
+    assert cluster.runs(asked)[0].state == "placed"
+    node.kill()
+    cluster.until(lambda: cluster.job(asked).state == "failed")
+    node.start()
+    cluster.sockets.deaf.clear()
+    cluster.until(lambda: any(record.final for record in cluster.free.usage.values()))
+    assert cluster.runs(asked)[0].end_reason == "never_started"
+    assert cluster.runs(started)[0].end_reason == "node_lost"
+
+
 def test_a_node_that_does_not_answer_gets_no_new_job(cluster: Cluster) -> None:
     cluster.node()
     cluster.sockets.deaf.add("n")

@@ -123,9 +123,13 @@ def test_a_full_disk_stops_the_jobs_and_their_ends_are_still_written(
         except OSError:
             pass
     status = node.ended(spec)
-    assert status.end_reason is EndReason.DISK_FULL
-    assert node.records(spec)[-1].final
+    assert status.end_reason is EndReason.JOURNAL_FULL
+    assert status.reason == "The node can no longer write its journal: No space left on device."
+    records = node.records(spec)
+    ends = [record.offset_ms + record.duration_ms for record in records]
+    assert [record.offset_ms for record in records] == [0, *ends[:-1]]  # nothing of its time is lost
+    assert [record.final for record in records] == [False] * (len(records) - 1) + [True]
     fill.unlink()
     assert node.stop() == 0
     node.start()
-    assert node.status(spec).end_reason is EndReason.DISK_FULL
+    assert node.status(spec).end_reason is EndReason.JOURNAL_FULL

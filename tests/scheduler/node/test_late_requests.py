@@ -32,7 +32,7 @@ def test_a_request_that_was_overtaken_stops_nothing_and_one_of_a_new_epoch_count
 
 
 def test_the_relay_hands_on_for_those_who_know_the_token_and_for_nobody_else(node: Node) -> None:
-    relay = Relay("127.0.0.1", TOKEN, node.socket)
+    relay = Relay("127.0.0.1", TOKEN, node.socket, node.folder / "relay-port")
     with RelayedClient(relay.address, TOKEN, timeout_s=5) as client:
         assert client.hello().node == "n"
     with (
@@ -41,3 +41,14 @@ def test_the_relay_hands_on_for_those_who_know_the_token_and_for_nobody_else(nod
     ):
         stranger.hello()
     relay.close()
+
+
+def test_a_relay_that_is_started_anew_is_found_where_it_was(node: Node) -> None:
+    first = Relay("127.0.0.1", TOKEN, node.socket, node.folder / "relay-port")
+    first.close()
+    again = Relay("127.0.0.1", TOKEN, node.socket, node.folder / "relay-port")
+    assert again.address == first.address
+    elsewhere = Relay("127.0.0.1", TOKEN, node.socket, node.folder / "relay-port")
+    assert elsewhere.address != again.address
+    again.close()
+    elsewhere.close()

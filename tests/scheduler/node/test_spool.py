@@ -7,7 +7,15 @@ import pytest
 from scheduler.node.meter import start_meter
 from scheduler.node.protocol import EndReason, RunSpec, RunState, RunStatus
 from scheduler.node.recovery import bury
-from scheduler.node.spool import Spool, acknowledged_line, ended_line, meter_line, started_line, usage_line
+from scheduler.node.spool import (
+    Spool,
+    acknowledged_line,
+    ended_line,
+    epoch_line,
+    meter_line,
+    started_line,
+    usage_line,
+)
 
 SPEC = RunSpec("r", "j", "t", 1, ("true",), "/w/a", "/w/l")
 STATUS = RunStatus("r", "j", 1, 0, RunState.STARTING)
@@ -21,7 +29,7 @@ def path(tmp_path: Path) -> Path:
 
 def started(path: Path) -> Spool:
     spool = Spool(path)
-    spool.append({"kind": "epoch", "epoch": 7}, started_line(STATUS, METER))
+    spool.append(epoch_line(7), started_line(STATUS, METER))
     return spool
 
 

@@ -1,0 +1,211 @@
+"""Covering time ahead: how much card time jobs are to be covered for becomes money set aside, for many jobs at once.
+
+The number of statements does not depend on the number of jobs, and a job that cannot be covered is refused by itself.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Final
+from uuid import UUID
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from compute_hub.billing.domain.days import Span
+from compute_hub.billing.domain.rating import hold_micros
+from compute_hub.billing.domain.timelines import Tariff
+from compute_hub.billing.rates import dearest_in, tariffs_of
+from compute_hub.billing.tables import FundedTimeRow, JobFundingRow
+from kernel.bulk import among, array, array_of_text, run
+from kernel.clock import unix_ms
+from kernel.errors import HubError
+from scheduler.tables import DeviceRow, JobRow
+from vouchers.domain.facts import CentreFacts, ChargeFacts
+from vouchers.holding import HoldRequest, place_holds
+from vouchers.redemption import held_facts
+
+STEP_MS: Final = 60_000
+"""An extension goes at least so far, so that a job that started late is not extended with every tick."""
+
+_DOMESTIC: Final = frozenset({"cambricon", "ascend"})
+
+_COVERED: Final = b"""
+    WITH covered AS (
+        SELECT * FROM unnest(%s::uuid[], %s::text[], %s::bigint[], %s::bigint[], %s::bigint[], %s::timestamptz[])
+            AS u(job_id, model, model_slot_ms, slot_ms, micros, funded_at)),
+    timed AS (
+        INSERT INTO job_funded_time (job_id, model, slot_ms) SELECT job_id, model, model_slot_ms FROM covered
+        ON CONFLICT (job_id, model) DO UPDATE SET slot_ms = excluded.slot_ms)
+    UPDATE job_funding SET state = 'held', model = covered.model, held_slot_ms = covered.slot_ms,
+           held_micros = covered.micros, funded_at = covered.funded_at
+      FROM covered WHERE job_funding.job_id = covered.job_id
+"""
+
+
+@dataclass(frozen=True)
+class Funded:
+    """How a job is paid, and what its holds have covered so far."""
+
+    job_id: UUID
+    voucher_ids: Sequence[UUID] | None
+    model: str | None
+    held_slot_ms: int
+    held_micros: int
+    funded_at: datetime | None
+
+
+@dataclass(frozen=True)
+class Ahead:
+    """Card time of a model that a job is to be covered for in all, which will be used up `ahead_ms` from now."""
+
+    job: JobRow
+    funded: Funded
+    model: str
+    slot_ms: int
+    ahead_ms: int
+
+
+@dataclass(frozen=True)
+class _Covered:
+    """A job's holds as they will be, if its request is granted."""
+
+    ahead: Ahead
+    model_slot_ms: int
+    slot_ms: int
+    micros: int
+
+
+def funded_jobs(session: Session, job_ids: Collection[UUID], *, lock: bool) -> dict[UUID, Funded]:
+    """How jobs are paid; locked in the order of their ids if they are to be changed."""
+    query = (
+        select(
+            JobFundingRow.job_id,
+            JobFundingRow.voucher_ids,
+            JobFundingRow.model,
+            JobFundingRow.held_slot_ms,
+            JobFundingRow.held_micros,
+            JobFundingRow.funded_at,
+        )
+        .where(among(JobFundingRow.job_id, job_ids))
+        .order_by(JobFundingRow.job_id)
+    )
+    rows = session.execute(query.with_for_update() if lock else query)
+    return {row.job_id: Funded(*row) for row in rows}
+
+
+def cover_ahead(
+    session: Session, centre: CentreFacts, wanted: Sequence[Ahead], at: datetime
+) -> dict[UUID, HubError]:
+    """Have card time covered, one job after another; paid by what is still valid when it will be used up.
+
+    Returns:
+        Per job that is refused why: NoRate, or what `vouchers.holding.place_holds` refuses.
+    """
+    if not wanted:
+        return {}
+    timed = covered_time(session, [ahead.job.id for ahead in wanted])
+    tariffs = tariffs_of(session, {(ahead.job.tenant_id, ahead.model) for ahead in wanted})
+    facts = held_facts(session, [ahead.job.id for ahead in wanted if ahead.funded.held_micros])
+    hardware = hardware_of(session, {ahead.model for ahead in wanted})
+    refused: dict[UUID, HubError] = {}
+    covered: list[_Covered] = []
+    for ahead in wanted:
+        try:
+            covered.append(_covered(ahead, timed.get((ahead.job.id, ahead.model), 0), tariffs, at))
+        except HubError as refusal:
+            refused[ahead.job.id] = refusal
+    asked = [
+        _request(entry, facts.get((entry.ahead.job.id, entry.ahead.model)), centre, hardware, at)
+        for entry in covered
+        if entry.micros > entry.ahead.funded.held_micros
+    ]
+    outcomes = place_holds(session, asked, at) if asked else []
+    for request, outcome in zip(asked, outcomes, strict=True):
+        if isinstance(outcome, HubError):
+            refused[request.job_id] = outcome
+    _note(session, [entry for entry in covered if entry.ahead.job.id not in refused], at)
+    return refused
+
+
+def hardware_of(session: Session, models: Collection[str]) -> dict[str, str]:
+    """By accelerator model what the voucher rules call its hardware."""
+    vendors = dict(
+        session.execute(
+            select(DeviceRow.model, func.min(DeviceRow.vendor))
+            .where(among(DeviceRow.model, models))
+            .group_by(DeviceRow.model)
+        ).all()
+    )
+    return {model: "domestic" if vendors.get(model) in _DOMESTIC else "other" for model in models}
+
+
+def charge_facts(centre: CentreFacts, model: str, hardware: Mapping[str, str], slot_ms: int) -> ChargeFacts:
+    """What the voucher rules look at in some usage of a model in this centre."""
+    return ChargeFacts(
+        model=model,
+        hardware=hardware[model],
+        region=centre.region,
+        centre_pflops=centre.pflops,
+        card_ms=slot_ms // 1000,
+    )
+
+
+def priced_ahead(at: datetime, ahead_ms: int) -> Span:
+    """The time that is set aside for, at whose dearest moment it is priced; a little longer, for a late start."""
+    return Span(unix_ms(at), unix_ms(at) + ahead_ms + STEP_MS)
+
+
+def _covered(
+    ahead: Ahead, timed_slot_ms: int, tariffs: Mapping[tuple[UUID, str], Tariff], at: datetime
+) -> _Covered:
+    """What a job's holds come to with the time ahead. Raises NoRate."""
+    funded, more = ahead.funded, ahead.slot_ms - timed_slot_ms
+    if more <= 0:
+        return _Covered(ahead, timed_slot_ms, funded.held_slot_ms, funded.held_micros)
+    tariff, admitted_at = tariffs[ahead.job.tenant_id, ahead.model], funded.funded_at or at
+    price = dearest_in(tariff, ahead.job, ahead.model, admitted_at, priced_ahead(at, ahead.ahead_ms))
+    micros = funded.held_micros + hold_micros(more, price)
+    return _Covered(ahead, ahead.slot_ms, funded.held_slot_ms + more, micros)
+
+
+def _request(
+    entry: _Covered, held: ChargeFacts | None, centre: CentreFacts, hardware: Mapping[str, str], at: datetime
+) -> HoldRequest:
+    """A job's usage of a model is described as it was held for first.
+
+    So neither a device that left nor a centre that grew while a job runs takes its holds away from it.
+    """
+    ahead = entry.ahead
+    facts = held or charge_facts(centre, ahead.model, hardware, 0)
+    return HoldRequest(
+        job_id=ahead.job.id,
+        tenant_id=ahead.job.tenant_id,
+        cost_micros=entry.micros,
+        facts=replace(facts, card_ms=entry.slot_ms // 1000),
+        voucher_ids=ahead.funded.voucher_ids,
+        usage_until=at + timedelta(milliseconds=ahead.ahead_ms),
+        extends=ahead.funded.held_micros > 0,
+    )
+
+
+def covered_time(session: Session, job_ids: Sequence[UUID]) -> dict[tuple[UUID, str], int]:
+    """By job and model the slot-milliseconds that holds have covered so far."""
+    query = select(FundedTimeRow.job_id, FundedTimeRow.model, FundedTimeRow.slot_ms).where(
+        among(FundedTimeRow.job_id, job_ids)
+    )
+    return {(job_id, model): slot_ms for job_id, model, slot_ms in session.execute(query)}
+
+
+def _note(session: Session, covered: Sequence[_Covered], at: datetime) -> None:
+    if not covered:
+        return
+    columns = (
+        array(entry.ahead.job.id for entry in covered),
+        array_of_text(entry.ahead.model for entry in covered),
+        array(entry.model_slot_ms for entry in covered),
+        array(entry.slot_ms for entry in covered),
+        array(entry.micros for entry in covered),
+        array_of_text((entry.ahead.funded.funded_at or at).isoformat() for entry in covered),
+    )
+    run(session, _COVERED, columns)

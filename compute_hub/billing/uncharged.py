@@ -1,0 +1,189 @@
+"""Usage that waits to be charged: which jobs have some, what of it is due, and whether a job's last record is there.
+
+A record is due when all records of its run before it are; behind a gap it waits, and is forgone when the job has been
+over for `LATE`.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Final
+from uuid import UUID
+
+from sqlalchemy import BigInteger, Select, cast, extract, func, or_, select
+from sqlalchemy.orm import Session
+
+from compute_hub.billing.domain.days import Span, month_of
+from compute_hub.billing.tables import JobFundingRow
+from compute_hub.metering.tables import UnchargedUsageRow, UsageRecordRow
+from kernel.bulk import among
+from kernel.ids import derived_id
+from scheduler.tables import JobRow, RunRow
+
+LATE: Final = timedelta(minutes=10)
+"""How long after a job's end its last records are waited for, before what is held for it is given back."""
+
+RECORDS_MAX: Final = 5_000
+"""Of one job charged at once, lowest numbers first; what is left is charged with the next batch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What of a usage record decides about its charge."""
+
+    id: UUID
+    job_id: UUID
+    attempt: int
+    rank: int
+    k: int
+    model: str
+    span: Span
+    slot_ms: int
+
+    @property
+    def month(self) -> str:
+        """The month its last millisecond lies in."""
+        return month_of(max(self.span.start_ms, self.span.end_ms - 1))
+
+
+@dataclass
+class Waiting:
+    """A job's records that wait: those that are due, those behind a gap, and whether there may be more."""
+
+    due: list[Record] = field(default_factory=list)
+    behind: list[Record] = field(default_factory=list)
+    more: bool = False
+
+
+def jobs_to_charge(session: Session, limit: int, *, after: UUID | None = None) -> Sequence[UUID]:
+    """Jobs with usage to charge, in order of their ids, from behind `after` on."""
+    query = (
+        select(UnchargedUsageRow.job_id)
+        .join(JobFundingRow, JobFundingRow.job_id == UnchargedUsageRow.job_id)
+        .distinct()
+        .order_by(UnchargedUsageRow.job_id)
+        .limit(limit)
+    )
+    return session.scalars(query if after is None else query.where(UnchargedUsageRow.job_id > after)).all()
+
+
+def jobs_to_release(session: Session, limit: int, at: datetime, *, after: UUID | None = None) -> Sequence[UUID]:
+    """Jobs that are over and fully charged: every run's final record is there, or was waited for long enough."""
+    uncharged = select(UnchargedUsageRow.record_id).where(UnchargedUsageRow.job_id == JobFundingRow.job_id)
+    awaited = _awaited_runs().where(RunRow.job_id == JobFundingRow.job_id)
+    query = (
+        select(JobFundingRow.job_id)
+        .join(JobRow, JobRow.id == JobFundingRow.job_id)
+        .where(
+            JobFundingRow.state == "ended",
+            ~uncharged.exists(),
+            or_(~awaited.exists(), JobRow.ended_at < at - LATE),
+        )
+        .order_by(JobFundingRow.job_id)
+        .limit(limit)
+    )
+    return session.scalars(query if after is None else query.where(JobFundingRow.job_id > after)).all()
+
+
+def jobs_with_all_records(session: Session, job_ids: Collection[UUID]) -> set[UUID]:
+    """Those of these jobs of which no run's final record is still awaited."""
+    if not job_ids:
+        return set()
+    return set(job_ids) - set(session.scalars(_awaited_runs().where(among(RunRow.job_id, job_ids))))
+
+
+def waiting_usage(session: Session, job_ids: Collection[UUID]) -> dict[UUID, Waiting]:
+    """What waits of some jobs, in order of attempt, rank and number."""
+    records = _records(session, job_ids)
+    reached = _reached(session, records)
+    found: dict[UUID, Waiting] = {job_id: Waiting() for job_id in job_ids}
+    known: dict[tuple[UUID, int, int], int] = {}
+    for record in records:  # in order of their numbers, so a predecessor is looked at before its successor
+        run = (record.job_id, record.attempt, record.rank)
+        waiting = found[record.job_id]
+        if record.k == 0 or known.get(run) == record.k - 1 or record.id in reached:
+            known[run] = record.k
+            waiting.due.append(record)
+        else:
+            waiting.behind.append(record)
+    for waiting in found.values():
+        waiting.more = len(waiting.due) + len(waiting.behind) == RECORDS_MAX
+    return found
+
+
+def by_charge(records: Sequence[Record]) -> list[tuple[tuple[int, str, str], list[Record]]]:
+    """Records of a job by attempt, model and month: what becomes one charge."""
+    found: dict[tuple[int, str, str], list[Record]] = {}
+    for record in records:
+        found.setdefault((record.attempt, record.model, record.month), []).append(record)
+    return sorted(found.items())
+
+
+def _awaited_runs() -> Select[UUID]:
+    """The jobs of runs that began and whose final record is not there."""
+    final = select(UsageRecordRow.id).where(
+        UsageRecordRow.job_id == RunRow.job_id,
+        UsageRecordRow.attempt == RunRow.attempt,
+        UsageRecordRow.rank == RunRow.rank,
+        UsageRecordRow.final,
+    )
+    return select(RunRow.job_id).where(RunRow.end_reason != "never_started", ~final.exists())
+
+
+def _records(session: Session, job_ids: Collection[UUID]) -> list[Record]:
+    """At most `RECORDS_MAX` of each job."""
+    started_ms = cast(func.floor(extract("epoch", UsageRecordRow.started_at) * 1000), BigInteger)
+    place = func.row_number().over(
+        partition_by=UsageRecordRow.job_id,
+        order_by=(UsageRecordRow.k, UsageRecordRow.attempt, UsageRecordRow.rank),
+    )
+    waiting = (
+        select(
+            UsageRecordRow.id,
+            UsageRecordRow.job_id,
+            UsageRecordRow.attempt,
+            UsageRecordRow.rank,
+            UsageRecordRow.k,
+            UsageRecordRow.model,
+            (started_ms + UsageRecordRow.offset_ms).label("start_ms"),
+            UsageRecordRow.duration_ms,
+            UsageRecordRow.slot_ms,
+            place.label("place"),
+        )
+        .join(UnchargedUsageRow, UnchargedUsageRow.record_id == UsageRecordRow.id)
+        .where(among(UnchargedUsageRow.job_id, job_ids))
+        .subquery()
+    )
+    rows = session.execute(
+        select(waiting)
+        .where(waiting.c.place <= RECORDS_MAX)
+        .order_by(waiting.c.job_id, waiting.c.attempt, waiting.c.rank, waiting.c.k)
+    )
+    return [
+        Record(id_, job_id, attempt, rank, k, model, Span(start_ms, start_ms + duration_ms), slot_ms)
+        for id_, job_id, attempt, rank, k, model, start_ms, duration_ms, slot_ms, _ in rows
+    ]
+
+
+def _reached(session: Session, records: Sequence[Record]) -> set[UUID]:
+    """The records whose predecessor was charged before: only of those that do not follow one of the same batch."""
+    before: dict[UUID, UUID] = {}
+    last: Record | None = None
+    for record in records:
+        follows = last is not None and (last.job_id, last.attempt, last.rank, last.k) == (
+            record.job_id,
+            record.attempt,
+            record.rank,
+            record.k - 1,
+        )
+        if record.k > 0 and not follows:
+            cause = (record.job_id, record.attempt, record.rank, record.k - 1)
+            before[derived_id("usage", *cause)] = record.id
+        last = record
+    if not before:
+        return set()
+    waiting = select(UnchargedUsageRow.record_id).where(UnchargedUsageRow.record_id == UsageRecordRow.id)
+    known = session.scalars(
+        select(UsageRecordRow.id).where(among(UsageRecordRow.id, before), ~waiting.exists())
+    )
+    return {before[record_id] for record_id in known}

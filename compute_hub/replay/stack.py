@@ -1,0 +1,91 @@
+"""The hub as a replay runs it: everything real but the nodes, which are simulated behind one actor on one Ray node."""
+
+import json
+import shutil
+import socket
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any, Final
+
+from compute_hub.settings import Settings
+from compute_hub.stack.ray_node import start_ray
+from compute_hub.stack.up import LocalStack
+
+MODEL: Final = "MLU370-X8"
+ENVIRONMENT: Final = "none"
+_PATIENCE_MS: Final = 60_000
+"""A replay counts money, not failures: nobody is given up because the machine is busy with something else."""
+_CPU_MILLI: Final = 128_000
+_MEMORY_MIB: Final = 1_048_576
+
+
+class ReplayStack(LocalStack):
+    """PostgreSQL, API, biller, controller and one raylet; the controller's nodes are simulated.
+
+    Args:
+        folder: where its state goes; emptied first.
+        tell: is told what is being started.
+        nodes: how many nodes.
+        devices: of each.
+        price_cny: of a card-hour of the replay.
+        region: where the centre lies.
+        meter_interval_ms: how often running programs are metered.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        tell: Callable[[str], None],
+        *,
+        nodes: int,
+        devices: int,
+        price_cny: str,
+        region: str,
+        meter_interval_ms: int,
+    ) -> None:
+        state = folder / "state"
+        shutil.rmtree(state, ignore_errors=True)
+        state.mkdir(parents=True)
+        self.schedule = folder / "schedule.csv"
+        facts: dict[str, Any] = {
+            "state_directory": str(state),
+            "api_port": _free_port(),
+            "ray_port": _free_port(),
+            "controllers": 1,
+            "leader_lease_ms": _PATIENCE_MS // 3,
+            "node_lease_ms": _PATIENCE_MS,
+            "meter_interval_ms": meter_interval_ms,
+            "centre": {"region": region},
+            "nodes": [
+                {
+                    "name": f"node-{number:03d}",
+                    "devices": [{"model": MODEL, "vendor": "simulated", "count": devices}],
+                    "cpu_milli": _CPU_MILLI,
+                    "memory_mib": _MEMORY_MIB,
+                    "labels": {"switch": f"switch-{number // 8:02d}"},
+                }
+                for number in range(nodes)
+            ],
+            "environments": {ENVIRONMENT: {"directory": str(state)}},
+            "prices": [{"model": MODEL, "price_cny_per_card_hour": price_cny}],
+        }
+        variables = {
+            f"HUB_{name.upper()}": value if isinstance(value, str) else json.dumps(value)
+            for name, value in facts.items()
+        }
+        super().__init__(Settings(**facts), variables, tell)
+
+    def _start_nodes(self) -> None:
+        self._tell(f"one Ray node for {len(self.settings.nodes)} simulated nodes")
+        log = self.logs / "ray.log"
+        self._children.append(start_ray(self.settings, "replay", head=True, environment={}, log=log))
+
+    def _controller(self) -> Sequence[str]:
+        return ("controller", "--simulated", str(self.schedule))
+
+
+def _free_port() -> int:
+    with closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,121 @@
+"""Many rows in one statement: COPY for new ones, arrays for everything else.
+
+What is written here belongs to the session's transaction, as if the session had written it, and fails as SQLAlchemy's
+own statements fail. PostgreSQL's text forms are built here, because adapting each value costs several times more.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from functools import cache
+from typing import Any, Final, TypeVar, cast
+
+import psycopg
+from sqlalchemy import ColumnElement, any_, literal
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import InstrumentedAttribute, Session
+from sqlalchemy.types import TypeEngine
+
+from kernel.database import Table
+
+_T = TypeVar("_T")
+_Driver = psycopg.Connection[tuple[Any, ...]]
+
+_ESCAPES: Final = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
+
+
+def copy_rows(session: Session, into: type[Table], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Add rows to a table, whatever their number, in one statement.
+
+    Args:
+        session: whose transaction this belongs to; what it has not written yet is written first.
+        into: the table.
+        rows: by attribute; each names the same ones as the first.
+
+    Raises:
+        sqlalchemy.exc.IntegrityError: the database refuses a row, and with it all.
+    """
+    if not rows:
+        return
+    session.flush()
+    columns = [into.__mapper__.columns[name] for name in rows[0]]
+    written = [(name, _text_form(column.type)) for name, column in zip(rows[0], columns, strict=True)]
+    names = ", ".join(f'"{column.name}"' for column in columns)
+    text = "".join(["\t".join([form(row[key]) for key, form in written]) + "\n" for row in rows])
+    statement = f"COPY {into.__tablename__} ({names}) FROM STDIN"
+    with (
+        driver(session, statement) as connection,
+        connection.cursor() as cursor,
+        cursor.copy(statement.encode()) as copy,
+    ):
+        copy.write(text)
+
+
+def run(session: Session, statement: bytes, arguments: Sequence[object]) -> list[tuple[Any, ...]]:
+    """Execute a statement whose arguments are mostly arrays; returns its rows, if it has any."""
+    session.flush()
+    with driver(session, statement.decode()) as connection:
+        cursor = connection.execute(statement, arguments, prepare=True)
+        return cursor.fetchall() if cursor.description is not None else []
+
+
+def among(column: InstrumentedAttribute[_T], values: Iterable[_T]) -> ColumnElement[bool]:
+    """Whether a column's value is one of these, with a statement that does not depend on how many there are."""
+    return column == any_(literal(list(values), ARRAY(column.type)))
+
+
+def array(values: Iterable[object]) -> str:
+    """An array of ids or numbers in PostgreSQL's text form; None is NULL."""
+    return "{" + ",".join(["NULL" if value is None else str(value) for value in values]) + "}"
+
+
+def array_of_text(values: Iterable[str | None]) -> str:
+    """An array of texts, or of what is written as text, in PostgreSQL's text form."""
+    return "{" + ",".join(["NULL" if value is None else _quoted(value) for value in values]) + "}"
+
+
+@contextmanager
+def driver(session: Session, statement: str) -> Iterator[_Driver]:
+    """The session's own connection, past SQLAlchemy's statement machinery; errors are wrapped as it wraps them."""
+    connection = session.connection()
+    driven = cast("_Driver", connection.connection.driver_connection)
+    try:
+        yield driven
+    except psycopg.Error as error:
+        broken = driven.closed
+        if broken:
+            connection.invalidate(error)
+        raise DBAPIError.instance(
+            statement, None, error, psycopg.Error, connection_invalidated=broken
+        ) from error
+
+
+def _quoted(value: str) -> str:
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
+@cache
+def _text_form(kind: TypeEngine[Any]) -> Callable[[Any], str]:
+    """How a value of a column is written in COPY's text format."""
+    if isinstance(kind, JSONB):
+        return _json_form
+    if isinstance(kind, ARRAY):
+        return lambda value: "\\N" if value is None else array(value)
+    return _plain_form
+
+
+def _json_form(value: object) -> str:
+    return "\\N" if value is None else json.dumps(value).translate(_ESCAPES)
+
+
+def _plain_form(value: object) -> str:
+    if value is None:
+        return "\\N"
+    if type(value) is str:
+        return value.translate(_ESCAPES)
+    if isinstance(value, datetime):
+        return value.isoformat()
+    return str(value)

@@ -1,0 +1,40 @@
+"""What a controller and its courier say to each other over their socket pair; pickled by `multiprocessing`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from scheduler.node.protocol import Report, SyncRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """From the controller: sync these nodes. Answered by an `Answer` of the same number, in order."""
+
+    number: int
+    requests: Mapping[str, SyncRequest]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """From the courier: the reports that came in time."""
+
+    number: int
+    reports: Mapping[str, Report]
+
+
+@dataclass(frozen=True, slots=True)
+class Members:
+    """From the courier: the hub nodes that are in the cluster now."""
+
+    names: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """From the courier: a run of a node changed state; this is the node's sequence number now."""
+
+    node: str
+    seq: int
+
+
+Word = Answer | Members | Changed
