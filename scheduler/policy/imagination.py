@@ -404,7 +404,7 @@ class Imagination:
         )
 
     def _is_excess(self, victim: RunningJob, model: str) -> bool:
-        """Whether a queue of its is beyond its borrow limit since its start: who was there before is not to blame."""
+        """Whether a queue of its is beyond its borrow limit and was so with its start already."""
         return victim.exceeding > 0 and any(
             victim.exceeding >> depth & 1 and self._runs_milli(level, model) > (level.bound(model) or 0)
             for depth, level in enumerate(victim.leaf.ancestry)
