@@ -208,6 +208,8 @@ class Settings(BaseSettings):
     ray_directory: Path | None = None
     sandbox: Literal["bubblewrap", "process"] = "bubblewrap"
     tick_ms: Annotated[int, Field(ge=50, le=60_000)] = 1000
+    autoscaler: Literal["none", "ray"] = "none"
+    """Whom the controller tells every 10 s what running and waiting jobs need, as bundles of `hub_device:MODEL`."""
     controllers: Annotated[int, Field(ge=1, le=4)] = 2
     """How many `hub up` runs; one leads, the others stand by and take over within its lease and a second."""
     leader_lease_ms: Annotated[int, Field(ge=1000)] = 2500

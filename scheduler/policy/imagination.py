@@ -223,8 +223,8 @@ class Imagination:
         """The rule by which the claim may stop the job as things are imagined, or None."""
         job, model = claim.job, pool.model
         levels = apart(victim.leaf, claim.leaf)
-        if victim.covered >> len(victim.leaf.ancestry) - len(levels):
-            return None  # it started inside the guarantee of a level that is not the claim's as well
+        if levels and victim.covered:
+            return None  # its queue's guarantee is its own: who came later, beyond it, has to go first
         if (
             levels
             and self._is_borrowing(levels, model)
@@ -404,7 +404,7 @@ class Imagination:
         )
 
     def _is_excess(self, victim: RunningJob, model: str) -> bool:
-        """Whether a queue of its is beyond its borrow limit since its start: who was there before is not to blame."""
+        """Whether a queue of its is beyond its borrow limit and was so with its start already."""
         return victim.exceeding > 0 and any(
             victim.exceeding >> depth & 1 and self._runs_milli(level, model) > (level.bound(model) or 0)
             for depth, level in enumerate(victim.leaf.ancestry)
