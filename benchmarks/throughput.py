@@ -4,6 +4,8 @@ A job does nothing on one device of 2 nodes × 8 devices. Ours go through the HT
 paid for; a peer's have none of that. Figures are from the first submission to the end of the last job.
 
     python -m benchmarks.throughput --jobs 300 --peers slurm,ray-jobs --json
+
+With `--scale` the question is another one: do 1,000 running and 10,000 waiting jobs on simulated nodes hold?
 """
 
 import argparse
@@ -16,6 +18,7 @@ from typing import Final
 
 from benchmarks.peers.ours import Hub
 from benchmarks.peers.ray_jobs import ray_jobs_per_s
+from benchmarks.peers.scale import scale
 from benchmarks.peers.slurm import slurm_jobs_per_s
 from kernel.errors import HubError
 
@@ -32,12 +35,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="benchmarks.throughput", description=__doc__)
     parser.add_argument("--jobs", type=int, default=300)
     parser.add_argument("--peers", default="slurm,ray-jobs", help="of slurm, ray-jobs; empty for none")
+    parser.add_argument("--scale", action="store_true", help="fill a centre of simulated nodes instead")
+    parser.add_argument("--running", type=int, default=1000, help="devices of that centre")
+    parser.add_argument("--queued", type=int, default=10_000, help="jobs that wait there")
+    parser.add_argument("--run-s", type=int, default=20, help="how long each runs there")
     parser.add_argument("--json", action="store_true", help="as ever: the figures are one JSON line")
     arguments = parser.parse_args()
     say: _Say = partial(print, file=sys.stderr)
     peers = [name for name in arguments.peers.split(",") if name]
     try:
-        print(json.dumps(measure(arguments.jobs, peers, say)))
+        if arguments.scale:
+            figures = scale(FOLDER / "scale", arguments.running, arguments.queued, arguments.run_s, say)
+        else:
+            figures = measure(arguments.jobs, peers, say)
+        print(json.dumps(figures))
     except HubError as refusal:
         print(refusal, file=sys.stderr)
         return 2

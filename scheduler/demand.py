@@ -37,6 +37,20 @@ class Demanded:
     oldest_queued_at: datetime
 
 
+_RUNNING: Final = text("""
+SELECT models, node_count, devices_per_node, slots_milli, cpu_milli, memory_mib, count(*), min(queued_at)
+  FROM jobs WHERE state IN ('starting', 'running', 'stopping')
+ GROUP BY models, node_count, devices_per_node, slots_milli, cpu_milli, memory_mib
+ ORDER BY min(queued_at), models, node_count, devices_per_node, slots_milli, cpu_milli, memory_mib
+ LIMIT :most
+""")
+
+
+def running_demand(session: Session) -> list[Demanded]:
+    """The same of the jobs that are placed. Reads only."""
+    return [Demanded(tuple(models), *rest) for models, *rest in session.execute(_RUNNING, {"most": SHAPES_MAX})]
+
+
 def waiting_demand(session: Session, at: datetime) -> list[Demanded]:
     """By shape, the longest waiting first. Reads only."""
     rows = session.execute(_WAITING, {"at": at, "most": SHAPES_MAX})

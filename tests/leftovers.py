@@ -31,23 +31,27 @@ def own_folder() -> Path:
 
 
 def processes_naming(folder: Path) -> list[psutil.Process]:
-    """Processes other than this one whose command, environment or mounts name a folder."""
+    """Processes other than this one whose command or environment name a folder, or that see part of it as a mount."""
     needle = os.fsencode(folder)
     found = []
     for process in psutil.process_iter():
         if process.pid == os.getpid():
             continue
-        for part in ("cmdline", "environ", "mountinfo"):
-            try:
-                text = Path(f"/proc/{process.pid}/{part}").read_bytes()
-            except OSError:
-                continue
-            if part == "cmdline" and _TRACKER in text:
-                break
-            if needle in text:
-                found.append(process)
-                break
+        command, environment, mounts = (_of(process, part) for part in ("cmdline", "environ", "mountinfo"))
+        if _TRACKER in command:
+            continue
+        # Where a mount comes from, not where it is: what copied all mounts while we had one is not ours.
+        roots = [line.split()[3] for line in mounts.splitlines()]
+        if needle in command + environment or any(os.fsencode(folder.name) in root for root in roots):
+            found.append(process)
     return found
+
+
+def _of(process: psutil.Process, part: str) -> bytes:
+    try:
+        return Path(f"/proc/{process.pid}/{part}").read_bytes()
+    except OSError:
+        return b""
 
 
 def leftovers(folder: Path) -> list[str]:
@@ -56,7 +60,7 @@ def leftovers(folder: Path) -> list[str]:
     alive = [] if mounts else psutil.wait_procs(processes_naming(folder), timeout=_PATIENCE_S)[1]
     return [
         *(f"mount {line}" for line in mounts),
-        *(f"process {_words(process)}" for process in alive),
+        *(f"process {words(process)}" for process in alive),
         *(f"cgroup {path}" for path in cgroups_of(_configured(folder))),
         *(f"file {path}" for path in sorted(folder.iterdir()) if not _is_expected(path)),
     ]
@@ -84,7 +88,8 @@ def _configured(folder: Path) -> list[str]:
     return [json.loads(path.read_text())["state_directory"] for path in folder.rglob("supervisor.json")]
 
 
-def _words(process: psutil.Process) -> str:
+def words(process: psutil.Process) -> str:
+    """Its number and command."""
     try:
         return f"{process.pid} {' '.join(process.cmdline())[:200]}"
     except psutil.Error:

@@ -37,6 +37,7 @@ from compute_hub.api import (
 )
 from compute_hub.api.limits import BodyLimit
 from compute_hub.identity.duties import DUTIES
+from compute_hub.queues import live_queues
 from compute_hub.settings import Settings
 from compute_hub.settings import settings as settings_of_this_process
 from compute_hub.stack.database import application_url
@@ -47,6 +48,7 @@ from compute_hub.telemetry.tracing import open_spans
 from compute_hub.vault import open_vault
 from kernel.database import open_engine
 from kernel.logs import configure_logs
+from scheduler.controller.forecasting import Forecaster
 
 _FAREWELL_S = 3
 """What requests still have when the process is told to stop; who follows a log would otherwise keep it for ever."""
@@ -104,6 +106,7 @@ def create_app(settings: Settings, engine: Engine, closing: Callable[[], None] =
     app.state.settings = settings
     app.state.engine = engine
     app.state.vault = open_vault(settings.secrets_key)
+    app.state.forecaster = Forecaster(live_queues(settings))
     app.state.metrics = centre_metrics(settings, engine)
     problems.install(app)
     app.add_middleware(BodyLimit)

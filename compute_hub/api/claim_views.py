@@ -113,11 +113,8 @@ def claim_page(
 def line_page(session: Session, claim_id: UUID, *, after: int, limit: int) -> Page[ClaimLineView]:
     """A claim's lines in order, with what each rests on."""
     asset = session.get_one(Claim, claim_id).asset
-    job = func.coalesce(
-        ChargeRow.job_id, CoveredCharge.job_id
-    )  # what is late or corrected has a hold of its own
     found = session.execute(
-        select(ClaimLine, CoverageLine, CoveredCharge, job)
+        select(ClaimLine, CoverageLine, CoveredCharge, func.coalesce(ChargeRow.job_id, CoveredCharge.job_id))
         .join(CoverageLine, CoverageLine.id == ClaimLine.coverage_line_id)
         .join(CoveredCharge, CoveredCharge.charge_id == CoverageLine.charge_id)
         .outerjoin(ChargeRow, ChargeRow.id == CoverageLine.charge_id)
@@ -132,7 +129,7 @@ def line_page(session: Session, claim_id: UUID, *, after: int, limit: int) -> Pa
                 "state": row.state,
                 "reason": row.reason,
                 "sampled": row.sampled,
-                "job_id": job_id,
+                "job_id": job_id,  # what is late or corrected has a hold of its own
                 "charge_id": charge.charge_id,
                 "tenant_id": charge.tenant_id,
                 "voucher_id": coverage.voucher_id,

@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 from uuid import UUID
 
 from fastapi import APIRouter, Query, Request
@@ -27,12 +27,10 @@ from compute_hub.api.job_views import (
 )
 from compute_hub.api.shapes import After, Limit, Page, View, page_of
 from compute_hub.billing.funding import pledge_alike, pledge_funding
-from compute_hub.queues import live_queues
 from compute_hub.telemetry.tracing import about, traceparent
 from compute_hub.uploads import find_upload, keep_upload
 from kernel.clock import utc_now
 from kernel.ids import new_id
-from scheduler.controller.forecasting import explain_job
 from scheduler.jobs import (
     cancel_array,
     cancel_job,
@@ -47,6 +45,9 @@ from scheduler.jobs import (
 )
 from scheduler.tables import JobRow, RunRow
 from vouchers.domain.explanation import Coverage
+
+if TYPE_CHECKING:
+    from scheduler.controller.forecasting import Forecaster
 
 router = APIRouter(prefix="/v1", tags=["jobs"])
 
@@ -134,12 +135,13 @@ def job(job_id: JobId, call: Caller) -> JobView:
 
 
 @router.get("/jobs/{job_id}/explanation", name="explain_job")
-def explanation(job_id: JobId, call: Caller) -> ExplanationView:
+def explanation(job_id: JobId, call: Caller, request: Request) -> ExplanationView:
     """Why a job is where it is, and when it will probably start: an estimate, never a promise."""
+    forecaster: Forecaster = request.app.state.forecaster
 
     def action(session: Session) -> ExplanationView:
         found = find_job(session, job_id, tenant_id=call.scope)
-        why = explain_job(session, found, utc_now(), queues=live_queues(call.settings))
+        why = forecaster.explain(session, found, utc_now())
         return ExplanationView(
             id=found.id,
             state=found.state,

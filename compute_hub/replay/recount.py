@@ -12,7 +12,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Final, Literal
 
-_SLOT_MS_PER_CARD_HOUR: Final = 1000 * 3_600_000
+SLOT_MS_PER_CARD_HOUR: Final = 1000 * 3_600_000
 _MICROS_PER_FEN: Final = 10_000
 _VAT: Final = Fraction(6, 100)
 
@@ -100,7 +100,7 @@ class Booking:
     def _charge(self, job: _Job, slot_ms: int) -> Due:
         """A job's bill is rounded as a whole, half up; a charge is what it grows by."""
         job.units += slot_ms * self._price
-        whole = (2 * job.units + _SLOT_MS_PER_CARD_HOUR) // (2 * _SLOT_MS_PER_CARD_HOUR)
+        whole = (2 * job.units + SLOT_MS_PER_CARD_HOUR) // (2 * SLOT_MS_PER_CARD_HOUR)
         cost, job.cost = whole - job.cost, whole
         left, voucher = cost, 0
         for segment in job.segments:

@@ -4,6 +4,7 @@ Ray demands a token of everybody who talks to it; the token lies in a file only 
 dashboard, usage statistics and job server are off: the hub is the only driver.
 """
 
+import json
 import os
 import sys
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from compute_hub.settings import Settings, export_environment, inherited_environ
 from compute_hub.stack.children import Child
 from compute_hub.stack.run_directory import run_directory
 from kernel.ids import new_secret
+from scheduler.ray.autoscaling import DEVICE_RESOURCE
 
 NODE_RESOURCE: Final = "hub_node:"
 """Ray resource by which the controller recognises a hub node: `hub_node:<name>`."""
@@ -84,7 +86,7 @@ def start_ray(settings: Settings, name: str, *, head: bool, environment: Mapping
         "--num-cpus=1",
         "--num-gpus=0",
         "--object-store-memory=100000000",
-        f'--resources={{"{NODE_RESOURCE}{name}": 1}}',
+        f"--resources={json.dumps({f'{NODE_RESOURCE}{name}': 1} | _devices(settings, name))}",
     ]
     return Child(
         f"ray of {name}",
@@ -92,6 +94,15 @@ def start_ray(settings: Settings, name: str, *, head: bool, environment: Mapping
         log=log,
         environment=inherited_environment(**ray_environment(settings), **_RAYLET, **environment),
     )
+
+
+def _devices(settings: Settings, name: str) -> dict[str, int]:
+    """The node's devices as Ray's autoscaler compares them with what jobs need; Ray places nothing by them."""
+    found: dict[str, int] = {}
+    for part in (part for node in settings.nodes if node.name == name for part in node.devices):
+        resource = f"{DEVICE_RESOURCE}{part.model}"
+        found[resource] = found.get(resource, 0) + part.count
+    return found
 
 
 def ray_address(settings: Settings) -> str:

@@ -66,7 +66,7 @@ class Journeys:
         parent, name = parse_trace(step.traceparent), _SPAN_NAMES.get(step.name)
         if parent is None or name is None:
             return
-        span = parent.effect("span", name, step.job_id, step.attempt)
+        span = parent.effect("span", step.name, step.job_id, step.attempt)
         attributes = {f"hub.{fact}": value for fact, value in facts.items()}
         self._spans.tell(name, span, parent.span_id, step.since, step.at, attributes)
 

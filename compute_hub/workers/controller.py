@@ -28,6 +28,7 @@ from scheduler.controller.wakeups import Wakeups, notifications
 from scheduler.jobs import WAKE_CHANNEL
 from scheduler.node.relay import read_token
 from scheduler.node.simulated import SimulatedMachine
+from scheduler.ray.autoscaling import RayAutoscaler, keep_telling
 from scheduler.ray.cluster import RayMachines
 
 if TYPE_CHECKING:
@@ -60,7 +61,12 @@ def run_controller(settings: Settings, schedule: Path | None = None) -> None:
     threading.Thread(target=_stop_when_told, args=(controller, stopping), daemon=True).start()
     wakeups.watch("database", notifications(url, WAKE_CHANNEL))
     serve_metrics(settings, "controller")  # says that it is ready to lead
+    done = threading.Event()
+    if settings.autoscaler == "ray":
+        hint = RayAutoscaler(ray_address(settings))
+        threading.Thread(target=keep_telling, args=(engine, hint, done), name="autoscaler", daemon=True).start()
     controller.run()
+    done.set()
     wakeups.stop()
     machines.close()
     spans.close()

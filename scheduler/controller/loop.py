@@ -241,11 +241,11 @@ class Controller:
         """End what was cancelled while it waited; returns the nodes, if anything must be stopped."""
         at = utc_now()
         with transaction(self._engine) as session:
-            end_waiting(session, self._led.leadership, self._accounting, at)
+            steps = end_waiting(session, self._led.leadership, self._accounting, at)
             order_clearing(session, at)
             loose = unsettled(session)
             settled = settle(session, loose, self._accounting, at)
-        self._watcher.moved(settled.steps)
+        self._watcher.moved((*steps, *settled.steps))
         return set(self._machines.reachable()) if loose else set()
 
     def _sync(self, names: set[str], reachable: set[str]) -> tuple[bool, set[str]]:

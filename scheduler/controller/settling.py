@@ -145,11 +145,11 @@ def unsettled(session: Session) -> set[UUID]:
     )
 
 
-def end_waiting(session: Session, leadership: Leadership, accounting: Accounting, at: datetime) -> bool:
+def end_waiting(session: Session, leadership: Leadership, accounting: Accounting, at: datetime) -> list[Step]:
     """End jobs that were cancelled before they were placed, or wait for one that will not succeed.
 
     Returns:
-        Whether there were any.
+        The steps they took.
 
     Raises:
         LeadershipLost: nothing was written.
@@ -165,13 +165,12 @@ def end_waiting(session: Session, leadership: Leadership, accounting: Accounting
         _end(job, "cancelled", "cancelled while it waited", at)
     session.flush()
     _tell_ended(session, jobs, accounting, at)
-    vain = _end_in_vain(session, accounting, at)
-    return bool(jobs) or vain
+    return [*map(_never_started, jobs), *_end_in_vain(session, accounting, at)]
 
 
-def _end_in_vain(session: Session, accounting: Accounting, at: datetime) -> bool:
+def _end_in_vain(session: Session, accounting: Accounting, at: datetime) -> list[Step]:
     """End what waits for a job that will not succeed, and what waits for that in turn."""
-    any_ended = False
+    steps: list[Step] = []
     while vain := waiting_in_vain(session):
         for job, needed, state in vain:
             job.stop_reason = "dependency_failed"
@@ -179,8 +178,14 @@ def _end_in_vain(session: Session, accounting: Accounting, at: datetime) -> bool
             _end(job, "failed", why, at)
         session.flush()
         _tell_ended(session, [job for job, _, _ in vain], accounting, at)
-        any_ended = True
-    return any_ended
+        steps += [_never_started(job) for job, _, _ in vain]
+    return steps
+
+
+def _never_started(job: JobRow) -> Step:
+    ended = job.ended_at or job.queued_at
+    since = min(job.queued_at, ended)
+    return Step("ended", job.id, job.attempt, job.traceparent, since, ended, outcome=job.state)
 
 
 def _tell_ended(session: Session, jobs: Sequence[JobRow], accounting: Accounting, at: datetime) -> None:

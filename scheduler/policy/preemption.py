@@ -19,6 +19,7 @@ from scheduler.policy.imagination import Imagination, Outcome, in_guarantee
 from scheduler.policy.model import Eviction
 from scheduler.policy.nominations import Nomination
 from scheduler.policy.pending import JobClass, QueuedJob
+from scheduler.policy.queues import Tier
 from scheduler.policy.state import SchedulerState
 
 CLAIMS_MAX: Final = 8
@@ -125,6 +126,7 @@ def _claims(state: SchedulerState, unserved: list[QueuedJob], again: list[Queued
     rows.sort(
         key=lambda one: (
             not in_guarantee(one),
+            not _inside_own(one),
             waited.get(one.job.id, len(waited)),
             -one.job.priority,
             one.entry or (0,),
@@ -132,6 +134,12 @@ def _claims(state: SchedulerState, unserved: list[QueuedJob], again: list[Queued
         )
     )
     return rows if few else rows[:CLAIMS_MAX]
+
+
+def _inside_own(claim: QueuedJob) -> bool:
+    """Whether its own queue guarantees the claim: what a queue above guarantees is its children's first."""
+    milli, leaf = claim.job.devices_milli, claim.leaf
+    return any(leaf.tier(pool.model, milli) is Tier.GUARANTEED for pool in claim.shape.pools)
 
 
 def _claims_of_class(job_class: JobClass, most: int) -> int:

@@ -332,23 +332,14 @@ class QueueTree:
         return False
 
     @staticmethod
-    def standing(leaf: QueueState, pool: str) -> tuple[int, int]:
-        """Levels of the leaf, as bits from the root on, that are inside their guarantee; and those beyond their bound.
-
-        What children do not lend counts as used for the guarantee, and for it only.
-        """
-        covered = exceeding = 0
+    def standing(leaf: QueueState, pool: str) -> tuple[bool, int]:
+        """Whether it is inside its own guarantee; and its levels, as bits from the root on, beyond their bound."""
+        exceeding = 0
         for depth, level in enumerate(leaf.ancestry):
-            quota = level.quotas.get(pool)
-            if quota is None:
-                continue
-            inner = level.inner.get(pool, 0) if level.children else level.used.get(pool, 0)
-            if inner <= quota.guarantee_milli:
-                covered |= 1 << depth
             bound = level.bound(pool)
             if bound is not None and level.used.get(pool, 0) > bound:
                 exceeding |= 1 << depth
-        return covered, exceeding
+        return 0 < leaf.used.get(pool, 0) <= leaf.quota(pool).guarantee_milli, exceeding
 
     def ever_allows(
         self, leaf: QueueState, pool: str, milli: int, capacity_milli: int, *, opportunistic: bool

@@ -32,9 +32,9 @@ class RunningJob:
     """A job that holds slices.
 
     Attributes:
-        covered: the levels of its queue, as bits from the root on, inside whose guarantee it was when it started.
-            What starts later counts after it, so it is inside them as long as it runs.
-        exceeding: the levels beyond whose bound it was when it started, which only an opportunistic start may be.
+        covered: whether its queue was inside its own guarantee when it started. What starts later counts after it,
+            so it is covered as long as it runs, and what a queue has covered never exceeds its guarantee.
+        exceeding: the levels of its queue, as bits from the root on, beyond whose bound it was when it started.
     """
 
     job: Job
@@ -46,7 +46,7 @@ class RunningJob:
     ends_by_ms: int
     predicted_ms: int
     evicted_for: str = ""
-    covered: int = 0
+    covered: bool = False
     exceeding: int = 0
 
 

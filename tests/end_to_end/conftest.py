@@ -22,7 +22,7 @@ from tests.end_to_end.collecting import Collector
 
 ROOT = Path(__file__).resolve().parents[2]
 HUB = Path(sys.executable).with_name("hub")
-START_S = 120
+START_S = 240
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ def render_workbook(content: Content) -> bytes:
     sheet.page_setup.orientation = "landscape"
     sheet.page_setup.paperSize = 9  # A4
     sheet.print_options.horizontalCentered = True
-    if sheet.oddFooter is not None:
+    if sheet.oddFooter is not None and sheet.oddFooter.right is not None:
         sheet.oddFooter.right.text = f"{content.facts[0][1]} · &P / &N"
     sheet.page_setup.fitToWidth, sheet.page_setup.fitToHeight = 1, 0
     sheet.sheet_properties.pageSetUpPr = PageSetupProperties(fitToPage=True)

@@ -65,8 +65,9 @@ _DEVICES = text("""
           FROM runs r JOIN allocations a ON a.run_id = r.id AND upper_inf(a.span)
          WHERE r.state <> 'ended' GROUP BY a.node, a.device_index)
     SELECT d.node, d.model, CASE WHEN n.state = 'up' AND n.admits <> 'open' THEN 'draining' ELSE n.state END AS state,
-           count(*) FILTER (WHERE d.healthy), count(*) FILTER (WHERE NOT d.healthy),
-           count(*) FILTER (WHERE d.healthy AND used.milli IS NULL), coalesce(sum(used.milli), 0)
+           count(*) FILTER (WHERE d.healthy AND NOT d.cordoned), count(*) FILTER (WHERE d.healthy AND d.cordoned),
+           count(*) FILTER (WHERE NOT d.healthy),
+           count(*) FILTER (WHERE d.healthy AND NOT d.cordoned AND used.milli IS NULL), coalesce(sum(used.milli), 0)
       FROM devices d JOIN nodes n ON n.name = d.node
       LEFT JOIN used ON used.node = d.node AND used.device_index = d.index
      GROUP BY d.node, d.model, n.state, n.admits""")
@@ -88,18 +89,21 @@ def capacity(peak_pflops: Mapping[str, tuple[str, Fraction]]) -> Part:
         for model in sorted({models(row[1]) for row in rows}):
             yield from (DEVICES(0, model, state) for state in STATES)
         block: dict[str, int] = {}
-        for name, raw_model, state, healthy, unhealthy, free, milli in rows:
+        for name, raw_model, state, open_, cordoned, unhealthy, free, milli in rows:
             node, model = nodes(name), models(raw_model)
             usable = {"up": "available"}.get(state, state)
-            yield DEVICES(healthy, model, usable)
+            closed = "draining" if state == "up" else state
+            yield DEVICES(open_, model, usable)
+            yield DEVICES(cordoned, model, closed)
             yield DEVICES(unhealthy, model, "unhealthy" if state == "up" else state)
             yield ALLOCATED(float(milli) / 1000, model)
             yield FREE_WHOLE(free if state == "up" else 0, model)
             block[model] = max(block.get(model, 0), free if state == "up" else 0)
             if raw_model in peak_pflops:
-                yield PEAK(float(healthy * peak_pflops[raw_model][1]), model, usable)
+                yield PEAK(float(open_ * peak_pflops[raw_model][1]), model, usable)
+                yield PEAK(float(cordoned * peak_pflops[raw_model][1]), model, closed)
             yield NODE_UP(state != "down", node)
-            yield NODE_DEVICES(healthy, node, model)
+            yield NODE_DEVICES(open_ + cordoned, node, model)
             yield NODE_ALLOCATED(float(milli) / 1000, node, model)
             if unhealthy:
                 yield NODE_UNHEALTHY(unhealthy, node, model)

@@ -145,3 +145,24 @@ def test_a_job_is_explained_with_its_rule_and_a_start_estimate(house: House) -> 
     assert why["code"] == "order"
     assert why["start_estimate_at"] is not None
     other.refused(404, "job_not_found", "GET", f"/v1/jobs/{soon}/explanation")
+
+
+def test_what_is_explained_follows_what_happens_to_a_job(house: House) -> None:
+    firm = house.enterprise("1000.00")
+    job_id = firm.post("/v1/jobs", job())["id"]
+    path = f"/v1/jobs/{job_id}"
+    assert firm.get(f"{path}/explanation")["code"] == "order"
+    firm.post(f"{path}:hold")
+    assert firm.get(f"{path}/explanation")["code"] == "held"
+    firm.post(f"{path}:release")
+    assert firm.get(f"{path}/explanation")["code"] == "order"
+    firm.post(f"{path}:cancel")
+    assert firm.get(f"{path}/explanation")["code"] is None
+
+
+def test_jobs_are_explained_however_many_wait(house: House) -> None:
+    firm = house.enterprise("1000000.00")
+    firm.post("/v1/job-arrays", {"job": job(), "size": 1000})
+    held = firm.post("/v1/jobs", job(held=True))["id"]
+    why = firm.get(f"/v1/jobs/{held}/explanation")
+    assert (why["code"], why["start_estimate_at"]) == ("held", None)

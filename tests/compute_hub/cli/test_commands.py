@@ -306,3 +306,40 @@ def test_the_installed_program_speaks_to_a_hub(house: House) -> None:
     away = run("rate", "list")
     assert away.returncode == 1
     assert away.stderr.startswith("hub: No hub answers at http://127.0.0.1:1")
+
+
+def test_nodes_are_drained_reserved_and_opened_again_by_commands(terminal: Terminal) -> None:
+    house = terminal.house
+    operator, firm = house.operator, house.enterprise("10.00")
+    why = ["--reason", "fan 3 rattles"]
+    table, _ = terminal.types(operator, "node", "drain", "a", "--deadline-s", "600", *why)
+    assert "drained" in table
+    (node,) = terminal.gets(operator, "node", "cordon", "a", "--card", "1", *why)
+    assert [device["cordoned"] for device in node["devices"]] == [False, True]
+    table, _ = terminal.types(operator, "node", "list")
+    assert "1: cordoned" in table
+    terminal.types(operator, "node", "resume", "a", "--card", "1", *why)
+    (node,) = terminal.gets(operator, "node", "resume", "a", *why)
+    assert node["standing"] == "up"
+    (node,) = terminal.gets(operator, "node", "label", "a", "zone=east", "switch=s1")
+    assert node["labels"] == {"switch": "s1", "zone": "east"}
+    span = ["--from", "2100-01-01T08:00", "--to", "2100-01-01T09:00", *why]
+    (kept,) = terminal.gets(operator, "node", "reserve", "a", "--tenant", str(firm.tenant_id), *span)
+    assert (kept["nodes"], kept["purpose"]) == ({"a": [0, 1]}, "tenant")
+    (window,) = terminal.gets(operator, "node", "maintain", "b:1", *span)
+    assert window["nodes"] == {"b": [1]}
+    assert [one["id"] for one in terminal.gets(firm, "node", "reservations")] == [kept["id"]]
+    _, refused = terminal.types(operator, "node", "maintain", "b:x", *span, status=1)
+    assert refused == "hub: 'b:x' names no devices. Write NODE or NODE:0,2.\n"
+    _, refused = terminal.types(
+        operator, "node", "reserve", "a", "--tenant", "x", "--from", "soon", *span[2:], status=1
+    )
+    assert refused.startswith("hub: --from: 'soon' is not a time.")
+    terminal.types(operator, "node", "cancel", kept["id"])
+    kinds = [event["kind"] for event in terminal.gets(operator, "node", "events", "a")]
+    assert kinds == [
+        "reservation_cancelled", "reserved", "labelled", "resumed", "resumed", "cordoned", "draining",
+    ]  # fmt: skip
+    terminal.types(firm, "node", "drain", "a", *why, status=1)
+    firm.post("/v1/jobs", job())
+    assert MODEL in terminal.types(operator, "cluster", "demand")[0]

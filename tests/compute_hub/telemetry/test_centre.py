@@ -368,3 +368,24 @@ def test_power_and_temperature_are_shown_while_a_sensor_tells_them() -> None:
     assert shown() == {("hub_device_power_watts", card): 61.5, ("hub_device_temperature_celsius", card): 54}
     tell_sensed("node-9", [Sensed(0, 0), Sensed(1, 0)])
     assert shown() == {}
+
+
+def test_what_an_operator_closed_or_what_is_broken_is_not_available(database: Database, centre: Centre) -> None:
+    fill(database, Size(8, 2, 10))
+    owner = create_engine(database.owner_url)
+    with owner.begin() as connection:
+        connection.execute(text("UPDATE devices SET cordoned = (number = 1), healthy = (number <> 2)"))
+    owner.dispose()
+    found = scrape(centre)
+    counted = {
+        state: total(found, "hub_devices", state=state) for state in ("available", "draining", "unhealthy")
+    }
+    assert counted == {"available": 6, "draining": 1, "unhealthy": 1}
+    assert total(found, "hub_node_devices_unhealthy") == 1
+    owner = create_engine(database.owner_url)
+    with owner.begin() as connection:
+        connection.execute(text("UPDATE nodes SET admits = 'draining'"))
+    owner.dispose()
+    found = scrape(centre)
+    assert total(found, "hub_devices", state="draining") == 8
+    assert total(found, "hub_nodes", state="draining") == total(found, "hub_nodes")

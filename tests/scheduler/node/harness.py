@@ -15,7 +15,7 @@ from typing import Any
 from kernel.ids import new_id
 from scheduler.node.client import SupervisorClient
 from scheduler.node.protocol import Report, RunSpec, RunState, RunStatus, SyncRequest, UsageRecord
-from tests.leftovers import cgroups_of
+from tests.leftovers import cgroups_of, processes_naming, words
 
 DEADLINE_MS = 60_000
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -170,22 +170,6 @@ class Machine:
         return node.start()
 
 
-def processes_of(folder: Path) -> list[str]:
-    """Processes that stem from this test: their command, mounts or cgroup name its folder."""
-    found = []
-    needle = os.fsencode(folder)
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit() or int(entry.name) == os.getpid():
-            continue
-        try:
-            text = (entry / "cmdline").read_bytes() + (entry / "mountinfo").read_bytes()
-        except OSError:
-            continue
-        if needle in text:
-            found.append(f"{entry.name} {text[:200]!r}")
-    return found
-
-
 @contextmanager
 def a_machine() -> Iterator[Machine]:
     """A machine; when the block ends, no process, cgroup, mount or gang folder of it may remain."""
@@ -200,7 +184,8 @@ def a_machine() -> Iterator[Machine]:
             said = node.log.read_text().splitlines()
             trouble = [line for line in said if not line.startswith("{") or json.loads(line)["level"] != "info"]
             assert not trouble, trouble
-        assert not processes_of(folder)
+        left = [words(process) for process in processes_naming(folder)]
+        assert not left, left
         assert not cgroups_of(node.config["state_directory"] for node in machine.nodes)
         assert str(folder) not in Path("/proc/self/mountinfo").read_text()
         assert not list((folder / "host" / "gangs").glob("*"))

@@ -65,7 +65,7 @@ def test_secrets_are_files_that_only_the_job_can_read(node: Node) -> None:
 
 def test_a_log_is_cut_at_its_cap_and_says_so(machine: Machine) -> None:
     node = machine.node(limits={"log_bytes": 1000})
-    status, log = node.sh("head -c 5000000 /dev/zero | tr '\\0' x; echo; exit 4")
+    status, log = node.sh("head -c 100000000 /dev/zero | tr '\\0' x; echo; exit 4")
     assert status.exit_code == 4
     assert status.log_truncated
     assert log.startswith("x" * 1000)
