@@ -244,7 +244,7 @@ def hunt(server: PrivatePostgres, hunted: Hunt, paths: Sequence[str]) -> None:
     kernel.migrations.migrate(server.url(TEMPLATE, OWNER_ROLE))
     server.create_database(SHARED, template=TEMPLATE)
     Lent.shared = server
-    kernel.postgres.PrivatePostgres = Lent  # type: ignore[misc, assignment]
+    kernel.postgres.PrivatePostgres = Lent  # type: ignore[misc,assignment] # one server is lent to all
     kernel.migrations.migrate = lambda owner_url: None  # noqa: ARG005 - the template is migrated
     settings.register_profile(
         "mutants",
