@@ -114,6 +114,12 @@ def test_card_time_pays_first_and_money_shares_count_on_the_rest() -> None:
     assert plan.tenant_micros(1000) == 375
 
 
+def test_card_time_pays_nothing_for_usage_without_card_time() -> None:
+    grant = voucher("grant", "1", 1_000, asset="card_ms:M")
+    assert plan_coverage(100, 0, [grant]).candidates == ()
+    assert plan_coverage(100, 1, [grant]).candidates == (grant,)
+
+
 def test_several_grants_of_card_time_share_the_time_and_one_programmes_ratio() -> None:
     def grant(name: str, limit: int, ratio: str = "1", programme: str = "") -> Candidate:
         return voucher(name, ratio, limit, asset="card_ms:h", programme=programme or name)
