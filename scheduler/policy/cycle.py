@@ -12,11 +12,12 @@ from scheduler.policy.contest import Contest
 from scheduler.policy.imagination import leaves_nominated_quota
 from scheduler.policy.model import Eviction, Plan, Start
 from scheduler.policy.pending import Entry, JobClass, QueuedJob
-from scheduler.policy.placement import Found, as_placements, find, find_among_lasting
+from scheduler.policy.placement import Found, as_placements, find
+from scheduler.policy.placing import place
 from scheduler.policy.preemption import CLAIMS_MAX, find_evictions, may_evict
 from scheduler.policy.promises import FOREVER_MS, Promise, earliest
 from scheduler.policy.queues import QueueState
-from scheduler.policy.settings import Backfill, PlacementRule
+from scheduler.policy.settings import Backfill
 from scheduler.policy.shapes import Shape
 from scheduler.policy.state import SchedulerState
 
@@ -160,7 +161,7 @@ class Cycle:
                 continue
             pool = state.capacity.pools[model]
             if pool in self._allowed_pools(queued):
-                placed = self._place(queued, (pool,))[0]
+                placed = place(self.state, queued, (pool,), self.now_ms)[0]
                 if placed is not None:
                     self._start(queued, queued.home, *placed)
 
@@ -174,7 +175,9 @@ class Cycle:
             pools = self._allowed_pools(queued)
             if home is not None and pool in pools:
                 found = find(queued.shape, pool, ~known.nodes | self._reserved(queued, pool))
-                placed = (pool, found) if found is not None else self._place(queued, pools)[0]
+                placed = (
+                    (pool, found) if found is not None else place(self.state, queued, pools, self.now_ms)[0]
+                )
                 if placed is not None:
                     self._start(queued, home, *placed)
                     continue
@@ -243,24 +246,42 @@ class Cycle:
         for pool, first in list(self._vacant.items()):
             if pool.model in self.state.promises.by_pool or first.entry is None or first.home is None:
                 del self._vacant[pool]
-            elif entry is None or (-first.job.priority, first.entry[:3]) < (-priority, entry[:3]):
+            elif entry is None or _goes_before(first, priority, entry):
                 del self._vacant[pool]
                 if pool in self._allowed_pools(first, once_free=True):
                     self._promise(first, (pool,))
 
     def _first_unfit(self, pool: Pool) -> QueuedJob | None:
-        """The first job in order whose shape is known not to fit in the pool, or not beside what is promised."""
-        best: tuple[int, Entry] | None = None
+        """The first job in order whose shape is known not to fit in the pool, or not beside what is promised.
+
+        Its queue is the one whose turn comes first; priorities count within that queue only.
+        """
+        best: Entry | None = None
         pending = self.state.pending
         for shape in list(pending.by_order):
-            if pool not in shape.pools or shape.possible == ():
-                continue
-            if shape.may_fit() and shape not in self._hindered:
-                continue
-            row = pending.first_of(shape, lambda queued: pool in self._allowed_pools(queued, once_free=True))
-            if row is not None and (best is None or row < best):
-                best = row
-        return None if best is None else best[1][3]
+            if self._is_unfit(shape, pool):
+                entry = pending.first_of(shape, lambda queued: self._due(queued, pool))
+                if entry is not None and (best is None or entry < best):
+                    best = entry
+        if best is None:
+            return None
+        first = best[3]
+        for shape, classes in pending.by_leaf[first.leaf].items():
+            for job_class in classes:
+                higher = job_class.priority > first.job.priority and self._is_unfit(shape, pool)
+                entry = job_class.head() if higher else None
+                if entry is not None and self._due(entry[3], pool):
+                    first = entry[3]
+        return first
+
+    def _is_unfit(self, shape: Shape, pool: Pool) -> bool:
+        """Whether jobs of the shape could run in the pool, but are known not to fit now."""
+        if pool not in shape.pools or shape.possible == ():
+            return False
+        return not shape.may_fit() or shape in self._hindered
+
+    def _due(self, queued: QueuedJob, pool: Pool) -> bool:
+        return pool in self._allowed_pools(queued, once_free=True)
 
     def _consider(self, contest: Contest, leaf: QueueState, job_class: JobClass, entry: Entry) -> None:
         queued = entry[3]
@@ -277,7 +298,7 @@ class Cycle:
         if shape.may_fit():
             aside = self._set_aside(queued, entry, pools)
             self._redeemed = self._redeemed or (bool(aside) and any(self._hindered.values()))
-            placed, hindered = self._place(queued, pools)
+            placed, hindered = place(self.state, queued, pools, self.now_ms)
             if placed is not None:
                 self._start(queued, job_class, *placed)
                 for holder, pool in aside:
@@ -435,49 +456,6 @@ class Cycle:
                 allowed.append(pool)
         return pools if len(allowed) == len(pools) else tuple(allowed)
 
-    def _place(self, queued: QueuedJob, pools: tuple[Pool, ...]) -> tuple[tuple[Pool, Found] | None, bool]:
-        """Room in the first pool that has it; and whether somebody's promise stood in the way."""
-        promises = self.state.promises
-        hindered = False
-        end_ms = self.now_ms + queued.job.time_limit_ms
-        if queued.shape.scored:
-            return self._place_scored(queued, pools, end_ms)
-        for pool in pools:
-            barred = promises.barred(pool.model, queued.job.id, self.now_ms, end_ms)
-            found = self._find(queued, pool, barred)
-            if found is not None:
-                return (pool, found), False
-            hindered = hindered or (barred != 0 and find(queued.shape, pool) is not None)
-        return None, hindered
-
-    def _find(self, queued: QueuedJob, pool: Pool, barred: int) -> Found | None:
-        """Room in one pool, as the placement rule of the policy chooses it."""
-        shape = queued.shape
-        aligned = self.state.settings.placement is PlacementRule.DEFAULT
-        if (
-            not aligned
-            or not shape.devices_per_node
-            or not shape.whole
-            or shape.nodes > 1
-            or shape.tail_devices
-        ):
-            return find(shape, pool, barred)
-        return find_among_lasting(shape, pool, barred, self.now_ms, self.now_ms + queued.predicted_ms)
-
-    def _place_scored(
-        self, queued: QueuedJob, pools: tuple[Pool, ...], end_ms: int
-    ) -> tuple[tuple[Pool, Found] | None, bool]:
-        """The same by score: among all pools when the job names none, else in its order of preference."""
-        state, shape = self.state, queued.shape
-        bars = [state.promises.barred(pool.model, queued.job.id, self.now_ms, end_ms) for pool in pools]
-        groups = [(pool,) for pool in pools] if shape.models else [pools]
-        for group in groups:
-            barred = tuple(bars[pools.index(pool)] for pool in group)
-            best = state.boards.find(shape, group, barred)
-            if best is not None:
-                return (best[0], ((best[1], best[2]),)), False
-        return None, any(bars) and state.boards.find(shape, pools, (0,) * len(pools)) is not None
-
     def _start(self, queued: QueuedJob, job_class: JobClass, pool: Pool, found: Found) -> None:
         state, job = self.state, queued.job
         whole = queued.shape.whole
@@ -506,3 +484,11 @@ class Cycle:
             for model in redeemed:
                 self._vacate(state.capacity.pools[model])
             self._hindered.clear()
+
+
+def _goes_before(first: QueuedJob, priority: int, entry: Entry) -> bool:
+    """Whether a job goes before the one considered next; priorities count within a queue only."""
+    assert first.entry is not None  # noqa: S101 - it waits
+    if first.leaf is entry[3].leaf:
+        return (-first.job.priority, first.entry[:3]) < (-priority, entry[:3])
+    return first.entry[:3] < entry[:3]

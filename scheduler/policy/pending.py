@@ -192,8 +192,8 @@ class Pending:
         self.classes: dict[ClassKey, JobClass] = {}
         self.by_shape: dict[Shape, dict[ClassKey, JobClass]] = {}
         self.by_leaf: dict[QueueState, dict[Shape, list[JobClass]]] = {}
-        self.by_order: dict[Shape, list[tuple[int, Entry]]] = {}
-        """Per shape all its jobs by priority and order, whatever their queue."""
+        self.by_order: dict[Shape, list[Entry]] = {}
+        """Per shape all its jobs in order, whatever their queue and priority."""
         self.by_limit: dict[Shape, ByLimit] = {}
         """Per shape all its jobs by time limit."""
         self._turn: deque[ClassKey] = deque()
@@ -202,20 +202,20 @@ class Pending:
         """The job has a (new) place in its class; give it the same among all of its shape."""
         if queued.entry is not None:
             line = self.by_order.setdefault(queued.shape, [])
-            heappush(line, (-queued.job.priority, queued.entry))
+            heappush(line, queued.entry)
 
-    def first_of(self, shape: Shape, allowed: Callable[[QueuedJob], bool]) -> tuple[int, Entry] | None:
+    def first_of(self, shape: Shape, allowed: Callable[[QueuedJob], bool]) -> Entry | None:
         """The first job of a shape that may start; None when none of the first few may."""
         line = self.by_order.get(shape, [])
-        aside: list[tuple[int, Entry]] = []
-        found: tuple[int, Entry] | None = None
+        aside: list[Entry] = []
+        found: Entry | None = None
         while line and found is None and len(aside) < self.REFUSED_MAX:
-            entry = line[0][1]
+            entry = line[0]
             queued = entry[3]
             if queued.entry is not entry or queued.home is None:
                 heappop(line)
             elif allowed(queued):
-                found = line[0]
+                found = entry
             else:
                 aside.append(heappop(line))
         for row in aside:

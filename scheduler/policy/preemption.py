@@ -137,7 +137,7 @@ def _claims(state: SchedulerState, unserved: list[QueuedJob], again: list[Queued
 
 
 def _inside_own(claim: QueuedJob) -> bool:
-    """Whether its own queue guarantees the claim, not only a queue above: a firm guarantees its own first."""
+    """Whether its own queue guarantees the claim: what a queue above guarantees is its children's first."""
     milli, leaf = claim.job.devices_milli, claim.leaf
     return any(leaf.tier(pool.model, milli) is Tier.GUARANTEED for pool in claim.shape.pools)
 

@@ -333,7 +333,7 @@ class QueueTree:
 
     @staticmethod
     def standing(leaf: QueueState, pool: str) -> tuple[bool, int]:
-        """Whether the leaf is inside its own guarantee; and its levels, bits from the root, beyond their bound."""
+        """Whether it is inside its own guarantee; and its levels, as bits from the root on, beyond their bound."""
         exceeding = 0
         for depth, level in enumerate(leaf.ancestry):
             bound = level.bound(pool)

@@ -126,6 +126,7 @@ def _curves(rows: list[Row], measure: Measure, caption: str, *, percent: bool = 
         if percent:  # a share is drawn against the most there is, in thousandths
             values, ceiling = [value * 1000 // max(1, ceiling) for value in values], 1000
         top = max(top, ceiling, *values)
+        top += top % 2  # so that the middle is a whole number
         sampled.append(values)
     lines = "".join(
         f"<polyline fill='none' stroke='{_COLOURS[index % len(_COLOURS)]}' stroke-width='1.4' points='"
@@ -133,7 +134,7 @@ def _curves(rows: list[Row], measure: Measure, caption: str, *, percent: bool = 
             f"{_LEFT + step * _PLOT / _STEPS:.1f},{_high(value, top):.1f}" for step, value in enumerate(values)
         )
         + "'/>"
-        for index, values in enumerate(sampled)
+        for index, values in reversed(list(enumerate(sampled)))  # the first policy on top of the others
     )
     levels = "".join(
         f"<line x1='{_LEFT}' x2='{_WIDTH}' y1='{_high(top * part, 4 * top):.1f}' y2='{_high(top * part, 4 * top):.1f}' "
@@ -153,7 +154,7 @@ def _high(value: int, top: int) -> float:
 
 
 def _level(value: float, *, percent: bool) -> str:
-    return f"{value / 10:.0f} %" if percent else f"{value:,.1f}".removesuffix(".0")
+    return f"{value / 10:.0f} %" if percent else f"{value:,.0f}"
 
 
 def _days(begin: int, end: int, y: int = _HEIGHT) -> str:

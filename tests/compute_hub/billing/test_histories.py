@@ -4,8 +4,9 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from tests.compute_hub.billing.histories import History, judge
+from tests.compute_hub.billing.histories import History
 from tests.compute_hub.billing.house import House
+from tests.compute_hub.billing.judging import judge
 
 pytestmark = pytest.mark.slow
 
