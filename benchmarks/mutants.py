@@ -26,7 +26,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Final
+from typing import ClassVar, Final
 
 import psycopg
 import pytest
@@ -106,20 +106,26 @@ def mutants(path: str) -> Iterator[Mutant]:
         yield Mutant(path, number, before.strip(), changed.strip(), whole)
 
 
-class Lent:
+class Lent(PrivatePostgres):
     """The server that all children share; a child's databases carry its number and are dropped after it."""
 
-    def __init__(self, server: PrivatePostgres) -> None:
-        self._server = server
-        self.superuser = server.superuser
+    shared: ClassVar[PrivatePostgres]
+
+    def __init__(self, _directory: Path, *, durable: bool = True) -> None:
+        """Nothing is made: it is `shared`, whatever is asked for."""
+        self._durable = durable
+
+    def superuser(self, database: str = "postgres") -> psycopg.Connection:
+        """On any database of the shared server."""
+        return self.shared.superuser(database)
 
     def url(self, database: str, role: str = kernel.postgres.APP_ROLE) -> str:
         """Of the child's own database of this name."""
-        return self._server.url(self._own(database), role)
+        return self.shared.url(self._own(database), role)
 
     def create_database(self, name: str, *, template: str | None = None) -> None:
         """For this child."""
-        self._server.create_database(self._own(name), template=template)
+        self.shared.create_database(self._own(name), template=template)
 
     def drop_database(self, name: str) -> None:
         """After the child."""
@@ -237,7 +243,8 @@ def hunt(server: PrivatePostgres, hunted: Hunt, paths: Sequence[str]) -> None:
     server.create_database(TEMPLATE)
     kernel.migrations.migrate(server.url(TEMPLATE, OWNER_ROLE))
     server.create_database(SHARED, template=TEMPLATE)
-    kernel.postgres.PrivatePostgres = lambda *_, **__: Lent(server)  # type: ignore[misc, assignment]
+    Lent.shared = server
+    kernel.postgres.PrivatePostgres = Lent  # type: ignore[misc,assignment] # one server is lent to all
     kernel.migrations.migrate = lambda owner_url: None  # noqa: ARG005 - the template is migrated
     settings.register_profile(
         "mutants",

@@ -1,6 +1,7 @@
 """The only module that reads the environment: `HUB_*` variables over one TOML file (`HUB_CONFIG`) over defaults."""
 
 import os
+from collections import Counter
 from datetime import date
 from decimal import Decimal
 from functools import cache
@@ -271,6 +272,21 @@ class Settings(BaseSettings):
                 "or a controller's death ends every job"
             )
             raise ValueError(message)
+        return self
+
+    @model_validator(mode="after")
+    def _guarantees_exist(self) -> Self:
+        """Where the nodes are named here, no more of a model may be guaranteed than they have."""
+        there: Counter[str] = Counter()
+        for node in self.nodes:
+            there.update({part.model: part.count for part in node.devices})
+        given: Counter[str] = Counter()
+        for queue in self.queues:
+            given.update({model: quota.guaranteed for model, quota in queue.quotas.items()})
+        for model, devices in sorted(given.items()):
+            if self.nodes and devices > there[model]:
+                message = f"queues are guaranteed {devices} {model} together, but the nodes have {there[model]}"
+                raise ValueError(message)
         return self
 
     @property

@@ -143,11 +143,14 @@ def lock_tenants(session: Session, enterprise_ids: Iterable[UUID]) -> list[Enter
     return list(rows)
 
 
-def lock_payers(session: Session, tenant_ids: Collection[UUID]) -> dict[UUID, tuple[UUID, ...]]:
+def lock_payers(
+    session: Session, tenant_ids: Collection[UUID], *, wait: bool = True
+) -> dict[UUID, tuple[UUID, ...]]:
     """Lock tenants' rows and their groups' payers' in one go, in the order of their ids.
 
     Returns:
-        Per registered tenant who pays for it: itself first.
+        Per registered tenant who pays for it: itself first. Without waiting, those are missing of whom somebody else
+        has a row locked.
     """
     wanted = list(tenant_ids)
     payers = select(GroupMember.payer_id).where(among(GroupMember.affiliate_id, wanted))
@@ -157,7 +160,7 @@ def lock_payers(session: Session, tenant_ids: Collection[UUID]) -> dict[UUID, tu
             select(Enterprise.id)
             .where(Enterprise.id.in_(either))
             .order_by(Enterprise.id)
-            .with_for_update(key_share=True, of=Enterprise)
+            .with_for_update(key_share=True, of=Enterprise, skip_locked=not wait)
         )
     )
     # Looked at again, because who is bound to whom may have changed while the rows were waited for.
@@ -171,7 +174,7 @@ def lock_payers(session: Session, tenant_ids: Collection[UUID]) -> dict[UUID, tu
     return {
         tenant: tuple(payer for payer in (tenant, bound.get(tenant)) if payer in locked)
         for tenant in wanted
-        if tenant in locked
+        if tenant in locked and (wait or bound.get(tenant, tenant) in locked)
     }
 
 

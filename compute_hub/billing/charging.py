@@ -19,13 +19,21 @@ from sqlalchemy.orm import Session
 
 from compute_hub.billing.domain.days import Span
 from compute_hub.billing.domain.rate_cards import Traits
-from compute_hub.billing.domain.rating import Priced, Usage, next_charge_micros, rate, share_out
+from compute_hub.billing.domain.rating import Priced, next_charge_micros, rate, share_out
 from compute_hub.billing.domain.timelines import Tariff
 from compute_hub.billing.late import capture_late
 from compute_hub.billing.losses import restore_losses
 from compute_hub.billing.rates import NoRate, tariffs_of
 from compute_hub.billing.tables import ChargedUsageRow, ChargeLineRow, ChargeRow, JobFundingRow, TenantVolumeRow
-from compute_hub.billing.uncharged import LATE, Record, Waiting, by_charge, jobs_with_all_records, waiting_usage
+from compute_hub.billing.uncharged import (
+    LATE,
+    Record,
+    Waiting,
+    by_charge,
+    jobs_with_all_records,
+    joined,
+    waiting_usage,
+)
 from compute_hub.metering.gaps import open_gap_cases
 from compute_hub.metering.tables import UnchargedUsageRow, UsageRecordRow
 from kernel.bulk import among, array, array_of_text, copy_rows, run
@@ -123,14 +131,15 @@ class Billed:
     refused: Mapping[UUID, HubError]
 
 
-def charge_jobs(session: Session, job_ids: Collection[UUID], at: datetime) -> Billed:
+def charge_jobs(session: Session, job_ids: Collection[UUID], at: datetime, *, wait: bool = True) -> Billed:
     """Charge all usage of jobs that is due, one charge per attempt, model and month, and release jobs that are done.
 
     A record is charged when all records of its run before it are; behind a gap it waits, and is forgone when the job
     has been over for `LATE`. Usage of an attempt that the centre lost is forgone. Jobs at which another biller is, are
-    left to it; one that lost an attempt is released by `release_job`.
+    left to it, and without `wait` those of tenants whose money is being moved just now; one that lost an attempt is
+    released by `release_job`.
     """
-    jobs = _locked_jobs(session, job_ids)
+    jobs = _locked_jobs(session, job_ids, wait=wait)
     waiting = waiting_usage(session, jobs)
     late = [job.id for job in jobs.values() if waiting[job.id].behind and job.is_late(at)]
     for job_id in late:
@@ -280,7 +289,7 @@ class _Biller:
         for n, stretch in enumerate(stretches, start=job.charges):
             key = (job.tenant_id, stretch.model, stretch.month)
             pieces = rate(
-                [Usage(record.span, record.slot_ms) for record in stretch.records],
+                joined(stretch.records),
                 self.tariffs[job.tenant_id, stretch.model],
                 job.traits,
                 unix_ms(admitted_at),
@@ -339,8 +348,10 @@ class _Biller:
         ]
 
 
-def _locked_jobs(session: Session, job_ids: Collection[UUID]) -> dict[UUID, _Job]:
+def _locked_jobs(session: Session, job_ids: Collection[UUID], *, wait: bool = True) -> dict[UUID, _Job]:
     """The jobs that no other biller has, with their funding locked, in the order of tenants.
+
+    Without waiting, jobs of tenants whose money is being moved just now are left for later.
 
     The tenants are locked first, all in one statement, because the controller may hold a tenant while it waits for a
     funding, and the fundings are not waited for: so nobody waits in a circle.
@@ -348,7 +359,7 @@ def _locked_jobs(session: Session, job_ids: Collection[UUID]) -> dict[UUID, _Job
     tenants = session.scalars(
         select(JobFundingRow.tenant_id).where(among(JobFundingRow.job_id, job_ids)).distinct()
     ).all()
-    lock_payers(session, tenants)
+    mine = lock_payers(session, tenants, wait=wait)
     rows = session.execute(
         select(
             JobFundingRow.job_id,
@@ -358,7 +369,7 @@ def _locked_jobs(session: Session, job_ids: Collection[UUID]) -> dict[UUID, _Job
             JobFundingRow.charges,
             JobFundingRow.funded_at,
         )
-        .where(among(JobFundingRow.job_id, job_ids))
+        .where(among(JobFundingRow.job_id, job_ids), among(JobFundingRow.tenant_id, mine))
         .order_by(JobFundingRow.tenant_id, JobFundingRow.job_id)
         .with_for_update(skip_locked=True)
     ).all()

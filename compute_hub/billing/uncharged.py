@@ -10,10 +10,11 @@ from datetime import datetime, timedelta
 from typing import Final
 from uuid import UUID
 
-from sqlalchemy import BigInteger, Select, cast, extract, func, or_, select
+from sqlalchemy import BigInteger, Select, cast, extract, func, literal, or_, select, tuple_
 from sqlalchemy.orm import Session
 
 from compute_hub.billing.domain.days import Span, month_of
+from compute_hub.billing.domain.rating import Usage
 from compute_hub.billing.tables import JobFundingRow
 from compute_hub.metering.tables import UnchargedUsageRow, UsageRecordRow
 from kernel.bulk import among
@@ -45,6 +46,16 @@ class Record:
         """The month its last millisecond lies in."""
         return month_of(max(self.span.start_ms, self.span.end_ms - 1))
 
+    def continued_by(self, other: "Record") -> bool:
+        """Whether another record is of the same run, begins where this one ends and has the same width."""
+        return (
+            (self.job_id, self.attempt, self.rank, self.span.end_ms)
+            == (other.job_id, other.attempt, other.rank, other.span.start_ms)
+            and self.span.duration_ms > 0
+            and other.span.duration_ms > 0
+            and self.slot_ms * other.span.duration_ms == other.slot_ms * self.span.duration_ms
+        )
+
 
 @dataclass
 class Waiting:
@@ -56,15 +67,19 @@ class Waiting:
 
 
 def jobs_to_charge(session: Session, limit: int, *, after: UUID | None = None) -> Sequence[UUID]:
-    """Jobs with usage to charge, in order of their ids, from behind `after` on."""
+    """Jobs with usage to charge, in order of their tenants and ids, from behind `after` on."""
+    waiting = select(UnchargedUsageRow.job_id).distinct().subquery()
+    place = (JobFundingRow.tenant_id, JobFundingRow.job_id)
     query = (
-        select(UnchargedUsageRow.job_id)
-        .join(JobFundingRow, JobFundingRow.job_id == UnchargedUsageRow.job_id)
-        .distinct()
-        .order_by(UnchargedUsageRow.job_id)
+        select(JobFundingRow.job_id)
+        .join(waiting, waiting.c.job_id == JobFundingRow.job_id)
+        .order_by(*place)
         .limit(limit)
     )
-    return session.scalars(query if after is None else query.where(UnchargedUsageRow.job_id > after)).all()
+    if after is not None:
+        last = select(JobFundingRow.tenant_id).where(JobFundingRow.job_id == after).scalar_subquery()
+        query = query.where(tuple_(*place) > tuple_(last, literal(after)))
+    return session.scalars(query).all()
 
 
 def jobs_to_release(session: Session, limit: int, at: datetime, *, after: UUID | None = None) -> Sequence[UUID]:
@@ -117,6 +132,21 @@ def by_charge(records: Sequence[Record]) -> list[tuple[tuple[int, str, str], lis
     for record in records:
         found.setdefault((record.attempt, record.model, record.month), []).append(record)
     return sorted(found.items())
+
+
+def joined(records: Sequence[Record]) -> list[Usage]:
+    """Records as usage to be priced; those of one run that follow each other at the same width are one stretch."""
+    found: list[Usage] = []
+    last: Record | None = None
+    for record in records:
+        usage = Usage(record.span, record.slot_ms)
+        if last is not None and last.continued_by(record) and found:
+            before = found.pop()
+            span = Span(before.span.start_ms, record.span.end_ms)
+            usage = Usage(span, before.slot_ms + record.slot_ms)
+        found.append(usage)
+        last = record
+    return found
 
 
 def _awaited_runs() -> Select[UUID]:

@@ -43,7 +43,7 @@ def reference() -> str:
     lines = [_HEAD]
     for part, families in centre_families():
         lines += [f"## The centre: {part}\n", *_table((f.name, f.kind, f.labels, f.help) for f in families), ""]
-    lines += ["## Each process of itself\n", *_table(_own()), ""]
+    lines += ["## Each process of itself\n", *_table(sorted(_own())), ""]
     lines.append(
         "Besides, prometheus-client's own families about the process and the Python runtime: `process_*`, `python_*`.\n"
     )

@@ -53,8 +53,7 @@ class Forecaster:
         with self._turn:
             self._now_ms = max(self._now_ms, unix_ms(at))
             try:
-                _refresh(session, self._live, self._now_ms)
-                return _explained(self._live, job, self._now_ms)
+                return _explained(session, self._live, job, self._now_ms)
             except BaseException:
                 self._live = LiveState(self._policy, self._queues)  # half a picture is worse than none
                 raise
@@ -69,17 +68,18 @@ def explain_job(
     queues: Sequence[Queue] = (),
 ) -> Explanation:
     """The same of a job that only this transaction has, on a picture of its own, which is then thrown away."""
-    waits = job.state == "queued" and job.stop_reason is None
-    live = _picture(session, unix_ms(at), policy, queues) if waits else None
-    return Explanation(None, job.reason, None) if live is None else _explained(live, job, unix_ms(at))
+    if job.state != "queued" or job.stop_reason is not None or _live_jobs(session) > LIVE_JOBS_MAX:
+        return Explanation(None, job.reason, None)
+    return _explained(session, LiveState(policy or policy_named("default"), queues), job, unix_ms(at))
 
 
-def _explained(live: LiveState, job: JobRow, now_ms: int) -> Explanation:
+def _explained(session: Session, live: LiveState, job: JobRow, now_ms: int) -> Explanation:
     """Play the policy forward from the tables as they are.
 
     The estimate knows of no job that has not been submitted yet, evicts nobody, and rests on predicted durations.
     """
     name = str(job.id)
+    _refresh(session, live, now_ms)
     if name not in live.policy.queued:
         return Explanation(None, job.reason, None)
     live.plan(now_ms)
@@ -97,10 +97,10 @@ def estimate_waiting(
     session: Session, job_ids: Sequence[UUID], at: datetime, *, queues: Sequence[Queue] = ()
 ) -> dict[UUID, datetime]:
     """As `explain_job`, for several waiting jobs on one picture: those whose start comes into sight. Reads only."""
-    now_ms = unix_ms(at)
-    live = _picture(session, now_ms, None, queues) if job_ids else None
-    if live is None:
+    if not job_ids or _live_jobs(session) > LIVE_JOBS_MAX:
         return {}
+    live, now_ms = LiveState(policy_named("default"), queues), unix_ms(at)
+    _refresh(session, live, now_ms)
     names = frozenset(name for name in map(str, job_ids) if name in live.policy.queued)
     if not names:
         return {}
@@ -109,18 +109,10 @@ def estimate_waiting(
     return {UUID(name): from_unix_ms(start_ms) for name, start_ms in starts.items()}
 
 
-def _picture(
-    session: Session, now_ms: int, policy: PolicySettings | None, queues: Sequence[Queue]
-) -> LiveState | None:
-    """The tables as the policy sees them; None when there are too many live jobs."""
-    live_jobs = session.scalar(select(func.count()).select_from(JobRow).where(JobRow.ended_at.is_(None)))
-    if live_jobs is None or live_jobs > LIVE_JOBS_MAX:
-        return None
-    live = LiveState(policy or policy_named("default"), queues)
-    _refresh(session, live, now_ms)
-    return live
-
-
 def _refresh(session: Session, live: LiveState, now_ms: int) -> None:
-    up = frozenset(session.scalars(select(NodeRow.name).where(NodeRow.state == "up")))
-    live.refresh(session, now_ms, up)
+    live.refresh(session, now_ms, frozenset(session.scalars(select(NodeRow.name).where(NodeRow.state == "up"))))
+
+
+def _live_jobs(session: Session) -> int:
+    count = session.scalar(select(func.count()).select_from(JobRow).where(JobRow.ended_at.is_(None)))
+    return 0 if count is None else count

@@ -122,7 +122,8 @@ class Imagination:
             ripe, green = self._candidates(claim, pool)
             found = self._attempt(claim, pool, self._by_preference(ripe, claim, pool), guaranteed=guaranteed)
             if found is None and guaranteed and green:
-                both = self._by_start([*ripe, *green], claim)
+                both = sorted([*ripe, *green], key=lambda one: (one.started_ms, one.job.id))
+                both = self._causes_last(both, claim)
                 found = self._attempt(claim, pool, both, guaranteed=True)
             if found is None:
                 continue
@@ -140,11 +141,6 @@ class Imagination:
         self._reconsider(claim, outcome)
         self._settle(claim, attempt.pool, place)
         return outcome
-
-    def _by_start(self, victims: list[RunningJob], claim: QueuedJob) -> list[RunningJob]:
-        """The longest running first, and last those for whom the claim itself had made way."""
-        causes = self._yielding.leads
-        return sorted(victims, key=lambda one: (causes(claim.job.id, one.job.id), one.started_ms, one.job.id))
 
     def _reconsider(self, claim: QueuedJob, outcome: Outcome) -> None:
         """What these leaves may have to give is another question once the outcome is imagined."""
@@ -208,16 +204,17 @@ class Imagination:
         return True
 
     def _by_preference(self, rows: list[RunningJob], claim: QueuedJob, pool: Pool) -> list[RunningJob]:
-        """Users of what stood idle first, else in their order.
-
-        Last of all those for whom the claimant has made way itself: only a guarantee may turn that round.
-        """
+        """Users of what stood idle first, else in their order."""
         if self._state.queues.bounded:
             beyond = _Asked(lambda leaf: self._beyond_bound(leaf, pool.model))
             rows = sorted(rows, key=lambda one: not beyond[one.leaf])
-        if claim.job.id in self._yielding:
-            rows = sorted(rows, key=lambda one: self._yielding.leads(claim.job.id, one.job.id))
-        return rows
+        return self._causes_last(rows, claim)
+
+    def _causes_last(self, rows: list[RunningJob], claim: QueuedJob) -> list[RunningJob]:
+        """Those for whom the claimant has made way itself last: only a guarantee may turn that round."""
+        if claim.job.id not in self._yielding:
+            return rows
+        return sorted(rows, key=lambda one: self._yielding.leads(claim.job.id, one.job.id))
 
     def _reason(self, claim: QueuedJob, victim: RunningJob, pool: Pool) -> str | None:
         """The rule by which the claim may stop the job as things are imagined, or None."""

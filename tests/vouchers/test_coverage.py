@@ -87,6 +87,12 @@ def test_the_stacking_ceiling_binds_all_who_pay_with_it() -> None:
     assert [ceiling.clause for ceiling in plan.ceilings_reached(100)] == ["city §9"]
 
 
+def test_only_a_ceiling_that_lets_nothing_more_through_is_said_to_be_reached() -> None:
+    roomy = voucher("roomy", "0.30", ceilings=(Ceiling("r §9", "", Fraction("0.31")),))
+    assert plan_coverage(100, 0, [roomy]).ceilings_reached(100) == ()
+    assert plan_coverage(100, 0, [voucher("all", "1")]).ceilings_reached(100) == ()
+
+
 def test_a_programme_whose_ceiling_costs_more_than_it_brings_is_left_out() -> None:
     stingy = voucher("stingy", "0.10", burn=(1, "a"), ceilings=(Ceiling("s §1", "", Fraction("0.20")),))
     assert amounts(plan_coverage(100, 0, [stingy, voucher("b", "0.50")])) == {"b": 50}
@@ -106,6 +112,12 @@ def test_card_time_pays_first_and_money_shares_count_on_the_rest() -> None:
         ("a", 375, 375),
     ]
     assert plan.tenant_micros(1000) == 375
+
+
+def test_card_time_pays_nothing_for_usage_without_card_time() -> None:
+    grant = voucher("grant", "1", 1_000, asset="card_ms:M")
+    assert plan_coverage(100, 0, [grant]).candidates == ()
+    assert plan_coverage(100, 1, [grant]).candidates == (grant,)
 
 
 def test_several_grants_of_card_time_share_the_time_and_one_programmes_ratio() -> None:

@@ -12,11 +12,16 @@ from sqlalchemy import Engine, event
 
 from kernel.database import transaction
 from kernel.errors import HubError
+from kernel.ids import derived_id
 from ledger.audit import audit
 from tests.vouchers.world import FACTS, NOW, YUAN, Place, World
+from vouchers.afterlife import recall_voucher
+from vouchers.capturing import Capture, release_rest, take_charges
 from vouchers.domain.explanation import Coverage
 from vouchers.domain.facts import ChargeFacts
+from vouchers.enterprises import lock_payers
 from vouchers.holding import HoldRequest, place_holds
+from vouchers.open_holds import open_holds, write_holds
 from vouchers.redemption import held_coverage, place_hold, quote
 from vouchers.wallets import set_budget
 
@@ -184,3 +189,39 @@ def test_batches_of_many_sessions_against_one_budget_and_crossed_tenants_never_s
             held = 10_000 - place.prepaid(session)
             assert 100 < held <= 105
             assert audit(session).differences == ()
+
+
+@pytest.mark.slow
+def test_batches_of_captures_and_releases_race_with_a_recall_and_lose_nothing(world: World) -> None:
+    with transaction(world.engine) as session:
+        first, second = world.place(session, yuan=1000), world.place(session, yuan=1000)
+        vouchers = [place.voucher(session, 90) for place in (first, second)]
+        jobs = [ask(place, number, 10) for number in range(20) for place in (first, second)]
+        assert set(codes(place_holds(session, jobs, NOW))) == {"ok"}
+    start = Barrier(6)
+
+    def capture(number: int) -> None:
+        start.wait(timeout=30)
+        mine = [request for n, request in enumerate(jobs) if n // 2 % 4 == number]
+        with transaction(world.engine) as session:
+            lock_payers(session, [place.tenant for place in (first, second)])
+            holds = open_holds(session, [], releasing=[request.job_id for request in mine])
+            for request in mine:
+                charge = Capture(derived_id("charge", request.job_id), 7 * YUAN, FACTS, NOW)
+                take_charges(holds, request.job_id, [charge], NOW)
+                release_rest(holds, request.job_id)
+            write_holds(session, holds, NOW)
+
+    def recall(number: int) -> None:
+        start.wait(timeout=30)
+        with transaction(world.engine) as session:
+            recall_voucher(session, vouchers[number], by="officer", reason="race", at=NOW)
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(lambda n: capture(n) if n < 4 else recall(n - 4), range(6)))
+    with transaction(world.engine) as session:
+        assert audit(session).differences == ()
+        for place, voucher in zip((first, second), vouchers, strict=True):
+            state, held, captured, remaining = place.left(session, voucher)
+            assert (state, held, remaining) == ("recalled", 0, 0)
+            assert captured * YUAN + (1000 - place.prepaid(session)) * YUAN == 20 * 7 * YUAN

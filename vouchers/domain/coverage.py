@@ -11,7 +11,7 @@ and among equals the one that burns earlier vouchers first.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import combinations, product
 from typing import Any, Final, Self
@@ -121,10 +121,13 @@ class Plan:
     cost_micros: int
     card_ms: int
     candidates: tuple[Candidate, ...]
+    _known: dict[int, tuple[list[tuple[Fraction, str]], list["_Room"]]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def shares(self, cost_micros: int, card_ms: int) -> tuple[Share, ...]:
         """What each voucher pays of the first `cost_micros` of this hold, which used `card_ms` of card time."""
-        filled, _ = _fill(self, cost_micros)
+        filled, _ = self._filled(cost_micros)
         return tuple(
             Share(candidate, amount, int(amount), _quantity(candidate, amount, cost_micros, card_ms), bound_by)
             for candidate, (amount, bound_by) in zip(self.candidates, filled, strict=True)
@@ -132,13 +135,19 @@ class Plan:
 
     def tenant_micros(self, cost_micros: int) -> int:
         """What public money leaves of the first `cost_micros` to the tenant, rounded up as a whole."""
-        filled, _ = _fill(self, cost_micros)
+        filled, _ = self._filled(cost_micros)
         return cost_micros - int(sum((amount for amount, _ in filled), Fraction(0)))
 
     def ceilings_reached(self, cost_micros: int) -> tuple[Ceiling, ...]:
         """The ceilings that let nothing more through."""
-        _, rooms = _fill(self, cost_micros)
+        _, rooms = self._filled(cost_micros)
         return tuple(room.ceiling for room in rooms if room.ceiling is not None and room.left == 0)
+
+    def _filled(self, cost_micros: int) -> tuple[list[tuple[Fraction, str]], list["_Room"]]:
+        """What `_fill` finds, which is asked several times for the few costs that a charge lies between."""
+        if cost_micros not in self._known:
+            self._known[cost_micros] = _fill(self, cost_micros)
+        return self._known[cost_micros]
 
 
 def plan_coverage(cost_micros: int, card_ms: int, candidates: Sequence[Candidate]) -> Plan:

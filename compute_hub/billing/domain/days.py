@@ -15,6 +15,7 @@ from kernel.errors import Invalid
 TIME_ZONE: Final = "Asia/Shanghai"
 MINUTES_PER_DAY: Final = 1440
 _ZONE: Final = ZoneInfo(TIME_ZONE)
+_MS_PER_HOUR: Final = 3_600_000
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MONTH: Final = re.compile(r"(20\d{2}|21\d{2})-(0[1-9]|1[0-2])")
 
@@ -54,7 +55,13 @@ def instant_ms(day: date, minute: int) -> int:
 
 def month_of(unix_ms: int) -> str:
     """The month of an instant at the centre, such as 2026-03."""
-    day = local_date(unix_ms)
+    return _month_of_hour(unix_ms // _MS_PER_HOUR)
+
+
+@lru_cache(maxsize=4096)
+def _month_of_hour(hour: int) -> str:
+    """The month of a whole hour since the epoch; the centre's time differs from UTC by whole hours."""
+    day = local_date(hour * _MS_PER_HOUR)
     return f"{day.year:04d}-{day.month:02d}"
 
 

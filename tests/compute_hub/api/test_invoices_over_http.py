@@ -6,7 +6,7 @@ from sqlalchemy import text
 
 from kernel.clock import utc_now
 from kernel.database import transaction
-from tests.compute_hub.api.house import House, job
+from tests.compute_hub.api.house import MODEL, House, job
 
 
 def last_month() -> datetime:
@@ -43,6 +43,27 @@ def test_a_month_is_drafted_closed_once_filed_and_explained_to_its_records(house
         assert answer.content.startswith(magic)
         assert invoice["number"] in answer.headers["content-disposition"]
     house.operator.refused(409, "nothing_to_invoice", "POST", f"{path}:credit", {"reason": "none"})
+
+
+def test_card_time_is_weighed_at_a_stated_precision_and_who_set_which_price_why_is_kept(house: House) -> None:
+    firm = house.enterprise("100.00")
+    card = {
+        "model": MODEL,
+        "price_cny_per_card_hour": "30",
+        "pflops": {"precision": "fp16", "per_card": "0.256"},
+    }
+    card |= {"tenant_id": str(firm.tenant_id), "agreement": "KH-9", "reason": "contract KH-9"}
+    house.operator.post("/v1/rates", card)
+    rates = firm.get("/v1/rates")["items"]
+    (kept,) = [one for one in rates if one["agreement"] == "KH-9"]
+    public = next(one for one in rates if one["model"] == MODEL and one["agreement"] is None)
+    assert (kept["reason"], kept["terms"]["pflops"]["precision"]) == ("contract KH-9", "fp16")
+    assert kept["set_by"] == public["set_by"]  # the same operator
+    submitted = firm.post("/v1/jobs", job(time_limit_s=3600))
+    house.use(submitted["id"], 600_000, last_month())
+    body = {"month": f"{last_month():%Y-%m}", "tenant_id": str(firm.tenant_id)}
+    ((line,),) = [one["lines"] for one in house.operator.post("/v1/invoices:close", body)["items"]]
+    assert (line["amount_cny"], line["precision"], line["pflops_hours"]) == ("5.000000", "fp16", "0.042666")
 
 
 def test_what_is_given_back_after_closing_is_credited_in_parts_and_never_twice(house: House) -> None:

@@ -43,6 +43,13 @@ def test_a_variable_overrides_the_file_and_the_file_the_default(
             ),
             "one node per model",
         ),
+        (
+            (
+                "[[nodes]]\nname = 'a'\ndevices = [{model='X', vendor='nvidia', count=4}]\n"
+                f"[[queues]]\ntenant = '{TENANT}'\nquotas = {{X = {{guaranteed = 5}}}}\n"
+            ),
+            "guaranteed 5 X together, but the nodes have 4",
+        ),
     ],
 )
 def test_a_setting_that_cannot_be_meant_is_named(

@@ -4,12 +4,16 @@ from dataclasses import replace
 
 import pytest
 
+from scheduler.policy.cycle import run_cycle
 from scheduler.policy.model import Job, Queue, Quota
-from scheduler.policy.settings import POLICIES
+from scheduler.policy.settings import POLICIES, PolicySettings
+from scheduler.policy.yielding import Yielding
 from scheduler.simulator.workload import TraceJob, uniform_cluster
+from tests.scheduler.policy.builders import job, node, state_of
 from tests.scheduler.simulator.logs import judged
 from tests.scheduler.validity import faults, reclaims
 
+RULES = PolicySettings(min_run_ms=60_000, grace_ms=5000)
 FIRM = Queue("firms", quotas={"device": Quota(3000)})
 TREE = (FIRM, Queue("a", "firms", {"device": Quota(3000)}), Queue("b", "firms", {"device": Quota(0)}))
 LENT, UNLENT = (Queue("c", quotas={"device": Quota(1000, lend_milli=lend)}) for lend in (None, 0))
@@ -87,3 +91,84 @@ def test_a_claim_beyond_its_own_guarantee_but_inside_the_firms_moves_no_promise_
     rules = replace(POLICIES["default"], min_run_ms=300_000, grace_ms=5000)
     log, _ = judged(replace(uniform_cluster(4, 4), queues=WIDE), work_of(rows, 4, "j02"), WIDE, rules)
     assert faults(log) == []
+
+
+ORDERED = Queue("firms", quotas={"device": Quota(4000, 2000)})
+BOUNDED = Queue("firms", quotas={"device": Quota(3000, 0)})
+WHO_CAME_AFTER_THE_BOUND_GIVES_WAY_NOT_WHO_CAME_BEFORE: list[Row] = [
+    ("b", 145, 2005, 6015, 1, 0),
+    ("c", 385, 262, 262, 2, 0),
+    ("a", 1167, 259, 777, 1, 0),
+    ("b", 1177, 1435, 1435, 2, 1),
+    ("c", 271, 620, 1860, 1, 0),
+    ("c", 77, 1472, 2208, 1, 0),
+    ("a", 633, 720, 1080, 2, 0),
+]
+A_JOB_INSIDE_ITS_GUARANTEE_STOPS_AND_IS_STOPPED_IN_TURN: list[Row] = [
+    ("b", 215, 2357, 7071, 1, 1),
+    ("a", 1104, 613, 613, 2, 0),
+    ("a", 73, 3714, 11_142, 1, 0),
+    ("b", 549, 1153, 3459, 1, 1),
+]
+
+
+@pytest.mark.parametrize(
+    ("queues", "rows", "firm", "grace_ms"),
+    [
+        (
+            (
+                ORDERED,
+                Queue("a", "firms", {"device": Quota(3000, 0)}),
+                Queue("b", "firms", {"device": Quota(1000, 0)}),
+                Queue("c", quotas={"device": Quota(0, None, 0)}),
+            ),
+            WHO_CAME_AFTER_THE_BOUND_GIVES_WAY_NOT_WHO_CAME_BEFORE,
+            {"j02"},
+            5000,
+        ),
+        (
+            (
+                BOUNDED,
+                Queue("a", "firms", {"device": Quota(3000)}),
+                Queue("b", "firms", {"device": Quota(0, 2000)}),
+                Queue("c", quotas={"device": Quota(1000, 0)}),
+            ),
+            A_JOB_INSIDE_ITS_GUARANTEE_STOPS_AND_IS_STOPPED_IN_TURN,
+            {"j02", "j03"},
+            0,
+        ),
+    ],
+)
+def test_nobody_makes_way_for_its_own_victim(
+    queues: tuple[Queue, ...], rows: list[Row], firm: set[str], grace_ms: int
+) -> None:
+    work = tuple(
+        one._replace(job=replace(one.job, preemptible=one.job.id not in firm)) for one in work_of(rows)
+    )
+    rules = replace(POLICIES["default"], min_run_ms=300_000, grace_ms=grace_ms)
+    log, _ = judged(replace(uniform_cluster(4, 1), queues=queues), work, queues, rules)
+    assert faults(log) == []
+
+
+def test_a_job_covered_by_its_queues_guarantee_outlasts_whoever_came_later_beyond_it() -> None:
+    state = state_of([node("n", 4)], [Queue("a", quotas={"A100": Quota(2000)}), Queue("b")], RULES)
+    for name in ("first", "second", "third", "fourth"):
+        state.job_queued(job(name, 1, "a", preemptible=True))
+        run_cycle(state, 0)
+    assert [one.covered for one in state.running.values()] == [True, True, False, False]
+    state.job_queued(job("claim", 1, "b"), 1)
+    assert [one.job_id for one in run_cycle(state, RULES.min_run_ms).evictions] == ["fourth"]
+
+
+def test_only_a_guarantee_turns_round_what_a_job_made_way_for() -> None:
+    yielding = Yielding()
+    yielding.note("x", "y")
+    yielding.note("y", "z")
+    assert yielding.leads("x", "z")
+    assert not yielding.leads("z", "x")
+    copied = yielding.copy()
+    copied.note("z", "w")
+    assert copied.leads("x", "w")
+    assert not yielding.leads("x", "w")
+    yielding.forget()
+    assert not yielding.leads("x", "y")
