@@ -52,19 +52,27 @@ def _excused(log: Log, asked: dict[str, Asked], promise: Promised, until_ms: int
         or any(
             promise.at_ms < one.start_ms <= until_ms
             and promise.nodes & set(one.nodes)
-            and _guaranteed(log, asked, one)
+            and _guaranteed(log, asked, promise, one)
             for one in log.attempts
         )
     )
 
 
-def _guaranteed(log: Log, asked: dict[str, Asked], attempt: Attempt) -> bool:
-    """Whether the start was inside a guarantee of its queue or one above."""
+def _guaranteed(log: Log, asked: dict[str, Asked], promise: Promised, attempt: Attempt) -> bool:
+    """Whether a start on promised nodes was inside a guarantee of its queue or one above.
+
+    Of what starts at the same instant only that counts before it which breaks the promise, too: the order of a cycle's
+    starts is not in the log, and what keeps the promise needs no guarantee.
+    """
     tree, model_of = Tree(log), {machine.name: machine.model for machine in log.machines}
     model = model_of[attempt.nodes[0]]
     use: dict[str, int] = defaultdict(int)
     for one in log.attempts:
-        if one.start_ms <= attempt.start_ms < one.end_ms and model_of[one.nodes[0]] == model:
+        breaks = bool(promise.nodes & set(one.nodes)) and one.end_ms > promise.from_ms
+        before = one.start_ms < attempt.start_ms or (
+            one.start_ms == attempt.start_ms and (breaks or one is attempt)
+        )
+        if before and attempt.start_ms < one.end_ms and model_of[one.nodes[0]] == model:
             use[asked[one.job].queue] += one.milli
     return any(
         kept(tree, queue, model, use) <= tree.bounds[queue].guaranteed_milli.get(model, 0)
