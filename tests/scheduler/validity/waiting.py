@@ -52,26 +52,23 @@ def _excused(log: Log, asked: dict[str, Asked], promise: Promised, until_ms: int
         or any(
             promise.at_ms < one.start_ms <= until_ms
             and promise.nodes & set(one.nodes)
-            and _guaranteed(log, asked, promise, one)
+            and _guaranteed(log, asked, one)
             for one in log.attempts
         )
     )
 
 
-def _guaranteed(log: Log, asked: dict[str, Asked], promise: Promised, attempt: Attempt) -> bool:
-    """Whether a start on promised nodes was inside a guarantee of its queue or one above.
+def _guaranteed(log: Log, asked: dict[str, Asked], attempt: Attempt) -> bool:
+    """Whether the start was inside a guarantee of its queue or one above, given what had started at earlier instants.
 
-    Of what starts at the same instant only that counts before it which breaks the promise, too: the order of a cycle's
-    starts is not in the log, and what keeps the promise needs no guarantee.
+    The order of a cycle's starts is not in the log; the first that breaks a promise needs the guarantee, and what comes
+    after it breaks none.
     """
     tree, model_of = Tree(log), {machine.name: machine.model for machine in log.machines}
     model = model_of[attempt.nodes[0]]
     use: dict[str, int] = defaultdict(int)
     for one in log.attempts:
-        breaks = bool(promise.nodes & set(one.nodes)) and one.end_ms > promise.from_ms
-        before = one.start_ms < attempt.start_ms or (
-            one.start_ms == attempt.start_ms and (breaks or one is attempt)
-        )
+        before = one.start_ms < attempt.start_ms or one is attempt
         if before and attempt.start_ms < one.end_ms and model_of[one.nodes[0]] == model:
             use[asked[one.job].queue] += one.milli
     return any(
