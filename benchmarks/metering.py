@@ -195,7 +195,6 @@ def fill(engine: Engine, count: int) -> None:
         say(f"filled to {min(first + 1_000_000, count):,}")
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(text("ANALYZE usage_records, charged_usage"))
-        connection.execute(text("CHECKPOINT"))
 
 
 _FILL: Final = text("""

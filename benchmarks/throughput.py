@@ -45,10 +45,10 @@ def main() -> int:
     peers = [name for name in arguments.peers.split(",") if name]
     try:
         if arguments.scale:
-            figures = scale(FOLDER / "scale", arguments.running, arguments.queued, arguments.run_s, say)
+            asked = (arguments.running, arguments.queued, arguments.run_s)
+            print(json.dumps(scale(FOLDER / "scale", *asked, say)))
         else:
-            figures = measure(arguments.jobs, peers, say)
-        print(json.dumps(figures))
+            print(json.dumps(measure(arguments.jobs, peers, say)))
     except HubError as refusal:
         print(refusal, file=sys.stderr)
         return 2

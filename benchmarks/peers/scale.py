@@ -6,6 +6,7 @@ The nodes are those of `hub replay`: they obey, meter and report like supervisor
 import json
 import threading
 from collections.abc import Callable
+from math import isinf
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Final
@@ -24,6 +25,9 @@ from compute_hub.telemetry.serving import targets_directory
 from kernel.clock import boottime_ms
 from kernel.database import open_engine, transaction
 from scheduler.node.simulated import PROGRAM
+
+Figures = dict[str, float | None]
+"""By name; None for a time beyond what the controller's histograms tell apart."""
 
 DEVICES: Final = 8
 _ARRAY: Final = 1000
@@ -44,7 +48,7 @@ _WRONG: Final = text(
 )
 
 
-def scale(folder: Path, running: int, queued: int, run_s: int, say: Callable[[str], None]) -> dict[str, float]:
+def scale(folder: Path, running: int, queued: int, run_s: int, say: Callable[[str], None]) -> Figures:
     """Fill so many devices, let so many jobs wait, and see that all of them end and are charged. Raises NotDone."""
     stack = ReplayStack(
         folder.resolve(),
@@ -70,7 +74,7 @@ class _Centre:
         self._say = say
         self._most = [0, 0]
 
-    def fill(self, running: int, queued: int, run_s: int) -> dict[str, float]:
+    def fill(self, running: int, queued: int, run_s: int) -> Figures:
         jobs, patience_s = running + queued, 120 + 4 * run_s * (queued // running + 2)
         with self._tenant() as client:
             began = perf_counter()
@@ -138,7 +142,7 @@ class _Centre:
                 raise NotDone(what=what, seconds=seconds, logs=self._stack.logs)
             never.wait(_LOOK_S)
 
-    def _controller(self) -> dict[str, float]:
+    def _controller(self) -> Figures:
         """What the controller measured of itself: how long its steps took, and the memory of its process."""
         (file,) = targets_directory(self._stack.settings).glob("controller-*.json")
         (target,) = json.loads(file.read_text())[0]["targets"]
@@ -148,7 +152,7 @@ class _Centre:
                 if sample.name.startswith("hub_scheduler_step_seconds"):
                     part = sample.name.rpartition("_")[2] + sample.labels.get("le", "")
                     counted[sample.labels["step"], part] = sample.value
-        found = {}
+        found: Figures = {}
         for step in _STEPS:
             count = counted[step, "count"]
             found[f"{step}s"] = count
@@ -159,7 +163,7 @@ class _Centre:
                 if name == step and part.startswith("bucket")
             )
             within = [bound for bound in bounds if _at(counted, step, bound) >= 0.99 * count]
-            found[f"{step}_p99_at_most_ms"] = round(1000 * within[0], 1)
+            found[f"{step}_p99_at_most_ms"] = None if isinf(within[0]) else round(1000 * within[0], 1)
         pid = int(file.stem.rpartition("-")[2])
         found["controller_rss_mb"] = round(psutil.Process(pid).memory_info().rss / 1e6, 1)
         return found

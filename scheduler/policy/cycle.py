@@ -390,8 +390,9 @@ class Cycle:
                 continue
             found = earliest(queued.shape, pool, promises, job.id, self.now_ms, job.time_limit_ms)
             if found is not None:
-                alone = held is None or held.job_id == job.id  # else worked out beside the one it replaces
-                moved = pool.moved if alone else -1
+                beside = held is not None and held.job_id != job.id  # worked out beside the one it replaces
+                again = beside or bool(promises.spans) or bool(promises.nominations)
+                moved = -1 if again else pool.moved
                 promises.make(pool.model, Promise(job.id, found[1], found[0], hard, pool.freed, moved))
                 made = True
         return made

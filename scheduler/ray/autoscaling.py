@@ -99,6 +99,9 @@ def main() -> None:
     import ray  # noqa: PLC0415 - the controller that starts this has no Ray in it
     from ray.autoscaler.sdk import request_resources  # noqa: PLC0415 - nor this
 
+    from scheduler.ray.start import keep_loopback  # noqa: PLC0415 - nor this
+
+    keep_loopback()
     ray.init(address=sys.argv[1], namespace="compute-hub", log_to_driver=False, configure_logging=False)
     request_resources(bundles=json.load(sys.stdin))
     ray.shutdown()

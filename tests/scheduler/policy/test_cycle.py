@@ -196,3 +196,21 @@ def test_a_job_goes_to_the_node_that_it_keeps_in_use_least_longer(hours: int, ex
         )
     state.job_queued(job("new", 1, time_limit_ms=hours * 3_600_000, estimate_ms=hours * 3_600_000))
     assert [start.placements[0].node for start in run_cycle(state, 0).starts] == [expected]
+
+
+@pytest.mark.parametrize(("queue", "holder"), [("b", "early"), ("a", "urgent")])
+def test_a_priority_counts_for_a_vacant_promise_within_its_queue_and_not_across_queues(
+    queue: str, holder: str
+) -> None:
+    state = state_of([node("n"), node("m")], [Queue("a"), Queue("b")])
+    for name in ("x", "y"):
+        state.job_queued(job(name, 8, "b"))
+    run_cycle(state, 0)
+    state.job_queued(job("early", 8, "a", submitted_ms=1000, nodes=2), 1000)
+    long = {"submitted_ms": 2000, "time_limit_ms": 36_000_000}
+    state.job_queued(job("urgent", 8, queue, priority=5, nodes=2, **long), 2000)
+    run_cycle(state, 2000)
+    state.promises.by_pool.clear()
+    state.allocation_ended("x", 3000, succeeded=True)
+    run_cycle(state, 3000)
+    assert state.promises.by_pool["A100"].job_id == holder

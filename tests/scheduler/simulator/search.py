@@ -73,7 +73,7 @@ def _holds(test: Callable[..., None], made: tuple[st.SearchStrategy[object], ...
     try:
         seed(number)(rules(given(*made)(test)))()
     except AssertionError as found:
-        say(f"seed {number}: {test.__name__}: {str(found).splitlines()[0]}")
+        say(f"seed {number}: {test.__name__}: {(str(found) or 'an assertion failed').splitlines()[0]}")
         return False
     return True
 

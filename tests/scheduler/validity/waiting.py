@@ -59,12 +59,17 @@ def _excused(log: Log, asked: dict[str, Asked], promise: Promised, until_ms: int
 
 
 def _guaranteed(log: Log, asked: dict[str, Asked], attempt: Attempt) -> bool:
-    """Whether the start was inside a guarantee of its queue or one above."""
+    """Whether the start was inside a guarantee of its queue or one above, given what had started at earlier instants.
+
+    The order of a cycle's starts is not in the log; the first that breaks a promise needs the guarantee, and what comes
+    after it breaks none.
+    """
     tree, model_of = Tree(log), {machine.name: machine.model for machine in log.machines}
     model = model_of[attempt.nodes[0]]
     use: dict[str, int] = defaultdict(int)
     for one in log.attempts:
-        if one.start_ms <= attempt.start_ms < one.end_ms and model_of[one.nodes[0]] == model:
+        before = one.start_ms < attempt.start_ms or one is attempt
+        if before and attempt.start_ms < one.end_ms and model_of[one.nodes[0]] == model:
             use[asked[one.job].queue] += one.milli
     return any(
         kept(tree, queue, model, use) <= tree.bounds[queue].guaranteed_milli.get(model, 0)
