@@ -16,6 +16,9 @@ import psutil
 from kernel.clock import boottime_ms
 from kernel.errors import HubError
 
+_UNLESS_ORPHANED: Final = '[ "$PPID" = "$0" ] || exit 143; exec "$@"'
+"""The kernel tells nobody of an owner that died before it was asked to."""
+
 _GRACE_MS: Final = 25_000
 _DEATH_S: Final = 10
 """A killed process that is large takes its time on a busy machine, and keeps its ports until then."""
@@ -37,7 +40,7 @@ class Child:
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as sink:
             self.process = subprocess.Popen(
-                ["setpriv", "--pdeathsig", "TERM", *self._argv],
+                ["setpriv", "--pdeathsig", "TERM", "sh", "-c", _UNLESS_ORPHANED, str(os.getpid()), *self._argv],
                 stdin=subprocess.DEVNULL,
                 stdout=sink,
                 stderr=sink,

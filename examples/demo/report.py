@@ -81,6 +81,9 @@ def _ray(story: Story) -> dict[str, Any]:
     export_ray_environment(settings)
     import ray  # noqa: PLC0415 - Ray reads its environment when it is imported
 
+    from scheduler.ray.start import keep_loopback  # noqa: PLC0415 - nor this
+
+    keep_loopback()
     ray.init(address=ray_address(settings), log_to_driver=False, configure_logging=False)
     alive = sum(node["Alive"] for node in ray.nodes())
     ray.shutdown()

@@ -1,4 +1,4 @@
-"""One hub of two nodes for all faults of a session, on the machinery of `benchmarks.chaos`."""
+"""One hub of two nodes for all faults, on the machinery of `benchmarks.chaos`."""
 
 import sys
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from compute_hub.sdk import HubClient
 from tests.chaos.watching import await_whole
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def _struck(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Hub, Mender]]:
     folder = tmp_path_factory.mktemp("chaos")
     with Hub(folder, partial(print, file=sys.stderr), meter_interval_ms="1000") as hub, Mender(hub) as mender:
