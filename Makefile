@@ -22,8 +22,10 @@ demo: setup      ## The whole story on real parts, to its end.
 up: setup        ## The hub on this machine, until Ctrl-C.
 	$(BIN)/hub up
 
-test: setup tested lint ## Every test.
-	$(BIN)/pytest
+test: setup tested lint ## Every test; the stories, which wait for the database mostly, beside the others.
+	@mkdir -p var
+	@$(BIN)/pytest -m stories > var/stories.log 2>&1 & stories=$$!; trap "kill $$stories" INT TERM; \
+	$(BIN)/pytest -m "not stories"; rest=$$?; wait $$stories; told=$$?; cat var/stories.log; exit $$((rest | told))
 
 check: setup tested lint ## The fast part of the tests.
 	$(BIN)/pytest -m "not slow"
