@@ -45,6 +45,13 @@ STEP_SECONDS: Final = Histogram(
     buckets=_FAST,
     registry=REGISTRY,
 )
+PLAN_JOBS: Final = Histogram(
+    "hub_scheduler_plan_jobs",
+    "Size of the policy's plans: jobs a plan starts, and jobs it stops for others (decision).",
+    ("decision",),
+    buckets=(0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000),
+    registry=REGISTRY,
+)
 STEP_FAILURES: Final = Counter(
     "hub_scheduler_step_failures_total", "Rounds of the controller that ended in an error.", registry=REGISTRY
 )
@@ -159,6 +166,11 @@ class ControllerGauge:
     def failed(self) -> None:
         """A round ended in an error."""
         STEP_FAILURES.inc()
+
+    def planned(self, *, starts: int, evictions: int) -> None:
+        """How large a plan is."""
+        PLAN_JOBS.labels("start").observe(starts)
+        PLAN_JOBS.labels("stop").observe(evictions)
 
     def moved(self, steps: Sequence[Step]) -> None:
         """What became of jobs."""

@@ -42,6 +42,8 @@ class Admitted:
 
     nodes: frozenset[str]
     stood_back: bool
+    starts: int
+    evictions: int
     steps: tuple[Step, ...] = ()
 
 
@@ -81,7 +83,8 @@ def admit(
         explain_waiting(session, live, unix_ms(at))
     steps = (*begun.values(), *ordered.claims)
     nodes = ordered.nodes.union(*(step.nodes for step in begun.values()))
-    return Admitted(nodes, stood_back=len(begun) < len(plan.starts), steps=steps)
+    stood_back = len(begun) < len(plan.starts)
+    return Admitted(nodes, stood_back, len(plan.starts), len(plan.evictions), steps)
 
 
 def _begin_all(

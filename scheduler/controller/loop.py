@@ -231,6 +231,7 @@ class Controller:
                     answering=term.nodes.answering(),
                     explaining=explaining,
                 )
+            self._watcher.planned(starts=admitted.starts, evictions=admitted.evictions)
             self._watcher.moved(admitted.steps)
             nodes |= admitted.nodes
             if not admitted.stood_back:

@@ -50,6 +50,10 @@ class Watcher(Protocol):
         """A round ended in an error."""
         ...
 
+    def planned(self, *, starts: int, evictions: int) -> None:
+        """How many jobs a committed plan wanted to start and to stop."""
+        ...
+
     def moved(self, steps: Sequence[Step]) -> None:
         """What became of jobs, in order."""
         ...
@@ -66,6 +70,9 @@ class Nobody:
         """Nothing is noted."""
 
     def failed(self) -> None:
+        """Nothing is noted."""
+
+    def planned(self, *, starts: int, evictions: int) -> None:
         """Nothing is noted."""
 
     def moved(self, steps: Sequence[Step]) -> None:

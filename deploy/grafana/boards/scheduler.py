@@ -3,6 +3,10 @@
 from deploy.grafana.panels import CARDS, COUNT, SECONDS, SHARE, Board, Panel
 
 _P99 = "histogram_quantile(0.99, sum by (step, le) (rate(hub_scheduler_step_seconds_bucket[$__rate_interval])))"
+_PLAN = (
+    "sum by (decision) (rate(hub_scheduler_plan_jobs_sum[$__rate_interval]))"
+    " / sum by (decision) (rate(hub_scheduler_plan_jobs_count[$__rate_interval]))"
+)
 
 SCHEDULER = Board(
     "hub-scheduler",
@@ -163,6 +167,7 @@ SCHEDULER = Board(
             600,
             3600,
         ),
+        Panel("计划规模", "Jobs in a plan", "lines", COUNT, {"{{decision}}": _PLAN}, "Mean over the plans."),
         Panel("步骤耗时 p99", "Steps, 99th percentile", "lines", SECONDS, {"{{step}}": _P99}, "", 0.5, 2),
         Panel(
             "出错的轮次",

@@ -14,6 +14,7 @@ from sqlalchemy import Engine, select
 
 from compute_hub.settings import Settings
 from compute_hub.telemetry.forecasting import estimate_once, keep_estimating
+from compute_hub.telemetry.instruments import ControllerGauge
 from compute_hub.telemetry.journeys import Journeys
 from compute_hub.telemetry.parts.queue import ended
 from compute_hub.telemetry.registry import REGISTRY
@@ -111,6 +112,17 @@ def test_waits_are_counted_by_size_with_the_trace_of_an_example() -> None:
         if sample.name == "hub_job_wait_seconds_bucket" and sample.exemplar and sample.labels["size"] == "2-8"
     }
     assert exemplars == {request_id(PARENT)}
+
+
+def test_the_size_of_each_plan_is_counted_by_what_it_decides() -> None:
+    before = figures("hub_scheduler_plan_jobs_sum")
+    ControllerGauge(Journeys(Told()).moved).planned(starts=3, evictions=1)
+    after = figures("hub_scheduler_plan_jobs_sum")
+    grown = {name: value - before.get(name, 0) for name, value in after.items()}
+    assert grown == {
+        'hub_scheduler_plan_jobs_sum{"decision": "start"}': 3,
+        'hub_scheduler_plan_jobs_sum{"decision": "stop"}': 1,
+    }
 
 
 @pytest.mark.parametrize(
