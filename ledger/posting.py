@@ -6,15 +6,14 @@ Both may be repeated with the same ids for ever: the first result is returned.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
-from typing import Any, Final, cast
+from typing import Any, Final
 
-import psycopg
 from sqlalchemy import text
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
+from kernel.bulk import array, array_of_text, driver
 from kernel.errors import Invalid
 from ledger.domain.accounts import Account
 from ledger.domain.outcomes import Outcome, Status
@@ -93,50 +92,23 @@ def _post(session: Session, transfers: Sequence[Transfer], at: datetime, *, link
 
 
 def _call(session: Session, arguments: tuple[object, ...]) -> list[tuple[Any, ...]]:
-    # On the session's own connection and in its transaction, but past SQLAlchemy's statement machinery, which
-    # costs the client more than everything else here together. Errors are wrapped as SQLAlchemy wraps them.
-    connection = session.connection()
-    driver: psycopg.Connection[tuple[Any, ...]] = cast(
-        "psycopg.Connection[tuple[Any, ...]]", connection.connection.driver_connection
-    )
-    try:
-        return driver.execute(_POST, arguments, prepare=True).fetchall()
-    except psycopg.Error as error:
-        broken = driver.closed
-        if broken:
-            connection.invalidate(error)
-        raise DBAPIError.instance(
-            _POST.decode(), None, error, psycopg.Error, connection_invalidated=broken
-        ) from error
+    with driver(session, _POST.decode()) as connection:
+        return connection.execute(_POST, arguments, prepare=True).fetchall()
 
 
 def _columns(transfers: Sequence[Transfer]) -> tuple[str, ...]:
-    # PostgreSQL's text form of arrays, written here because adapting each element costs several times more.
     return (
-        _plain([t.id for t in transfers]),
-        _plain([t.kind for t in transfers]),
-        _plain([t.debit for t in transfers]),
-        _plain([t.credit for t in transfers]),
-        _plain([t.amount for t in transfers]),
-        _plain([t.hold_id for t in transfers]),
-        _plain([t.reverses for t in transfers]),
-        _quoted([None if t.expires_at is None else t.expires_at.isoformat() for t in transfers]),
-        _quoted([t.movement for t in transfers]),
-        _quoted([t.cause for t in transfers]),
+        array([t.id for t in transfers]),
+        array([t.kind for t in transfers]),
+        array([t.debit for t in transfers]),
+        array([t.credit for t in transfers]),
+        array([t.amount for t in transfers]),
+        array([t.hold_id for t in transfers]),
+        array([t.reverses for t in transfers]),
+        array_of_text([None if t.expires_at is None else t.expires_at.isoformat() for t in transfers]),
+        array_of_text([t.movement for t in transfers]),
+        array_of_text([t.cause for t in transfers]),
     )
-
-
-def _plain(values: Iterable[object]) -> str:
-    return "{" + ",".join(["NULL" if value is None else str(value) for value in values]) + "}"
-
-
-def _quoted(values: Iterable[str | None]) -> str:
-    return "{" + ",".join(["NULL" if value is None else _quote(value) for value in values]) + "}"
-
-
-def _quote(value: str) -> str:
-    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
 
 
 def _check_request(count: int, field: str, at: datetime) -> None:

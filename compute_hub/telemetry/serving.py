@@ -20,7 +20,7 @@ from compute_hub.settings import Settings
 from compute_hub.telemetry.registry import REGISTRY
 from kernel.errors import HubError
 
-_PORTS_TRIED: Final = 64
+PORTS_TRIED: Final = 64
 """Workers of one kind on one host take consecutive ports from the configured one on."""
 
 
@@ -47,9 +47,9 @@ def targets_directory(settings: Settings) -> Path:
     return settings.state_directory.resolve() / "metrics"
 
 
-def serve_metrics(settings: Settings, process: str) -> Serving:
+def serve_metrics(settings: Settings, process: str, ports_tried: int = PORTS_TRIED) -> Serving:
     """Serve this process's metrics until it ends. Raises NoPortFree."""
-    port = _listen(settings)
+    port = _listen(settings, ports_tried)
     directory = targets_directory(settings)
     directory.mkdir(parents=True, exist_ok=True)
     host = socket.gethostname()
@@ -69,16 +69,16 @@ def serve_metrics(settings: Settings, process: str) -> Serving:
     return serving
 
 
-def _listen(settings: Settings) -> int:
+def _listen(settings: Settings, ports_tried: int) -> int:
     wanted = settings.metrics_port
-    tried = range(wanted, wanted + _PORTS_TRIED) if wanted else range(1)
+    tried = range(wanted, wanted + ports_tried) if wanted else range(1)
     for port in tried:
         try:
             server, _ = start_http_server(port, settings.metrics_host, REGISTRY)
         except OSError:
             continue
         return int(server.server_port)
-    raise NoPortFree(first=wanted, last=wanted + _PORTS_TRIED - 1, host=settings.metrics_host)
+    raise NoPortFree(first=wanted, last=wanted + ports_tried - 1, host=settings.metrics_host)
 
 
 def _sweep(directory: Path, host: str) -> None:

@@ -65,10 +65,12 @@ class RayAutoscaler:
         )
 
 
-def keep_telling(engine: Engine, autoscaler: Autoscaler, stopping: threading.Event) -> None:
+def keep_telling(
+    engine: Engine, autoscaler: Autoscaler, stopping: threading.Event, every_s: float = TELL_S
+) -> None:
     """Tell the autoscaler whenever what is needed has changed; what it did not take is told again."""
     told: list[Bundle] | None = None
-    while not stopping.wait(TELL_S):
+    while not stopping.wait(every_s):
         try:
             with transaction(engine) as session:
                 wanted = bundles_of([*running_demand(session), *waiting_demand(session, utc_now())])

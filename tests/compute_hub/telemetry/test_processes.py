@@ -136,14 +136,11 @@ def test_a_process_clears_away_what_a_killed_one_announced_and_its_own_file_goes
     assert not file.exists()
 
 
-def test_workers_take_consecutive_ports_and_say_when_none_is_left(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_workers_take_consecutive_ports_and_say_when_none_is_left(tmp_path: Path) -> None:
     first = free_port()
     settings = Settings(state_directory=tmp_path, metrics_port=first)
     ports = [serve_metrics(settings, "api").port for _ in range(2)]
     assert ports[0] >= first
     assert ports[1] > ports[0]
-    monkeypatch.setattr("compute_hub.telemetry.serving._PORTS_TRIED", 1)
     with pytest.raises(NoPortFree, match="are taken"):
-        serve_metrics(Settings(state_directory=tmp_path, metrics_port=ports[0]), "api")
+        serve_metrics(Settings(state_directory=tmp_path, metrics_port=ports[0]), "api", ports_tried=1)

@@ -5,12 +5,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import count
 
-import pytest
 from sqlalchemy import Engine
 
 from kernel.clock import utc_now
 from scheduler.demand import Demanded
-from scheduler.ray import autoscaling
 from scheduler.ray.autoscaling import BUNDLES_MAX, Bundle, bundles_of, keep_telling
 
 GANG = Demanded(("sim-a", "sim-b"), 2, 4, 1000, 1500, 1024, 3, utc_now())
@@ -29,10 +27,7 @@ def test_the_number_of_bundles_is_bounded_and_the_first_come_first() -> None:
     assert "hub_device:sim-b" in bundles[0]
 
 
-def test_it_is_told_when_something_changed_and_again_when_it_did_not_listen(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(autoscaling, "TELL_S", 0)
+def test_it_is_told_when_something_changed_and_again_when_it_did_not_listen(engine: Engine) -> None:
     stopping, calls = threading.Event(), count(1)
     told: list[Sequence[Bundle]] = []
 
@@ -45,5 +40,5 @@ def test_it_is_told_when_something_changed_and_again_when_it_did_not_listen(
             told.append(bundles)
             stopping.set()
 
-    keep_telling(engine, DeafAtFirst(), stopping)
+    keep_telling(engine, DeafAtFirst(), stopping, every_s=0)
     assert told == [[]]
