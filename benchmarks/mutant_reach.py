@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final
@@ -99,6 +100,15 @@ class ReachMap:
                 self.reach[name].seconds,
             ),
         )
+
+    def within(self, tests: Sequence[str], seconds: float) -> list[str]:
+        """The first of these tests, for so many seconds of processor time; at least one."""
+        sums = accumulate(self.reach[name].seconds for name in tests)
+        return [
+            name
+            for number, (name, total) in enumerate(zip(tests, sums, strict=True))
+            if not number or total <= seconds
+        ]
 
     def allowed_s(self, test: str) -> float:
         """More processor time than a test and its database ever use."""
