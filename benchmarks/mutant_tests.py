@@ -16,7 +16,7 @@ import pytest
 from benchmarks.mutant_patience import await_child
 from benchmarks.mutant_reach import ROOT, Reach, ReachMap
 
-KILLED, SURVIVED, STILLBORN, UNREACHED = "killed", "survived", "stillborn", "unreached"
+KILLED, SURVIVED, STILLBORN, UNREACHED, OUTLIVED = "killed", "survived", "stillborn", "unreached", "outlived"
 _EXIT: Final = {0: SURVIVED, 1: KILLED, 2: STILLBORN}
 _MEASURE_S: Final = 3_600
 _MEMORY_BYTES: Final = 4 << 30
