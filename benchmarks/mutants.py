@@ -1,10 +1,10 @@
 """Changes the rules that touch an amount, one small change at a time, and asks whether the tests notice.
 
 `python -m benchmarks.mutants --state FILE --seconds S --json` judges mutants for so long, keeps what it found in the
-file and goes on from there the next time; it prints each survivor, and as its last line
-`{mutants, judged, killed, survived, unreached, stillborn, outlived}` over all of them. A mutant is one operator, number,
-name or statement changed in one place. `unreached` are those whose line no test runs; `stillborn` those that
-PostgreSQL or Python refuses to read, or that change nothing: they say nothing about the tests.
+file and goes on from there the next time; it prints each survivor, and as its last line over all of them
+`{mutants, judged, killed, survived, unreached, stillborn, outlived}`. A mutant is one operator, number, name or
+statement changed in one place. `unreached` are those whose line no test runs; `stillborn` those that PostgreSQL or
+Python refuses to read, or that change nothing: they say nothing about the tests.
 
 Mutants of Python are put into loaded modules (`mutant_swap`) and judged by the tests that run the changed statement
 (`mutant_tests`); those of the posting function replace it in the one database that the ledger's tests share, and are
