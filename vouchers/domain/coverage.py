@@ -125,6 +125,11 @@ class Plan:
         default_factory=dict, init=False, repr=False, compare=False
     )
 
+    @property
+    def draws_card_time(self) -> bool:
+        """Whether a voucher that takes part gives card time instead of money."""
+        return any(candidate.asset != CNY for candidate in self.candidates)
+
     def shares(self, cost_micros: int, card_ms: int) -> tuple[Share, ...]:
         """What each voucher pays of the first `cost_micros` of this hold, which used `card_ms` of card time."""
         filled, _ = self._filled(cost_micros)
