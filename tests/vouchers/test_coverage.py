@@ -197,6 +197,12 @@ def test_ten_programmes_that_bind_each_other_are_weighed() -> None:
     assert "p4" not in paid
 
 
+def test_a_plan_is_the_same_after_it_was_asked() -> None:
+    asked, other = (plan_coverage(100, 0, [voucher("a")]) for _ in range(2))
+    asked.shares(10, 0)
+    assert asked == other
+
+
 def test_a_plan_survives_storage() -> None:
     stored = voucher(
         "a", ceilings=(Ceiling("c", "city", Fraction(1, 2)),), exclusions=(Exclusion("e", "x", ""),)
