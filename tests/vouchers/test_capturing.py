@@ -1,5 +1,6 @@
 """Charges at their edges: what none can cost, what is set aside for part of one, card time across segments."""
 
+from dataclasses import replace
 from datetime import timedelta
 from uuid import UUID
 
@@ -9,16 +10,20 @@ from sqlalchemy.orm import Session
 
 from kernel.database import transaction
 from kernel.money import MICROS_MAX
+from ledger.reading import balances
 from tests.vouchers.world import FACTS, NOW, YUAN, Place, World
+from vouchers import accounts
 from vouchers.afterlife import recall_voucher
 from vouchers.capturing import Capture, capture_charge, coverage_of, release_rest, take_charges
 from vouchers.domain.explanation import Coverage
 from vouchers.domain.facts import ChargeFacts
 from vouchers.domain.terms import MS_PER_HOUR
-from vouchers.errors import ChargeNotFound, CostOutOfRange, HoldNotFound
+from vouchers.errors import ChargeBeyondHold, ChargeFactsDiffer, ChargeNotFound, CostOutOfRange, HoldNotFound
 from vouchers.open_holds import open_holds, write_holds
 from vouchers.redemption import extend_hold, place_hold, release_hold
+from vouchers.restoration import restore_charge
 from vouchers.tables import ChargeStretch
+from vouchers.wallets import set_budget
 
 
 @pytest.fixture
@@ -136,3 +141,63 @@ def test_only_what_comes_back_to_an_ended_voucher_goes_on_to_the_pool(
         release_hold(session, place.job(), at)
         assert place.pool(session) - pool == freed
         assert place.left(session, voucher) == ("recalled", 0, captured * 3 // 10, 0)
+
+
+def test_a_batch_is_taken_whole_or_not_at_all_and_each_charge_finds_what_those_before_it_left(
+    place: Place,
+) -> None:
+    whole = Capture(place.charge(1), 10 * YUAN, _time(1_000), NOW)
+    other = Capture(place.charge(2), 1, ChargeFacts(model="H20"), NOW)
+    with transaction(place.world.engine) as session:
+        holds = open_holds(session, [place.job()])
+        with pytest.raises(ChargeFactsDiffer):
+            take_charges(holds, place.job(), [replace(whole, cost_micros=1), other], NOW)
+        with pytest.raises(ChargeBeyondHold) as refused:
+            take_charges(holds, place.job(), [whole, other], NOW)
+        assert refused.value.facts["available"] == 0
+        (taken,) = take_charges(holds, place.job(), [whole], NOW)
+        write_holds(session, holds, NOW)
+        assert taken.tenant_micros == 10 * YUAN
+        assert coverage_of(session, place.charge(1)) == taken
+        assert place.prepaid(session) == 990
+
+
+def test_what_rounding_leaves_is_borne_by_the_centre_until_a_later_charge_or_a_restoration_gives_it_back(
+    world: World,
+) -> None:
+    used = replace(FACTS, project="moulds")
+    with transaction(world.engine) as session:
+        place = world.place(session, yuan=1)
+        place.voucher(session, 1)
+        world.voucher(session, place.tenant, world.programme(session), YUAN)
+        budget = set_budget(
+            session,
+            place.tenant,
+            "moulds",
+            starts_at=NOW,
+            ends_at=NOW + timedelta(days=1),
+            amount_micros=50,
+            reference="1",
+            by="boss",
+            at=NOW,
+        )
+
+        def standing() -> tuple[int, int, int]:
+            """What the centre bears, what the tenant and what its project's budget have left."""
+            places = [accounts.ROUNDING, accounts.wallet(place.tenant), accounts.project_budget(budget)]
+            found = balances(session, [entry.id for entry in places])
+            borne, own, limit = (found[entry.id].net if entry.id in found else 0 for entry in places)
+            return borne, own - YUAN, limit
+
+        before = standing()[0]
+        place_hold(session, place.job(), place.tenant, 100, used, None, NOW)
+        for number, (shares, borne, spent) in enumerate(
+            [([1, 1, 2, 1], 1, 2), ([2, 2, 2, -1], 0, 4), ([1, 1, 2, 1], 1, 6)]
+        ):
+            charge = capture_charge(session, place.job(), place.charge(number), 5, used, NOW)
+            assert [line.amount_micros for line in charge.lines] == shares
+            assert standing() == (before - borne, -spent, 50 - spent)
+        release_hold(session, place.job(), NOW)
+        for number, borne, spent in [(1, 2, 4), (0, 1, 2), (2, 0, 0)]:
+            restore_charge(session, place.charge(number), reason="lost", by="hub", at=NOW)
+            assert standing() == (before - borne, -spent, 50 - spent)
