@@ -1,7 +1,7 @@
 """What cannot be meant is refused with a name, and nothing is written."""
 
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
 
@@ -278,6 +278,10 @@ REFUSED: Final[dict[str, tuple[Case, str]]] = {
     "a claim over a period to come": (
         lambda s, p: make_claim(s, p.programme, "2026-04", by="c", at=NOW),
         "period_not_begun",
+    ),
+    "a claim over a period that has just begun, with nothing in it": (
+        lambda s, p: make_claim(s, p.programme, "2026-04", by="c", at=datetime(2026, 3, 31, 16, tzinfo=UTC)),
+        "nothing_to_claim",
     ),
     "a claim under no programme": (
         lambda s, _: make_claim(s, "nowhere", "2026-03", by="c", at=NOW),

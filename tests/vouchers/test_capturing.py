@@ -123,6 +123,8 @@ def test_card_hours_are_taken_from_each_segment_in_step_with_its_cost(world: Wor
             (0, MS_PER_HOUR),
             (1, MS_PER_HOUR // 2),
         ]
+        at_once = capture_charge(session, place.job(), place.charge(2), 1, hours(0), NOW)
+        assert [(line.amount_micros, line.quantity) for line in at_once.lines] == [(1, 0)]
 
 
 @pytest.mark.parametrize(("captured", "freed"), [(100, 0), (40, 18)])
