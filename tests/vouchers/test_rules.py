@@ -94,8 +94,7 @@ def test_card_time_pays_for_its_own_model_only_and_no_tier_is_no_payment() -> No
     firm = replace(FIRM, region="GB", roles=("researcher",))
     assert not isinstance(ratio_for(held(rules, firm), plain), NotApplicable)
     assert isinstance(ratio_for(held(rules, firm), replace(plain, model="other")), NotApplicable)
-    narrow = terms(ratios=[{"clause": "§", "ratio": "0.5", "when": {"roles": ["hero"]}}])
-    assert isinstance(ratio_for(held(narrow), USED), NotApplicable)
+    assert isinstance(ratio_for(held(NO_TIER), USED), NotApplicable)
 
 
 def test_vouchers_burn_by_priority_last_usage_width_age_and_id() -> None:
@@ -258,9 +257,13 @@ def test_a_circle_is_refused_wherever_it_closes() -> None:
     assert related("a", "y", edges, [("z", "q"), ("y", "b")]) == ("a", "y", "b", "y")
 
 
+CONTRACT: Final = ContractFacts(number="c", supplier="B", amount_micros=100, days=1, cost_kind="compute")
+NO_TIER: Final = terms(ratios=[{"clause": "§", "ratio": "0.5", "when": {"roles": ["hero"]}}])
+LARGE_CENTRES: Final = eligible(centre_pflops_above=100)
+
+
 def case(**changed: Any) -> Case:  # noqa: ANN401 - any field
-    contract = ContractFacts(number="c", supplier="B", amount_micros=100, days=1, cost_kind="compute")
-    return replace(Case(terms(), FIRM, contract, 30), **changed)
+    return replace(Case(terms(), FIRM, CONTRACT, 30), **changed)
 
 
 def verdict(found: Case, rule: str) -> str:
@@ -279,6 +282,17 @@ def verdict(found: Case, rule: str) -> str:
         ({"issued_controller": 8_000_000 * YUAN - 29}, "cap_per_controller", "fail"),
         ({"requested": 8_000_000 * YUAN}, "cap_per_enterprise", "pass"),
         ({"requested": 8_000_000 * YUAN}, "cap_per_controller", "pass"),
+        ({"terms": NO_TIER, "requested": 1}, "within_contract", "fail"),
+        (
+            {"terms": LARGE_CENTRES, "contract": replace(CONTRACT, centre_pflops=100)},
+            "contract_eligible",
+            "fail",
+        ),
+        (
+            {"terms": LARGE_CENTRES, "contract": replace(CONTRACT, centre_pflops=101)},
+            "contract_eligible",
+            "pass",
+        ),
         ({"enterprise": replace(FIRM, region="310000")}, "enterprise_eligible", "fail"),
         ({"relation": ("A", "B")}, "supplier_unrelated", "look"),
         ({"contract_used_by": ("x",)}, "no_duplicate", "look"),
