@@ -5,7 +5,7 @@ from datetime import timedelta
 from uuid import UUID
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
 from kernel.database import transaction
@@ -22,7 +22,7 @@ from vouchers.errors import ChargeBeyondHold, ChargeFactsDiffer, ChargeNotFound,
 from vouchers.open_holds import open_holds, write_holds
 from vouchers.redemption import extend_hold, place_hold, release_hold
 from vouchers.restoration import restore_charge
-from vouchers.tables import ChargeStretch, CoveredCharge
+from vouchers.tables import ChargeStretch, CoverageLine, CoveredCharge
 from vouchers.wallets import set_budget
 
 
@@ -216,3 +216,14 @@ def test_two_equal_charges_of_a_hold_are_told_in_equal_words(place: Place) -> No
         )
         assert first == second
         assert first.lines[0].sentence.endswith("pays 30 % (Huangyan §3), ¥1.20")
+        least = capture_charge(session, place.job(3), place.charge(5), 1, FACTS, NOW)
+        assert [(line.source, line.amount_micros) for line in least.lines] == [("prepaid", 1)]
+
+
+def test_every_line_that_paid_names_its_transfer(place: Place) -> None:
+    with transaction(place.world.engine) as session:
+        capture_charge(session, place.job(), place.charge(), YUAN, FACTS, NOW)
+        rows = session.scalars(select(CoverageLine).where(CoverageLine.charge_id == place.charge())).all()
+        amounts = select(text("amount")).select_from(text("transfers")).where(text("id = :id"))
+        paid = [session.scalar(amounts, {"id": row.transfer_id}) for row in rows]
+        assert paid == [row.quantity for row in rows] == [YUAN]

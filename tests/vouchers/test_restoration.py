@@ -314,3 +314,5 @@ def test_a_restoration_that_is_repeated_leaves_the_claim_made_since_alone(world:
         assert again == 50 * YUAN
         (line,) = claim_view(session, claim).lines
         assert (line.state, line.amount) == ("claimed", 15 * YUAN)
+        whole = restore_charge(session, place.charge(), reason="lost", by="hub", at=NOW, lost_ms=1_000)
+        assert whole == 100 * YUAN

@@ -221,6 +221,7 @@ def test_a_cap_counts_everything_one_actual_controller_holds(world: World) -> No
         with pytest.raises(CapExceeded) as refused:
             issue_voucher(session, second, by="officer", at=NOW)
         assert refused.value.facts["clause"] == "§4(2)"
+        assert refused.value.facts["holder"] == "the group of Ms Wu"
         third = apply(session, place, 40, enterprise=world.enterprise(session))
         assert state(session, third) == "submitted"
 

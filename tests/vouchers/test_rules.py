@@ -306,6 +306,14 @@ def test_checks_turn_at_their_edges(changed: dict[str, Any], rule: str, expected
     assert verdict(found, rule) == expected
 
 
+def test_a_face_within_the_contract_is_checked_by_the_ratios_clause_where_there_is_one() -> None:
+    clauses = [
+        next(check.clause for check in run_checks(case(terms=rules)) if check.rule == "within_contract")
+        for rules in (terms(), NO_TIER)
+    ]
+    assert clauses == ["Hangzhou 2025 §3", "Hangzhou 2025 §1"]
+
+
 @pytest.mark.parametrize(
     ("captured", "days_gone", "days_left", "remaining", "used"),
     [(10, 10, 5, 100, 5), (10, 10, 5, 4, 4), (10, 0, 5, 100, 0), (10, 10, -1, 100, 0), (90, 1, 30, 500, 100)],
