@@ -112,6 +112,18 @@ def test_vouchers_burn_by_priority_last_usage_width_age_and_id() -> None:
     assert [entry.ratio for entry in made.ceilings] == [Fraction(2, 5)]
 
 
+def test_a_wider_region_burns_later() -> None:
+    widths = [eligible(centre_regions=regions).scope_width for regions in (["330106"], ["3301"], ["33", "32"])]
+    assert [width - widths[0] for width in widths] == [0, 25 - 16, 100 - 16]
+
+
+def test_a_programme_may_last_a_day_and_ranks_in_the_middle_unless_it_says_otherwise() -> None:
+    document = json.loads((EXAMPLES / "huangyan.json").read_text(encoding="utf-8"))
+    del document["priority"]
+    rules = parse_programme(document | {"effective": {"from": "2026-01-01", "until": "2026-01-01"}})
+    assert rules.priority == 100
+
+
 CONDITIONS = [
     (Condition(), True),
     (Condition(size_classes=frozenset({"small"})), True),
