@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sqlalchemy import text
+from sqlalchemy import func, select, text
 from sqlalchemy.orm import Session
 
 from kernel.database import transaction
@@ -36,6 +36,7 @@ from vouchers.settlement import (
     refuse_line,
     review_claim,
 )
+from vouchers.tables import CoverageLine, Restoration
 from vouchers.wallets import set_budget
 
 RESERVE = {"clause": "§5", "amount": "50.00"}
@@ -313,6 +314,10 @@ def test_a_restoration_that_is_repeated_leaves_the_claim_made_since_alone(world:
         again = restore_charge(session, place.charge(), reason="lost", by="hub", at=NOW, lost_ms=500)
         assert again == 50 * YUAN
         (line,) = claim_view(session, claim).lines
-        assert (line.state, line.amount) == ("claimed", 15 * YUAN)
+        assert (line.state, line.amount, line.sampled) == ("claimed", 15 * YUAN, False)
         whole = restore_charge(session, place.charge(), reason="lost", by="hub", at=NOW, lost_ms=1_000)
         assert whole == 100 * YUAN
+        of_lines = select(func.sum(Restoration.amount_micros)).join(
+            CoverageLine, CoverageLine.id == Restoration.line_id
+        )
+        assert session.scalar(of_lines.where(CoverageLine.charge_id == place.charge())) == 100 * YUAN
