@@ -206,8 +206,9 @@ _FILL: Final = text("""
                repeat('0', 64),
                '2026-01-01Z'
           FROM generate_series(CAST(:first AS bigint), CAST(:last AS bigint)) AS n
-        RETURNING id)
-    INSERT INTO charged_usage SELECT id, CAST(:charge AS uuid) FROM other
+        RETURNING job_id, attempt, rank, k)
+    INSERT INTO charged_usage (job_id, attempt, rank, first_k, until_k, charge_id)
+    SELECT job_id, attempt, rank, k, k + 1, CAST(:charge AS uuid) FROM other
 """)
 
 
