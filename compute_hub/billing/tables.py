@@ -267,6 +267,20 @@ class InvoiceLineRow(Table):
     forgone_micros: Mapped[int]
 
 
+class InvoiceDebtRow(Table):
+    """What an enterprise is to pay of an invoice that rests on its credit line, or is given back by a credit note."""
+
+    __tablename__ = "invoice_debts"
+    __table_args__ = (
+        Index("ix_invoice_debts_payer_id", "payer_id"),
+        CheckConstraint("micros >= 0", name="micros"),
+    )
+
+    invoice_id: Mapped[UUID] = mapped_column(ForeignKey("invoices.id"), primary_key=True)
+    payer_id: Mapped[UUID] = mapped_column(primary_key=True)
+    micros: Mapped[int]
+
+
 class InvoicedChargeRow(Table):
     """On which invoice a charge stands; a charge stands on one, less what had been given back of it by then."""
 
