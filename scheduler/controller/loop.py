@@ -5,9 +5,9 @@ nothing: the next leader reads the same tables, syncs nodes to the same intents 
 Nothing that goes wrong in a step ends the process: the next tick begins again from the database.
 """
 
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Final
 
 import structlog
@@ -21,6 +21,7 @@ from scheduler.controller.admitting import admit
 from scheduler.controller.clearing import order_clearing
 from scheduler.controller.desired import Store, Wanted, desired_runs
 from scheduler.controller.inventory import record_node
+from scheduler.controller.lease import Lease, renewals_ms, take_lease
 from scheduler.controller.live_state import LiveState
 from scheduler.controller.nodes import Nodes
 from scheduler.controller.observing import Observed, correct_lost, lose_node, observe
@@ -30,7 +31,7 @@ from scheduler.controller.stopwatch import Stopwatch
 from scheduler.controller.wakeups import Wakeups
 from scheduler.controller.watching import Nobody, Step, Watcher
 from scheduler.jobs import WAKE_CHANNEL
-from scheduler.leadership import Leadership, acquire, fence, renew, resign
+from scheduler.leadership import Leadership, fence
 from scheduler.node.protocol import Report, SyncRequest
 from scheduler.operations import note
 from scheduler.policy.model import Queue
@@ -65,11 +66,15 @@ class Pace:
 class _Term:
     """One term of leadership and what was learnt in it; all but the epoch may be lost."""
 
-    leadership: Leadership
+    lease: Lease
     nodes: Nodes
     live: LiveState
     stopwatch: Stopwatch
-    renewed_boot_ms: int
+
+    @property
+    def leadership(self) -> Leadership:
+        """What every transaction of the term is fenced with."""
+        return self.lease.leadership
 
 
 class Controller:
@@ -114,7 +119,16 @@ class Controller:
         self._wakeups.put("stop")
 
     def run(self) -> None:
-        """Lead while the lease can be had, stand by while it cannot."""
+        """Lead while the lease can be had, stand by while it cannot; a thread renews it as long as this one lives."""
+        done = threading.Event()
+        threading.Thread(target=self._keep_lease, args=(done,), name="lease", daemon=True).start()
+        try:
+            self._run()
+        finally:
+            done.set()
+            self.resign()
+
+    def _run(self) -> None:
         next_tick = rested = 0
         while not self._stopping:
             words = self._wakeups.wait(max(0, next_tick - boottime_ms()) / 1000)
@@ -127,7 +141,12 @@ class Controller:
             ended = boottime_ms()
             rested = ended + min(max(_BREATH_MS, ended - began), _BREATH_MS_MAX)
             next_tick = min(next_tick, self._next_look())
-        self.resign()
+
+    def _keep_lease(self, done: threading.Event) -> None:
+        while not done.wait(renewals_ms(self._pace.leader_lease_ms) / 1000):
+            term = self._term
+            if term is not None:
+                term.lease.keep()
 
     def _next_look(self) -> int:
         """When to look though nobody says a word and no tick is due."""
@@ -160,21 +179,16 @@ class Controller:
             self._watcher.led(leading=self._term is not None)
 
     def lead(self) -> bool:
-        """Renew the lease or try to get it; whether this controller leads. Raises LeadershipLost."""
-        now_ms, lease, at = boottime_ms(), timedelta(milliseconds=self._pace.leader_lease_ms), utc_now()
-        if self._term is not None and now_ms < self._term.renewed_boot_ms + self._pace.leader_lease_ms // 4:
+        """Go on leading, or try to get the lease; whether this controller leads. Raises LeadershipLost."""
+        if self._term is not None:
+            self._term.lease.proceed()
             return True
-        with transaction(self._engine) as session:
-            if self._term is not None:
-                renew(session, self._term.leadership, lease, at)
-                self._term.renewed_boot_ms = now_ms
-                return True
-            leadership = acquire(session, self._holder, lease, at)
-        if leadership is None:
+        lease = take_lease(self._engine, self._holder, self._pace.leader_lease_ms)
+        if lease is None:
             return False
-        _log.info("leading", epoch=leadership.epoch, holder=self._holder)
+        _log.info("leading", epoch=lease.leadership.epoch, holder=self._holder)
         nodes = Nodes(self._pace.node_lease_ms, boottime_ms())
-        self._term = _Term(leadership, nodes, self._prepared, Stopwatch(), now_ms)
+        self._term = _Term(lease, nodes, self._prepared, Stopwatch())
         self._prepared = LiveState(self._policy, self._queues)
         return True
 
@@ -191,8 +205,7 @@ class Controller:
         if self._term is None:
             return
         try:
-            with transaction(self._engine) as session:
-                resign(session, self._term.leadership, utc_now())
+            self._term.lease.resign()
         except DBAPIError as error:
             _log.warning("not_resigned", reason=str(error.orig))
         self._term = None
@@ -221,6 +234,7 @@ class Controller:
         nodes: set[str] = set()
         term = self._led
         for _ in range(_ROUNDS_MAX):
+            term.lease.proceed()
             with self._watcher.timing("admit"), transaction(self._engine) as session:
                 admitted = admit(
                     session,
@@ -252,19 +266,20 @@ class Controller:
     def _sync(self, names: set[str], reachable: set[str]) -> tuple[bool, set[str]]:
         """One round trip to these nodes; whether devices were given back, and the nodes worth another one."""
         term = self._led
-        self.lead()  # a step may be longer than the lease
         with transaction(self._engine) as session:
             desired = desired_runs(session, self._store, names)
         requests: dict[str, SyncRequest] = {}
         for name in sorted(names):
             wanted = desired.get(name) or Wanted()
             requests[name] = term.nodes.request(name, term.leadership.epoch, wanted.runs, wanted.notices)
+        term.lease.proceed()
         reports = {
             name: report
             for name, report in self._machines.sync(requests).items()
             if _is_from(name, report) and name in requests
         }
         heard_ms, at = boottime_ms(), utc_now()
+        term.lease.proceed()
         observed = {
             name: Observed(report, frozenset(spec.run_id for spec in requests[name].desired))
             for name, report in reports.items()
