@@ -61,6 +61,7 @@ def estimate_job(
     job: JobRow,
     voucher_ids: Sequence[UUID] | None,
     *,
+    project: str | None = None,
     centre: CentreFacts,
     at: datetime,
 ) -> Estimate:
@@ -81,8 +82,8 @@ def estimate_job(
     ending = _ending(session, job, voucher_ids, from_unix_ms(starts_ms + job.time_limit_ms))
     likely = from_unix_ms(starts_ms + expected_ms)
     return Estimate(
-        limit=_cover(session, job, dearest, voucher_ids, ending, starts_ms, centre, at),
-        predicted=_cover(session, job, shorter, voucher_ids, ending, starts_ms, centre, at),
+        limit=_cover(session, job, dearest, voucher_ids, project, ending, starts_ms, centre, at),
+        predicted=_cover(session, job, shorter, voucher_ids, project, ending, starts_ms, centre, at),
         others=tuple(others),
         starts_at=found.start_estimate,
         start_sentence=_start_words(found.start_estimate, found.sentence, at),
@@ -120,6 +121,7 @@ def _cover(
     job: JobRow,
     cost: Cost,
     voucher_ids: Sequence[UUID] | None,
+    project: str | None,
     ending: Sequence[Voucher],
     starts_ms: int,
     centre: CentreFacts,
@@ -133,7 +135,7 @@ def _cover(
     lasting = None if voucher_ids is None else [voucher for voucher in voucher_ids if voucher not in gone]
     slots = job.node_count * job.devices_per_node * job.slots_milli
     hardware = hardware_of(session, [cost.model])
-    facts = charge_facts(centre, cost.model, hardware, slots * cost.duration_ms)
+    facts = charge_facts(centre, cost.model, hardware, slots * cost.duration_ms, project)
     try:
         coverage = quote(session, job.tenant_id, cost.cost_micros, facts, lasting, at, usage_until=until)
     except Unfunded as unfunded:

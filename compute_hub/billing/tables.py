@@ -59,6 +59,7 @@ class JobFundingRow(Table):
     job_id: Mapped[UUID] = mapped_column(primary_key=True)
     tenant_id: Mapped[UUID]
     voucher_ids: Mapped[list[UUID] | None] = mapped_column(ARRAY(Uuid))
+    project: Mapped[str | None]
     state: Mapped[str] = mapped_column(Text)
     model: Mapped[str | None] = mapped_column(Text)
     held_micros: Mapped[int]

@@ -29,6 +29,7 @@ CREATE TABLE job_funding (
     job_id UUID NOT NULL,
     tenant_id UUID NOT NULL,
     voucher_ids UUID[],
+    project TEXT,
     state TEXT NOT NULL,
     model TEXT,
     held_micros BIGINT NOT NULL,
