@@ -202,6 +202,26 @@ def test_a_last_day_counts_in_full_in_the_programmes_zone(rule: Validity, ends: 
 
 
 @pytest.mark.parametrize(
+    ("issued", "months", "last"),
+    [
+        (date(2026, 1, 31), 1, date(2026, 2, 28)),
+        (date(2026, 1, 29), 1, date(2026, 2, 28)),
+        (date(2026, 1, 28), 1, date(2026, 2, 27)),
+        (date(2028, 1, 29), 1, date(2028, 2, 28)),
+        (date(2028, 2, 29), 12, date(2029, 2, 28)),
+        (date(2027, 3, 1), 12, date(2028, 2, 29)),
+        (date(2026, 3, 1), 1, date(2026, 3, 31)),
+        (date(2026, 8, 31), 6, date(2027, 2, 28)),
+    ],
+)
+def test_months_end_before_the_day_comes_again_or_with_a_month_that_has_no_such_day(
+    issued: date, months: int, last: date
+) -> None:
+    ends = expiry(Validity("§", 0, months, None), start_of_day(issued, SHANGHAI), SHANGHAI)
+    assert local_day(ends - timedelta(microseconds=1), SHANGHAI) == last
+
+
+@pytest.mark.parametrize(
     ("day", "months", "later"),
     [
         (date(2026, 1, 31), 1, date(2026, 2, 28)),

@@ -49,6 +49,8 @@ def expiry(validity: Validity, issued_at: datetime, time_zone: str) -> datetime:
         end = validity.until + timedelta(days=1)
     elif validity.months:
         end = add_months(issued, validity.months)
+        # The day of issue counts: the last day is the one before its number comes again, or a shorter month's last.
+        end += timedelta(days=end.day < issued.day)
     else:
         end = issued + timedelta(days=validity.days)
     return start_of_day(end, time_zone)
