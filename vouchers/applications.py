@@ -25,7 +25,7 @@ from vouchers.errors import (
     ChecksFailed,
     SamePerson,
 )
-from vouchers.programmes import version_in_force
+from vouchers.programmes import terms_of, version_in_force
 from vouchers.tables import Application, ApplicationCheck, ApplicationStep
 
 
@@ -116,13 +116,21 @@ def submit_application(
 def submit_draft(session: Session, application_id: UUID, *, by: str, at: datetime) -> list[ApplicationCheck]:
     """Run the automatic checks and hand the application to first review, or reject it naming what failed.
 
+    It is decided by the version in force when it is first handed in, however long it was a draft.
+
     Returns:
         What each rule found; a failed one leaves the application rejected, with the rules as the reason.
+
+    Raises:
+        ApplicationNotFound; ProgrammeNotFound: the programme is over.
     """
     application = locked_application(session, application_id)
     if application.state not in {"draft", "revision"}:
         return checks_of(session, application_id)
     lock_tenants(session, [application.enterprise_id])
+    if application.state == "draft":
+        slug = terms_of(session, application.version_id).programme
+        application.version_id, _ = version_in_force(session, slug, at)
     application.revision += 1
     found = run_checks(case_of(session, application, at))
     for check in found:
