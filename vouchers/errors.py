@@ -273,6 +273,12 @@ class ClaimState(Conflict):
     sentence = "Claim {claim} is {state}; {step} needs it to be {needed}."
 
 
+class ClaimPaid(Conflict):
+    """A claim is paid by one bank transfer."""
+
+    sentence = "bank_reference: claim {claim} was paid by {reference!r}, so {other!r} cannot pay it once more."
+
+
 class ClaimLineNotFound(NotFound):
     """The claim has no such line."""
 
