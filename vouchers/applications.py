@@ -17,12 +17,14 @@ from vouchers.domain.calendar import local_day, start_of_day
 from vouchers.domain.eligibility import FAIL, Check, run_checks
 from vouchers.domain.facts import ContractFacts
 from vouchers.domain.terms import Terms
+from vouchers.domain.tranches import tranche_faces
 from vouchers.enterprises import enterprise_facts, lock_tenants
 from vouchers.errors import (
     AmountRefused,
     ApplicationNotFound,
     ApplicationState,
     ChecksFailed,
+    GrantIndivisible,
     SamePerson,
 )
 from vouchers.programmes import terms_of, version_in_force
@@ -199,6 +201,7 @@ def final_approval(
 
     Raises:
         SamePerson: the approver did the first review.
+        GrantIndivisible: a tranche of it would be nothing.
         ChecksFailed: since the submission a cap or list has changed so that a check fails.
     """
     application = in_state(session, application_id, "final approval", "reviewed", again=("approved", by))
@@ -210,6 +213,8 @@ def final_approval(
     if not 1 <= granted <= application.requested:
         raise AmountRefused(field="granted", value=granted)
     case = case_of(session, application, at, requested=granted)
+    if not all(tranche_faces(case.terms, granted)):
+        raise GrantIndivisible(field="granted", granted=granted, count=len(case.terms.tranches))
     failed = [check.rule for check in run_checks(case) if check.verdict == FAIL]
     if failed:
         raise ChecksFailed(application=application_id, rules=", ".join(failed))

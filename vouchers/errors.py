@@ -112,6 +112,12 @@ class CapExceeded(Conflict):
     )
 
 
+class GrantIndivisible(Invalid):
+    """A grant so small that one of its tranches would be nothing."""
+
+    sentence = "{field}: {granted} cannot be divided into {count} tranches of at least one unit; grant more."
+
+
 class NotApplicationsVoucher(Conflict):
     """There is no further part to release."""
 
