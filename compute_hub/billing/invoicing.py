@@ -387,13 +387,13 @@ def charges_of_line(
 ) -> list[tuple[UUID, UUID, int, int]]:
     """Charge, job, slot-milliseconds and cost of what makes up a line, by charge."""
     query = text("""
-        SELECT charges.id, charges.job_id, charge_lines.slot_ms, charge_lines.cost_micros
+        SELECT charges.id, charges.job_id, sum(charge_lines.slot_ms), sum(charge_lines.cost_micros)
         FROM (SELECT charge_id FROM invoiced_charges WHERE invoice_id = :invoice
               UNION SELECT charge_id FROM credited_charges WHERE invoice_id = :invoice) AS standing
         JOIN charges ON charges.id = standing.charge_id JOIN charge_lines ON charge_lines.charge_id = charges.id
         WHERE charges.model = :model AND charges.month = :month AND rate_id = :rate AND time_window = :window
           AND price_micros = :price AND (CAST(:after AS uuid) IS NULL OR charges.id > :after)
-        ORDER BY charges.id, line LIMIT :limit""")
+        GROUP BY charges.id ORDER BY charges.id LIMIT :limit""")
     asked = {
         "invoice": line.invoice_id,
         "model": line.model,

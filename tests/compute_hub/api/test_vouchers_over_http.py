@@ -142,6 +142,8 @@ def test_parts_recall_and_forecast_of_a_voucher(house: House) -> None:
     assert [month["lapsing_cny"] for month in forecast["by_month"]] == ["100.000000"]
     recalled = house.authority.post(f"{path}:recall", {"reason": "moved away"})
     assert (recalled["state"], recalled["remaining_cny"]) == ("recalled", "0.000000")
+    for state, numbers in (("recalled", [recalled["number"]]), ("active", [])):
+        assert [one["number"] for one in firm.get("/v1/vouchers", state=state)["items"]] == numbers
     assert house.auditor.get(f"/v1/programmes/{programme}")["pool_cny"] == "10000000.000000"
 
 
@@ -175,6 +177,10 @@ def test_credit_lines_budgets_groups_and_the_history_of_a_wallet(house: House) -
     assert [entry["available_cny"] for entry in parent.get("/v1/budgets")["items"]] == ["6.000000"]
     (entry,) = parent.get("/v1/wallet/history")["items"]
     assert (entry["movement"], entry["amount_cny"], entry["net_cny"]) == ("deposit", "100.000000", "100.000000")
+    lent = [
+        (one["movement"], one["amount_cny"]) for one in parent.get("/v1/wallet/history", of="credit")["items"]
+    ]
+    assert lent == [("grant_credit", "50.000000"), ("withdraw_credit", "20.000000")]
     assert house.auditor.get(f"{path}/wallet") == parent.get("/v1/wallet")
 
 

@@ -258,6 +258,23 @@ def test_an_affiliates_invoice_on_its_payers_credit_is_settled_by_the_payer(engi
         assert owed() == left * YUAN
 
 
+def test_a_charge_stands_once_in_a_line_also_where_it_passed_a_volume_step_of_the_same_price(
+    house: House,
+) -> None:
+    steps = [{"from_card_hours": hours, "factor": "1"} for hours in (0, 1)]
+    card = RateCard.from_json({"price_cny_per_card_hour": "36", "volume": steps})
+    with transaction(house.engine) as session:
+        own = Setting("sim-a", card, NOW, tenant_id=house.tenant, agreement="KH-7")
+        set_card(session, own, by=new_id(), at=NOW)
+    run(house, 2 * HOUR_MS)
+    row = close(house)
+    with transaction(house.engine) as session:
+        (line,) = lines_of(session, row.id)
+        ((charge, _, slot_ms, cost),) = charges_of_line(session, line, after=None, limit=1)
+        assert (slot_ms, cost) == (line.slot_ms, 72 * YUAN)
+        assert charges_of_line(session, line, after=charge, limit=1) == []
+
+
 def test_two_who_close_a_month_at_once_make_one_invoice(house: House) -> None:
     run(house, 60_000)
 
