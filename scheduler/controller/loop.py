@@ -19,7 +19,7 @@ from kernel.clock import boottime_ms, unix_ms, utc_now
 from kernel.database import transaction
 from scheduler.controller.admitting import admit
 from scheduler.controller.clearing import order_clearing
-from scheduler.controller.desired import Store, Wanted, desired_runs
+from scheduler.controller.desired import Desires, Store, Wanted
 from scheduler.controller.inventory import record_node
 from scheduler.controller.lease import Lease, renewals_ms, take_lease
 from scheduler.controller.live_state import LiveState
@@ -70,6 +70,7 @@ class _Term:
     nodes: Nodes
     live: LiveState
     stopwatch: Stopwatch
+    desires: Desires
 
     @property
     def leadership(self) -> Leadership:
@@ -188,7 +189,7 @@ class Controller:
             return False
         _log.info("leading", epoch=lease.leadership.epoch, holder=self._holder)
         nodes = Nodes(self._pace.node_lease_ms, boottime_ms())
-        self._term = _Term(lease, nodes, self._prepared, Stopwatch())
+        self._term = _Term(lease, nodes, self._prepared, Stopwatch(), Desires(self._store))
         self._prepared = LiveState(self._policy, self._queues)
         return True
 
@@ -267,7 +268,7 @@ class Controller:
         """One round trip to these nodes; whether devices were given back, and the nodes worth another one."""
         term = self._led
         with transaction(self._engine) as session:
-            desired = desired_runs(session, self._store, names)
+            desired = term.desires.of(session, names)
         requests: dict[str, SyncRequest] = {}
         for name in sorted(names):
             wanted = desired.get(name) or Wanted()
