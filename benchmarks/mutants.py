@@ -35,9 +35,11 @@ from sqlalchemy import Engine
 
 import kernel.migrations
 import kernel.postgres
+from benchmarks.mutant_reach import ROOT, ReachMap
 from benchmarks.mutant_swap import NotSwapped, swap
-from benchmarks.mutant_tests import KILLED, ROOT, STILLBORN, SURVIVED, UNREACHED, Forking, in_function
+from benchmarks.mutant_tests import KILLED, STILLBORN, SURVIVED, UNREACHED, Forking
 from benchmarks.mutations import changes
+from kernel.database import open_engine
 from kernel.postgres import OWNER_ROLE, PrivatePostgres
 
 FUNCTIONS: Final = "migrations/versions/0001_ledger_functions.sql"
@@ -48,9 +50,7 @@ FILES: Final = (
     "ledger/reading.py",
     "ledger/audit.py",
     "ledger/audit_queries.py",
-    "ledger/errors.py",
     "ledger/domain/accounts.py",
-    "ledger/domain/outcomes.py",
     "ledger/domain/transfers.py",
     "vouchers/domain/applicability.py",
     "vouchers/domain/calendar.py",
@@ -58,21 +58,25 @@ FILES: Final = (
     "vouchers/domain/coverage.py",
     "vouchers/domain/eligibility.py",
     "vouchers/domain/forecast.py",
-    "vouchers/domain/sampling.py",
     "vouchers/domain/segments.py",
     "vouchers/domain/terms.py",
+    "vouchers/movements.py",
+    "vouchers/means.py",
     "vouchers/issuing.py",
+    "vouchers/holding.py",
+    "vouchers/open_holds.py",
     "vouchers/capturing.py",
     "vouchers/restoration.py",
     "vouchers/claims.py",
     "vouchers/settlement.py",
     "vouchers/clawback.py",
+    "vouchers/cycles.py",
+    "vouchers/afterlife.py",
+    "vouchers/wallets.py",
 )
-READ_BY: Final = {"ledger/audit_queries.py": "ledger/audit.py", "ledger/errors.py": "ledger/posting.py"}
-"""Files of constants, and who uses them."""
+CONSTANTS: Final = {"ledger/audit_queries.py": "ledger/audit.py"}
+"""Files of nothing else, and who uses them."""
 TESTS: Final = ("tests/kernel/test_money.py", "tests/ledger", "tests/vouchers")
-PATIENCE_S: Final = 60
-"""A mutant may loop for ever."""
 TEMPLATE: Final = "migrated"
 SHARED: Final = "ledger_tests"
 """The database that the ledger's tests share and empty; it stays from mutant to mutant."""
@@ -114,6 +118,7 @@ class Lent(PrivatePostgres):
     def __init__(self, _directory: Path, *, durable: bool = True) -> None:
         """Nothing is made: it is `shared`, whatever is asked for."""
         self._durable = durable
+        self._dropped: Counter[str] = Counter()
 
     def superuser(self, database: str = "postgres") -> psycopg.Connection:
         """On any database of the shared server."""
@@ -128,7 +133,8 @@ class Lent(PrivatePostgres):
         self.shared.create_database(self._own(name), template=template)
 
     def drop_database(self, name: str) -> None:
-        """After the child."""
+        """After the child; whoever asks for the name again gets another one."""
+        self._dropped[name] += 1
 
     def start(self) -> None:
         """Runs already."""
@@ -137,20 +143,23 @@ class Lent(PrivatePostgres):
         """Goes on for the next mutant."""
 
     def _own(self, name: str) -> str:
-        return name if name in {TEMPLATE, SHARED} else f"{name}_of_{os.getpid()}"
+        return name if name in {TEMPLATE, SHARED} else f"{name}_{self._dropped[name]}_of_{os.getpid()}"
 
 
 class Hunt:
     """All mutants on one server, and what is known of them."""
 
-    def __init__(self, server: PrivatePostgres, state: Path | None, only: str, seconds: float) -> None:
+    def __init__(
+        self, server: PrivatePostgres, state: Path | None, only: Sequence[str], seconds: float
+    ) -> None:
         self._server = server
         self._state = state
         self._end = time.monotonic() + seconds
         self._known: dict[str, str] = {}
         if state is not None and state.exists():
             self._known = json.loads(state.read_text(encoding="utf-8"))
-        self.mutants = [mutant for path in FILES if only in path for mutant in mutants(path)]
+        chosen = [path for path in FILES if not only or any(part in path for part in only)]
+        self.mutants = [mutant for path in chosen for mutant in mutants(path)]
 
     def forget(self, *fates: str) -> None:
         """Judge these anew."""
@@ -162,15 +171,17 @@ class Hunt:
         todo = [mutant for mutant in self.mutants if mutant.key not in self._known]
         if not todo:
             return
-        files = [path for path in FILES if path.endswith(".py")]
-        if not tests.measure(files, PATIENCE_S * 10):
+        if not tests.measure([path for path in FILES if path.endswith(".py")]):
             raise SystemExit("the tests fail without any mutant")
         self._drop_left_over()
         for mutant in todo:
             if time.monotonic() > self._end:
                 break
-            self._known[mutant.key] = fate = self._judge(tests, mutant)
-            print(f"{mutant.path}:{mutant.line} {fate}: {mutant.after}", file=sys.stderr, flush=True)
+            started = time.monotonic()
+            fate, killer = self._judge(tests, mutant)
+            self._known[mutant.key] = fate
+            said = f"{fate} in {time.monotonic() - started:.1f} s{killer and ' by ' + killer}"
+            print(f"{mutant.path}:{mutant.line} {said}: {mutant.after}", file=sys.stderr, flush=True)
             self._drop_left_over()
             if self._state is not None:
                 self._state.write_text(json.dumps(self._known), encoding="utf-8")
@@ -186,26 +197,26 @@ class Hunt:
         """Those that no test noticed."""
         return (mutant for mutant in self.mutants if self._known.get(mutant.key) in {SURVIVED, UNREACHED})
 
-    def _judge(self, tests: Forking, mutant: Mutant) -> str:
+    def _judge(self, tests: Forking, mutant: Mutant) -> tuple[str, str]:
+        """Its fate, and who decided."""
         if mutant.path == FUNCTIONS:
             return self._judge_function(tests, mutant)
-        path = READ_BY.get(mutant.path, mutant.path)
-        if path == mutant.path and in_function(path, mutant.line):
-            chosen = tests.reaching(path, mutant.line)
+        if mutant.path in CONSTANTS:
+            chosen = tests.reach.reaching(CONSTANTS[mutant.path])
         else:
-            chosen = tests.cheapest_first(
-                [name for name, reach in tests.reach.items() if reach.lines.get(path)]
-            )
+            chosen = tests.reach.reaching(mutant.path, mutant.line)
         if not chosen:
-            return UNREACHED
-        return tests.judge(_placing(mutant), chosen, PATIENCE_S)
+            return UNREACHED, ""
+        fate, last = tests.judge(_placing(mutant), chosen)
+        return fate, last if fate == KILLED else ""
 
-    def _judge_function(self, tests: Forking, mutant: Mutant) -> str:
-        chosen = tests.cheapest_first([name for name in tests.reach if name.startswith("tests/ledger/")])
+    def _judge_function(self, tests: Forking, mutant: Mutant) -> tuple[str, str]:
+        chosen = [name for name in tests.reach.reach if name.startswith("tests/ledger/")]
         try:
             if not self._replace(mutant.source):
-                return STILLBORN
-            return tests.judge(lambda: None, chosen, PATIENCE_S)
+                return STILLBORN, ""
+            fate, last = tests.judge(lambda: None, tests.reach.in_order(chosen))
+            return fate, last if fate == KILLED else ""
         finally:
             self._replace((ROOT / FUNCTIONS).read_text(encoding="utf-8"))
 
@@ -238,24 +249,26 @@ def _placing(mutant: Mutant) -> Callable[[], None]:
     return place
 
 
-def hunt(server: PrivatePostgres, hunted: Hunt, paths: Sequence[str]) -> None:
+def hunt(server: PrivatePostgres, hunted: Hunt, reach: ReachMap, paths: Sequence[str]) -> None:
     """Load the tests once and judge."""
     server.create_database(TEMPLATE)
     kernel.migrations.migrate(server.url(TEMPLATE, OWNER_ROLE))
     server.create_database(SHARED, template=TEMPLATE)
     Lent.shared = server
     kernel.postgres.PrivatePostgres = Lent  # type: ignore[misc,assignment] # one server is lent to all
+    open_engine.__kwdefaults__["idle_ms"] = 0  # a starved test may be idle for long
     kernel.migrations.migrate = lambda owner_url: None  # noqa: ARG005 - the template is migrated
     settings.register_profile(
         "mutants",
         phases=[Phase.generate],
+        deadline=None,
         derandomize=True,
         database=None,
         suppress_health_check=list(HealthCheck),
     )
     settings.load_profile("mutants")
     options = ["-q", "-s", "--disable-plugin-autoload", "-p", "no:cacheprovider", "-m", "not slow"]
-    code = pytest.main([*options, *(str(ROOT / path) for path in paths)], plugins=[Forking(hunted.run)])
+    code = pytest.main([*options, *(str(ROOT / path) for path in paths)], plugins=[Forking(hunted.run, reach)])
     if code not in {0, 5}:
         raise SystemExit(f"pytest ended with {code}")
 
@@ -263,7 +276,7 @@ def hunt(server: PrivatePostgres, hunted: Hunt, paths: Sequence[str]) -> None:
 def main() -> None:
     """Judge mutants and print what became of them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help="files whose path contains this")
+    parser.add_argument("--only", nargs="*", default=[], help="files whose path contains one of these")
     parser.add_argument("--tests", nargs="*", help="judge by these tests instead of all")
     parser.add_argument("--state", type=Path, help="a file that keeps what was found")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="judge for so long")
@@ -278,7 +291,8 @@ def main() -> None:
             hunted = Hunt(server, asked.state, asked.only, asked.seconds)
             if asked.again:
                 hunted.forget(SURVIVED, UNREACHED)
-            hunt(server, hunted, asked.tests or TESTS)
+            reach = ReachMap(asked.state and asked.state.with_suffix(".reach"))
+            hunt(server, hunted, reach, asked.tests or TESTS)
         finally:
             server.stop()
     for mutant in hunted.survivors():

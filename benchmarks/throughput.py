@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+from benchmarks.peers import accounts
 from benchmarks.peers.ours import Hub
 from benchmarks.peers.ray_jobs import ray_jobs_per_s
 from benchmarks.peers.scale import scale
@@ -39,6 +40,7 @@ def main() -> int:
     parser.add_argument("--running", type=int, default=1000, help="devices of that centre")
     parser.add_argument("--queued", type=int, default=10_000, help="jobs that wait there")
     parser.add_argument("--run-s", type=int, default=20, help="how long each runs there")
+    parser.add_argument("--account", action="store_true", help="also say which part used how much of the processors")
     parser.add_argument("--json", action="store_true", help="as ever: the figures are one JSON line")
     arguments = parser.parse_args()
     say: _Say = partial(print, file=sys.stderr)
@@ -48,18 +50,22 @@ def main() -> int:
             asked = (arguments.running, arguments.queued, arguments.run_s)
             print(json.dumps(scale(FOLDER / "scale", *asked, say)))
         else:
-            print(json.dumps(measure(arguments.jobs, peers, say)))
+            print(json.dumps(measure(arguments.jobs, peers, say, account=arguments.account)))
     except HubError as refusal:
         print(refusal, file=sys.stderr)
         return 2
     return 0
 
 
-def measure(jobs: int, peers: list[str], say: _Say) -> Figures:
+def measure(jobs: int, peers: list[str], say: _Say, *, account: bool = False) -> Figures:
     """All figures. Raises HubError when something does not come up or a job does not succeed."""
     say(f"the hub: {_STARTS} starts one by one, then {jobs} jobs at once")
     with Hub(FOLDER / "hub", say) as hub:
-        figures = hub.start_ms(_STARTS) | hub.throughput(jobs) | hub.supervisor_load()
+        figures = hub.start_ms(_STARTS) | hub.throughput(jobs)
+        if account:
+            say(accounts.table(hub.used_ms_per_job))
+        else:
+            figures |= hub.supervisor_load()
     ours = figures["ours_jobs_per_s"]
     if "slurm" in peers:
         say("Slurm: as many, one by one and as an array")

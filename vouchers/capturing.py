@@ -186,9 +186,9 @@ def _capture(money: JobMoney, capture: Capture, written: Written, at: datetime) 
         if capture.partly:
             return Coverage(0, ())
         raise HoldReleased(job=money.job_id)
-    serving = [row for row in _segments(money, capture.facts) if row.serves(capture.used_until)]
-    available = sum(row.cost_micros - row.captured_micros for row in serving)
-    if available < capture.cost_micros:
+    parts, cost_left, time_left = _parts(money, capture)
+    if cost_left:
+        available = capture.cost_micros - cost_left
         if not capture.partly:
             raise ChargeBeyondHold(
                 job=money.job_id,
@@ -198,18 +198,26 @@ def _capture(money: JobMoney, capture: Capture, written: Written, at: datetime) 
             )
         if available == 0:
             return Coverage(0, ())
-        part = replace(capture.facts, card_ms=capture.facts.card_ms * available // capture.cost_micros)
+        part = replace(capture.facts, card_ms=capture.facts.card_ms - time_left)
         capture = replace(capture, cost_micros=available, facts=part)
     taken: list[_Taken] = []
-    cost_left, time_left = capture.cost_micros, capture.facts.card_ms
-    for row in serving:
-        cost = min(cost_left, row.cost_micros - row.captured_micros)
-        if cost == 0:
-            break
-        time = time_left * cost // cost_left
+    for row, cost, time in parts:
         taken += _take(money, row, capture.charge_id, cost, time, written)
-        cost_left, time_left = cost_left - cost, time_left - time
     return _note(money, capture, taken, written, at)
+
+
+def _parts(money: JobMoney, capture: Capture) -> tuple[list[tuple[OpenSegment, int, int]], int, int]:
+    """What the segments take of a charge in order, each as cost and card time, and what is left of both."""
+    parts: list[tuple[OpenSegment, int, int]] = []
+    cost_left, time_left = capture.cost_micros, capture.facts.card_ms
+    for row in _segments(money, capture.facts):
+        if cost_left == 0:
+            break
+        cost, time = row.takes(cost_left, time_left) if row.serves(capture.used_until) else (0, 0)
+        if cost:
+            parts.append((row, cost, time))
+            cost_left, time_left = cost_left - cost, time_left - time
+    return parts, cost_left, time_left
 
 
 def _segments(money: JobMoney, facts: ChargeFacts) -> list[OpenSegment]:

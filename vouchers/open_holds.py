@@ -71,6 +71,19 @@ class OpenSegment:
         """Whether usage that ended then may be captured from it."""
         return self.serves_until is None or used_until <= self.serves_until
 
+    def takes(self, cost_micros: int, card_ms: int) -> tuple[int, int]:
+        """How much of a usage it can still take, as cost and card time.
+
+        Card time may turn out cheaper than it was set aside for, so where vouchers pay in card time a segment is also
+        used up when its time is.
+        """
+        cost = min(cost_micros, self.cost_micros - self.captured_micros)
+        time = card_ms * cost // cost_micros
+        left_ms = self.division.plan.card_ms - self.captured_ms
+        if self.division.plan.draws_card_time and time > left_ms:
+            return min(cost, -(-cost_micros * left_ms // card_ms)), left_ms
+        return cost, time
+
 
 @dataclass(frozen=True)
 class EndedVoucher:

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 import psutil
 import psycopg
 
+from benchmarks.peers import accounts
 from compute_hub.identity.roles import Role
 from compute_hub.sdk import ENDED, HubClient
 from compute_hub.settings import Settings
@@ -78,6 +79,7 @@ class Hub:
         variables = {f"HUB_{name.upper()}": value for name, value in facts.items()}
         self.stack = LocalStack(Settings(**parsed), variables, say)
         self._key = ""
+        self.used_ms_per_job: dict[str, float] = {}
 
     def __enter__(self) -> Self:
         self.stack.__enter__()
@@ -125,13 +127,13 @@ class Hub:
         The processor time is that of all processes of the hub, for a job that is submitted, run, metered and read once
         (charging may be going on after it); unlike the rate it says something on a busy machine, too.
         """
-        began, used_ms = utc_now(), self.processor_ms()
+        began, before = utc_now(), self.account()
         with ThreadPoolExecutor(_CLIENTS) as pool:
             ids = [one for some in pool.map(self._submit_some, _shares(count, _CLIENTS)) for one in some]
         submitted = utc_now()
         with self.client() as client:
             jobs = self.await_ended(client, ids, _SELDOM_S)
-        used_ms = self.processor_ms() - used_ms
+        self.used_ms_per_job = accounts.per_job(before, self.account(), count)
         bad = [job for job in jobs if job["state"] != "succeeded"]
         if bad:
             raise NotDone(
@@ -141,7 +143,7 @@ class Hub:
         return {
             "ours_jobs_per_s": round(count / (last - began).total_seconds(), 2),
             "ours_submissions_per_s": round(count / (submitted - began).total_seconds(), 2),
-            "ours_cpu_ms_per_job": round(used_ms / count, 1),
+            "ours_cpu_ms_per_job": accounts.total(self.used_ms_per_job),
         }
 
     def await_ended(
@@ -180,14 +182,11 @@ class Hub:
         """A connection of the database's superuser, in autocommit."""
         return private_server(self.stack.settings).superuser("hub")
 
-    @staticmethod
-    def processor_ms() -> float:
-        """What everything that this process has started has used of the processors until now."""
-        used = 0.0
-        for process in psutil.Process().children(recursive=True):
-            with suppress(psutil.Error):
-                used += sum(process.cpu_times()[:4])
-        return used * 1000
+    def account(self) -> accounts.Account:
+        """What every part of the hub has used of the processors until now."""
+        with self.database() as connection:
+            found = connection.execute("SELECT pid, application_name FROM pg_stat_activity").fetchall()
+        return accounts.read({int(pid): str(name) for pid, name in found if name})
 
     def supervisors(self) -> list[psutil.Process]:
         """The supervisors' processes, by their configuration's place."""

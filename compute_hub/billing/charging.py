@@ -134,6 +134,8 @@ class Billed:
 def charge_jobs(session: Session, job_ids: Collection[UUID], at: datetime, *, wait: bool = True) -> Billed:
     """Charge all usage of jobs that is due, one charge per attempt, model and month, and release jobs that are done.
 
+    What was used before and after the end of a voucher that pays is charged apart.
+
     A record is charged when all records of its run before it are; behind a gap it waits, and is forgone when the job
     has been over for `LATE`. Usage of an attempt that the centre lost is forgone. Jobs at which another biller is, are
     left to it, and without `wait` those of tenants whose money is being moved just now; one that lost an attempt is
@@ -260,7 +262,7 @@ class _Biller:
         """Charge a job and release it. Raises NoRate, and what `take_charges` refuses: nothing is noted then."""
         stretches = [
             _Stretch(*key, some, payable=key[0] not in job.lost_attempts)
-            for key, some in by_charge(waiting.due)
+            for key, some in by_charge(waiting.due, self._ends_ms(job))
         ]
         if forgo:
             stretches += [_Stretch(*key, some, payable=False) for key, some in by_charge(waiting.behind)]
@@ -280,6 +282,13 @@ class _Biller:
         job.charges += len(rated)
         if rated or release:
             self.written.jobs.append(job)
+
+    def _ends_ms(self, job: _Job) -> list[int]:
+        """When something that is set aside for a job stops paying, in order."""
+        money = self.holds.jobs.get(job.id)
+        return sorted(
+            {unix_ms(row.serves_until) for row in money.segments if row.serves_until} if money is not None else ()
+        )
 
     def _rate_all(
         self, job: _Job, stretches: Sequence[_Stretch], volumes: dict[_VolumeKey, int]

@@ -4,6 +4,7 @@ A record is due when all records of its run before it are; behind a gap it waits
 over for `LATE`.
 """
 
+from bisect import bisect_left
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -126,12 +127,19 @@ def waiting_usage(session: Session, job_ids: Collection[UUID]) -> dict[UUID, Wai
     return found
 
 
-def by_charge(records: Sequence[Record]) -> list[tuple[tuple[int, str, str], list[Record]]]:
-    """Records of a job by attempt, model and month: what becomes one charge."""
-    found: dict[tuple[int, str, str], list[Record]] = {}
+def by_charge(
+    records: Sequence[Record], ends_ms: Sequence[int] = ()
+) -> list[tuple[tuple[int, str, str], list[Record]]]:
+    """Records of a job by attempt, model and month: what becomes one charge.
+
+    At `ends_ms`, which are in order, something that is set aside stops paying, so what was used until then is charged
+    by itself, however late that is.
+    """
+    found: dict[tuple[int, str, str, int], list[Record]] = {}
     for record in records:
-        found.setdefault((record.attempt, record.model, record.month), []).append(record)
-    return sorted(found.items())
+        place = bisect_left(ends_ms, record.span.end_ms)
+        found.setdefault((record.attempt, record.model, record.month, place), []).append(record)
+    return [(key[:3], some) for key, some in sorted(found.items())]
 
 
 def joined(records: Sequence[Record]) -> list[Usage]:

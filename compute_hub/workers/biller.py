@@ -65,7 +65,7 @@ def run_biller(settings: Settings) -> None:
     serve_metrics(settings, "biller")
     url = application_url(settings)
     os.nice(_NICENESS)
-    engine = open_engine(url, pool_size=4, ping=False)
+    engine = open_engine(url, part="biller", pool_size=4, ping=False)
     wakeups = Wakeups()
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

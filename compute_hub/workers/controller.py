@@ -43,7 +43,7 @@ def run_controller(settings: Settings, schedule: Path | None = None) -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, stopping)
     export_ray_environment(settings)  # for the courier
     url = application_url(settings)
-    engine = open_engine(url, pool_size=2, idle_ms=settings.leader_lease_ms, ping=False)
+    engine = open_engine(url, part="controller", pool_size=2, idle_ms=settings.leader_lease_ms, ping=False)
     wakeups = Wakeups()
     machines = _machines(settings, engine, wakeups, schedule)
     spans = open_spans(settings, "controller")

@@ -2,6 +2,7 @@
 
 from fractions import Fraction
 from itertools import product
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -120,6 +121,11 @@ def test_card_time_pays_nothing_for_usage_without_card_time() -> None:
     assert plan_coverage(100, 1, [grant]).candidates == (grant,)
 
 
+def test_a_grant_pays_for_a_single_millisecond_of_card_time() -> None:
+    grant = voucher("grant", "1", 1, asset="card_ms:M")
+    assert amounts(plan_coverage(100, 1, [grant])) == {"grant": 100}
+
+
 def test_several_grants_of_card_time_share_the_time_and_one_programmes_ratio() -> None:
     def grant(name: str, limit: int, ratio: str = "1", programme: str = "") -> Candidate:
         return voucher(name, ratio, limit, asset="card_ms:h", programme=programme or name)
@@ -143,6 +149,33 @@ def test_eleven_programmes_that_bind_each_other_are_refused() -> None:
     many = [voucher(f"p{n}", ceilings=(Ceiling("c", "", Fraction(1, 2)),)) for n in range(11)]
     with pytest.raises(TooManyProgrammes):
         plan_coverage(100, 0, many)
+
+
+@pytest.mark.parametrize("harmless", [{"limit": 0}, {"ratio": "0"}, {"ceilings": ()}])
+def test_eleven_programmes_are_weighed_where_no_ten_bind_each_other(harmless: dict[str, Any]) -> None:
+    rules: dict[str, Any] = {"ratio": "0.01", "ceilings": (Ceiling("c", "", Fraction(1, 2)),)} | harmless
+    eleven = [voucher(f"p{n}", **rules) for n in range(11)]
+    assert amounts(plan_coverage(100, 0, [*eleven, voucher("z", "0.05")]))["z"] == 5
+
+
+def test_of_two_equal_ceilings_the_one_that_burns_first_is_named() -> None:
+    pair = [voucher(name, "0.50", ceilings=(Ceiling(f"{name} §9", "", Fraction(3, 5)),)) for name in "ab"]
+    assert [ceiling.clause for ceiling in plan_coverage(100, 0, pair).ceilings_reached(100)] == ["a §9"]
+
+
+HITS = [
+    (Exclusion("§", "b", ""), "b", "city", True),
+    (Exclusion("§", "b", ""), "c", "city", False),
+    (Exclusion("§", "", "city"), "c", "city", True),
+    (Exclusion("§", "", "city"), "c", "nation", False),
+]
+
+
+@pytest.mark.parametrize(("exclusion", "programme", "level", "hit"), HITS)
+def test_an_exclusion_means_its_programme_or_its_level(
+    exclusion: Exclusion, programme: str, level: str, *, hit: bool
+) -> None:
+    assert exclusion.hits(programme, level) is hit
 
 
 def test_ten_programmes_that_bind_each_other_are_weighed() -> None:

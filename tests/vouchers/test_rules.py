@@ -277,6 +277,8 @@ def verdict(found: Case, rule: str) -> str:
         ({"issued_enterprise": 8_000_000 * YUAN - 29}, "cap_per_enterprise", "fail"),
         ({"issued_controller": 8_000_000 * YUAN - 30}, "cap_per_controller", "pass"),
         ({"issued_controller": 8_000_000 * YUAN - 29}, "cap_per_controller", "fail"),
+        ({"requested": 8_000_000 * YUAN}, "cap_per_enterprise", "pass"),
+        ({"requested": 8_000_000 * YUAN}, "cap_per_controller", "pass"),
         ({"enterprise": replace(FIRM, region="310000")}, "enterprise_eligible", "fail"),
         ({"relation": ("A", "B")}, "supplier_unrelated", "look"),
         ({"contract_used_by": ("x",)}, "no_duplicate", "look"),
@@ -307,6 +309,16 @@ def test_a_forecast_is_the_pace_so_far_and_never_more_than_there_is(
         at=at,
     )
     assert found == Forecast(remaining, used, remaining - used)
+
+
+def test_a_forecast_counts_whole_seconds_from_the_first_to_the_last() -> None:
+    def used(age_s: int, left_s: int) -> int:
+        at = ISSUED + timedelta(seconds=age_s)
+        end = at + timedelta(seconds=left_s)
+        found = forecast(face=100, captured=10, remaining=90, issued_at=ISSUED, use_by_at=end, at=at)
+        return found.used_by_then
+
+    assert [used(0, 5), used(1, 5), used(5, 5), used(1, -1), used(5, 0)] == [0, 50, 10, 0, 0]
 
 
 def test_a_sample_is_of_the_asked_size_and_depends_on_seed_and_lines_only() -> None:

@@ -208,6 +208,33 @@ def test_usage_across_an_hours_price_is_charged_at_both_and_was_held_at_the_dear
     assert house.charged() == (2000 * HOUR_MS, 54 * YUAN + 5000, 0)
 
 
+def test_usage_before_a_vouchers_end_is_paid_by_it_however_late_it_is_charged(engine: Engine) -> None:
+    """The voucher ends after 14 hours; it pays for the first hour of a job that runs from 12:30 to 14:30."""
+    house = House(engine)
+    with transaction(engine) as session:
+        slug = house.world.programme(session, validity={"clause": "§5", "until": "2026-03-10"})
+        house.world.voucher(session, house.tenant, slug, 100 * YUAN)
+    begins, half = NOW + timedelta(hours=12, minutes=30), HOUR_MS // 2
+    job_id = house.submit(vouchers=None, limit_ms=2 * HOUR_MS, models=("sim-a",))
+    assert house.admit(job_id, at=begins) is None
+    for elapsed in (half + 60_000, 3 * half):
+        assert house.keep(job_id, elapsed, begins + timedelta(milliseconds=elapsed)) is None
+    start = int(begins.timestamp() * 1000)
+    house.meter(
+        *(
+            house.record(job_id, k, half, offset_ms=k * half, started_unix_ms=start, final=k == 3)
+            for k in range(4)
+        )
+    )
+    house.end(job_id, begins + timedelta(hours=2))
+    house.bill(begins + timedelta(hours=3))
+    first_hour = 36 * YUAN + 36 * YUAN * (5000 + MARGIN_MS) // HOUR_MS
+    assert house.charged() == (2000 * HOUR_MS, 72 * YUAN, 0)
+    ((by_voucher,),) = house.sql("SELECT sum(voucher_micros) FROM charges")
+    assert by_voucher == first_hour * 3 // 10
+    assert house.balance() == (1000 * YUAN - 72 * YUAN + by_voucher, 0)
+
+
 def test_a_job_keeps_its_price_and_a_card_for_running_jobs_is_announced_a_day_before(house: House) -> None:
     soon, announced = NOW + timedelta(minutes=10), NOW + timedelta(days=1)
     with transaction(house.engine) as session:
