@@ -158,6 +158,22 @@ def release_rest(holds: OpenHolds, job_id: UUID) -> None:
         return
     money.state = "released"
     holds.written.released.append(job_id)
+    _give_back(holds, money)
+
+
+def give_back_rest(holds: OpenHolds, job_id: UUID) -> None:
+    """The same while the job waits to run again: what it will need then is set aside anew. Raises HoldNotFound."""
+    money = holds.jobs.get(job_id)
+    if money is None:
+        raise HoldNotFound(job=job_id)
+    if money.state == "released":
+        return
+    holds.written.given_back.append(job_id)
+    _give_back(holds, money)
+    money.segments, money.lines = [], []
+
+
+def _give_back(holds: OpenHolds, money: JobMoney) -> None:
     for line in money.lines:
         holds.written.transfers.append(movements.release_funds(line.transfer_id))
         ended = None if line.voucher_id is None else holds.ended.get(line.voucher_id)

@@ -108,7 +108,8 @@ def cover_ahead(
         return {}
     timed = covered_time(session, [ahead.job.id for ahead in wanted])
     tariffs = tariffs_of(session, {(ahead.job.tenant_id, ahead.model) for ahead in wanted})
-    facts = held_facts(session, [ahead.job.id for ahead in wanted if ahead.funded.held_micros])
+    facts = held_facts(session, [ahead.job.id for ahead in wanted if ahead.funded.funded_at is not None])
+    held = {job_id for job_id, _ in facts}
     hardware = hardware_of(session, {ahead.model for ahead in wanted})
     refused: dict[UUID, HubError] = {}
     covered: list[_Covered] = []
@@ -118,7 +119,14 @@ def cover_ahead(
         except HubError as refusal:
             refused[ahead.job.id] = refusal
     asked = [
-        _request(entry, facts.get((entry.ahead.job.id, entry.ahead.model)), centre, hardware, at)
+        _request(
+            entry,
+            facts.get((entry.ahead.job.id, entry.ahead.model)),
+            centre,
+            hardware,
+            at,
+            extends=entry.ahead.job.id in held,
+        )
         for entry in covered
         if entry.micros > entry.ahead.funded.held_micros
     ]
@@ -175,7 +183,13 @@ def _covered(
 
 
 def _request(
-    entry: _Covered, held: ChargeFacts | None, centre: CentreFacts, hardware: Mapping[str, str], at: datetime
+    entry: _Covered,
+    held: ChargeFacts | None,
+    centre: CentreFacts,
+    hardware: Mapping[str, str],
+    at: datetime,
+    *,
+    extends: bool,
 ) -> HoldRequest:
     """A job's usage of a model is described as it was held for first.
 
@@ -190,7 +204,7 @@ def _request(
         facts=replace(facts, card_ms=entry.slot_ms // 1000),
         voucher_ids=ahead.funded.voucher_ids,
         usage_until=at + timedelta(milliseconds=ahead.ahead_ms),
-        extends=ahead.funded.held_micros > 0,
+        extends=extends,
     )
 
 

@@ -3,6 +3,7 @@
 At submission it is only asked whether the first stretch could be paid. At admission it is held, in the transaction
 that gives out the devices. While the job runs the hold is extended; when an extension is refused the job is stopped
 early enough that what it has used is always covered. A hold therefore also covers the grace a stopped job is given.
+While a job waits to run again nothing is held for it (`waiting.py`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -176,12 +177,22 @@ class Funding:
         if records:
             session.execute(text(f"NOTIFY {WAKE_CHANNEL}"))
 
+    def requeued(self, session: Session, jobs: Sequence[JobRow], at: datetime) -> None:  # noqa: ARG002 - the port's
+        """Let the biller give back what the attempts that are over did not use."""
+        session.execute(
+            update(JobFundingRow)
+            .where(JobFundingRow.job_id.in_([job.id for job in jobs]), JobFundingRow.state == "held")
+            .values(state="waiting")
+            .returning(func.pg_notify(WAKE_CHANNEL, ""))
+            .execution_options(synchronize_session=False)
+        )
+
     def ended(self, session: Session, jobs: Sequence[JobRow], at: datetime) -> None:  # noqa: ARG002 - the port's
         """Let the biller release what is left once the last record is charged."""
         session.execute(
             update(JobFundingRow)
             .where(JobFundingRow.job_id.in_([job.id for job in jobs]))
-            .values(state=case((JobFundingRow.held_micros == 0, "released"), else_="ended"))
+            .values(state=case((JobFundingRow.funded_at.is_(None), "released"), else_="ended"))
             .returning(func.pg_notify(WAKE_CHANNEL, ""))
             .execution_options(synchronize_session=False)
         )

@@ -46,13 +46,14 @@ class JobFundingRow(Table):
     """How a job is paid: which vouchers it may use, and how much card time its holds have covered so far.
 
     `funded_at` is its first admission, which settles its rate cards; `rated_units` is the exact cost of all its rated
-    usage, so that the next charge telescopes; `charges` is how many there are, and the number of the next.
+    usage, so that the next charge telescopes; `charges` is how many there are, and the number of the next. It is
+    `waiting` while its attempt is over and its hold not given back yet, then `pending` until the next admission.
     """
 
     __tablename__ = "job_funding"
     __table_args__ = (
         CheckConstraint("held_micros >= 0 AND held_slot_ms >= 0 AND charges >= 0", name="not_negative"),
-        CheckConstraint("state IN ('pending', 'held', 'ended', 'released')", name="state"),
+        CheckConstraint("state IN ('pending', 'held', 'waiting', 'ended', 'released')", name="state"),
         Index("ix_job_funding_state", "state"),
     )
 

@@ -39,7 +39,7 @@ CREATE TABLE job_funding (
     charges BIGINT NOT NULL,
     CONSTRAINT pk_job_funding PRIMARY KEY (job_id),
     CONSTRAINT ck_job_funding_not_negative CHECK (held_micros >= 0 AND held_slot_ms >= 0 AND charges >= 0),
-    CONSTRAINT ck_job_funding_state CHECK (state IN ('pending', 'held', 'ended', 'released'))
+    CONSTRAINT ck_job_funding_state CHECK (state IN ('pending', 'held', 'waiting', 'ended', 'released'))
 );
 
 CREATE INDEX ix_job_funding_state ON job_funding (state);

@@ -155,8 +155,19 @@ class House:
         """The node is lost and the job waits to be tried again, as the controller settles it."""
         with transaction(self.engine) as session:
             job = session.get_one(JobRow, job_id)
-            job.state, job.placed_at, job.lost_attempts = "queued", None, [*job.lost_attempts, job.attempt]
-            self._end_runs(session, job_id, "node_lost")
+            job.lost_attempts = [*job.lost_attempts, job.attempt]
+            self._requeue(session, job, "node_lost")
+
+    def fail(self, job_id: UUID) -> None:
+        """The program failed and the job waits to be tried again, because it asked for that."""
+        with transaction(self.engine) as session:
+            self._requeue(session, session.get_one(JobRow, job_id), "exited")
+
+    def _requeue(self, session: Session, job: JobRow, reason: str) -> None:
+        job.state, job.placed_at = "queued", None
+        self._end_runs(session, job.id, reason)
+        session.flush()
+        self.funding.requeued(session, [job], NOW)
 
     def _end_runs(self, session: Session, job_id: UUID, reason: str) -> None:
         session.execute(

@@ -70,6 +70,7 @@ class Free:  # its arguments are the port's
 
     usage: dict[str, UsageRecord] = field(default_factory=dict)
     ended_jobs: list[UUID] = field(default_factory=list)
+    requeued_jobs: list[UUID] = field(default_factory=list)
     refusing: set[UUID] = field(default_factory=set)
 
     def admit(self, session: Session, admissions: Sequence[Admission], at: datetime) -> Mapping[UUID, str]:
@@ -82,6 +83,9 @@ class Free:  # its arguments are the port's
 
     def record_usage(self, session: Session, node: str, records: Sequence[UsageRecord], at: datetime) -> None:
         self.usage |= {record.id: record for record in records}
+
+    def requeued(self, session: Session, jobs: Sequence[JobRow], at: datetime) -> None:
+        self.requeued_jobs += [job.id for job in jobs]
 
     def ended(self, session: Session, jobs: Sequence[JobRow], at: datetime) -> None:
         self.ended_jobs += [job.id for job in jobs]

@@ -54,6 +54,7 @@ def test_a_claim_inside_its_guarantee_evicts_a_borrower_which_runs_again_afterwa
     again = cluster.until_state(victim, "running")
     assert (again.attempt, again.evictions, again.lost_attempts, again.evicted_for) == (2, 1, [1], None)
     assert again.attained_ms > 0
+    assert cluster.free.requeued_jobs == [victim]
     first, _ = cluster.runs(victim)
     assert (first.end_reason, first.exit_code) == ("preempted", 0)
     assert first.ended_at <= cluster.job(claimant).placed_at
