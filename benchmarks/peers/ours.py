@@ -1,13 +1,14 @@
 """The hub as the benchmarks drive it: through its HTTP API, as an enterprise that pays for every job."""
 
 import json
+import os
 import shutil
 import socket
 import statistics
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import closing
 from datetime import datetime
 from http.client import HTTPConnection
 from pathlib import Path
@@ -128,6 +129,7 @@ class Hub:
         The processor time is that of all processes of the hub, for a job that is submitted, run and metered (charging
         may be going on after it); unlike the rate it says something on a busy machine, too.
         """
+        os.sync()
         began, before = utc_now(), self.account()
         with ThreadPoolExecutor(_CLIENTS) as pool:
             ids = [one for some in pool.map(self._submit_some, _shares(count, _CLIENTS)) for one in some]

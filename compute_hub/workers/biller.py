@@ -53,7 +53,7 @@ _GATHER_S: Final = 0.25
 """From the first word after a pause until what came meanwhile is billed together."""
 
 _BREATH_MS: Final = 1000
-"""From one round to the next while there is always something to bill: the more is billed together, the less it costs."""
+"""From one round to the next while there is always something to bill: billed together, many cost little more."""
 
 _NICENESS: Final = 5
 """What is held is safe, so charging it waits for those who start jobs."""

@@ -220,14 +220,15 @@ class Controller:
         there is more of it, and a step costs little more for many jobs than for one.
         """
         reachable = set(self._machines.reachable())
-        due = set(reachable) if ticking else {word for word in words if word in reachable}
+        due = set(reachable) if ticking else set[str]()
         if ticking:
             self._give_up_lost()
             self._keep_funded()
         if WAKE_CHANNEL in words or ticking:
             due |= self._withdraw() & reachable
-        if due:
-            due = self._sync(due, reachable)[1]
+        telling = reachable.intersection(words) | ((reachable - self._led.nodes.answering()) & due)
+        if telling:
+            due = self._sync(telling, reachable)[1] | (due - telling)
         freed = True
         for _ in range(_ROUNDS_MAX):
             if freed:
