@@ -3,7 +3,6 @@
 from collections.abc import Collection
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
-from pathlib import Path
 from uuid import UUID
 
 from sqlalchemy import func, select
@@ -11,23 +10,11 @@ from sqlalchemy.orm import Session
 
 from scheduler.node.protocol import PIDS, Bundle, DeviceShare, Gang, Network, RunSpec, Scope
 from scheduler.ray import private
-from scheduler.secrets import Vault, opened_secrets
+from scheduler.secrets import opened_secrets
+from scheduler.store import Store
 from scheduler.tables import JobRow, NodeRow, RunRow
 
 _MASTER_PORT = 29_500
-
-
-@dataclass(frozen=True)
-class Store:
-    """Where tenants' files lie on the file system that API and nodes share, and what opens their secrets."""
-
-    uploads: Path
-    workspaces: Path
-    vault: Vault | None = None
-
-    def attempt(self, job: JobRow, attempt: int) -> Path:
-        """The directory of one attempt of a job: a workspace and a log per rank."""
-        return self.workspaces / str(job.tenant_id) / str(job.id) / f"attempt-{attempt}"
 
 
 @dataclass
@@ -99,6 +86,7 @@ def _spec(
         argv=_argv(job),
         workspace=str(folder / f"rank-{run.rank}"),
         log=str(folder / f"rank-{run.rank}.log"),
+        checkpoints=str(store.checkpoints(job, run.rank)),
         rank=run.rank,
         node_rank=run.rank,
         world_size=job.node_count,
