@@ -19,7 +19,7 @@ from kernel.clock import boottime_ms, unix_ms, utc_now
 from kernel.database import transaction
 from scheduler.controller.admitting import admit
 from scheduler.controller.clearing import order_clearing
-from scheduler.controller.desired import Desires, Store, Wanted
+from scheduler.controller.desired import Desires, Wanted
 from scheduler.controller.explaining import explain_waiting
 from scheduler.controller.inventory import record_node
 from scheduler.controller.lease import Lease, renewals_ms, take_lease
@@ -38,6 +38,7 @@ from scheduler.operations import note
 from scheduler.policy.model import Queue
 from scheduler.policy.settings import PolicySettings, policy_named
 from scheduler.refusals import LeadershipLost
+from scheduler.store import Store
 from scheduler.tables import JobRow, NodeRow
 
 _ROUNDS_MAX: Final = 20
