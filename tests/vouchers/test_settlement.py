@@ -1,11 +1,12 @@
 """Claims from captured coverage to reconciled money, in both directions, line by line."""
 
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -271,6 +272,33 @@ def test_a_clawback_unwinds_what_was_recorded_and_fills_the_pool(world: World, p
         assert programme_totals(session, place.programme).captured == 120 * YUAN
         with pytest.raises(NotRestorable):
             restore_charge(session, place.charge(1), reason="x", by="hub", at=NOW)
+
+
+def test_two_claims_paid_at_once_share_the_reserve(world: World) -> None:
+    reserve = {"clause": "Chengdu §5", "amount": "50.00"}
+    with transaction(world.engine) as session:
+        place = world.place(session, reserve=reserve)
+        advance_reserve(session, place.programme, 50 * YUAN, reference="a1", by="officer", at=NOW)
+        first = claimed(session, place, (100,))
+        approved(session, first)
+        place.run(session, 200, 7)
+        later = NOW + timedelta(days=40)
+        second = make_claim(session, place.programme, "2026-04", by="centre", at=later)
+        approved(session, second)
+
+    def pay(claim: UUID) -> int:
+        with transaction(world.engine) as session:
+            return disburse_claim(session, claim, bank_reference=f"b {claim}", by="cashier", at=later) // YUAN
+
+    with ThreadPoolExecutor(1) as pool:
+        with transaction(world.engine) as session:
+            assert disburse_claim(session, first, bank_reference=f"b {first}", by="c", at=later) == 0
+            waiting = pool.submit(pay, second)
+            with world.engine.connect() as watching:
+                asked = text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
+                while not waiting.done() and not watching.execute(asked).scalar_one():
+                    watching.rollback()
+        assert waiting.result() == 40
 
 
 def test_automatic_checks_point_at_related_dishonest_and_recalled(world: World) -> None:
