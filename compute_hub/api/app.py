@@ -136,7 +136,7 @@ def worker() -> FastAPI:
     chosen = settings_of_this_process()
     configure_logs("api")
     serving = serve_metrics(chosen, "api")
-    return create_app(chosen, open_engine(application_url(chosen), pool_size=16), serving.withdraw)
+    return create_app(chosen, open_engine(application_url(chosen), part="api", pool_size=16), serving.withdraw)
 
 
 def run_api(settings: Settings) -> None:

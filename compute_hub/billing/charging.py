@@ -55,6 +55,10 @@ from vouchers.open_holds import OpenHolds, open_holds, write_holds
 from vouchers.redemption import held_facts
 
 
+_WITHOUT_HOLD: Final = frozenset({"released", "pending"})
+"""Whose usage, if some still comes, is paid by itself: jobs that are over, and jobs that wait to run again."""
+
+
 @dataclass
 class _Job:
     """A job as it is billed: how far its rating and its charges have come, and what decides about its price."""
@@ -114,6 +118,8 @@ class Billed:
 def charge_jobs(session: Session, job_ids: Collection[UUID], at: datetime, *, wait: bool = True) -> Billed:
     """Charge all usage of jobs that is due, one charge per attempt, model and month, and release jobs that are done.
 
+    What was used before and after the end of a voucher that pays is charged apart.
+
     A record is charged when all records of its run before it are; behind a gap it waits, and is forgone when the job
     has been over for `LATE`. Usage of an attempt that the centre lost is forgone. Jobs at which another biller is, are
     left to it, and without `wait` those of tenants whose money is being moved just now; one that lost an attempt is
@@ -156,7 +162,8 @@ def release_job(session: Session, job_id: UUID, at: datetime) -> None:
     open_gap_cases(session, job_id, at)
     restore_losses(session, job_id, at)
     holds = open_holds(session, (), releasing=[job_id])
-    release_rest(holds, job_id)
+    if job_id in holds.jobs:
+        release_rest(holds, job_id)
     job.state = "released"
     write_charges(session, Written(fundings=[(job_id, job.units, job.charges, job.state)]))
     write_holds(session, holds, at)
@@ -190,7 +197,7 @@ class _Biller:
         """Charge a job and release it. Raises NoRate, and what `take_charges` refuses: nothing is noted then."""
         stretches = [
             _Stretch(*key, some, payable=key[0] not in job.lost_attempts)
-            for key, some in by_charge(waiting.due)
+            for key, some in by_charge(waiting.due, self._ends_ms(job))
         ]
         if forgo:
             stretches += [_Stretch(*key, some, payable=False) for key, some in by_charge(waiting.behind)]
@@ -198,7 +205,8 @@ class _Biller:
         rated = self._rate_all(job, [stretch for stretch in stretches if stretch.slot_ms], volumes)
         coverages = self._capture_all(job, rated)
         if release:
-            release_rest(self.holds, job.id)
+            if job.id in self.holds.jobs:
+                release_rest(self.holds, job.id)
             job.state = "released"
         for charge in rated:
             self._note(job, charge, coverages.get(charge.charge_id, Coverage(0, ())))
@@ -210,6 +218,15 @@ class _Biller:
         job.charges += len(rated)
         if rated or release:
             self.written.fundings.append((job.id, job.units, job.charges, job.state))
+
+    def _ends_ms(self, job: _Job) -> list[int]:
+        """When something that is set aside for a job stops paying, in order."""
+        money = self.holds.jobs.get(job.id)
+        return sorted(
+            {unix_ms(row.serves_until) for row in money.segments if row.serves_until}
+            if money is not None
+            else ()
+        )
 
     def _rate_all(
         self, job: _Job, stretches: Sequence[_Stretch], volumes: dict[VolumeKey, int]
@@ -249,7 +266,7 @@ class _Biller:
         ]
         if not captures:
             return {}
-        if job.state == "released":
+        if job.state in _WITHOUT_HOLD:
             coverages = capture_late(self.session, job.id, job.tenant_id, captures, self.at)
         else:
             coverages = take_charges(self.holds, job.id, captures, self.at)

@@ -4,6 +4,7 @@ A record is due when all records of its run before it are; behind a gap it waits
 over for `LATE`.
 """
 
+from bisect import bisect_left
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -158,6 +159,7 @@ def waiting_usage(session: Session, job_ids: Collection[UUID]) -> dict[UUID, Wai
     return found
 
 
+<<<<<<< HEAD
 def follows(before: Streak, after: Streak) -> bool:
     """Whether the second begins in the same run with the record after the first one's last."""
     return (before.job_id, before.attempt, before.rank, before.until_k) == (
@@ -174,6 +176,21 @@ def by_charge(streaks: Sequence[Streak]) -> list[tuple[tuple[int, str, str], lis
     for streak in streaks:
         found.setdefault((streak.attempt, streak.model, streak.month), []).append(streak)
     return sorted(found.items())
+=======
+def by_charge(
+    records: Sequence[Record], ends_ms: Sequence[int] = ()
+) -> list[tuple[tuple[int, str, str], list[Record]]]:
+    """Records of a job by attempt, model and month: what becomes one charge.
+
+    At `ends_ms`, which are in order, something that is set aside stops paying, so what was used until then is charged
+    by itself, however late that is.
+    """
+    found: dict[tuple[int, str, str, int], list[Record]] = {}
+    for record in records:
+        place = bisect_left(ends_ms, record.span.end_ms)
+        found.setdefault((record.attempt, record.model, record.month, place), []).append(record)
+    return [(key[:3], some) for key, some in sorted(found.items())]
+>>>>>>> main
 
 
 def _awaited_runs() -> Select[UUID]:

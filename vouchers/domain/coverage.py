@@ -143,6 +143,11 @@ class Plan:
         """How many parts a micro-yuan is counted in, so that every amount is a whole number of them."""
         return _scale(self.candidates, self.card_ms)
 
+    @property
+    def draws_card_time(self) -> bool:
+        """Whether a voucher that takes part gives card time instead of money."""
+        return any(candidate.asset != CNY for candidate in self.candidates)
+
     def shares(self, cost_micros: int, card_ms: int) -> tuple[Share, ...]:
         """What each voucher pays of the first `cost_micros` of this hold, which used `card_ms` of card time."""
         filled, _ = self._filled(cost_micros)
@@ -191,21 +196,21 @@ def plan_coverage(cost_micros: int, card_ms: int, candidates: Sequence[Candidate
         ),
         key=lambda candidate: (candidate.asset == CNY, *candidate.burn),
     )
-    best: Plan | None = None
-    best_worth: tuple[int, tuple[int, ...]] | None = None
     scale = _scale(ordered, card_ms)
-    for taking_part in _compatible_sets(ordered):
-        plan = Plan(cost_micros, card_ms, taking_part)
-        filled, _ = _fill(plan, cost_micros, scale)
-        amounts = dict(zip(taking_part, (amount for amount, _ in filled), strict=True))
-        in_order = tuple(amounts.get(candidate, 0) for candidate in ordered)
-        worth = (sum(in_order), in_order)
-        if best_worth is None or worth > best_worth:
-            best, best_worth = plan, worth
-    if best is None or best_worth is None:
-        return Plan(cost_micros, card_ms, ())
-    paying = tuple(candidate for candidate, amount in zip(ordered, best_worth[1], strict=True) if amount > 0)
+    splits = (
+        _split(Plan(cost_micros, card_ms, taking_part), ordered, scale)
+        for taking_part in _compatible_sets(ordered)
+    )
+    best = max(splits, key=lambda split: (sum(split), split))
+    paying = tuple(candidate for candidate, amount in zip(ordered, best, strict=True) if amount > 0)
     return Plan(cost_micros, card_ms, paying)
+
+
+def _split(plan: Plan, ordered: Sequence[Candidate], scale: int) -> tuple[int, ...]:
+    """What each of all candidates pays by a plan of some of them."""
+    filled, _ = _fill(plan, plan.cost_micros, scale)
+    amounts = dict(zip(plan.candidates, (amount for amount, _ in filled), strict=True))
+    return tuple(amounts.get(candidate, 0) for candidate in ordered)
 
 
 def _compatible_sets(candidates: Sequence[Candidate]) -> Iterator[tuple[Candidate, ...]]:
@@ -215,13 +220,9 @@ def _compatible_sets(candidates: Sequence[Candidate]) -> Iterator[tuple[Candidat
     }
     if len(binding) > CONDITIONAL_PROGRAMMES_MAX:
         raise TooManyProgrammes(count=len(binding), allowed=CONDITIONAL_PROGRAMMES_MAX)
-    for size in range(len(binding), -1, -1):
-        for chosen in combinations(sorted(binding), size):
-            taking_part = tuple(
-                candidate
-                for candidate in candidates
-                if candidate.programme in chosen or candidate.programme not in binding
-            )
+    for size in range(len(binding) + 1):
+        for left_out in combinations(sorted(binding), size):
+            taking_part = tuple(candidate for candidate in candidates if candidate.programme not in left_out)
             if not any(one.excludes(other) for one, other in product(taking_part, repeat=2)):
                 yield taking_part
 
@@ -261,7 +262,7 @@ def _scale(candidates: Iterable[Candidate], card_ms: int) -> int:
         common = lcm(
             common, candidate.ratio.denominator, *(rule.ratio.denominator for rule in candidate.ceilings)
         )
-    return common * common * max(card_ms, 1) if timed else common
+    return common * common * card_ms if timed else common
 
 
 def _fill(plan: Plan, cost_micros: int, scale: int) -> tuple[list[_Poured], list[_Room]]:
@@ -277,7 +278,7 @@ def _fill(plan: Plan, cost_micros: int, scale: int) -> tuple[list[_Poured], list
         paying = [candidate for candidate in plan.candidates if (candidate.asset != CNY) == timed]
         ratios = _ratios(paying, left)
         for candidate in paying:
-            limit = candidate.limit * (cost // max(plan.card_ms, 1) if timed else scale)
+            limit = candidate.limit * (cost // plan.card_ms if timed else scale)
             bounds = [*ratios, _Room(limit, "nothing more remains on it"), *ceilings]
             filled.append(_pour(candidate, bounds, [*ratios, *ceilings]))
         left = cost - sum(amount for amount, _ in filled)
