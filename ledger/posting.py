@@ -1,5 +1,6 @@
 """Writing the ledger: open accounts, post a batch. Each is one round trip to a database function.
 
+A single plain transfer that cannot be posted takes a second one, which says why.
 The functions lock the accounts of the batch in the order of their ids before anything is written, so batches
 cannot deadlock and no check reads a stale balance. Post once per transaction, or put everything into one batch.
 Both may be repeated with the same ids for ever: the first result is returned.

@@ -1,7 +1,7 @@
 """The ledger's tables as SQLAlchemy sees them; the application reads them and writes none of them.
 
 A transfer row is both of its legs with the balances after it on each side, so a leg cannot be missing. All
-writes go through the database functions `ledger_open_accounts` and `ledger_post`; see `posting`.
+writes go through the database functions `ledger_open_accounts`, `ledger_post` and `ledger_post_plain`; see `posting`.
 """
 
 from datetime import datetime
