@@ -102,10 +102,8 @@ def capture_charge(
     """
     if cost_micros:
         check_cost(cost_micros, facts)
-    tenant_id = session.scalar(select(JobHold.tenant_id).where(JobHold.job_id == job_id))
-    if tenant_id is None:
-        raise HoldNotFound(job=job_id)
-    lock_payers(session, [tenant_id])
+    tenants = session.scalars(select(JobHold.tenant_id).where(JobHold.job_id == job_id))
+    lock_payers(session, tenants.all())
     known = session.get(CoveredCharge, charge_id)
     if known is not None:
         asked = (job_id, cost_micros, facts.card_ms, facts.kind())

@@ -40,7 +40,7 @@ from vouchers.tables import (
 )
 
 CLAIM_LINES_MAX: Final = 5_000
-"""Per claim; what is over waits for the next one."""
+"""Per claim; what is over is claimed by another one for the same period."""
 
 STANDING: Final = ("claimed", "approved", "rejected", "clawed_back")
 _UNDER_REVIEW: Final = ("submitted", "checked", "reviewed")
@@ -64,8 +64,11 @@ def make_claim(
     at: datetime,
     claimant_id: UUID | None = None,
     evidence: dict[str, Any] | None = None,
+    lines_max: int = CLAIM_LINES_MAX,
 ) -> UUID:
     """Claim what was captured up to the end of a period; while that claim is under review, return it again.
+
+    What did not fit into a claim of the most lines is claimed by another one for the period, after that is decided.
 
     Args:
         session: whose transaction this belongs to.
@@ -75,13 +78,14 @@ def make_claim(
         at: now.
         claimant_id: the buyer who is to be reimbursed; None for the centre.
         evidence: references of what proves the usage, by kind (`invoice`, `delivery_proof`, …).
+        lines_max: how many lines the claim may have, oldest usage first.
 
     Returns:
         The claim's id.
 
     Raises:
         ProgrammeNotFound, MalformedPeriod, PeriodNotBegun.
-        PeriodClosed: the period's claim has been decided.
+        PeriodClosed: the period's claim has been decided, and nothing was left over from it.
         MissingEvidence: the programme pays only on more evidence.
         NothingToClaim: nothing captured waits.
     """
@@ -92,9 +96,10 @@ def make_claim(
     latest = _latest(session, programme, period, claimant_id)
     if latest is not None and latest.state in _UNDER_REVIEW:
         return latest.id
-    if latest is not None and latest.state != "rejected":
-        raise PeriodClosed(period=period, programme=programme, claim=latest.id, state=latest.state)
-    lines = _unclaimed(session, programme, ends_at, claimant_id)
+    decided = None if latest is None or latest.state == "rejected" else latest
+    lines = _unclaimed(session, programme, ends_at, claimant_id, decided, lines_max)
+    if not lines and decided is not None:
+        raise PeriodClosed(period=period, programme=programme, claim=decided.id, state=decided.state)
     if not lines:
         raise NothingToClaim(programme=programme, period=period)
     return _new_claim(session, terms, period, claimant_id, latest, lines, evidence or {}, by, at)
@@ -244,14 +249,27 @@ def _latest(session: Session, slug: str, period: str, claimant_id: UUID | None) 
     ).one_or_none()
 
 
-def _unclaimed(session: Session, slug: str, ends_at: datetime, claimant_id: UUID | None) -> list[_Waiting]:
-    """Captured coverage, oldest first, that no standing claim holds, less what was given back."""
+def _unclaimed(
+    session: Session,
+    slug: str,
+    ends_at: datetime,
+    claimant_id: UUID | None,
+    decided: Claim | None,
+    lines_max: int,
+) -> list[_Waiting]:
+    """Captured coverage, oldest first, that no standing claim holds, less what was given back.
+
+    Of a period whose claim is `decided`, only what that had no room for: it was captured by then, and never in a claim.
+    """
     query = (
         _waiting()
-        .where(CoverageLine.slug == slug, CoverageLine.used_until < ends_at)
+        .where(CoverageLine.slug == slug, CoverageLine.used_until <= ends_at)
         .order_by(CoverageLine.used_until, CoverageLine.id)
-        .limit(CLAIM_LINES_MAX)
+        .limit(lines_max)
     )
+    if decided is not None:
+        before = exists().where(ClaimLine.coverage_line_id == CoverageLine.id)
+        query = query.where(CoveredCharge.captured_at <= decided.made_at, ~before)
     if claimant_id is None:
         query = query.where(CoverageLine.direction == CENTRE_CLAIMS)
     else:

@@ -58,6 +58,8 @@ class HoldRequest:
         voucher_ids: the vouchers to use; None for the cheapest choice, empty for none.
         usage_until: when the usage will have ended; a voucher that ends earlier does not pay.
         extends: whether the job has a hold, which grows; else this is its first.
+        again: whether the usage was paid before and has just been given back: whichever of the named vouchers paid for
+            it may do so again, also when it has ended since.
     """
 
     job_id: UUID
@@ -67,6 +69,7 @@ class HoldRequest:
     voucher_ids: Sequence[UUID] | None
     usage_until: datetime
     extends: bool
+    again: bool = False
 
 
 @dataclass(frozen=True)
@@ -248,7 +251,8 @@ def _place(
         cost, number = cost - so_far.cost_micros, so_far.segments
     if cost <= 0:
         return Coverage(0, ())
-    funding = find_funding(means, wish, at, request.usage_until, insist=number == 0)
+    insist = number == 0 and not request.again
+    funding = find_funding(means, wish, at, request.usage_until, insist=insist, ended_too=request.again)
     prepared = prepare(funding, cost, wish.facts, number)
     _note_segment(request, wish, number, cost, prepared, writing, at)
     _note_lines(request, wish, number, cost, prepared, writing, means, at)

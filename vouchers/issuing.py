@@ -4,7 +4,6 @@ Caps per enterprise and per actual controller are counted with the programme's r
 """
 
 from datetime import datetime
-from itertools import accumulate, pairwise
 from uuid import UUID
 
 from sqlalchemy import select
@@ -18,6 +17,7 @@ from vouchers.applications import locked_application, record_step
 from vouchers.cases import issued_sum
 from vouchers.domain.calendar import budget_cycle, expiry, local_day
 from vouchers.domain.terms import Terms
+from vouchers.domain.tranches import tranche_faces
 from vouchers.enterprises import enterprise_facts
 from vouchers.errors import (
     ApplicationState,
@@ -115,16 +115,6 @@ def release_tranche(session: Session, application_id: UUID, *, report: str, by: 
         ) from refused
     record_step(session, application_id, "tranche released", by, report, at)
     return voucher.id
-
-
-def tranche_faces(terms: Terms, granted: int) -> list[int]:
-    """A grant divided into its tranches by their parts; roundings telescope, so they add up to the grant."""
-    whole = sum(tranche.parts for tranche in terms.tranches)
-    ends = [
-        granted * parts // whole
-        for parts in accumulate((tranche.parts for tranche in terms.tranches), initial=0)
-    ]
-    return [after - before for before, after in pairwise(ends)]
 
 
 def voucher_of(session: Session, voucher_id: UUID) -> Voucher:

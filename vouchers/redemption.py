@@ -85,16 +85,18 @@ def place_hold(
     at: datetime,
     *,
     usage_until: datetime | None = None,
+    again: bool = False,
 ) -> Coverage:
     """Set aside what the first stretch of a job may cost. Placing it again returns the first result.
 
-    Arguments and refusals are those of `quote`; besides:
+    Arguments and refusals are those of `quote`; `again` is that of `HoldRequest`. Besides:
 
     Raises:
         HoldDiffers: the job has a hold for other content.
         HoldReleased: its hold was released.
     """
-    first = HoldRequest(job_id, tenant_id, cost_micros, facts, voucher_ids, usage_until or at, extends=False)
+    until = usage_until or at
+    first = HoldRequest(job_id, tenant_id, cost_micros, facts, voucher_ids, until, extends=False, again=again)
     (outcome,) = place_holds(session, [first], at)
     if isinstance(outcome, HoldDiffers):
         _check_same(session, first)

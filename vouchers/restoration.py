@@ -46,7 +46,14 @@ class _Returned:
 
 
 def restore_charge(
-    session: Session, charge_id: UUID, *, reason: str, by: str, at: datetime, lost_ms: int | None = None
+    session: Session,
+    charge_id: UUID,
+    *,
+    reason: str,
+    by: str,
+    at: datetime,
+    lost_ms: int | None = None,
+    forward: bool = True,
 ) -> int:
     """Give a charge for lost usage back, or the part of it that paid for `lost_ms` of card time in all.
 
@@ -60,6 +67,7 @@ def restore_charge(
         by: who says so.
         at: now.
         lost_ms: how much of the charge's card time was lost since it was captured; None for all of it.
+        forward: let what comes back to an ended voucher go on to the pool; else the caller takes it again at once.
 
     Returns:
         The micro-yuan given back of this charge in all.
@@ -83,7 +91,7 @@ def restore_charge(
     transfers = _leave_claims(session, charge, lines, reason, by, at)
     returned = list(_returned(session, charge, lines, until_micros))
     transfers += [entry.transfer for entry in returned if entry.transfer is not None]
-    transfers += _forwarded(session, returned)
+    transfers += _forwarded(session, returned) if forward else []
     _record(session, charge, returned, reason, by, at)
     charge.restored_micros, charge.restored_ms = until_micros, until_ms
     session.flush()

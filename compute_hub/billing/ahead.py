@@ -49,6 +49,7 @@ class Funded:
 
     job_id: UUID
     voucher_ids: Sequence[UUID] | None
+    project: str | None
     model: str | None
     held_slot_ms: int
     held_micros: int
@@ -82,6 +83,7 @@ def funded_jobs(session: Session, job_ids: Collection[UUID], *, lock: bool) -> d
         select(
             JobFundingRow.job_id,
             JobFundingRow.voucher_ids,
+            JobFundingRow.project,
             JobFundingRow.model,
             JobFundingRow.held_slot_ms,
             JobFundingRow.held_micros,
@@ -148,7 +150,9 @@ def hardware_of(session: Session, models: Collection[str]) -> dict[str, str]:
     return {model: "domestic" if vendors.get(model) in _DOMESTIC else "other" for model in models}
 
 
-def charge_facts(centre: CentreFacts, model: str, hardware: Mapping[str, str], slot_ms: int) -> ChargeFacts:
+def charge_facts(
+    centre: CentreFacts, model: str, hardware: Mapping[str, str], slot_ms: int, project: str | None
+) -> ChargeFacts:
     """What the voucher rules look at in some usage of a model in this centre."""
     return ChargeFacts(
         model=model,
@@ -156,6 +160,7 @@ def charge_facts(centre: CentreFacts, model: str, hardware: Mapping[str, str], s
         region=centre.region,
         centre_pflops=centre.pflops,
         card_ms=slot_ms // 1000,
+        project=project,
     )
 
 
@@ -191,7 +196,7 @@ def _request(
     So neither a device that left nor a centre that grew while a job runs takes its holds away from it.
     """
     ahead = entry.ahead
-    facts = held or charge_facts(centre, ahead.model, hardware, 0)
+    facts = held or charge_facts(centre, ahead.model, hardware, 0, ahead.funded.project)
     return HoldRequest(
         job_id=ahead.job.id,
         tenant_id=ahead.job.tenant_id,

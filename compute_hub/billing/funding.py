@@ -53,6 +53,7 @@ def pledge_funding(
     job: JobRow,
     voucher_ids: Sequence[UUID] | None,
     *,
+    project: str | None = None,
     centre: CentreFacts,
     horizon_ms: int,
     at: datetime,
@@ -63,6 +64,7 @@ def pledge_funding(
         session: the submission's transaction.
         job: just queued.
         voucher_ids: the vouchers it may use; None for the cheapest choice, empty for none.
+        project: whose parts of vouchers it uses, and whose budget limits it.
         centre: what programmes look at in the centre.
         horizon_ms: length of a stretch.
         at: now.
@@ -74,19 +76,25 @@ def pledge_funding(
     stretch_ms = _stretch_ms(job, 0, horizon_ms)
     price, model = dearest_model(session, job, at, priced_ahead(at, stretch_ms))
     slot_ms = _slots(job) * stretch_ms
-    facts = charge_facts(centre, model, hardware_of(session, [model]), slot_ms)
+    facts = charge_facts(centre, model, hardware_of(session, [model]), slot_ms, project)
     coverage = quote(session, job.tenant_id, hold_micros(slot_ms, price), facts, voucher_ids, at)
-    pledge_alike(session, [job], voucher_ids)
+    pledge_alike(session, [job], voucher_ids, project)
     return coverage
 
 
-def pledge_alike(session: Session, jobs: Sequence[JobRow], voucher_ids: Sequence[UUID] | None) -> None:
+def pledge_alike(
+    session: Session,
+    jobs: Sequence[JobRow],
+    voucher_ids: Sequence[UUID] | None,
+    project: str | None = None,
+) -> None:
     """Note how new jobs are to be paid that are like one of which that has been checked."""
     session.add_all(
         JobFundingRow(
             job_id=job.id,
             tenant_id=job.tenant_id,
             voucher_ids=None if voucher_ids is None else list(voucher_ids),
+            project=project,
             state="pending",
             held_slot_ms=0,
             held_micros=0,

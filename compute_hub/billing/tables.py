@@ -60,6 +60,7 @@ class JobFundingRow(Table):
     job_id: Mapped[UUID] = mapped_column(primary_key=True)
     tenant_id: Mapped[UUID]
     voucher_ids: Mapped[list[UUID] | None] = mapped_column(ARRAY(Uuid))
+    project: Mapped[str | None]
     state: Mapped[str] = mapped_column(Text)
     model: Mapped[str | None] = mapped_column(Text)
     held_micros: Mapped[int]
@@ -266,6 +267,20 @@ class InvoiceLineRow(Table):
     slot_ms: Mapped[int]
     amount_micros: Mapped[int]
     forgone_micros: Mapped[int]
+
+
+class InvoiceDebtRow(Table):
+    """What an enterprise is to pay of an invoice that rests on its credit line, or is given back by a credit note."""
+
+    __tablename__ = "invoice_debts"
+    __table_args__ = (
+        Index("ix_invoice_debts_payer_id", "payer_id"),
+        CheckConstraint("micros >= 0", name="micros"),
+    )
+
+    invoice_id: Mapped[UUID] = mapped_column(ForeignKey("invoices.id"), primary_key=True)
+    payer_id: Mapped[UUID] = mapped_column(primary_key=True)
+    micros: Mapped[int]
 
 
 class InvoicedChargeRow(Table):

@@ -520,7 +520,7 @@ GRANT UPDATE (name, region, industry, size_class, yearly_contract_micros, clean_
 GRANT UPDATE (controller, recorded_by, recorded_at) ON controllers TO hub_app;
 GRANT UPDATE (first_published_at) ON programmes TO hub_app;
 GRANT UPDATE (effective_until) ON programme_versions TO hub_app;
-GRANT UPDATE (requested, contract, state, revision, submitted_at, first_reviewer, approver, granted, notice_ends_at) ON applications TO hub_app;
+GRANT UPDATE (version_id, requested, contract, state, revision, submitted_at, first_reviewer, approver, granted, notice_ends_at) ON applications TO hub_app;
 GRANT UPDATE (state, resolved_by, resolution) ON objections TO hub_app;
 GRANT UPDATE (state, ended_at, ended_by, ended_reason) ON vouchers TO hub_app;
 GRANT UPDATE (state, given_back) ON job_holds TO hub_app;

@@ -6,7 +6,6 @@ What a run is started with never changes, so that of a run that runs is kept; wh
 from collections.abc import Collection, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
-from pathlib import Path
 from uuid import UUID
 
 from sqlalchemy import func, select
@@ -14,24 +13,12 @@ from sqlalchemy.orm import Session
 
 from scheduler.node.protocol import PIDS, Bundle, DeviceShare, Gang, Network, RunSpec, Scope
 from scheduler.ray import private
-from scheduler.secrets import Vault, opened_secrets
+from scheduler.secrets import opened_secrets
+from scheduler.store import Store
 from scheduler.tables import JobRow, NodeRow, RunRow
 
 _MASTER_PORT = 29_500
 _WANTED = ("placed", "starting", "running")
-
-
-@dataclass(frozen=True)
-class Store:
-    """Where tenants' files lie on the file system that API and nodes share, and what opens their secrets."""
-
-    uploads: Path
-    workspaces: Path
-    vault: Vault | None = None
-
-    def attempt(self, job: JobRow, attempt: int) -> Path:
-        """The directory of one attempt of a job: a workspace and a log per rank."""
-        return self.workspaces / str(job.tenant_id) / str(job.id) / f"attempt-{attempt}"
 
 
 @dataclass
@@ -121,6 +108,7 @@ def _spec(
         argv=_argv(job),
         workspace=str(folder / f"rank-{run.rank}"),
         log=str(folder / f"rank-{run.rank}.log"),
+        checkpoints=str(store.checkpoints(job, run.rank)),
         rank=run.rank,
         node_rank=run.rank,
         world_size=job.node_count,

@@ -20,6 +20,7 @@ from scheduler.node.protocol import DeviceShare, UsageRecord
 from scheduler.tables import JobRow
 from tests.vouchers.world import World
 from vouchers.domain.facts import CentreFacts
+from vouchers.reading import programme_totals
 from vouchers.wallets import deposit, wallet_balance
 
 NOW = datetime(2026, 3, 10, 2, 0, tzinfo=UTC)
@@ -207,6 +208,11 @@ class House:
             "SELECT coalesce(sum(slot_ms), 0), coalesce(sum(amount_micros), 0), coalesce(sum(forgone_micros), 0) "
             "FROM charges"
         )[0]))  # fmt: skip
+
+    def pool(self, slug: str) -> int:
+        """What a programme may still issue, in micro-yuan."""
+        with Session(self.engine) as session:
+            return programme_totals(session, slug).pool
 
     def balance(self) -> tuple[int, int]:
         """What is free and what is held."""

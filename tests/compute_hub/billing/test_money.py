@@ -1,6 +1,7 @@
 """Holding, extending, charging, releasing: never twice, never beyond what is held, nothing kept too long."""
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -24,6 +25,7 @@ from kernel.ids import new_id
 from scheduler.tables import JobRow
 from tests.compute_hub.billing.house import HOUR_MS, NOW, YUAN, House
 from tests.vouchers.world import World
+from vouchers.afterlife import expire_vouchers, recall_voucher
 from vouchers.claims import make_claim
 from vouchers.domain.facts import CentreFacts, ContractFacts
 from vouchers.settlement import refuse_line
@@ -304,6 +306,42 @@ def test_a_correction_gives_the_charge_back_and_takes_the_right_cost_once_and_ne
     with transaction(house.engine) as session, pytest.raises(ChargeCorrected):
         correct_charge(session, charge_id, cheap_id, reason="again", by=by, at=NOW)
     assert house.sql("SELECT reason, corrected_by FROM charge_corrections") == [("signed late", by)]
+
+
+@pytest.mark.parametrize("end", ["recalled", "expired", "spent"])
+def test_a_correction_lowers_what_the_firm_pays_also_after_its_voucher_has_ended(
+    engine: Engine, end: str
+) -> None:
+    """Of ¥36 the voucher paid ¥10.80; of the right ¥30 it pays ¥9, and what it paid too much is the pool's."""
+    house = House(engine)
+    with transaction(engine) as session:
+        slug = house.world.programme(session)
+        face = 10_800_000 if end == "spent" else 100 * YUAN
+        voucher = house.world.voucher(session, house.tenant, slug, face)
+        own = Setting("sim-a", _card("30"), NOW, tenant_id=house.tenant, agreement="KH-7")
+    job_id = house.submit(vouchers=None, limit_ms=HOUR_MS, models=("sim-a",))
+    house.admit(job_id)
+    house.meter(house.record(job_id, 0, HOUR_MS, final=True))
+    house.end(job_id)
+    house.bill()
+    assert house.balance() == (974_800_000, 0)
+    later = NOW + timedelta(days=400 if end == "expired" else 3)
+    with transaction(engine) as session:
+        if end == "recalled":
+            recall_voucher(session, voucher, by="officer", reason="r", at=later)
+        elif end == "expired":
+            assert expire_vouchers(session, later) == [voucher]
+        rate_id = set_card(session, replace(own, effective_from=later), by=new_id(), at=later).id
+    ((charge_id,),) = house.sql("SELECT id FROM charges")
+    before = house.pool(slug)
+    with transaction(engine) as session:
+        new = correct_charge(session, charge_id, rate_id, reason="signed late", by=new_id(), at=later)
+        assert (new.voucher_micros, new.tenant_micros) == (9 * YUAN, 21 * YUAN)
+    assert house.balance() == (979 * YUAN, 0)
+    assert house.pool(slug) - before == (0 if end == "spent" else 1_800_000)
+    assert house.sql(
+        f"SELECT used_until FROM coverage_lines WHERE charge_id = '{new.id}' LIMIT 1"
+    ) == house.sql(f"SELECT used_until FROM coverage_lines WHERE charge_id = '{charge_id}' LIMIT 1")
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,6 @@ from kernel.clock import boottime_ms, utc_now
 from kernel.database import transaction
 from kernel.errors import HubError
 from kernel.ids import new_id
-from scheduler.controller.desired import Store
 from scheduler.controller.loop import Controller, Pace
 from scheduler.controller.ports import Accounting, Admission
 from scheduler.controller.wakeups import Wakeups
@@ -26,6 +25,7 @@ from scheduler.node.protocol import Report, SyncRequest, UsageRecord
 from scheduler.policy.model import Queue
 from scheduler.policy.settings import policy_named
 from scheduler.secrets import Vault, new_vault_key
+from scheduler.store import Store
 from scheduler.tables import JobRow, RunRow
 from tests.scheduler.node.harness import Machine, Node
 
