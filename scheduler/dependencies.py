@@ -94,12 +94,12 @@ def waiting_in_vain(session: Session) -> list[tuple[JobRow, UUID, str]]:
 
     Beginning with the few jobs that wait for any, so that thousands of cancelled and waiting ones are not compared.
     """
-    lost, needed = aliased(JobRow), func.unnest(JobRow.depends_on).table_valued("id").render_derived()
+    lost, named = aliased(JobRow), func.unnest(JobRow.depends_on).table_valued("id").render_derived()
     rows = session.execute(
         select(JobRow, lost.id, lost.state)
         .select_from(JobRow)
-        .join(needed, true())
-        .join(lost, and_(lost.id == needed.c.id, lost.state.in_(_LOST)))
+        .join(named, true())
+        .join(lost, and_(lost.id == named.c.id, lost.state.in_(_LOST)))
         .where(JobRow.state == "queued", func.cardinality(JobRow.depends_on) > 0)
         .order_by(JobRow.id, lost.id)
         .with_for_update(of=JobRow)
