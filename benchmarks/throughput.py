@@ -42,7 +42,8 @@ def main() -> int:
     parser.add_argument("--scale", action="store_true", help="fill a centre of simulated nodes instead")
     parser.add_argument("--running", type=int, default=1000, help="devices of that centre")
     parser.add_argument("--queued", type=int, default=10_000, help="jobs that wait there")
-    parser.add_argument("--run-s", type=int, default=20, help="how long each runs there")
+    parser.add_argument("--run-s", type=int, default=60, help="how long each runs there")
+    parser.add_argument("--hold-s", type=int, default=60, help="for how long that is watched")
     parser.add_argument(
         "--account", action="store_true", help="also say which part used how much of the processors"
     )
@@ -52,7 +53,7 @@ def main() -> int:
     peers = [name for name in arguments.peers.split(",") if name]
     try:
         if arguments.scale:
-            asked = (arguments.running, arguments.queued, arguments.run_s)
+            asked = (arguments.running, arguments.queued, arguments.run_s, arguments.hold_s)
             print(json.dumps(scale(FOLDER / "scale", *asked, say)))
         else:
             print(json.dumps(measure(arguments, peers, say)))

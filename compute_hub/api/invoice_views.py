@@ -7,9 +7,10 @@ from sqlalchemy.orm import Session
 
 from compute_hub.api.shapes import View
 from compute_hub.billing.charging import span_of
-from compute_hub.billing.domain.invoices import Line, outstanding, standing
+from compute_hub.billing.domain.invoices import Line, standing
 from compute_hub.billing.domain.rate_cards import RateCard
-from compute_hub.billing.invoicing import Draft, lines_of, on_credit, repaid_micros
+from compute_hub.billing.invoicing import Draft, lines_of
+from compute_hub.billing.owing import owed_micros
 from compute_hub.billing.statements import Statement
 from compute_hub.billing.tables import InvoiceLineRow, InvoiceRow, RateRow
 from compute_hub.metering.tables import UsageRecordRow
@@ -157,14 +158,7 @@ def draft_view(draft: Draft) -> DraftView:
 
 def invoice_view(session: Session, row: InvoiceRow, at: datetime) -> InvoiceView:
     """An invoice as it stands."""
-    lent = on_credit(session, row.tenant_id)
-    owed = dict(
-        zip(
-            (invoice_id for invoice_id, _ in lent),
-            outstanding((credit for _, credit in lent), repaid_micros(session, row.tenant_id)),
-            strict=True,
-        )
-    ).get(row.id, 0)
+    owed = owed_micros(session, row.id)
     lines = lines_of(session, row.id)
     cards = {line.rate_id: session.get_one(RateRow, line.rate_id) for line in lines}
     return InvoiceView(

@@ -63,6 +63,10 @@ _VOLUMES: Final = b"""
 """
 
 
+_WITHOUT_HOLD: Final = frozenset({"released", "pending"})
+"""Whose usage, if some still comes, is paid by itself: jobs that are over, and jobs that wait to run again."""
+
+
 @dataclass
 class _Job:
     """A job as it is billed: how far its rating and its charges have come, and what decides about its price."""
@@ -178,7 +182,8 @@ def release_job(session: Session, job_id: UUID, at: datetime) -> None:
     open_gap_cases(session, job_id, at)
     restore_losses(session, job_id, at)
     holds = open_holds(session, (), releasing=[job_id])
-    release_rest(holds, job_id)
+    if job_id in holds.jobs:
+        release_rest(holds, job_id)
     job.state = "released"
     _write(session, _Written(jobs=[job]))
     write_holds(session, holds, at)
@@ -270,7 +275,8 @@ class _Biller:
         rated = self._rate_all(job, [stretch for stretch in stretches if stretch.slot_ms], volumes)
         coverages = self._capture_all(job, rated)
         if release:
-            release_rest(self.holds, job.id)
+            if job.id in self.holds.jobs:
+                release_rest(self.holds, job.id)
             job.state = "released"
         for charge in rated:
             self._note(job, charge, coverages.get(charge.charge_id, Coverage(0, ())))
@@ -330,7 +336,7 @@ class _Biller:
         ]
         if not captures:
             return {}
-        if job.state == "released":
+        if job.state in _WITHOUT_HOLD:
             coverages = capture_late(self.session, job.id, job.tenant_id, captures, self.at)
         else:
             coverages = take_charges(self.holds, job.id, captures, self.at)

@@ -46,19 +46,21 @@ class JobFundingRow(Table):
     """How a job is paid: which vouchers it may use, and how much card time its holds have covered so far.
 
     `funded_at` is its first admission, which settles its rate cards; `rated_units` is the exact cost of all its rated
-    usage, so that the next charge telescopes; `charges` is how many there are, and the number of the next.
+    usage, so that the next charge telescopes; `charges` is how many there are, and the number of the next. It is
+    `waiting` while its attempt is over and its hold not given back yet, then `pending` until the next admission.
     """
 
     __tablename__ = "job_funding"
     __table_args__ = (
         CheckConstraint("held_micros >= 0 AND held_slot_ms >= 0 AND charges >= 0", name="not_negative"),
-        CheckConstraint("state IN ('pending', 'held', 'ended', 'released')", name="state"),
+        CheckConstraint("state IN ('pending', 'held', 'waiting', 'ended', 'released')", name="state"),
         Index("ix_job_funding_state", "state"),
     )
 
     job_id: Mapped[UUID] = mapped_column(primary_key=True)
     tenant_id: Mapped[UUID]
     voucher_ids: Mapped[list[UUID] | None] = mapped_column(ARRAY(Uuid))
+    project: Mapped[str | None]
     state: Mapped[str] = mapped_column(Text)
     model: Mapped[str | None] = mapped_column(Text)
     held_micros: Mapped[int]
@@ -265,6 +267,20 @@ class InvoiceLineRow(Table):
     slot_ms: Mapped[int]
     amount_micros: Mapped[int]
     forgone_micros: Mapped[int]
+
+
+class InvoiceDebtRow(Table):
+    """What an enterprise is to pay of an invoice that rests on its credit line, or is given back by a credit note."""
+
+    __tablename__ = "invoice_debts"
+    __table_args__ = (
+        Index("ix_invoice_debts_payer_id", "payer_id"),
+        CheckConstraint("micros >= 0", name="micros"),
+    )
+
+    invoice_id: Mapped[UUID] = mapped_column(ForeignKey("invoices.id"), primary_key=True)
+    payer_id: Mapped[UUID] = mapped_column(primary_key=True)
+    micros: Mapped[int]
 
 
 class InvoicedChargeRow(Table):

@@ -21,6 +21,7 @@ from compute_hub.billing.charging import Billed, charge_jobs, release_job, resto
 from compute_hub.billing.funding import WAKE_CHANNEL
 from compute_hub.billing.losses import jobs_with_losses
 from compute_hub.billing.uncharged import jobs_to_charge, jobs_to_release
+from compute_hub.billing.waiting import give_back_waiting, jobs_to_give_back
 from compute_hub.queues import live_queues
 from compute_hub.settings import Settings
 from compute_hub.stack.database import application_url
@@ -129,13 +130,19 @@ def bill_once(engine: Engine, at: datetime, journeys: ChargeJourneys | None = No
     sweep = _Sweep(engine, at, journeys)
     charged = sweep(lambda s, after: jobs_to_charge(s, _PAGE, after=after), _charge)
     lost = sweep(lambda s, after: jobs_with_losses(s, _PAGE, after=after), _one(restore_lost_time), 1)
+    back = sweep(lambda s, after: jobs_to_give_back(s, _PAGE, after=after), _give_back)
     over = sweep(lambda s, after: jobs_to_release(s, _PAGE, at, after=after), _charge)
     rest = sweep(lambda s, after: jobs_to_release(s, _PAGE, at, after=after), _one(release_job), 1)
-    return charged + lost + max(over, rest)
+    return charged + lost + back + max(over, rest)
 
 
 def _charge(session: Session, jobs: Sequence[UUID], at: datetime) -> Billed:
     return charge_jobs(session, jobs, at, wait=False)
+
+
+def _give_back(session: Session, jobs: Sequence[UUID], at: datetime) -> Billed:
+    give_back_waiting(session, jobs, at)
+    return Billed((), (), {})
 
 
 def _one(bill: Callable[[Session, UUID, datetime], None]) -> _Bill:

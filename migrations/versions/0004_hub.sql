@@ -29,6 +29,7 @@ CREATE TABLE job_funding (
     job_id UUID NOT NULL,
     tenant_id UUID NOT NULL,
     voucher_ids UUID[],
+    project TEXT,
     state TEXT NOT NULL,
     model TEXT,
     held_micros BIGINT NOT NULL,
@@ -38,7 +39,7 @@ CREATE TABLE job_funding (
     charges BIGINT NOT NULL,
     CONSTRAINT pk_job_funding PRIMARY KEY (job_id),
     CONSTRAINT ck_job_funding_not_negative CHECK (held_micros >= 0 AND held_slot_ms >= 0 AND charges >= 0),
-    CONSTRAINT ck_job_funding_state CHECK (state IN ('pending', 'held', 'ended', 'released'))
+    CONSTRAINT ck_job_funding_state CHECK (state IN ('pending', 'held', 'waiting', 'ended', 'released'))
 );
 
 CREATE INDEX ix_job_funding_state ON job_funding (state);
@@ -284,6 +285,17 @@ CREATE TABLE invoice_lines (
     CONSTRAINT fk_invoice_lines_rate_id FOREIGN KEY(rate_id) REFERENCES rates (id)
 );
 
+CREATE TABLE invoice_debts (
+    invoice_id UUID NOT NULL,
+    payer_id UUID NOT NULL,
+    micros BIGINT NOT NULL,
+    CONSTRAINT pk_invoice_debts PRIMARY KEY (invoice_id, payer_id),
+    CONSTRAINT ck_invoice_debts_micros CHECK (micros >= 0),
+    CONSTRAINT fk_invoice_debts_invoice_id FOREIGN KEY(invoice_id) REFERENCES invoices (id)
+);
+
+CREATE INDEX ix_invoice_debts_payer_id ON invoice_debts (payer_id);
+
 CREATE TABLE invoiced_charges (
     charge_id UUID NOT NULL,
     invoice_id UUID NOT NULL,
@@ -379,6 +391,6 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON start_estimates TO hub_app;
 GRANT SELECT, INSERT ON api_keys, idempotency_keys, usage_records, usage_mismatches, gap_cases TO hub_app;
 GRANT UPDATE (revoked_at) ON api_keys TO hub_app;
 GRANT SELECT, INSERT ON rates, charges, charge_lines, charge_corrections, charged_usage, lost_attempts TO hub_app;
-GRANT SELECT, INSERT ON invoices, invoice_lines, invoiced_charges, credited_charges, settled_restorations TO hub_app;
+GRANT SELECT, INSERT ON invoices, invoice_lines, invoice_debts, invoiced_charges, credited_charges, settled_restorations TO hub_app;
 GRANT SELECT, INSERT, DELETE ON uncharged_usage TO hub_app;
 GRANT SELECT, INSERT, UPDATE ON job_funding, job_funded_time, usage_totals, tenant_volumes, invoice_series TO hub_app;

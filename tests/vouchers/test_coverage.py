@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vouchers.domain.coverage import BUYER_REIMBURSED, Candidate, Plan, TooManyProgrammes, plan_coverage
-from vouchers.domain.segments import Segment, fill_in_order
+from vouchers.domain.segments import Segment, Stretch, Unwound, fill_in_order, unwind
 from vouchers.domain.terms import CNY, Ceiling, Exclusion
 
 LEVELS = ("national", "province", "city", "district")
@@ -65,6 +65,15 @@ def test_the_parts_of_a_segment_add_up_and_a_reimbursed_share_is_paid_by_the_buy
 def test_what_sources_cannot_give_is_missing() -> None:
     assert fill_in_order(10, (4, 0, 3)) == ((4, 0, 3), 3)
     assert fill_in_order(5, (4, 2)) == ((4, 1), 0)
+
+
+def test_a_charge_is_unwound_from_its_newest_end_and_only_where_something_goes_back() -> None:
+    stretches = {0: Stretch(10, 30, 100, 200), 1: Stretch(0, 20, 0, 40)}
+    newest, older = Unwound((20, 40), (15, 30)), Unwound((30, 200), (20, 150))
+    assert list(unwind(stretches, 0, 5)) == [(1, newest)]
+    assert list(unwind(stretches, 20, 30)) == [(0, older)]
+    assert list(unwind(stretches, 15, 30)) == [(1, Unwound((5, 10), (0, 0))), (0, older)]
+    assert list(unwind(stretches, 5, 5)) == []
 
 
 def test_two_vouchers_of_one_programme_together_pay_one_ratio() -> None:
@@ -186,6 +195,12 @@ def test_ten_programmes_that_bind_each_other_are_weighed() -> None:
     paid = amounts(plan_coverage(100, 0, ten))
     assert sum(paid.values()) == 50
     assert "p4" not in paid
+
+
+def test_a_plan_is_the_same_after_it_was_asked() -> None:
+    asked, other = (plan_coverage(100, 0, [voucher("a")]) for _ in range(2))
+    asked.shares(10, 0)
+    assert asked == other
 
 
 def test_a_plan_survives_storage() -> None:
