@@ -54,7 +54,6 @@ from vouchers.enterprises import lock_payers
 from vouchers.open_holds import OpenHolds, open_holds, write_holds
 from vouchers.redemption import held_facts
 
-
 _WITHOUT_HOLD: Final = frozenset({"released", "pending"})
 """Whose usage, if some still comes, is paid by itself: jobs that are over, and jobs that wait to run again."""
 
