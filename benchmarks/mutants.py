@@ -270,7 +270,7 @@ def hunt(server: PrivatePostgres, plugin: Forking, paths: Sequence[str]) -> None
     server.create_database(SHARED, template=TEMPLATE)
     Lent.shared = server
     kernel.postgres.PrivatePostgres = Lent  # type: ignore[misc,assignment] # one server is lent to all
-    open_engine.__kwdefaults__["idle_ms"] = 0  # a starved test may be idle for long
+    (open_engine.__kwdefaults__ or {})["idle_ms"] = 0  # a starved test may be idle for long
     kernel.migrations.migrate = lambda owner_url: None  # noqa: ARG005 - the template is migrated
     settings.register_profile(
         "mutants",
