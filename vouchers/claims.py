@@ -18,7 +18,7 @@ from ledger.posting import post_all
 from vouchers import accounts, movements
 from vouchers.domain.calendar import claim_period
 from vouchers.domain.coverage import BUYER_REIMBURSED, CENTRE_CLAIMS
-from vouchers.domain.terms import Terms, read_terms
+from vouchers.domain.terms import Terms
 from vouchers.errors import (
     ClaimNotFound,
     ClaimState,
@@ -26,15 +26,14 @@ from vouchers.errors import (
     NothingToClaim,
     PeriodClosed,
     PeriodNotBegun,
-    ProgrammeNotFound,
 )
+from vouchers.programmes import lock_programme, terms_of
 from vouchers.tables import (
     Claim,
     ClaimLine,
     ClaimStep,
     CoverageLine,
     CoveredCharge,
-    Programme,
     ProgrammeVersion,
     Restoration,
 )
@@ -89,7 +88,7 @@ def make_claim(
         MissingEvidence: the programme pays only on more evidence.
         NothingToClaim: nothing captured waits.
     """
-    terms = lock_programme(session, programme)
+    terms = lock_terms(session, programme)
     begins_at, ends_at = claim_period(terms, period)
     if at < begins_at:
         raise PeriodNotBegun(period=period, programme=programme, begins_at=begins_at.isoformat())
@@ -115,7 +114,7 @@ def resubmit_claim(
         NothingToClaim: no line of it is disputed, or all are in a later claim.
     """
     old = claim_of(session, claim_id)
-    terms = lock_programme(session, old.slug)
+    terms = lock_terms(session, old.slug)
     latest = _latest(session, old.slug, old.period, old.claimant_id) or old
     if latest.state in _UNDER_REVIEW:
         if latest.id != claim_id:
@@ -153,20 +152,16 @@ def record_step(
     session.flush()
 
 
-def lock_programme(session: Session, slug: str) -> Terms:
+def lock_terms(session: Session, slug: str) -> Terms:
     """Lock a programme and read its newest version's terms. Raises ProgrammeNotFound."""
-    locked = session.scalar(
-        select(Programme.slug).where(Programme.slug == slug).with_for_update(key_share=True)
-    )
-    if locked is None:
-        raise ProgrammeNotFound(programme=slug, day="any day")
+    lock_programme(session, slug)
     newest = session.scalars(
         select(ProgrammeVersion)
         .where(ProgrammeVersion.slug == slug)
         .order_by(ProgrammeVersion.version.desc())
         .limit(1)
     ).one()
-    return read_terms(newest.document)
+    return terms_of(session, newest.id)
 
 
 def _new_claim(

@@ -16,11 +16,12 @@ from kernel.ids import derived_id
 from ledger.domain.transfers import Transfer
 from ledger.posting import post_all
 from vouchers import accounts, movements
-from vouchers.claims import STANDING, lock_programme
+from vouchers.claims import STANDING
 from vouchers.clawback import next_number, take_out_of_claim
 from vouchers.domain.segments import Segment, Stretch, Unwound, unwind
 from vouchers.enterprises import lock_tenants
 from vouchers.errors import ChargeClaimed, ChargeNotFound, LostTimeOutOfRange, NotRestorable
+from vouchers.programmes import lock_programme
 from vouchers.redemption import forward_to_pool, hold_lines, read_plan
 from vouchers.tables import (
     ChargeStretch,

@@ -16,7 +16,7 @@ from kernel.ids import derived_id
 from kernel.money import MICROS_MAX
 from ledger.posting import post_all
 from vouchers import accounts, movements
-from vouchers.claims import claim_of, given_back, lines_of, lock_programme, record_step
+from vouchers.claims import claim_of, given_back, lines_of, lock_terms, record_step
 from vouchers.domain.eligibility import FAIL, LOOK, PASS, Check
 from vouchers.domain.sampling import draw
 from vouchers.domain.segments import fill_in_order
@@ -30,6 +30,7 @@ from vouchers.errors import (
     ReconciliationDiffers,
     SamePerson,
 )
+from vouchers.programmes import lock_programme
 from vouchers.tables import Claim, ClaimLine, CoverageLine, CoveredCharge, ReserveAdvance, Voucher
 
 UNDER_REVIEW = ("submitted", "checked", "reviewed")
@@ -147,6 +148,8 @@ def disburse_claim(session: Session, claim_id: UUID, *, bank_reference: str, by:
     Raises:
         ClaimPaid: another bank transfer has paid it.
     """
+    # Another claim of the programme may be paid out of its reserve just now.
+    lock_programme(session, claim_of(session, claim_id).slug)
     claim = _locked(session, claim_id, "disbursement", "approved", "disbursed", "reconciled")
     if claim.state != "approved":
         if claim.bank_reference != bank_reference:
@@ -205,7 +208,7 @@ def advance_reserve(
     """
     if type(amount) is not int or not 1 <= amount <= MICROS_MAX:
         raise AmountRefused(field="amount", value=amount)
-    terms = lock_programme(session, programme)
+    terms = lock_terms(session, programme)
     reserve = accounts.reserve(programme, terms.asset)
     provided = 0 if terms.reserve is None else terms.reserve.amount
     advance_id = derived_id("advance", programme, reference)
