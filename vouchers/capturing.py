@@ -7,6 +7,7 @@ cannot be taken leaves no trace there. Releasing what is left of a job belongs t
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from fractions import Fraction
 from typing import Any, Final
 from uuid import UUID
 
@@ -261,7 +262,7 @@ def _take(
         line = voucher_line(
             division.plan,
             new,
-            new.exact - old.exact,
+            Fraction(new.parts - old.parts, new.scale),
             cost,
             amount=amount,
             quantity=quantity,

@@ -31,7 +31,9 @@ Figures = dict[str, float | None]
 """By name; None for what did not happen, and for a time beyond what the controller's histograms tell apart."""
 
 DEVICES: Final = 8
-_ARRAY: Final = 1000
+_ARRAY: Final = 100
+_LENGTHS: Final = 10
+"""Arrays run for so many lengths of time, from a tenth to nearly twice the mean, so that some job always ends."""
 _METER_MS: Final = 60_000
 _LOOK_S: Final = 0.25
 _FILL_S: Final = 60
@@ -153,8 +155,12 @@ class _Centre:
             return HubClient(self._stack.url, operator.post("/v1/api-keys", request)["key"])
 
     def _submit(self, client: HubClient, jobs: int, run_s: int) -> list[str]:
-        sizes = [min(_ARRAY, jobs - first) for first in range(0, jobs, _ARRAY)]
-        return [str(client.post("/v1/job-arrays", {"job": _job(run_s), "size": size})["id"]) for size in sizes]
+        found = []
+        for n, first in enumerate(range(0, jobs, _ARRAY)):
+            job = _job(run_s * (1 + 2 * (n % _LENGTHS)) / _LENGTHS)
+            array = {"job": job, "size": min(_ARRAY, jobs - first)}
+            found.append(str(client.post("/v1/job-arrays", array)["id"]))
+        return found
 
     def _explain(self, client: HubClient) -> float:
         """How long the answer to why the last job waits takes; the second one, as the first builds the picture."""
@@ -211,8 +217,8 @@ class _Centre:
         return found
 
 
-def _job(run_s: int) -> dict[str, Any]:
-    job = {"name": "scale", "argv": [PROGRAM, str(run_s * 1000)], "accelerator": MODEL, "grace_s": 1}
+def _job(run_s: float) -> dict[str, Any]:
+    job = {"name": "scale", "argv": [PROGRAM, str(round(run_s * 1000))], "accelerator": MODEL, "grace_s": 1}
     return job | {"environment": ENVIRONMENT, "time_limit_s": 600, "memory_mib": 256}
 
 

@@ -98,7 +98,7 @@ def draft(call: Caller, month: Month, tenant_id: Tenant = None) -> DraftView:
     """What a month would come to if it were closed now; nothing is numbered or stored."""
     terms = call.settings.billing.terms
     return call.read(
-        lambda session: draft_view(draft_invoice(session, _whose(call, tenant_id), month, terms=terms))
+        lambda session: draft_view(session, draft_invoice(session, _whose(call, tenant_id), month, terms=terms))
     )
 
 

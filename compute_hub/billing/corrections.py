@@ -9,10 +9,11 @@ from dataclasses import replace
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import func, or_, select, tuple_
+from sqlalchemy import and_, func, or_, select, tuple_
 from sqlalchemy.orm import Session
 
-from compute_hub.billing.charging import charge_values, line_values, span_of
+from compute_hub.billing.charge_writing import charge_values, line_values
+from compute_hub.billing.charging import span_of
 from compute_hub.billing.domain.rating import Priced, Usage, cost_micros, rate
 from compute_hub.billing.domain.timelines import Tariff
 from compute_hub.billing.rates import dated, traits_of
@@ -131,7 +132,16 @@ def records_of(session: Session, charge_id: UUID) -> list[UsageRecordRow]:
     return list(
         session.scalars(
             select(UsageRecordRow)
-            .join(ChargedUsageRow, ChargedUsageRow.record_id == UsageRecordRow.id)
+            .join(
+                ChargedUsageRow,
+                and_(
+                    ChargedUsageRow.job_id == UsageRecordRow.job_id,
+                    ChargedUsageRow.attempt == UsageRecordRow.attempt,
+                    ChargedUsageRow.rank == UsageRecordRow.rank,
+                    ChargedUsageRow.first_k <= UsageRecordRow.k,
+                    ChargedUsageRow.until_k > UsageRecordRow.k,
+                ),
+            )
             .where(ChargedUsageRow.charge_id == first)
             .order_by(UsageRecordRow.attempt, UsageRecordRow.rank, UsageRecordRow.k)
         )

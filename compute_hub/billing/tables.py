@@ -177,11 +177,22 @@ class LostAttemptRow(Table):
 
 
 class ChargedUsageRow(Table):
-    """Which charge a usage record went into; a record goes into exactly one."""
+    """Which records of a run went into a charge: those from one number up to another; a record goes into exactly one.
+
+    That no two ranges of a run overlap is kept by a trigger.
+    """
 
     __tablename__ = "charged_usage"
+    __table_args__ = (
+        CheckConstraint("first_k >= 0 AND until_k > first_k", name="range"),
+        Index("ix_charged_usage_charge_id", "charge_id"),
+    )
 
-    record_id: Mapped[UUID] = mapped_column(ForeignKey("usage_records.id"), primary_key=True)
+    job_id: Mapped[UUID] = mapped_column(primary_key=True)
+    attempt: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    rank: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    first_k: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    until_k: Mapped[int]
     charge_id: Mapped[UUID] = mapped_column(ForeignKey("charges.id"))
 
 

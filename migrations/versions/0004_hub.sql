@@ -208,21 +208,57 @@ CREATE TABLE lost_attempts (
 CREATE INDEX ix_charges_charged_at ON charges USING brin (charged_at);
 
 CREATE TABLE uncharged_usage (
-    record_id UUID NOT NULL,
     job_id UUID NOT NULL,
-    CONSTRAINT pk_uncharged_usage PRIMARY KEY (record_id),
-    CONSTRAINT fk_uncharged_usage_record_id FOREIGN KEY(record_id) REFERENCES usage_records (id)
+    attempt BIGINT NOT NULL,
+    rank BIGINT NOT NULL,
+    k BIGINT NOT NULL,
+    CONSTRAINT pk_uncharged_usage PRIMARY KEY (job_id, attempt, rank, k),
+    CONSTRAINT fk_uncharged_usage_job_id_attempt_rank_k
+        FOREIGN KEY(job_id, attempt, rank, k) REFERENCES usage_records (job_id, attempt, rank, k)
 );
-
-CREATE INDEX ix_uncharged_usage_job_id ON uncharged_usage (job_id);
 
 CREATE TABLE charged_usage (
-    record_id UUID NOT NULL,
+    job_id UUID NOT NULL,
+    attempt BIGINT NOT NULL,
+    rank BIGINT NOT NULL,
+    first_k BIGINT NOT NULL,
+    until_k BIGINT NOT NULL,
     charge_id UUID NOT NULL,
-    CONSTRAINT pk_charged_usage PRIMARY KEY (record_id),
-    CONSTRAINT fk_charged_usage_record_id FOREIGN KEY(record_id) REFERENCES usage_records (id),
+    CONSTRAINT pk_charged_usage PRIMARY KEY (job_id, attempt, rank, first_k),
+    CONSTRAINT ck_charged_usage_range CHECK (first_k >= 0 AND until_k > first_k),
     CONSTRAINT fk_charged_usage_charge_id FOREIGN KEY(charge_id) REFERENCES charges (id)
 );
+
+CREATE INDEX ix_charged_usage_charge_id ON charged_usage (charge_id);
+
+-- A record is charged once: no range of a run may reach into another one. Its neighbours alone can, and looking them up
+-- costs the same however many ranges there are, where an exclusion constraint's index costs more with each.
+CREATE FUNCTION charged_usage_refuse_overlap() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+    twice RECORD;
+BEGIN
+    SELECT n.* INTO twice
+      FROM added n
+      LEFT JOIN LATERAL (
+          SELECT c.until_k FROM charged_usage c
+           WHERE c.job_id = n.job_id AND c.attempt = n.attempt AND c.rank = n.rank AND c.first_k < n.first_k
+           ORDER BY c.first_k DESC LIMIT 1) before ON true
+      LEFT JOIN LATERAL (
+          SELECT c.first_k FROM charged_usage c
+           WHERE c.job_id = n.job_id AND c.attempt = n.attempt AND c.rank = n.rank AND c.first_k > n.first_k
+           ORDER BY c.first_k LIMIT 1) following ON true
+     WHERE before.until_k > n.first_k OR following.first_k < n.until_k
+     LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION 'records of job %, attempt %, rank % from % were charged before',
+            twice.job_id, twice.attempt, twice.rank, twice.first_k USING ERRCODE = 'exclusion_violation';
+    END IF;
+    RETURN NULL;
+END
+$$;
+
+CREATE TRIGGER charged_usage_refuse_overlap AFTER INSERT ON charged_usage
+    REFERENCING NEW TABLE AS added FOR EACH STATEMENT EXECUTE FUNCTION charged_usage_refuse_overlap();
 
 CREATE TABLE invoice_series (
     series TEXT NOT NULL,

@@ -62,8 +62,10 @@ def test_card_time_is_weighed_at_a_stated_precision_and_who_set_which_price_why_
     submitted = firm.post("/v1/jobs", job(time_limit_s=3600))
     house.use(submitted["id"], 600_000, last_month())
     body = {"month": f"{last_month():%Y-%m}", "tenant_id": str(firm.tenant_id)}
+    (drafted,) = firm.get("/v1/invoices:draft", month=body["month"])["lines"]
     ((line,),) = [one["lines"] for one in house.operator.post("/v1/invoices:close", body)["items"]]
     assert (line["amount_cny"], line["precision"], line["pflops_hours"]) == ("5.000000", "fp16", "0.042666")
+    assert drafted == line
 
 
 def test_what_is_given_back_after_closing_is_credited_in_parts_and_never_twice(house: House) -> None:
