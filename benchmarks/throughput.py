@@ -40,7 +40,9 @@ def main() -> int:
     parser.add_argument("--running", type=int, default=1000, help="devices of that centre")
     parser.add_argument("--queued", type=int, default=10_000, help="jobs that wait there")
     parser.add_argument("--run-s", type=int, default=20, help="how long each runs there")
-    parser.add_argument("--account", action="store_true", help="also say which part used how much of the processors")
+    parser.add_argument(
+        "--account", action="store_true", help="also say which part used how much of the processors"
+    )
     parser.add_argument("--json", action="store_true", help="as ever: the figures are one JSON line")
     arguments = parser.parse_args()
     say: _Say = partial(print, file=sys.stderr)

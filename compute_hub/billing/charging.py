@@ -287,7 +287,9 @@ class _Biller:
         """When something that is set aside for a job stops paying, in order."""
         money = self.holds.jobs.get(job.id)
         return sorted(
-            {unix_ms(row.serves_until) for row in money.segments if row.serves_until} if money is not None else ()
+            {unix_ms(row.serves_until) for row in money.segments if row.serves_until}
+            if money is not None
+            else ()
         )
 
     def _rate_all(
