@@ -401,7 +401,7 @@ class SchedulerState:
     # -- time ----------------------------------------------------------------------------------------
 
     def wake(self, now_ms: int) -> None:
-        """Let jobs whose not-before has come be candidates, and promote those that have waited too long."""
+        """Let jobs whose not-before has come be candidates, and promote those that wait long."""
         while self._alarms and self._alarms[0][0] <= now_ms:
             _, job_id = heappop(self._alarms)
             if not job_id:
