@@ -9,6 +9,7 @@ import os
 import pickle
 import resource
 from collections.abc import Callable, Sequence
+from itertools import groupby
 from typing import Final
 
 import pytest
@@ -16,7 +17,7 @@ import pytest
 from benchmarks.mutant_patience import await_child
 from benchmarks.mutant_reach import ROOT, Reach, ReachMap
 
-KILLED, SURVIVED, STILLBORN, UNREACHED = "killed", "survived", "stillborn", "unreached"
+KILLED, SURVIVED, STILLBORN, UNREACHED, OUTLIVED = "killed", "survived", "stillborn", "unreached", "outlived"
 _EXIT: Final = {0: SURVIVED, 1: KILLED, 2: STILLBORN}
 _MEASURE_S: Final = 3_600
 _MEMORY_BYTES: Final = 4 << 30
@@ -45,14 +46,17 @@ class Forking:
 
     def measure(self, files: Sequence[str]) -> bool:
         """Run every test of which nothing is known once, without any mutant. False when one fails."""
-        unknown = self.reach.unknown(self._items)
         names = {str(ROOT / path): path for path in files}
-        code, blob = _in_child(
-            lambda tell: self._measure_in_child(unknown, names, tell), lambda _words: _MEASURE_S
-        )
-        if code == 0:
+        unknown = self.reach.unknown(self._items)
+        for _, module in groupby(unknown, key=lambda test: test.split("::", maxsplit=1)[0]):
+            code, blob = _in_child(
+                lambda tell, tests=list(module): self._measure_in_child(tests, names, tell),  # type: ignore[misc] # bound
+                lambda _words: _MEASURE_S,
+            )
+            if code != 0:
+                return False
             self.reach.learn(pickle.loads(blob))  # noqa: S301 - written by our own child
-        return code == 0
+        return True
 
     def judge(self, prepare: Callable[[], None], tests: Sequence[str]) -> tuple[str, str]:
         """What a child says that prepares itself and runs these tests until the first failure, and which that was."""

@@ -1,15 +1,16 @@
 """Changes the rules that touch an amount, one small change at a time, and asks whether the tests notice.
 
 `python -m benchmarks.mutants --state FILE --seconds S --json` judges mutants for so long, keeps what it found in the
-file and goes on from there the next time; it prints each survivor, and as its last line
-`{mutants, judged, killed, survived, unreached, stillborn}` over all of them. A mutant is one operator, number,
-name or statement changed in one place. `unreached` are those whose line no test runs; `stillborn` those that
-PostgreSQL or Python refuses to read, or that change nothing: they say nothing about the tests.
+file and goes on from there the next time; it prints each survivor, and as its last line over all of them
+`{mutants, judged, killed, survived, unreached, stillborn, outlived}`. A mutant is one operator, number, name or
+statement changed in one place. `unreached` are those whose line no test runs; `stillborn` those that PostgreSQL or
+Python refuses to read, or that change nothing: they say nothing about the tests.
 
 Mutants of Python are put into loaded modules (`mutant_swap`) and judged by the tests that run the changed statement
 (`mutant_tests`); those of the posting function replace it in the one database that the ledger's tests share, and are
 judged by all of these tests, the cheapest first. `--only PART` takes the files whose path contains PART; `--again`
-judges survivors anew.
+judges survivors anew. `--within S` looks for the easy ones first: what so many seconds of tests do not kill is
+`outlived` and judged by all tests when asked without it.
 """
 
 import argparse
@@ -37,7 +38,7 @@ import kernel.migrations
 import kernel.postgres
 from benchmarks.mutant_reach import ROOT, ReachMap
 from benchmarks.mutant_swap import NotSwapped, swap
-from benchmarks.mutant_tests import KILLED, STILLBORN, SURVIVED, UNREACHED, Forking
+from benchmarks.mutant_tests import KILLED, OUTLIVED, STILLBORN, SURVIVED, UNREACHED, Forking
 from benchmarks.mutations import changes
 from kernel.database import open_engine
 from kernel.postgres import OWNER_ROLE, PrivatePostgres
@@ -90,12 +91,13 @@ class Mutant:
     line: int
     before: str
     after: str
+    number: int
     source: str
 
     @property
     def key(self) -> str:
-        """The same change of the same text, wherever its line has moved to."""
-        words = f"{self.path}\0{self.before}\0{self.after}\0{self.source.count(self.after)}\0{self.line}"
+        """The same change of the same text, the `number`th of such, wherever its line has moved to."""
+        words = f"{self.path}\0{self.before}\0{self.after}\0{self.number}"
         return hashlib.sha256(words.encode()).hexdigest()[:16]
 
 
@@ -104,10 +106,13 @@ def mutants(path: str) -> Iterator[Mutant]:
     source = (ROOT / path).read_text(encoding="utf-8")
     sql = path.endswith((".sql", "queries.py"))
     lines = source.splitlines()
+    alike: Counter[tuple[str, str]] = Counter()
     for number, changed in changes(source, sql=sql):
         before = lines[number - 1]
         whole = "\n".join([*lines[: number - 1], changed, *lines[number:], ""])
-        yield Mutant(path, number, before.strip(), changed.strip(), whole)
+        said = before.strip(), changed.strip()
+        alike[said] += 1
+        yield Mutant(path, number, *said, alike[said], whole)
 
 
 class Lent(PrivatePostgres):
@@ -149,12 +154,9 @@ class Lent(PrivatePostgres):
 class Hunt:
     """All mutants on one server, and what is known of them."""
 
-    def __init__(
-        self, server: PrivatePostgres, state: Path | None, only: Sequence[str], seconds: float
-    ) -> None:
+    def __init__(self, server: PrivatePostgres, state: Path | None, only: Sequence[str]) -> None:
         self._server = server
         self._state = state
-        self._end = time.monotonic() + seconds
         self._known: dict[str, str] = {}
         if state is not None and state.exists():
             self._known = json.loads(state.read_text(encoding="utf-8"))
@@ -166,8 +168,11 @@ class Hunt:
         keys = {mutant.key for mutant in self.mutants}
         self._known = {key: fate for key, fate in self._known.items() if key not in keys or fate not in fates}
 
-    def run(self, tests: Forking) -> None:
-        """Judge what is not known until the time is over."""
+    def run(self, tests: Forking, seconds: float, within_s: float | None) -> None:
+        """Judge what is not known for so many seconds."""
+        end = time.monotonic() + seconds
+        if within_s is None:
+            self.forget(OUTLIVED)
         todo = [mutant for mutant in self.mutants if mutant.key not in self._known]
         if not todo:
             return
@@ -175,10 +180,10 @@ class Hunt:
             raise SystemExit("the tests fail without any mutant")
         self._drop_left_over()
         for mutant in todo:
-            if time.monotonic() > self._end:
+            if time.monotonic() > end:
                 break
             started = time.monotonic()
-            fate, killer = self._judge(tests, mutant)
+            fate, killer = self._judge(tests, mutant, within_s)
             self._known[mutant.key] = fate
             said = f"{fate} in {time.monotonic() - started:.1f} s{killer and ' by ' + killer}"
             print(f"{mutant.path}:{mutant.line} {said}: {mutant.after}", file=sys.stderr, flush=True)
@@ -190,33 +195,42 @@ class Hunt:
         """How many of each fate, over all mutants asked for."""
         fates = Counter(self._known.get(mutant.key, "open") for mutant in self.mutants)
         judged = len(self.mutants) - fates["open"]
-        counts = {fate: fates[fate] for fate in (KILLED, SURVIVED, UNREACHED, STILLBORN)}
+        counts = {fate: fates[fate] for fate in (KILLED, SURVIVED, UNREACHED, STILLBORN, OUTLIVED)}
         return {"mutants": len(self.mutants), "judged": judged} | counts
 
     def survivors(self) -> Iterator[Mutant]:
         """Those that no test noticed."""
-        return (mutant for mutant in self.mutants if self._known.get(mutant.key) in {SURVIVED, UNREACHED})
+        return (
+            mutant for mutant in self.mutants if self._known.get(mutant.key) in {SURVIVED, UNREACHED, OUTLIVED}
+        )
 
-    def _judge(self, tests: Forking, mutant: Mutant) -> tuple[str, str]:
+    def _judge(self, tests: Forking, mutant: Mutant, within_s: float | None) -> tuple[str, str]:
         """Its fate, and who decided."""
         if mutant.path == FUNCTIONS:
-            return self._judge_function(tests, mutant)
+            return self._judge_function(tests, mutant, within_s)
         if mutant.path in CONSTANTS:
             chosen = tests.reach.reaching(CONSTANTS[mutant.path])
         else:
             chosen = tests.reach.reaching(mutant.path, mutant.line)
         if not chosen:
             return UNREACHED, ""
-        fate, last = tests.judge(_placing(mutant), chosen)
+        return self._asked(tests, _placing(mutant), chosen, within_s)
+
+    def _asked(
+        self, tests: Forking, place: Callable[[], None], chosen: Sequence[str], within_s: float | None
+    ) -> tuple[str, str]:
+        first = chosen if within_s is None else tests.reach.within(chosen, within_s)
+        fate, last = tests.judge(place, first)
+        if fate == SURVIVED and len(first) < len(chosen):
+            return OUTLIVED, ""
         return fate, last if fate == KILLED else ""
 
-    def _judge_function(self, tests: Forking, mutant: Mutant) -> tuple[str, str]:
+    def _judge_function(self, tests: Forking, mutant: Mutant, within_s: float | None) -> tuple[str, str]:
         chosen = [name for name in tests.reach.reach if name.startswith("tests/ledger/")]
         try:
             if not self._replace(mutant.source):
                 return STILLBORN, ""
-            fate, last = tests.judge(lambda: None, tests.reach.in_order(chosen))
-            return fate, last if fate == KILLED else ""
+            return self._asked(tests, lambda: None, tests.reach.in_order(chosen), within_s)
         finally:
             self._replace((ROOT / FUNCTIONS).read_text(encoding="utf-8"))
 
@@ -249,14 +263,14 @@ def _placing(mutant: Mutant) -> Callable[[], None]:
     return place
 
 
-def hunt(server: PrivatePostgres, hunted: Hunt, reach: ReachMap, paths: Sequence[str]) -> None:
+def hunt(server: PrivatePostgres, plugin: Forking, paths: Sequence[str]) -> None:
     """Load the tests once and judge."""
     server.create_database(TEMPLATE)
     kernel.migrations.migrate(server.url(TEMPLATE, OWNER_ROLE))
     server.create_database(SHARED, template=TEMPLATE)
     Lent.shared = server
     kernel.postgres.PrivatePostgres = Lent  # type: ignore[misc,assignment] # one server is lent to all
-    open_engine.__kwdefaults__["idle_ms"] = 0  # a starved test may be idle for long
+    (open_engine.__kwdefaults__ or {})["idle_ms"] = 0  # a starved test may be idle for long
     kernel.migrations.migrate = lambda owner_url: None  # noqa: ARG005 - the template is migrated
     settings.register_profile(
         "mutants",
@@ -268,7 +282,7 @@ def hunt(server: PrivatePostgres, hunted: Hunt, reach: ReachMap, paths: Sequence
     )
     settings.load_profile("mutants")
     options = ["-q", "-s", "--disable-plugin-autoload", "-p", "no:cacheprovider", "-m", "not slow"]
-    code = pytest.main([*options, *(str(ROOT / path) for path in paths)], plugins=[Forking(hunted.run, reach)])
+    code = pytest.main([*options, *(str(ROOT / path) for path in paths)], plugins=[plugin])
     if code not in {0, 5}:
         raise SystemExit(f"pytest ended with {code}")
 
@@ -280,6 +294,7 @@ def main() -> None:
     parser.add_argument("--tests", nargs="*", help="judge by these tests instead of all")
     parser.add_argument("--state", type=Path, help="a file that keeps what was found")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="judge for so long")
+    parser.add_argument("--within", type=float, help="use no more processor time of tests for each")
     parser.add_argument("--again", action="store_true", help="judge survivors anew")
     parser.add_argument("--json", action="store_true", help="print the result as one JSON line")
     asked = parser.parse_args()
@@ -288,11 +303,12 @@ def main() -> None:
         server.start()
         try:
             tempfile.tempdir = folder
-            hunted = Hunt(server, asked.state, asked.only, asked.seconds)
+            hunted = Hunt(server, asked.state, asked.only)
             if asked.again:
                 hunted.forget(SURVIVED, UNREACHED)
             reach = ReachMap(asked.state and asked.state.with_suffix(".reach"))
-            hunt(server, hunted, reach, asked.tests or TESTS)
+            plugin = Forking(lambda tests: hunted.run(tests, asked.seconds, asked.within), reach)
+            hunt(server, plugin, asked.tests or TESTS)
         finally:
             server.stop()
     for mutant in hunted.survivors():

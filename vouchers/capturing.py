@@ -7,6 +7,7 @@ cannot be taken leaves no trace there. Releasing what is left of a job belongs t
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from fractions import Fraction
 from typing import Any, Final
 from uuid import UUID
 
@@ -102,10 +103,8 @@ def capture_charge(
     """
     if cost_micros:
         check_cost(cost_micros, facts)
-    tenant_id = session.scalar(select(JobHold.tenant_id).where(JobHold.job_id == job_id))
-    if tenant_id is None:
-        raise HoldNotFound(job=job_id)
-    lock_payers(session, [tenant_id])
+    tenants = session.scalars(select(JobHold.tenant_id).where(JobHold.job_id == job_id))
+    lock_payers(session, tenants.all())
     known = session.get(CoveredCharge, charge_id)
     if known is not None:
         asked = (job_id, cost_micros, facts.card_ms, facts.kind())
@@ -158,6 +157,22 @@ def release_rest(holds: OpenHolds, job_id: UUID) -> None:
         return
     money.state = "released"
     holds.written.released.append(job_id)
+    _give_back(holds, money)
+
+
+def give_back_rest(holds: OpenHolds, job_id: UUID) -> None:
+    """The same while the job waits to run again: what it will need then is set aside anew. Raises HoldNotFound."""
+    money = holds.jobs.get(job_id)
+    if money is None:
+        raise HoldNotFound(job=job_id)
+    if money.state == "released":
+        return
+    holds.written.given_back.append(job_id)
+    _give_back(holds, money)
+    money.segments, money.lines = [], []
+
+
+def _give_back(holds: OpenHolds, money: JobMoney) -> None:
     for line in money.lines:
         holds.written.transfers.append(movements.release_funds(line.transfer_id))
         ended = None if line.voucher_id is None else holds.ended.get(line.voucher_id)
@@ -247,7 +262,7 @@ def _take(
         line = voucher_line(
             division.plan,
             new,
-            new.exact - old.exact,
+            Fraction(new.parts - old.parts, new.scale),
             cost,
             amount=amount,
             quantity=quantity,

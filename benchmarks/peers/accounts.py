@@ -4,7 +4,7 @@ Read twice, the difference is what was done in between. A child that has ended i
 it: what a supervisor's children took is that of the jobs and their sandboxes, from the fork on.
 """
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Final
@@ -33,7 +33,7 @@ def read(backends: Mapping[int, str]) -> Account:
     Args:
         backends: whom a database process works for, by its pid.
     """
-    used: Counter[str] = Counter()
+    used: defaultdict[str, float] = defaultdict(float)
     for process in (this := psutil.Process(), *this.children(recursive=True)):
         with suppress(psutil.Error):
             own, system, children, children_system = process.cpu_times()[:4]

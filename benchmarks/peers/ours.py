@@ -1,13 +1,14 @@
 """The hub as the benchmarks drive it: through its HTTP API, as an enterprise that pays for every job."""
 
 import json
+import os
 import shutil
 import socket
 import statistics
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import closing
 from datetime import datetime
 from http.client import HTTPConnection
 from pathlib import Path
@@ -34,6 +35,7 @@ _PATIENCE_S: Final = 300
 _LOOK_S: Final = 0.05
 _SELDOM_S: Final = 0.5
 _WATCHED_S: Final = 20
+_LIVE: Final = ("queued", "starting", "running", "stopping")
 _CREDIT_CODE: Final = "91331003MA0EXAMPL0"
 
 
@@ -124,16 +126,18 @@ class Hub:
     def throughput(self, count: int) -> dict[str, float]:
         """Submit so many jobs from several connections at once; from the first submission to the last end.
 
-        The processor time is that of all processes of the hub, for a job that is submitted, run, metered and read once
-        (charging may be going on after it); unlike the rate it says something on a busy machine, too.
+        The processor time is that of all processes of the hub, for a job that is submitted, run and metered (charging
+        may be going on after it); unlike the rate it says something on a busy machine, too.
         """
+        os.sync()
         began, before = utc_now(), self.account()
         with ThreadPoolExecutor(_CLIENTS) as pool:
             ids = [one for some in pool.map(self._submit_some, _shares(count, _CLIENTS)) for one in some]
         submitted = utc_now()
         with self.client() as client:
-            jobs = self.await_ended(client, ids, _SELDOM_S)
-        self.used_ms_per_job = accounts.per_job(before, self.account(), count)
+            self._await_idle(client)
+            self.used_ms_per_job = accounts.per_job(before, self.account(), count)
+            jobs = self.await_ended(client, ids)
         bad = [job for job in jobs if job["state"] != "succeeded"]
         if bad:
             raise NotDone(
@@ -199,6 +203,14 @@ class Hub:
             and process.info["cmdline"][0] != "setpriv"
         ]
         return sorted(found, key=lambda process: process.cmdline()[-1])
+
+    def _await_idle(self, client: HubClient) -> None:
+        """Until no job waits or runs, looked at seldom and cheaply."""
+        deadline, never = boottime_ms() + _PATIENCE_S * 1000, threading.Event()
+        while any(client.get("/v1/jobs", limit=1, state=state)["items"] for state in _LIVE):
+            if boottime_ms() > deadline:
+                raise NotDone(what="jobs had not ended", seconds=_PATIENCE_S, logs=self.stack.logs)
+            never.wait(_SELDOM_S)
 
     def _await_running(self, client: HubClient, ids: Sequence[str]) -> None:
         deadline, never = boottime_ms() + _PATIENCE_S * 1000, threading.Event()

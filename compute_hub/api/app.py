@@ -56,13 +56,13 @@ _WORKER_START_S = 60
 """A worker that is still importing is not a dead one, however busy the machine."""
 
 _ROUTERS = (
+    jobs.router,  # what is asked most comes first: each router before the right one is asked whether it is its own
     enterprises.router,
     keys.router,
     wallets.router,
     programmes.router,
     applications.router,
     vouchers.router,
-    jobs.router,
     estimates.router,
     job_output.router,
     secrets.router,

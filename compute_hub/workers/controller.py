@@ -21,7 +21,6 @@ from compute_hub.telemetry.tracing import open_spans
 from compute_hub.vault import open_vault
 from kernel.database import open_engine
 from kernel.logs import configure_logs
-from scheduler.controller.desired import Store
 from scheduler.controller.inventory import links_of
 from scheduler.controller.loop import Controller, Pace
 from scheduler.controller.wakeups import Wakeups, notifications
@@ -30,6 +29,7 @@ from scheduler.node.relay import read_token
 from scheduler.node.simulated import SimulatedMachine
 from scheduler.ray.autoscaling import RayAutoscaler, keep_telling
 from scheduler.ray.cluster import RayMachines
+from scheduler.store import Store
 
 if TYPE_CHECKING:
     from scheduler.ray.simulated import SharedRayNode

@@ -1,4 +1,4 @@
-"""The controller: lead, admit, sync, observe, until nothing moves; then wait for a word or the next tick.
+"""The controller: lead, hear, admit, have it started; then wait for a word or the next tick.
 
 Every step decides on what the database says, commits, and only then talks to nodes. Killing it anywhere loses
 nothing: the next leader reads the same tables, syncs nodes to the same intents and gets the same reports again.
@@ -19,14 +19,15 @@ from kernel.clock import boottime_ms, unix_ms, utc_now
 from kernel.database import transaction
 from scheduler.controller.admitting import admit
 from scheduler.controller.clearing import order_clearing
-from scheduler.controller.desired import Store, Wanted, desired_runs
+from scheduler.controller.desired import Desires, Wanted
+from scheduler.controller.explaining import explain_waiting
 from scheduler.controller.inventory import record_node
 from scheduler.controller.lease import Lease, renewals_ms, take_lease
 from scheduler.controller.live_state import LiveState
 from scheduler.controller.nodes import Nodes
 from scheduler.controller.observing import Observed, correct_lost, lose_node, observe
 from scheduler.controller.ports import Accounting, Machines
-from scheduler.controller.settling import end_waiting, settle, unsettled
+from scheduler.controller.settling import WITHDRAWN_MAX, end_waiting, settle, unsettled
 from scheduler.controller.stopwatch import Stopwatch
 from scheduler.controller.wakeups import Wakeups
 from scheduler.controller.watching import Nobody, Step, Watcher
@@ -37,10 +38,14 @@ from scheduler.operations import note
 from scheduler.policy.model import Queue
 from scheduler.policy.settings import PolicySettings, policy_named
 from scheduler.refusals import LeadershipLost
+from scheduler.store import Store
 from scheduler.tables import JobRow, NodeRow
 
 _ROUNDS_MAX: Final = 20
 """Cycles in one step; what is still moving after so many is taken up at the next tick."""
+
+_ROOM: Final = "room"
+"""The word with which a step leaves the room it heard of last to the next one."""
 
 _STANDBY_LOOK_MS: Final = 250
 """How often a standby looks whether the leader's lease has lapsed."""
@@ -49,6 +54,10 @@ _BREATH_MS: Final = 40
 _BREATH_MS_MAX: Final = 200
 """Between two steps as long as the last one took, within these bounds, so that under load a step serves many words
 and leaves the machine to others half of the time; the first word after a pause is served at once."""
+
+_EXPLAINED_MAX: Final = 1000
+_SELDOM: Final = 5
+"""While more than so many wait, why they do is written down at every so manieth tick."""
 
 _log = structlog.get_logger(__name__)
 
@@ -70,6 +79,8 @@ class _Term:
     nodes: Nodes
     live: LiveState
     stopwatch: Stopwatch
+    desires: Desires
+    ticks: int = 0
 
     @property
     def leadership(self) -> Leadership:
@@ -188,7 +199,7 @@ class Controller:
             return False
         _log.info("leading", epoch=lease.leadership.epoch, holder=self._holder)
         nodes = Nodes(self._pace.node_lease_ms, boottime_ms())
-        self._term = _Term(lease, nodes, self._prepared, Stopwatch())
+        self._term = _Term(lease, nodes, self._prepared, Stopwatch(), Desires(self._store))
         self._prepared = LiveState(self._policy, self._queues)
         return True
 
@@ -211,40 +222,50 @@ class Controller:
         self._term = None
 
     def step(self, words: Iterable[str], *, ticking: bool) -> None:
-        """Admit, sync and observe until nothing moves. Raises LeadershipLost."""
+        """Hear what moved, admit into the room that made, have it started, until nothing is due. Raises LeadershipLost.
+
+        Room that is only heard of while others are started is the next step's: after the breath between two steps
+        there is more of it, and a step costs little more for many jobs than for one.
+        """
         reachable = set(self._machines.reachable())
-        due = set(reachable) if ticking else {word for word in words if word in reachable}
+        due = set(reachable) if ticking else set[str]()
         if ticking:
             self._give_up_lost()
             self._keep_funded()
         if WAKE_CHANNEL in words or ticking:
             due |= self._withdraw() & reachable
-        unheard = reachable - self._led.nodes.answering()
-        if unheard & due:
-            due = self._sync(unheard & due, reachable)[1] | (due - unheard)
+        telling = reachable.intersection(words) | ((reachable - self._led.nodes.answering()) & due)
+        if telling:
+            due = self._sync(telling, reachable)[1] | (due - telling)
         freed = True
         for _ in range(_ROUNDS_MAX):
             if freed:
-                due |= self._admit(explaining=ticking) & reachable
+                due |= self._admit() & reachable
             if not due:
-                return
+                break
             freed, due = self._sync(due, reachable)
+            if freed and not due:
+                self._wakeups.put(_ROOM)
+                break
+        if ticking:
+            self._explain()
 
-    def _admit(self, *, explaining: bool) -> set[str]:
+    def _admit(self) -> set[str]:
+        """Plan on what the database says, with no transaction open, and commit the plan; the nodes to sync for it."""
         nodes: set[str] = set()
         term = self._led
         for _ in range(_ROUNDS_MAX):
             term.lease.proceed()
-            with self._watcher.timing("admit"), transaction(self._engine) as session:
-                admitted = admit(
-                    session,
-                    term.leadership,
-                    term.live,
-                    self._accounting,
-                    utc_now(),
-                    answering=term.nodes.answering(),
-                    explaining=explaining,
-                )
+            with self._watcher.timing("admit"):
+                at = utc_now()
+                with transaction(self._engine) as session:
+                    term.live.refresh(session, unix_ms(at), term.nodes.answering())
+                plan = term.live.plan(unix_ms(at))
+                if not plan.starts and not plan.evictions:
+                    self._watcher.planned(starts=0, evictions=0)
+                    break
+                with transaction(self._engine) as session:
+                    admitted = admit(session, term.leadership, term.live, plan, self._accounting, at)
             self._watcher.planned(starts=admitted.starts, evictions=admitted.evictions)
             self._watcher.moved(admitted.steps)
             nodes |= admitted.nodes
@@ -252,22 +273,40 @@ class Controller:
                 break
         return nodes
 
+    def _explain(self) -> None:
+        """Write down why those wait that do; seldom while there are very many."""
+        term = self._led
+        term.ticks += 1
+        if len(term.live.policy.queued) > _EXPLAINED_MAX and term.ticks % _SELDOM:
+            return
+        term.lease.proceed()
+        with transaction(self._engine) as session:
+            fence(session, term.leadership)
+            explain_waiting(session, term.live, unix_ms(utc_now()))
+
     def _withdraw(self) -> set[str]:
         """End what was cancelled while it waited; returns the nodes, if anything must be stopped."""
+        more = True
+        while more:
+            self._led.lease.proceed()
+            with transaction(self._engine) as session:
+                steps = end_waiting(session, self._led.leadership, self._accounting, utc_now())
+            self._watcher.moved(steps)
+            more = len(steps) >= WITHDRAWN_MAX
         at = utc_now()
         with transaction(self._engine) as session:
-            steps = end_waiting(session, self._led.leadership, self._accounting, at)
+            fence(session, self._led.leadership)
             order_clearing(session, at)
             loose = unsettled(session)
             settled = settle(session, loose, self._accounting, at)
-        self._watcher.moved((*steps, *settled.steps))
+        self._watcher.moved(settled.steps)
         return set(self._machines.reachable()) if loose else set()
 
     def _sync(self, names: set[str], reachable: set[str]) -> tuple[bool, set[str]]:
         """One round trip to these nodes; whether devices were given back, and the nodes worth another one."""
         term = self._led
         with transaction(self._engine) as session:
-            desired = desired_runs(session, self._store, names)
+            desired = term.desires.of(session, names)
         requests: dict[str, SyncRequest] = {}
         for name in sorted(names):
             wanted = desired.get(name) or Wanted()

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vouchers.domain.coverage import BUYER_REIMBURSED, Candidate, Plan, TooManyProgrammes, plan_coverage
-from vouchers.domain.segments import Segment, fill_in_order
+from vouchers.domain.segments import Segment, Stretch, Unwound, fill_in_order, unwind
 from vouchers.domain.terms import CNY, Ceiling, Exclusion
+from vouchers.holding import segment_coverage
 
 LEVELS = ("national", "province", "city", "district")
 
@@ -65,6 +66,15 @@ def test_the_parts_of_a_segment_add_up_and_a_reimbursed_share_is_paid_by_the_buy
 def test_what_sources_cannot_give_is_missing() -> None:
     assert fill_in_order(10, (4, 0, 3)) == ((4, 0, 3), 3)
     assert fill_in_order(5, (4, 2)) == ((4, 1), 0)
+
+
+def test_a_charge_is_unwound_from_its_newest_end_and_only_where_something_goes_back() -> None:
+    stretches = {0: Stretch(10, 30, 100, 200), 1: Stretch(0, 20, 0, 40)}
+    newest, older = Unwound((20, 40), (15, 30)), Unwound((30, 200), (20, 150))
+    assert list(unwind(stretches, 0, 5)) == [(1, newest)]
+    assert list(unwind(stretches, 20, 30)) == [(0, older)]
+    assert list(unwind(stretches, 15, 30)) == [(1, Unwound((5, 10), (0, 0))), (0, older)]
+    assert list(unwind(stretches, 5, 5)) == []
 
 
 def test_two_vouchers_of_one_programme_together_pay_one_ratio() -> None:
@@ -139,6 +149,13 @@ def test_several_grants_of_card_time_share_the_time_and_one_programmes_ratio() -
     assert amounts(plan_coverage(1000, 100, halves)) == {"a": 300, "b": 200, "c": 500}
 
 
+def test_the_lines_of_a_coverage_add_up_to_its_cost_even_where_no_millisecond_is_drawn() -> None:
+    half = voucher("half", "0.5", 10, asset="card_ms:M")
+    division = Segment(plan_coverage(1_000, 1, [half]), (500,))
+    covered = segment_coverage(division, [("prepaid", "me")], 1_000, 1, 0)
+    assert [(line.amount_micros, line.quantity) for line in covered.lines] == [(500, 0), (500, 500)]
+
+
 def test_ratios_that_add_up_to_one_leave_the_tenant_nothing_at_any_cost() -> None:
     pair = [voucher("city", "0.30"), voucher("district", "0.70", level="district")]
     plan = plan_coverage(1_000_003, 0, pair)
@@ -186,6 +203,12 @@ def test_ten_programmes_that_bind_each_other_are_weighed() -> None:
     paid = amounts(plan_coverage(100, 0, ten))
     assert sum(paid.values()) == 50
     assert "p4" not in paid
+
+
+def test_a_plan_is_the_same_after_it_was_asked() -> None:
+    asked, other = (plan_coverage(100, 0, [voucher("a")]) for _ in range(2))
+    asked.shares(10, 0)
+    assert asked == other
 
 
 def test_a_plan_survives_storage() -> None:

@@ -17,7 +17,6 @@ from vouchers.domain.calendar import (
     claim_period,
     expiry,
     local_day,
-    period_of,
     start_of_day,
 )
 from vouchers.domain.controllers import ControllerCycle, check_acyclic, control_chain, related
@@ -34,7 +33,7 @@ from vouchers.domain.terms import (
     in_region,
     parse_amount,
 )
-from vouchers.issuing import tranche_faces
+from vouchers.domain.tranches import tranche_faces
 from vouchers.programmes import parse_programme, shares_of
 
 SHANGHAI: Final = "Asia/Shanghai"
@@ -94,8 +93,7 @@ def test_card_time_pays_for_its_own_model_only_and_no_tier_is_no_payment() -> No
     firm = replace(FIRM, region="GB", roles=("researcher",))
     assert not isinstance(ratio_for(held(rules, firm), plain), NotApplicable)
     assert isinstance(ratio_for(held(rules, firm), replace(plain, model="other")), NotApplicable)
-    narrow = terms(ratios=[{"clause": "§", "ratio": "0.5", "when": {"roles": ["hero"]}}])
-    assert isinstance(ratio_for(held(narrow), USED), NotApplicable)
+    assert isinstance(ratio_for(held(NO_TIER), USED), NotApplicable)
 
 
 def test_vouchers_burn_by_priority_last_usage_width_age_and_id() -> None:
@@ -111,6 +109,18 @@ def test_vouchers_burn_by_priority_last_usage_width_age_and_id() -> None:
         "centre_claims",
     )
     assert [entry.ratio for entry in made.ceilings] == [Fraction(2, 5)]
+
+
+def test_a_wider_region_burns_later() -> None:
+    widths = [eligible(centre_regions=regions).scope_width for regions in (["330106"], ["3301"], ["33", "32"])]
+    assert [width - widths[0] for width in widths] == [0, 25 - 16, 100 - 16]
+
+
+def test_a_programme_may_last_a_day_and_ranks_in_the_middle_unless_it_says_otherwise() -> None:
+    document = json.loads((EXAMPLES / "huangyan.json").read_text(encoding="utf-8"))
+    del document["priority"]
+    rules = parse_programme(document | {"effective": {"from": "2026-01-01", "until": "2026-01-01"}})
+    assert rules.priority == 100
 
 
 CONDITIONS = [
@@ -202,6 +212,26 @@ def test_a_last_day_counts_in_full_in_the_programmes_zone(rule: Validity, ends: 
 
 
 @pytest.mark.parametrize(
+    ("issued", "months", "last"),
+    [
+        (date(2026, 1, 31), 1, date(2026, 2, 28)),
+        (date(2026, 1, 29), 1, date(2026, 2, 28)),
+        (date(2026, 1, 28), 1, date(2026, 2, 27)),
+        (date(2028, 1, 29), 1, date(2028, 2, 28)),
+        (date(2028, 2, 29), 12, date(2029, 2, 28)),
+        (date(2027, 3, 1), 12, date(2028, 2, 29)),
+        (date(2026, 3, 1), 1, date(2026, 3, 31)),
+        (date(2026, 8, 31), 6, date(2027, 2, 28)),
+    ],
+)
+def test_months_end_before_the_day_comes_again_or_with_a_month_that_has_no_such_day(
+    issued: date, months: int, last: date
+) -> None:
+    ends = expiry(Validity("§", 0, months, None), start_of_day(issued, SHANGHAI), SHANGHAI)
+    assert local_day(ends - timedelta(microseconds=1), SHANGHAI) == last
+
+
+@pytest.mark.parametrize(
     ("day", "months", "later"),
     [
         (date(2026, 1, 31), 1, date(2026, 2, 28)),
@@ -225,13 +255,9 @@ def test_periods_begin_and_end_in_the_programmes_zone_and_name_their_instants() 
     monthly, quarterly = terms(), terms("henan") if terms("henan").settlement.cycle != "month" else None
     begins, ends = claim_period(monthly, "2026-12")
     assert (begins, ends) == (datetime(2026, 11, 30, 16, tzinfo=UTC), datetime(2026, 12, 31, 16, tzinfo=UTC))
-    assert period_of(monthly, begins) == period_of(monthly, ends - timedelta(microseconds=1)) == "2026-12"
-    assert period_of(monthly, ends) == "2027-01"
     rules = quarterly or replace(monthly, settlement=replace(monthly.settlement, cycle="quarter"))
     begins, ends = claim_period(rules, "2026-Q4")
     assert (begins, ends) == (datetime(2026, 9, 30, 16, tzinfo=UTC), datetime(2026, 12, 31, 16, tzinfo=UTC))
-    assert period_of(rules, begins) == period_of(rules, ends - timedelta(microseconds=1)) == "2026-Q4"
-    assert period_of(rules, ends) == "2027-Q1"
     for wrong in ("2026-12", "2026-Q5", "1948-Q4", "2200-Q1"):
         with pytest.raises(MalformedPeriod):
             claim_period(rules, wrong)
@@ -258,9 +284,13 @@ def test_a_circle_is_refused_wherever_it_closes() -> None:
     assert related("a", "y", edges, [("z", "q"), ("y", "b")]) == ("a", "y", "b", "y")
 
 
+CONTRACT: Final = ContractFacts(number="c", supplier="B", amount_micros=100, days=1, cost_kind="compute")
+NO_TIER: Final = terms(ratios=[{"clause": "§", "ratio": "0.5", "when": {"roles": ["hero"]}}])
+LARGE_CENTRES: Final = eligible(centre_pflops_above=100)
+
+
 def case(**changed: Any) -> Case:  # noqa: ANN401 - any field
-    contract = ContractFacts(number="c", supplier="B", amount_micros=100, days=1, cost_kind="compute")
-    return replace(Case(terms(), FIRM, contract, 30), **changed)
+    return replace(Case(terms(), FIRM, CONTRACT, 30), **changed)
 
 
 def verdict(found: Case, rule: str) -> str:
@@ -279,6 +309,17 @@ def verdict(found: Case, rule: str) -> str:
         ({"issued_controller": 8_000_000 * YUAN - 29}, "cap_per_controller", "fail"),
         ({"requested": 8_000_000 * YUAN}, "cap_per_enterprise", "pass"),
         ({"requested": 8_000_000 * YUAN}, "cap_per_controller", "pass"),
+        ({"terms": NO_TIER, "requested": 1}, "within_contract", "fail"),
+        (
+            {"terms": LARGE_CENTRES, "contract": replace(CONTRACT, centre_pflops=100)},
+            "contract_eligible",
+            "fail",
+        ),
+        (
+            {"terms": LARGE_CENTRES, "contract": replace(CONTRACT, centre_pflops=101)},
+            "contract_eligible",
+            "pass",
+        ),
         ({"enterprise": replace(FIRM, region="310000")}, "enterprise_eligible", "fail"),
         ({"relation": ("A", "B")}, "supplier_unrelated", "look"),
         ({"contract_used_by": ("x",)}, "no_duplicate", "look"),
@@ -290,6 +331,14 @@ def test_checks_turn_at_their_edges(changed: dict[str, Any], rule: str, expected
     loose = replace(FIRM, yearly_contract_micros=500_000 * YUAN)
     found = case(**({"enterprise": loose} | changed))
     assert verdict(found, rule) == expected
+
+
+def test_a_face_within_the_contract_is_checked_by_the_ratios_clause_where_there_is_one() -> None:
+    clauses = [
+        next(check.clause for check in run_checks(case(terms=rules)) if check.rule == "within_contract")
+        for rules in (terms(), NO_TIER)
+    ]
+    assert clauses == ["Hangzhou 2025 §3", "Hangzhou 2025 §1"]
 
 
 @pytest.mark.parametrize(
