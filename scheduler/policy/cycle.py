@@ -11,7 +11,7 @@ from scheduler.policy.capacity import Pool
 from scheduler.policy.contest import Contest
 from scheduler.policy.imagination import leaves_nominated_quota
 from scheduler.policy.model import Eviction, Plan, Start
-from scheduler.policy.pending import Entry, JobClass, QueuedJob
+from scheduler.policy.pending import Entry, JobClass, QueuedJob, turn_has_come
 from scheduler.policy.placement import Found, as_placements, find
 from scheduler.policy.placing import place
 from scheduler.policy.preemption import CLAIMS_MAX, find_evictions, may_evict
@@ -382,7 +382,7 @@ class Cycle:
                 and (held.hard or self._before(held.job_id, queued, entry))
             ):
                 continue
-            hard = entry[0] <= self.now_ms
+            hard = turn_has_come(entry[0], self.now_ms)
             if held is not None and held.job_id == job.id and self._stands(held, pool):
                 if hard != held.hard:
                     promises.make(pool.model, held._replace(hard=hard))
