@@ -110,7 +110,7 @@ def _post_plain(session: Session, transfer: Transfer, at: datetime) -> bool:
         transfer.cause,
     )
     ((done,),) = call(session, _POST_PLAIN, [str(value).encode() for value in (*arguments, at)])
-    return done == "t"
+    return bool(done == "t")
 
 
 def _columns(transfers: Sequence[Transfer]) -> tuple[str, ...]:
