@@ -141,7 +141,7 @@ class Congestion:
         """A job may start from now on; it counts in the pool it likes best."""
         if not queued.shape.pools:
             return
-        model, milli = queued.shape.pools[0].model, queued.job.devices_milli
+        model, milli = queued.shape.pools[0].model, queued.shape.demand_milli
         first_come = self.pools.setdefault(model, FirstCome())
         if milli:
             first_come.arrived(queued.job.id, milli, queued.predicted_ms, now_ms)

@@ -197,4 +197,4 @@ class Contest:
             return queue.row
         shape = head[0].shape
         pool = shape.pools[0].model if shape.pools else ""
-        return (queue.tier(pool, shape.demand_milli()), share, queue.name, queue)
+        return (queue.tier(pool, shape.demand_milli), share, queue.name, queue)

@@ -324,7 +324,7 @@ class Cycle:
         """Whether no pool has so many slots free at all; then nobody's job of this shape can start."""
         if self.state.settings.backfill is Backfill.NONE or shape in self._hindered:
             return False
-        demand = shape.demand_milli()
+        demand = shape.demand_milli
         if any(pool.free_milli >= demand for pool in shape.pools):
             return False
         shape.does_not_fit()

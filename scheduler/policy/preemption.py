@@ -144,7 +144,7 @@ def _inside_own(claim: QueuedJob) -> bool:
 
 def _claims_of_class(job_class: JobClass, most: int) -> int:
     """How many jobs of a class its queue's guarantee has room for; at least the first may try."""
-    milli = max(1, job_class.shape.demand_milli())
+    milli = max(1, job_class.shape.demand_milli)
     rooms = (
         (level.quota(pool.model).guarantee_milli - level.used.get(pool.model, 0)) // milli
         for pool in job_class.shape.pools

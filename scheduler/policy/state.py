@@ -204,6 +204,22 @@ class SchedulerState:
         self._make_ready(queued, now)
 
     def _check(self, job: Job) -> None:
+        possible = (
+            job.nodes >= 1
+            and job.devices_per_node >= 0
+            and 1 <= job.slots_milli <= WHOLE_MILLI
+            and job.time_limit_ms >= 1
+            and job.tail_devices >= 0
+        )
+        if not possible:
+            self._refuse(job)
+        for model in job.models:
+            if model not in self.capacity.pools:
+                known = ", ".join(sorted(self.capacity.pools)) or "none"
+                raise UnknownModel(field="models", model=model, known=known)
+
+    @staticmethod
+    def _refuse(job: Job) -> None:
         facts = (
             ("nodes", job.nodes, job.nodes >= 1, "at least 1"),
             ("devices_per_node", job.devices_per_node, job.devices_per_node >= 0, "not negative"),
@@ -214,10 +230,6 @@ class SchedulerState:
         for field, value, possible, why in facts:
             if not possible:
                 raise MalformedJob(field=field, value=value, job=job.id, why=f"it must be {why}")
-        for model in job.models:
-            if model not in self.capacity.pools:
-                known = ", ".join(sorted(self.capacity.pools)) or "none"
-                raise UnknownModel(field="models", model=model, known=known)
 
     def _make_ready(self, queued: QueuedJob, now_ms: int) -> None:
         job = queued.job
@@ -325,7 +337,7 @@ class SchedulerState:
         nodes = self.capacity.nodes
         for name, pieces in placements:
             nodes[name].move_in(job.id, pieces, facts, now_ms + queued.predicted_ms)
-        self.queues.charge(queued.leaf, pool, job.devices_milli, now_ms)
+        self.queues.charge(queued.leaf, pool, queued.shape.demand_milli, now_ms)
         if not self.queues.plain:
             running.covered, running.exceeding = self.queues.standing(queued.leaf, pool)
         self.queues.count(queued.leaf, job.user, 1)
@@ -357,7 +369,7 @@ class SchedulerState:
         for name, _ in running.placements:
             nodes[name].move_out(job_id)
         self.capacity.give(running.placements, job.cpu_milli, job.memory_mib)
-        self.queues.charge(running.leaf, running.pool, -job.devices_milli, now_ms)
+        self.queues.charge(running.leaf, running.pool, -running.shape.demand_milli, now_ms)
         self.queues.count(running.leaf, job.user, -1)
         self.preemptible_running -= job.preemptible
         if job.array_id:
