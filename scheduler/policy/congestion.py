@@ -51,16 +51,22 @@ class FirstCome:
         self.longest_ms = 0
         self.before_ms = 0
         self.since_ms = 0
+        self.bound_ms = 0
+        """How long a job may wait before it is promoted."""
+        self._forget_ms = 0
 
     def inherit(self, before: "FirstCome") -> None:
         """Remember the waits an earlier imagination of the same pool has seen."""
         self.longest_ms = max(self.longest_ms, before.longest_ms)
         self.before_ms = max(self.before_ms, before.before_ms)
         self.since_ms = before.since_ms
+        self._settle()
 
-    def bound_ms(self) -> int:
-        """How long a job may wait before it is promoted."""
-        return max(self.longest_ms, self.before_ms) * ALLOWANCE_PERCENT // 100
+    def _settle(self) -> None:
+        """What follows from the longest waits."""
+        longest_ms = max(self.longest_ms, self.before_ms)
+        self.bound_ms = longest_ms * ALLOWANCE_PERCENT // 100
+        self._forget_ms = self.since_ms + MEMORY_IN_BOUNDS * longest_ms
 
     def arrived(self, job_id: str, milli: int, lasts_ms: int, now_ms: int) -> None:
         """A job joins the line, unless it stands there already."""
@@ -86,8 +92,9 @@ class FirstCome:
 
     def advance(self, now_ms: int, capacity_milli: int, running: Mapping[str, Started]) -> None:
         """Play until now."""
-        if now_ms - self.since_ms > MEMORY_IN_BOUNDS * max(self.longest_ms, self.before_ms):
+        if now_ms > self._forget_ms:
             self.before_ms, self.longest_ms, self.since_ms = self.longest_ms, 0, now_ms
+            self._settle()
         ends = self._ends
         while ends and ends[0][0] <= now_ms:
             ends_ms, job_id = heappop(ends)
@@ -111,7 +118,9 @@ class FirstCome:
         while line:
             guest = guests.get(line[0])
             if guest is not None:
-                self.longest_ms = max(self.longest_ms, at_ms - guest.arrived_ms)
+                if at_ms - guest.arrived_ms > self.longest_ms:
+                    self.longest_ms = at_ms - guest.arrived_ms
+                    self._settle()
                 if self._used_milli + guest.milli <= capacity_milli:
                     guest.ends_ms = max(at_ms, guest.arrived_ms) + guest.lasts_ms
                     self._used_milli += guest.milli
@@ -169,7 +178,7 @@ class Congestion:
             patient = self._patient.get(model)
             if not patient:
                 continue
-            latest_ms = now_ms - first_come.bound_ms()
+            latest_ms = now_ms - first_come.bound_ms
             while patient and (patient[0][0] < latest_ms or not patient[0][3].ready):
                 queued = heappop(patient)[3]
                 if queued.ready:

@@ -30,7 +30,8 @@ class Contest:
         self._hindered = hindered
         self._promises = state.promises.by_pool
         self._queued = state.queued
-        self._capacities = state.capacities()
+        self._capacities: dict[str, int] | None = None
+        self._state = state
         self._shapes = shapes
         self._waiting = state.pending.by_leaf
         self._classes: dict[QueueState, list[JobClass]] = {}
@@ -190,6 +191,8 @@ class Contest:
     def _row(self, queue: QueueState) -> tuple[Tier, int, str, QueueState]:
         if queue.lonely:
             return (Tier.BORROWING, 0, queue.name, queue)
+        if self._capacities is None:
+            self._capacities = self._state.capacities()
         share = queue.share(self._capacities, self._now_ms)
         head = self._heads.get(queue)
         if head is None:

@@ -53,7 +53,7 @@ class Cycle:
         self._vacant: dict[Pool, QueuedJob] = {}
         """Pools that promise nothing yet, and the first job known not to fit there."""
         self._may_evict = may_evict(state)
-        self._nominated = dict(state.promises.nominations.by_job)
+        self._nominated = dict(state.promises.nominations.by_job) if state.promises.nominations else {}
 
     def run(self) -> Plan:
         """The pipeline.
@@ -68,21 +68,29 @@ class Cycle:
         """
         state = self.state
         state.wake(self.now_ms)
-        self._start_promised()
-        self._start_nominees()
+        if state.promises.by_pool:
+            self._start_promised()
+        if state.promises.nominations:
+            self._start_nominees()
         self._hold_contests()
         evictions: tuple[Eviction, ...] = ()
-        wakes = [state.next_alarm_ms()]
+        next_wake_ms = state.next_alarm_ms()
         if self._may_evict:
-            promised = len(state.promises.by_pool)
-            evictions, wake = find_evictions(state, self._unserved, self.now_ms)
-            wakes.append(wake)
-            self._start_nominees()
-            if len(state.promises.by_pool) < promised:
-                self._hindered.clear()
-                self._hold_contests()
-        next_wake = min((wake for wake in wakes if wake is not None), default=None)
-        return Plan(self.now_ms, tuple(self.starts), evictions, next_wake)
+            evictions, wake_ms = self._preempt()
+            if wake_ms is not None and (next_wake_ms is None or wake_ms < next_wake_ms):
+                next_wake_ms = wake_ms
+        return Plan(self.now_ms, tuple(self.starts), evictions, next_wake_ms)
+
+    def _preempt(self) -> tuple[tuple[Eviction, ...], int | None]:
+        """Whom to stop, and when to look again; a promise that gave way to a nomination is a chance for others."""
+        state = self.state
+        promised = len(state.promises.by_pool)
+        evictions, wake_ms = find_evictions(state, self._unserved, self.now_ms)
+        self._start_nominees()
+        if len(state.promises.by_pool) < promised:
+            self._hindered.clear()
+            self._hold_contests()
+        return evictions, wake_ms
 
     def _hold_contests(self) -> None:
         for _ in range(CONTESTS_MAX):
@@ -95,7 +103,8 @@ class Cycle:
         self._redeemed = False
         shapes = self._fitting_shapes()
         if not shapes:
-            self._fill_vacancies(None, 0)
+            if self._vacant:
+                self._fill_vacancies(None, 0)
             return False
         contest = Contest(self.state, self.now_ms, shapes, self._hindered)
         narrowed = False
@@ -114,7 +123,8 @@ class Cycle:
             self._consider(contest, leaf, job_class, entry)
             if narrowed and not self._hindered:
                 break  # a promise was redeemed: what it hindered is offered to everybody again
-        self._fill_vacancies(None, 0)
+        if self._vacant:
+            self._fill_vacancies(None, 0)
         return self._redeemed
 
     def _who_may_still_start(self, shapes: list[Shape]) -> set[QueueState] | None:
@@ -201,12 +211,13 @@ class Cycle:
                 shape.resolve(capacity)
                 found.append(shape)
             return found
-        freed = False
+        freed, version = False, capacity.shape_version
         for shape in state.pending.by_shape:
-            pools = shape.resolve(capacity)
+            if shape.pools_version != version:
+                shape.resolve(capacity)
             if not shape.may_fit():
                 continue
-            if shape.scored or any(find(shape, pool) is not None for pool in pools):
+            if shape.scored or _fits_somewhere(shape):
                 found.append(shape)
             else:
                 shape.does_not_fit()
@@ -297,7 +308,8 @@ class Cycle:
         shape = job_class.shape
         if shape.may_fit():
             aside = self._set_aside(queued, entry, pools)
-            self._redeemed = self._redeemed or (bool(aside) and any(self._hindered.values()))
+            if aside and not self._redeemed:
+                self._redeemed = any(self._hindered.values())
             placed, hindered = place(self.state, queued, pools, self.now_ms)
             if placed is not None:
                 self._start(queued, job_class, *placed)
@@ -325,8 +337,9 @@ class Cycle:
         if self.state.settings.backfill is Backfill.NONE or shape in self._hindered:
             return False
         demand = shape.demand_milli
-        if any(pool.free_milli >= demand for pool in shape.pools):
-            return False
+        for pool in shape.pools:
+            if pool.free_milli >= demand:
+                return False
         shape.does_not_fit()
         self._hindered[shape] = 0
         return True
@@ -485,6 +498,13 @@ class Cycle:
             for model in redeemed:
                 self._vacate(state.capacity.pools[model])
             self._hindered.clear()
+
+
+def _fits_somewhere(shape: Shape) -> bool:
+    for pool in shape.pools:
+        if pool.free_milli >= shape.demand_milli and find(shape, pool) is not None:
+            return True
+    return False
 
 
 def _goes_before(first: QueuedJob, priority: int, entry: Entry) -> bool:
