@@ -8,7 +8,7 @@ Invariant: the imaginary pool never uses more than the pool has, and takes its j
 """
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from heapq import heappop, heappush
 from typing import Final, Protocol
 
@@ -171,8 +171,9 @@ class Congestion:
 
     def due(
         self, now_ms: int, pools: Mapping[str, Pool], running: Mapping[str, Started]
-    ) -> Iterator[QueuedJob]:
+    ) -> list[QueuedJob]:
         """The jobs that have waited too long, those submitted first before the others."""
+        found: list[QueuedJob] = []
         for model, first_come in self.pools.items():
             first_come.advance(now_ms, pools[model].capacity_milli, running)
             patient = self._patient.get(model)
@@ -182,4 +183,5 @@ class Congestion:
             while patient and (patient[0][0] < latest_ms or not patient[0][3].ready):
                 queued = heappop(patient)[3]
                 if queued.ready:
-                    yield queued
+                    found.append(queued)
+        return found

@@ -189,8 +189,8 @@ class Contest:
         return True
 
     def _row(self, queue: QueueState) -> tuple[Tier, int, str, QueueState]:
-        if queue.lonely:
-            return (Tier.BORROWING, 0, queue.name, queue)
+        if queue.lonely and queue.row is not None:
+            return queue.row
         if self._capacities is None:
             self._capacities = self._state.capacities()
         share = queue.share(self._capacities, self._now_ms)

@@ -68,6 +68,9 @@ class Cycle:
         """
         state = self.state
         state.wake(self.now_ms)
+        if not state.pending.classes:
+            state.arrived.clear()  # nobody waits: there is nothing to decide
+            return Plan(self.now_ms, (), (), state.next_alarm_ms())
         if state.promises.by_pool:
             self._start_promised()
         if state.promises.nominations:
@@ -483,7 +486,8 @@ class Cycle:
             node.memory_free_mib -= job.memory_mib
         placements = as_placements(found)
         job_class.drop(queued)
-        state.pending.forget_empty(job_class)
+        if not job_class.size:
+            state.pending.forget_empty(job_class)
         queued.ready = False
         del state.queued[job.id]
         promises = state.promises

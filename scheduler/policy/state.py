@@ -400,7 +400,9 @@ class SchedulerState:
     def job_succeeded(self, job_id: str, now_ms: int) -> None:
         """Jobs that depend on it may go (also used at a rebuild, for jobs that ended before)."""
         self.succeeded.add(job_id)
-        for waiting in sorted(self._awaiting.pop(job_id, ())):
+        if job_id not in self._awaiting:
+            return
+        for waiting in sorted(self._awaiting.pop(job_id)):
             if waiting in self.queued:
                 self._make_ready(self.queued[waiting], now_ms)
 
