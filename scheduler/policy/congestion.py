@@ -169,9 +169,7 @@ class Congestion:
         for first_come in self.pools.values():
             first_come.left(queued.job.id)
 
-    def due(
-        self, now_ms: int, pools: Mapping[str, Pool], running: Mapping[str, Started]
-    ) -> list[QueuedJob]:
+    def due(self, now_ms: int, pools: Mapping[str, Pool], running: Mapping[str, Started]) -> list[QueuedJob]:
         """The jobs that have waited too long, those submitted first before the others."""
         found: list[QueuedJob] = []
         for model, first_come in self.pools.items():

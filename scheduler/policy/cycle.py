@@ -311,8 +311,7 @@ class Cycle:
         shape = job_class.shape
         if shape.may_fit():
             aside = self._set_aside(queued, entry, pools)
-            if aside and not self._redeemed:
-                self._redeemed = any(self._hindered.values())
+            self._redeemed = self._redeemed or (bool(aside) and any(self._hindered.values()))
             placed, hindered = place(self.state, queued, pools, self.now_ms)
             if placed is not None:
                 self._start(queued, job_class, *placed)
@@ -505,10 +504,8 @@ class Cycle:
 
 
 def _fits_somewhere(shape: Shape) -> bool:
-    for pool in shape.pools:
-        if pool.free_milli >= shape.demand_milli and find(shape, pool) is not None:
-            return True
-    return False
+    demand = shape.demand_milli
+    return any(pool.free_milli >= demand and find(shape, pool) is not None for pool in shape.pools)
 
 
 def _goes_before(first: QueuedJob, priority: int, entry: Entry) -> bool:

@@ -21,6 +21,9 @@ BORROWING: Final = "may borrow what was lent beyond a borrow limit"
 PRIORITY: Final = "has a higher priority"
 FAIRNESS: Final = "is further below its fair share"
 
+ATTEMPTS_MAX: Final = 16
+"""How often one claim is tried again without a victim that turned out to be beyond its rights."""
+
 
 class Outcome(NamedTuple):
     """How room can be made for a claim: whom to stop, why, where it will lie, and when the last victim is ripe.
@@ -251,15 +254,32 @@ class Imagination:
     ) -> tuple[Outcome, _Attempt, Found] | None:
         """Imagine victims gone in order until the claim has room and quota, then take back whom it can spare."""
         attempt = _Attempt(claim, pool, self._barred(claim, pool, guaranteed=guaranteed), [], {})
-        found = self._take_until_it_fits(attempt, rows, guaranteed=guaranteed)
-        if found is not None:
-            found = self._spare(attempt, found)
+        found: Found | None = None
+        for _ in range(ATTEMPTS_MAX):
+            found = self._take_until_it_fits(attempt, rows, guaranteed=guaranteed)
+            if found is None:
+                break
+            self._spare(attempt, found)
+            without_right = self._first_without_right(attempt)
+            if without_right is None:
+                found = self._fit(attempt)
+                break
+            found = None  # once the others are gone nothing speaks for this one: the claim must do without it
+            rows = [one for one in rows if one is not without_right]
+            self._put_back(attempt)
         outcome = None
         if found is not None and (guaranteed or attempt.taken):
             outcome = self._outcome(attempt, found)
         for victim in reversed(attempt.taken):
             self._lower(victim)
         return None if outcome is None or found is None else (outcome, attempt, found)
+
+    def _put_back(self, attempt: _Attempt) -> None:
+        """Imagine all of its victims back."""
+        for victim in reversed(attempt.taken):
+            self._lower(victim)
+        attempt.taken.clear()
+        attempt.reasons.clear()
 
     def _barred(self, claim: QueuedJob, pool: Pool, *, guaranteed: bool) -> int:
         """Nodes the claim may not use: reserved ones, and those promised to a claim as strong as itself."""
@@ -312,37 +332,36 @@ class Imagination:
             rows = skipped
         return found
 
-    def _spare(self, attempt: _Attempt, found: Found) -> Found | None:
+    def _spare(self, attempt: _Attempt, found: Found) -> None:
         """Take back everybody who need not go: first all who are elsewhere, then one by one, the last first."""
         nodes = {state.node.name for state, _ in found}
         elsewhere = [one for one in attempt.taken if not any(part.node in nodes for part in one.placements)]
         self._can_do_without(attempt, elsewhere)
         for victim in sorted(attempt.taken, key=lambda one: (-one.started_ms, one.job.id)):
             self._can_do_without(attempt, [victim])
-        return self._fit(attempt) if self._all_entitled(attempt) else None
 
     def _can_do_without(self, attempt: _Attempt, victims: list[RunningJob]) -> bool:
         """Put these back if the claim then still has room, quota and a right to all the others."""
         for victim in victims:
             self._lower(victim)
             attempt.taken.remove(victim)
-        if self._fit(attempt) is not None and self._all_entitled(attempt):
+        if self._fit(attempt) is not None and self._first_without_right(attempt) is None:
             return True
         for victim in victims:
             self._lift(victim)
             attempt.taken.append(victim)
         return False
 
-    def _all_entitled(self, attempt: _Attempt) -> bool:
-        """Whether each one left is still given up by a rule once the others are gone."""
+    def _first_without_right(self, attempt: _Attempt) -> RunningJob | None:
+        """The first one taken that no rule gives up any more once the others are gone."""
         for victim in list(attempt.taken):
             self._lower(victim)
             reason = self._reason(attempt.claim, victim, attempt.pool)
             self._lift(victim)
             if reason is None or (reason != GUARANTEE and not self._is_ripe(victim)):
-                return False
+                return victim
             attempt.reasons[victim.job.id] = reason
-        return True
+        return None
 
     def _outcome(self, attempt: _Attempt, found: Found) -> Outcome:
         victims = tuple(sorted(attempt.taken, key=lambda one: one.job.id))
@@ -419,8 +438,11 @@ def leaves_nominated_quota(state: SchedulerState, queued: QueuedJob, pool: Pool)
     """Whether a job may start without using up quota that a claim counts on which makes way for nobody like it.
 
     Room is kept by nodes, but the first of several victims to go leaves quota that any node would do for. Of two
-    claimants the earlier nominated one goes first.
+    claimants the earlier nominated one goes first. Beside a claim also opportunistic jobs keep the bounds of the
+    queues above both, since the claim has to keep them.
     """
+    claimed: set[QueueState] = set()
+    victims: dict[str, None] = {}
     supposed: list[tuple[QueueState, int]] = []
     for known in state.promises.nominations.by_job.values():
         if known.job_id == queued.job.id:
@@ -432,13 +454,15 @@ def leaves_nominated_quota(state: SchedulerState, queued: QueuedJob, pool: Pool)
         ):
             continue
         supposed.append((leaf, milli))
-        leaving = (state.running.get(victim) for victim in known.victims)
-        supposed += [(one.leaf, -one.job.devices_milli) for one in leaving if one is not None]
+        claimed.update(leaf.ancestry)
+        victims |= dict.fromkeys(known.victims)
+    leaving = (state.running.get(victim) for victim in victims)
+    supposed += [(one.leaf, -one.job.devices_milli) for one in leaving if one is not None]
     for leaf, milli in supposed:
         state.queues.suppose(leaf, pool.model, milli)
     job = queued.job
     refusing = state.queues.refusal(
-        queued.leaf, pool.model, job.devices_milli, pool.capacity_milli, opportunistic=job.preemptible
+        queued.leaf, pool.model, job.devices_milli, pool.capacity_milli, opportunistic=job.preemptible, firm=claimed
     )
     for leaf, milli in supposed:
         state.queues.suppose(leaf, pool.model, -milli)

@@ -5,7 +5,7 @@ stand idle, and what others may use of an idle guarantee is its lend limit, for 
 inner queue is the sum of its children's.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from enum import IntEnum
 from typing import Final
 
@@ -303,11 +303,18 @@ class QueueTree:
                     )
 
     def refusal(
-        self, leaf: QueueState, pool: str, milli: int, capacity_milli: int, *, opportunistic: bool
+        self,
+        leaf: QueueState,
+        pool: str,
+        milli: int,
+        capacity_milli: int,
+        *,
+        opportunistic: bool,
+        firm: Container[QueueState] = (),
     ) -> QueueState | None:
         """The lowest queue whose bound a claim of `milli` would exceed, or None when it may be made.
 
-        An opportunistic claim may exceed borrow limits; what a sibling does not lend is kept from it as well.
+        An opportunistic claim may exceed borrow limits but for those of `firm` queues; what a sibling does not lend is kept from it as well.
         """
         delta = milli
         for state in leaf.path():
@@ -315,7 +322,7 @@ class QueueTree:
             if state.parent is None:
                 return state if before + delta > capacity_milli else None
             inner = state.inner.get(pool, 0) if state.children else state.used.get(pool, 0)
-            bound = None if opportunistic else state.bound(pool)
+            bound = None if opportunistic and state not in firm else state.bound(pool)
             if bound is not None and inner + delta > bound:
                 return state
             delta = max(inner + delta, state.floor.get(pool, 0)) - before

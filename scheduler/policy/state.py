@@ -51,13 +51,16 @@ class RunningJob:
 
 
 class _JobsOf(Container[object]):
-    """The ids of a tenant's waiting jobs, whichever they are when it is asked."""
+    """The ids named, and those of a tenant's waiting jobs, whichever they are when it is asked."""
 
-    def __init__(self, state: "SchedulerState", tenant: str) -> None:
+    def __init__(self, state: "SchedulerState", tenant: str, named: Container[object]) -> None:
         self._state = state
         self._tenant = tenant
+        self._named = named
 
     def __contains__(self, job_id: object) -> bool:
+        if job_id in self._named:
+            return True
         known = self._state.queued.get(str(job_id))
         return known is not None and known.job.tenant == self._tenant
 
@@ -168,7 +171,7 @@ class SchedulerState:
     def reserved(self, reservation: Reservation) -> None:
         """Nodes are promised away for a span: an advance reservation or a drain."""
         tenant = reservation.for_tenant
-        for_jobs = _JobsOf(self, tenant) if tenant else reservation.for_jobs
+        for_jobs = _JobsOf(self, tenant, reservation.for_jobs) if tenant else reservation.for_jobs
         self.promises.reserve(reservation, for_jobs, self.capacity.nodes)
         heappush(self._alarms, (reservation.from_ms, ""))
         heappush(self._alarms, (reservation.to_ms, ""))
