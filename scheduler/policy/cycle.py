@@ -9,7 +9,7 @@ from typing import Final
 
 from scheduler.policy.capacity import Pool
 from scheduler.policy.contest import Contest
-from scheduler.policy.imagination import leaves_nominated_quota
+from scheduler.policy.imagination import leaves_nominated_quota, overrides
 from scheduler.policy.model import Eviction, Plan, Start
 from scheduler.policy.pending import Entry, JobClass, QueuedJob
 from scheduler.policy.placement import Found, as_placements, find
@@ -71,10 +71,10 @@ class Cycle:
         if not state.pending.classes:
             state.arrived.clear()  # nobody waits: there is nothing to decide
             return Plan(self.now_ms, (), (), state.next_alarm_ms())
-        if state.promises.by_pool:
-            self._start_promised()
         if state.promises.nominations:
             self._start_nominees()
+        if state.promises.by_pool:
+            self._start_promised()
         self._hold_contests()
         evictions: tuple[Eviction, ...] = ()
         next_wake_ms = state.next_alarm_ms()
@@ -188,14 +188,29 @@ class Cycle:
             pools = self._allowed_pools(queued)
             if home is not None and pool in pools:
                 found = find(queued.shape, pool, ~known.nodes | self._reserved(queued, pool))
-                placed = (
-                    (pool, found) if found is not None else place(self.state, queued, pools, self.now_ms)[0]
-                )
+                placed = (pool, found) if found is not None else self._place_nominee(queued, pools)
                 if placed is not None:
                     self._start(queued, home, *placed)
                     continue
             if not nominations.awaits_any(known.pool, state.running):
                 nominations.forget(known.job_id)
+
+    def _place_nominee(self, queued: QueuedJob, pools: tuple[Pool, ...]) -> tuple[Pool, Found] | None:
+        """Room elsewhere, if need be where it is promised to somebody against whom the claim is guaranteed."""
+        state, promises = self.state, self.state.promises
+        placed = place(state, queued, pools, self.now_ms)[0]
+        for pool in pools if placed is None else ():
+            held = promises.by_pool.get(pool.model)
+            holder = None if held is None else state.queued.get(held.job_id)
+            if holder is not None and overrides(state, queued, holder, pool):
+                others = promises.nominations.nodes_in(pool.model) & ~promises.nominations.own(
+                    pool.model, queued.job.id
+                )
+                found = find(queued.shape, pool, others | self._reserved(queued, pool))
+                if found is not None:
+                    del promises.by_pool[pool.model]
+                    return pool, found
+        return placed
 
     def _reserved(self, queued: QueuedJob, pool: Pool) -> int:
         job = queued.job

@@ -45,6 +45,8 @@ class _Attempt:
 
     claim: QueuedJob
     pool: Pool
+    guaranteed: bool
+    """Whether the claim was inside a guarantee before anybody was imagined gone for it."""
     barred: int
     taken: list[RunningJob]
     reasons: dict[str, str]
@@ -219,9 +221,10 @@ class Imagination:
             return rows
         return sorted(rows, key=lambda one: self._yielding.leads(claim.job.id, one.job.id))
 
-    def _reason(self, claim: QueuedJob, victim: RunningJob, pool: Pool) -> str | None:
+    def _reason(self, attempt: _Attempt, victim: RunningJob) -> str | None:
         """The rule by which the claim may stop the job as things are imagined, or None."""
-        job, model = claim.job, pool.model
+        claim, model = attempt.claim, attempt.pool.model
+        job = claim.job
         levels = apart(victim.leaf, claim.leaf)
         if levels and victim.covered:
             return None  # its queue's guarantee is its own: who came later, beyond it, has to go first
@@ -229,6 +232,7 @@ class Imagination:
             levels
             and self._is_borrowing(levels, model)
             and self._state.queues.guarantees(claim.leaf, victim.leaf, model, job.devices_milli)
+            and (attempt.guaranteed or not self._yielding.leads(job.id, victim.job.id))
         ):
             return GUARANTEE
         if not victim.job.preemptible or self._is_spared(claim, victim):
@@ -253,7 +257,7 @@ class Imagination:
         self, claim: QueuedJob, pool: Pool, rows: list[RunningJob], *, guaranteed: bool
     ) -> tuple[Outcome, _Attempt, Found] | None:
         """Imagine victims gone in order until the claim has room and quota, then take back whom it can spare."""
-        attempt = _Attempt(claim, pool, self._barred(claim, pool, guaranteed=guaranteed), [], {})
+        attempt = _Attempt(claim, pool, guaranteed, self._barred(claim, pool, guaranteed=guaranteed), [], {})
         found: Found | None = None
         for _ in range(ATTEMPTS_MAX):
             found = self._take_until_it_fits(attempt, rows, guaranteed=guaranteed)
@@ -292,11 +296,8 @@ class Imagination:
         holder = self._state.queued.get(promise.job_id)
         if holder is None or promise.job_id in promises.nominations.by_job:
             return barred  # what has been nominated to it takes the promise's place
-        if guaranteed and holder.leaf is not claim.leaf:
-            guarantees = self._state.queues.guarantees
-            stronger = guarantees(claim.leaf, holder.leaf, pool.model, job.devices_milli)
-            if stronger and not guarantees(holder.leaf, claim.leaf, pool.model, holder.job.devices_milli):
-                return barred
+        if guaranteed and overrides(self._state, claim, holder, pool):
+            return barred
         return barred | promise.nodes
 
     def _fit(self, attempt: _Attempt) -> Found | None:
@@ -318,7 +319,7 @@ class Imagination:
             grown = False
             skipped: list[RunningJob] = []
             for victim in rows:
-                reason = self._reason(attempt.claim, victim, attempt.pool)
+                reason = self._reason(attempt, victim)
                 if reason is None or (reason != GUARANTEE and not self._is_ripe(victim)):
                     skipped.append(victim)
                     continue
@@ -356,7 +357,7 @@ class Imagination:
         """The first one taken that no rule gives up any more once the others are gone."""
         for victim in list(attempt.taken):
             self._lower(victim)
-            reason = self._reason(attempt.claim, victim, attempt.pool)
+            reason = self._reason(attempt, victim)
             self._lift(victim)
             if reason is None or (reason != GUARANTEE and not self._is_ripe(victim)):
                 return victim
@@ -467,6 +468,15 @@ def leaves_nominated_quota(state: SchedulerState, queued: QueuedJob, pool: Pool)
     for leaf, milli in supposed:
         state.queues.suppose(leaf, pool.model, -milli)
     return refusing is None
+
+
+def overrides(state: SchedulerState, claim: QueuedJob, holder: QueuedJob, pool: Pool) -> bool:
+    """Whether the claim is guaranteed against the holder of a promise, who would itself borrow."""
+    if holder.leaf is claim.leaf:
+        return False
+    guarantees, model = state.queues.guarantees, pool.model
+    stronger = guarantees(claim.leaf, holder.leaf, model, claim.job.devices_milli)
+    return stronger and not guarantees(holder.leaf, claim.leaf, model, holder.job.devices_milli)
 
 
 def apart(leaf: QueueState, other: QueueState) -> tuple[QueueState, ...]:
