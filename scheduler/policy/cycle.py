@@ -9,14 +9,14 @@ from typing import Final
 
 from scheduler.policy.capacity import Pool
 from scheduler.policy.contest import Contest
-from scheduler.policy.imagination import leaves_nominated_quota, overrides
 from scheduler.policy.model import Eviction, Plan, Start
 from scheduler.policy.pending import Entry, JobClass, QueuedJob
-from scheduler.policy.placement import Found, as_placements, find
-from scheduler.policy.placing import place
+from scheduler.policy.placement import Found, as_placements
+from scheduler.policy.placing import fits_somewhere, gone_before, place, place_nominee
 from scheduler.policy.preemption import CLAIMS_MAX, find_evictions, may_evict
-from scheduler.policy.promises import FOREVER_MS, Promise, earliest
+from scheduler.policy.promises import Promise, earliest
 from scheduler.policy.queues import QueueState
+from scheduler.policy.rights import allowed_pools
 from scheduler.policy.settings import Backfill
 from scheduler.policy.shapes import Shape
 from scheduler.policy.state import SchedulerState
@@ -72,7 +72,9 @@ class Cycle:
             state.arrived.clear()  # nobody waits: there is nothing to decide
             return Plan(self.now_ms, (), (), state.next_alarm_ms())
         if state.promises.nominations:
+            promised = dict(state.promises.by_pool)
             self._start_nominees()
+            self._make_up(promised)
         if state.promises.by_pool:
             self._start_promised()
         self._hold_contests()
@@ -87,10 +89,10 @@ class Cycle:
     def _preempt(self) -> tuple[tuple[Eviction, ...], int | None]:
         """Whom to stop, and when to look again; a promise that gave way to a nomination is a chance for others."""
         state = self.state
-        promised = len(state.promises.by_pool)
+        promised = dict(state.promises.by_pool)
         evictions, wake_ms = find_evictions(state, self._unserved, self.now_ms)
         self._start_nominees()
-        if len(state.promises.by_pool) < promised:
+        if self._make_up(promised):
             self._hindered.clear()
             self._hold_contests()
         return evictions, wake_ms
@@ -173,7 +175,7 @@ class Cycle:
             if queued is None or queued.home is None or not promise.hard:
                 continue
             pool = state.capacity.pools[model]
-            if pool in self._allowed_pools(queued):
+            if pool in allowed_pools(self.state, queued):
                 placed = place(self.state, queued, (pool,), self.now_ms)[0]
                 if placed is not None:
                     self._start(queued, queued.home, *placed)
@@ -185,38 +187,23 @@ class Cycle:
         for known in list(nominations.by_job.values()):
             queued, pool = state.queued[known.job_id], state.capacity.pools[known.pool]
             home = queued.home
-            pools = self._allowed_pools(queued)
+            pools = allowed_pools(self.state, queued)
             if home is not None and pool in pools:
-                found = find(queued.shape, pool, ~known.nodes | self._reserved(queued, pool))
-                placed = (pool, found) if found is not None else self._place_nominee(queued, pools)
+                placed = place_nominee(state, queued, pool, pools, self.now_ms)
                 if placed is not None:
                     self._start(queued, home, *placed)
                     continue
             if not nominations.awaits_any(known.pool, state.running):
                 nominations.forget(known.job_id)
 
-    def _place_nominee(self, queued: QueuedJob, pools: tuple[Pool, ...]) -> tuple[Pool, Found] | None:
-        """Room elsewhere, if need be where it is promised to somebody against whom the claim is guaranteed."""
-        state, promises = self.state, self.state.promises
-        placed = place(state, queued, pools, self.now_ms)[0]
-        for pool in pools if placed is None else ():
-            held = promises.by_pool.get(pool.model)
-            holder = None if held is None else state.queued.get(held.job_id)
-            if holder is not None and overrides(state, queued, holder, pool):
-                others = promises.nominations.nodes_in(pool.model) & ~promises.nominations.own(
-                    pool.model, queued.job.id
-                )
-                found = find(queued.shape, pool, others | self._reserved(queued, pool))
-                if found is not None:
-                    del promises.by_pool[pool.model]
-                    return pool, found
-        return placed
-
-    def _reserved(self, queued: QueuedJob, pool: Pool) -> int:
-        job = queued.job
-        return self.state.promises.reserved_from(
-            pool.model, job.id, self.now_ms, self.now_ms + job.time_limit_ms
-        )
+    def _make_up(self, promised: dict[str, Promise]) -> bool:
+        """Promise anew what was hard and gave way to a guarantee, before others are asked; whether any gave way."""
+        state = self.state
+        void = [held for model, held in promised.items() if model not in state.promises.by_pool]
+        for model, held in promised.items():
+            if held in void and held.hard and held.job_id in state.queued:
+                self._promise(state.queued[held.job_id], (state.capacity.pools[model],))
+        return bool(void)
 
     def _fitting_shapes(self) -> list[Shape]:
         """Shapes that fit now; the first job of those that do not is promised nodes."""
@@ -235,7 +222,7 @@ class Cycle:
                 shape.resolve(capacity)
             if not shape.may_fit():
                 continue
-            if shape.scored or _fits_somewhere(shape):
+            if shape.scored or fits_somewhere(shape):
                 found.append(shape)
             else:
                 shape.does_not_fit()
@@ -253,7 +240,7 @@ class Cycle:
         for queued in arrived:
             if queued.entry is not None and queued.ready and not queued.shape.may_fit():
                 self._claim(queued)
-                pools = self._allowed_pools(queued, once_free=True)
+                pools = allowed_pools(self.state, queued, once_free=True)
                 self._promise(queued, tuple(pool for pool in pools if pool.model in state.promises.by_pool))
                 freed = freed or len(state.promises.by_pool) < len(state.capacity.pools)
         for model, pool in state.capacity.pools.items():
@@ -277,7 +264,7 @@ class Cycle:
                 del self._vacant[pool]
             elif entry is None or _goes_before(first, priority, entry):
                 del self._vacant[pool]
-                if pool in self._allowed_pools(first, once_free=True):
+                if pool in allowed_pools(self.state, first, once_free=True):
                     self._promise(first, (pool,))
 
     def _first_unfit(self, pool: Pool) -> QueuedJob | None:
@@ -310,7 +297,7 @@ class Cycle:
         return not shape.may_fit() or shape in self._hindered
 
     def _due(self, queued: QueuedJob, pool: Pool) -> bool:
-        return pool in self._allowed_pools(queued, once_free=True)
+        return pool in allowed_pools(self.state, queued, once_free=True)
 
     def _consider(self, contest: Contest, leaf: QueueState, job_class: JobClass, entry: Entry) -> None:
         queued = entry[3]
@@ -318,7 +305,7 @@ class Cycle:
             self._pass_over(job_class, queued, entry)
             contest.drop(leaf, job_class)
             return
-        pools = self._allowed_pools(queued)
+        pools = allowed_pools(self.state, queued)
         if not pools:
             self._pass_over(job_class, queued, entry)
             contest.drop(leaf, job_class)
@@ -338,7 +325,7 @@ class Cycle:
                 shape.does_not_fit()
                 self._hindered[shape] = 0
             elif pools is shape.pools:
-                self._hindered[shape] = self._gone_before(shape, pools)
+                self._hindered[shape] = gone_before(self.state, shape, pools, self.now_ms)
         self._not_served(job_class, queued)
         if self.state.settings.backfill is Backfill.NONE:
             contest.close(leaf)
@@ -376,20 +363,6 @@ class Cycle:
                 if held.job_id in state.queued:
                     later.append((state.queued[held.job_id], pool))
         return later
-
-    def _gone_before(self, shape: Shape, pools: tuple[Pool, ...]) -> int:
-        """How long a job may last that uses promised nodes of these pools without breaking a promise; never 0."""
-        promises = self.state.promises
-        if promises.spans:
-            return FOREVER_MS
-        until_ms = [self.now_ms]
-        for pool in pools:
-            nominated = promises.nominations.nodes_in(pool.model)
-            if nominated and not shape.scored and find(shape, pool, nominated) is None:
-                continue  # what is nominated is for nobody else, however soon it would be gone
-            held = promises.by_pool.get(pool.model)
-            until_ms.append(FOREVER_MS if held is None else held.from_ms)
-        return max(1, max(until_ms) - self.now_ms)
 
     def _not_served(self, job_class: JobClass, queued: QueuedJob) -> None:
         if job_class.shape.pools:
@@ -441,7 +414,7 @@ class Cycle:
         """Nobody of the class fits or may start now; its head may still be due a promise."""
         self._not_served(job_class, queued)
         if self.state.settings.backfill is Backfill.RESERVED and self._deserves_promise(queued, entry):
-            self._promise(queued, self._allowed_pools(queued, once_free=True))
+            self._promise(queued, allowed_pools(self.state, queued, once_free=True))
 
     def _deserves_promise(self, queued: QueuedJob, entry: Entry) -> bool:
         """Whether some pool promises nothing yet, or to somebody who comes later."""
@@ -460,32 +433,6 @@ class Cycle:
         if holder.leaf is not queued.leaf:
             return True
         return (-holder.job.priority, holder.entry[:3]) < (-queued.job.priority, entry[:3])
-
-    def _allowed_pools(self, queued: QueuedJob, *, once_free: bool = False) -> tuple[Pool, ...]:
-        """The pools in which quota and limits allow the job now, or would `once_free` is what others use there."""
-        state, job, leaf = self.state, queued.job, queued.leaf
-        pools = queued.shape.pools
-        if state.queues.plain and not job.array_running_max:
-            return pools
-        if state.queues.full_for(leaf, job.user) is not None:
-            return ()
-        if job.array_running_max and state.array_running[job.array_id] >= job.array_running_max:
-            return ()
-        milli, spare, queues = job.devices_milli, job.preemptible, state.queues
-        contested = bool(state.promises.nominations)
-        allowed = []
-        for pool in pools:
-            refusing = queues.refusal(leaf, pool.model, milli, pool.capacity_milli, opportunistic=spare)
-            if refusing is None:
-                if once_free or not contested or leaves_nominated_quota(state, queued, pool):
-                    allowed.append(pool)
-            elif (
-                once_free
-                and refusing.parent is None
-                and queues.ever_allows(leaf, pool.model, milli, pool.capacity_milli, opportunistic=spare)
-            ):
-                allowed.append(pool)
-        return pools if len(allowed) == len(pools) else tuple(allowed)
 
     def _start(self, queued: QueuedJob, job_class: JobClass, pool: Pool, found: Found) -> None:
         state, job = self.state, queued.job
@@ -516,11 +463,6 @@ class Cycle:
             for model in redeemed:
                 self._vacate(state.capacity.pools[model])
             self._hindered.clear()
-
-
-def _fits_somewhere(shape: Shape) -> bool:
-    demand = shape.demand_milli
-    return any(pool.free_milli >= demand and find(shape, pool) is not None for pool in shape.pools)
 
 
 def _goes_before(first: QueuedJob, priority: int, entry: Entry) -> bool:

@@ -14,6 +14,7 @@ from scheduler.policy.capacity import Pool
 from scheduler.policy.pending import QueuedJob
 from scheduler.policy.placement import Found, as_placements, find
 from scheduler.policy.queues import QueueState, Tier
+from scheduler.policy.rights import overrides
 from scheduler.policy.state import RunningJob, SchedulerState
 
 GUARANTEE: Final = "reclaims its guarantee"
@@ -433,50 +434,6 @@ class Imagination:
         after = (mine.used.get(model, 0) + claim.job.devices_milli) * theirs.quota(model).weight
         before = (self._runs_milli(theirs, model) - victim.job.devices_milli) * mine.quota(model).weight
         return after < before
-
-
-def leaves_nominated_quota(state: SchedulerState, queued: QueuedJob, pool: Pool) -> bool:
-    """Whether a job may start without using up quota that a claim counts on which makes way for nobody like it.
-
-    Room is kept by nodes, but the first of several victims to go leaves quota that any node would do for. Of two
-    claimants the earlier nominated one goes first. Beside a claim also opportunistic jobs keep the bounds of the
-    queues above both, since the claim has to keep them.
-    """
-    claimed: set[QueueState] = set()
-    victims: dict[str, None] = {}
-    supposed: list[tuple[QueueState, int]] = []
-    for known in state.promises.nominations.by_job.values():
-        if known.job_id == queued.job.id:
-            break
-        claimant = state.queued[known.job_id]
-        leaf, milli = claimant.leaf, claimant.job.devices_milli
-        if known.pool != pool.model or not (
-            leaf is queued.leaf or state.queues.guarantees(leaf, queued.leaf, pool.model, milli)
-        ):
-            continue
-        supposed.append((leaf, milli))
-        claimed.update(leaf.ancestry)
-        victims |= dict.fromkeys(known.victims)
-    leaving = (state.running.get(victim) for victim in victims)
-    supposed += [(one.leaf, -one.job.devices_milli) for one in leaving if one is not None]
-    for leaf, milli in supposed:
-        state.queues.suppose(leaf, pool.model, milli)
-    job = queued.job
-    refusing = state.queues.refusal(
-        queued.leaf, pool.model, job.devices_milli, pool.capacity_milli, opportunistic=job.preemptible, firm=claimed
-    )
-    for leaf, milli in supposed:
-        state.queues.suppose(leaf, pool.model, -milli)
-    return refusing is None
-
-
-def overrides(state: SchedulerState, claim: QueuedJob, holder: QueuedJob, pool: Pool) -> bool:
-    """Whether the claim is guaranteed against the holder of a promise, who would itself borrow."""
-    if holder.leaf is claim.leaf:
-        return False
-    guarantees, model = state.queues.guarantees, pool.model
-    stronger = guarantees(claim.leaf, holder.leaf, model, claim.job.devices_milli)
-    return stronger and not guarantees(holder.leaf, claim.leaf, model, holder.job.devices_milli)
 
 
 def apart(leaf: QueueState, other: QueueState) -> tuple[QueueState, ...]:

@@ -46,20 +46,11 @@ def find_evictions(
 ) -> tuple[tuple[Eviction, ...], int | None]:
     """Evictions for the claims in their order, and when the next protected victim has run its minimum."""
     nominations = state.promises.nominations
-    again = [state.queued[job_id] for job_id in nominations.due(now_ms)]
-    for queued in again:
-        nominations.forget(queued.job.id)  # its victims are ripe: it is planned for anew, on what is true now
     wakes: list[int] = []
     evictions: list[Eviction] = []
     told: set[str] = set()
     postponed: set[str] = set()
-    claims = _claims(state, unserved, again)
-    outranked = _outranked(state, claims)
-    for queued in outranked:
-        nominations.forget(queued.job.id)
-    if outranked:
-        again += outranked
-        claims = _in_order([*claims, *outranked], again)
+    claims = _strongest_first(state, unserved, now_ms)
     if claims and len(nominations.by_job) < OUTSTANDING_MAX:
         imagination = Imagination(state, now_ms)
         for claim in claims:
@@ -92,6 +83,19 @@ def find_evictions(
         and (known.due_ms > now_ms or known.job_id in postponed)
     ]
     return tuple(evictions), min((max(wake, now_ms + 1) for wake in wakes), default=None)
+
+
+def _strongest_first(state: SchedulerState, unserved: list[QueuedJob], now_ms: int) -> list[QueuedJob]:
+    """The claims in their order; those whose nominations come due or are outranked lose them and claim anew."""
+    nominations = state.promises.nominations
+    again = [state.queued[job_id] for job_id in nominations.due(now_ms)]
+    for queued in again:
+        nominations.forget(queued.job.id)  # its victims are ripe: it is planned for anew, on what is true now
+    claims = _claims(state, unserved, again)
+    outranked = _outranked(state, claims)
+    for queued in outranked:
+        nominations.forget(queued.job.id)
+    return _in_order([*claims, *outranked], [*again, *outranked]) if outranked else claims
 
 
 def _nominate(state: SchedulerState, claim: QueuedJob, outcome: Outcome, now_ms: int) -> None:

@@ -314,7 +314,8 @@ class QueueTree:
     ) -> QueueState | None:
         """The lowest queue whose bound a claim of `milli` would exceed, or None when it may be made.
 
-        An opportunistic claim may exceed borrow limits but for those of `firm` queues; what a sibling does not lend is kept from it as well.
+        An opportunistic claim may exceed borrow limits but for those of `firm` queues; what a sibling does not lend
+        is kept from it as well.
         """
         delta = milli
         for state in leaf.path():

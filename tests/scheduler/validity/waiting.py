@@ -50,7 +50,7 @@ def _excused(log: Log, asked: dict[str, Asked], promise: Promised, until_ms: int
             for one in log.nominations
         )
         or any(
-            promise.at_ms < one.start_ms <= until_ms
+            promise.at_ms <= one.start_ms <= until_ms  # cycles of one instant are not told apart in the log
             and promise.nodes & set(one.nodes)
             and _guaranteed(log, asked, one)
             for one in log.attempts
