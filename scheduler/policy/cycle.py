@@ -397,6 +397,7 @@ class Cycle:
                 again = beside or bool(promises.spans) or bool(promises.nominations)
                 moved = -1 if again else pool.moved
                 promises.make(pool.model, Promise(job.id, found[1], found[0], hard, pool.freed, moved))
+                self._redeemed = self._redeemed or (beside and any(self._hindered.values()))
                 made = True
         return made
 

@@ -6,7 +6,7 @@ planned one after another never count on the same room or the same share of a gu
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -68,9 +68,11 @@ class _Asked(dict[QueueState, bool]):
 class Imagination:
     """The state with imagined ends and starts on top of it."""
 
-    def __init__(self, state: SchedulerState, now_ms: int) -> None:
+    def __init__(self, state: SchedulerState, now_ms: int, claims: Iterable[QueuedJob]) -> None:
         self._state = state
         self._now_ms = now_ms
+        self._inside = {claim.job.id for claim in claims if in_guarantee(claim)}
+        """Claims that are inside a guarantee as things are, not only once others have left."""
         self._freed = {pool: pool.freed for pool in state.capacity.pools.values()}
         self._gone: dict[str, RunningJob] = {}
         self._known: dict[str, tuple[list[RunningJob], list[RunningJob]]] = {}
@@ -297,7 +299,7 @@ class Imagination:
         holder = self._state.queued.get(promise.job_id)
         if holder is None or promise.job_id in promises.nominations.by_job:
             return barred  # what has been nominated to it takes the promise's place
-        if guaranteed and overrides(self._state, claim, holder, pool):
+        if guaranteed and job.id in self._inside and overrides(self._state, claim, holder, pool):
             return barred
         return barred | promise.nodes
 

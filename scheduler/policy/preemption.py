@@ -52,7 +52,7 @@ def find_evictions(
     postponed: set[str] = set()
     claims = _strongest_first(state, unserved, now_ms)
     if claims and len(nominations.by_job) < OUTSTANDING_MAX:
-        imagination = Imagination(state, now_ms)
+        imagination = Imagination(state, now_ms, claims)
         for claim in claims:
             if len(nominations.by_job) >= OUTSTANDING_MAX:
                 break

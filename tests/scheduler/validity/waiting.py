@@ -92,9 +92,7 @@ def patience(log: Log, asked: dict[str, Asked]) -> list[str]:
     claims may come for ever.
     """
     tree = Tree(log)
-    if any(bounded(tree, job) or job.depends_on for job in asked.values()) or any(
-        m.lost for m in log.machines
-    ):
+    if any(bounded(tree, job) or job.depends_on for job in asked.values()) or any(m.lost for m in log.machines):
         return []
     if log.kept or len({job.priority for job in asked.values()}) > 1:
         return []
