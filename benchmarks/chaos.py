@@ -10,10 +10,10 @@ import json
 import random
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import psutil
 
@@ -23,6 +23,8 @@ from benchmarks.peers.ours import Hub
 from compute_hub.sdk import ENDED, HubClient, Unreachable
 from kernel.clock import boottime_ms
 from kernel.errors import HubError
+
+_T = TypeVar("_T")
 
 FOLDER: Final = Path("var/bench/chaos")
 _SETTLE_S: Final = 180
@@ -113,11 +115,18 @@ def _load(hub: Hub, chance: random.Random) -> list[str]:
 
 def _submit(hub: Hub, client: HubClient, chance: random.Random) -> str:
     """Submit a job, again and again while the API is away."""
-    deadline, never = boottime_ms() + _SETTLE_S * 1000, threading.Event()
     seconds, retries = f"{chance.uniform(0.1, 8):.1f}", chance.choice((0, 20))
+    return _answered(
+        lambda: hub.submit(client, "/usr/bin/sleep", seconds, max_retries=retries, time_limit_s=120)
+    )
+
+
+def _answered(ask: Callable[[], _T]) -> _T:
+    """What the API answers as soon as one answers: it may just have been killed. Raises Unreachable."""
+    deadline, never = boottime_ms() + _SETTLE_S * 1000, threading.Event()
     while True:
         try:
-            return hub.submit(client, "/usr/bin/sleep", seconds, max_retries=retries, time_limit_s=120)
+            return ask()
         except Unreachable:
             if boottime_ms() > deadline:
                 raise
@@ -137,7 +146,8 @@ def _settled(hub: Hub, jobs: Sequence[str]) -> int:
             break
         never.wait(_LOOK_S)
     with hub.client() as client:
-        return sum(client.get(f"/v1/jobs/{job_id}")["state"] not in ENDED for job_id in jobs)
+        states = [_answered(partial(client.get, f"/v1/jobs/{job_id}"))["state"] for job_id in jobs]
+    return sum(state not in ENDED for state in states)
 
 
 if __name__ == "__main__":

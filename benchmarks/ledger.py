@@ -3,8 +3,8 @@
 `python -m benchmarks.ledger --json` prints one JSON object as its last line. pgbench runs at scale 10 with 8
 clients; so do we, each client a process that keeps one connection in autocommit, so that every call of `post`
 is one durable transaction. Machines are shared and noisy: phases take turns round by round, each round gives
-its own ratio, and the median of the ratios counts. `--growth` also measures what a posting costs at three sizes
-of the ledger and what the audit of 1,000,000 transfers costs; it needs 8 GB of disk and a quarter of an hour.
+its own ratio, and the median of the ratios counts. `benchmarks.ledger_growth` measures what a posting costs at
+three sizes of the ledger, and what the audit of 1,000,000 transfers costs.
 
 `hold` is what a job does, one transfer to a call: a hold, two captures, a release.
 
@@ -17,8 +17,7 @@ import tempfile
 from pathlib import Path
 from statistics import median
 
-from benchmarks.ledger_growth import growth
-from benchmarks.ledger_load import PHASES, Run, pgbench_tps, say, set_up
+from benchmarks.ledger_load import PHASES, Run, pgbench_tps, say, set_up, set_up_pgbench
 from kernel.postgres import PrivatePostgres
 
 
@@ -53,18 +52,15 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print the result as one JSON line")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=int, default=4, help="of each phase in each round")
-    parser.add_argument("--growth", action="store_true", help="also three sizes, and the audit of 1,000,000")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="hub-bench-") as folder:
         server = PrivatePostgres(Path(folder) / "pg", durable=True)
         server.start()
         try:
             set_up(server)
-            result: dict[str, object] = {}
-            if asked.growth:
-                result |= growth(server, asked.rounds, asked.seconds)
+            set_up_pgbench(server)
             run = Run(server, "ledger")
-            result |= compare(server, run, asked.rounds, asked.seconds)
+            result = compare(server, run, asked.rounds, asked.seconds)
             result["violations"] = run.violations()
         finally:
             server.stop()

@@ -6,11 +6,18 @@ indexes first: a fresh process maps each page of shared memory at its first touc
 cost. Beside the rate, which rises and falls with whatever else the machine does, stands what does not: the
 server's processor time and the bytes of log for each transfer.
 
+The steps are commands of their own on one kept directory (8 GB), so that each fits between other work:
+`python -m benchmarks.ledger_growth fill --directory DIR --size N` for each of the sizes (the largest takes minutes;
+nothing is measured), then `audit --directory DIR` and `postings --directory DIR --phases single`. Each prints one
+JSON object as its last line.
+
 Ids are derived, so they fall anywhere in the primary key's index, and PostgreSQL logs the whole of each page that
 is touched for the first time after a checkpoint. In a big ledger that first pass is long: the copies are warmed up
 before they are measured, and what the first seconds cost is reported beside it as `first_touch`.
 """
 
+import argparse
+import json
 import threading
 import time
 from dataclasses import asdict, astuple
@@ -31,8 +38,10 @@ from benchmarks.ledger_load import (
     VOUCHER_IDS,
     VOUCHERS,
     Measured,
+    Phase,
     Run,
     say,
+    set_up,
 )
 from kernel.database import open_engine, transaction
 from kernel.postgres import PrivatePostgres
@@ -77,10 +86,11 @@ UPDATE accounts a SET credits_posted = c.amount, version = c.n
 
 
 def fill(server: PrivatePostgres, database: str, size: int) -> None:
-    """A copy of the funded ledger with `size` transfers, written by set and indexed afterwards.
+    """A new copy of the funded ledger with `size` transfers, written by set and indexed afterwards.
 
     An index of ids that came one by one has leaves that are seven tenths full on average; so this one is made so.
     """
+    server.drop_database(database)
     server.create_database(database, template="ledger")
     engine = open_engine(server.url(database, "postgres"))
     with engine.begin() as connection:
@@ -146,20 +156,18 @@ def _status(pid: int | str, field: str) -> int:
     return next((int(line.split()[1]) for line in lines if line.startswith(f"{field}:")), 0)
 
 
-def growth(server: PrivatePostgres, rounds: int, seconds: int) -> dict[str, object]:
-    """What a posting costs at each size, and the audit's cost."""
-    databases = {size: f"ledger_{size}" for size in SIZES}
-    for size, database in databases.items():
-        started = time.monotonic()
-        fill(server, database, size)
-        say(f"filled {database} in {time.monotonic() - started:.0f} s")
-    result = audit_cost(server, databases[AUDITED])
-    say(f"audit: {result}")
-    runs = {size: Run(server, database) for size, database in databases.items()}
+def growth(server: PrivatePostgres, phases: list[Phase], rounds: int, seconds: int) -> dict[str, object]:
+    """What a posting costs at each size."""
+    runs = {size: Run(server, database_of(size)) for size in SIZES}
     for run in runs.values():
         run.touch()
     first_touch = {size: warm_up(run) for size, run in runs.items()}
-    return result | {"first_touch": first_touch, "growth": compare_sizes(runs, rounds, seconds)}
+    return {"first_touch": first_touch, "growth": compare_sizes(runs, phases, rounds, seconds)}
+
+
+def database_of(size: int) -> str:
+    """The database that is filled to this size."""
+    return f"ledger_{size}"
 
 
 def warm_up(run: Run) -> dict[str, float]:
@@ -171,12 +179,14 @@ def warm_up(run: Run) -> dict[str, float]:
     return rounded(first)
 
 
-def compare_sizes(runs: dict[int, Run], rounds: int, seconds: int) -> list[dict[str, object]]:
+def compare_sizes(
+    runs: dict[int, Run], phases: list[Phase], rounds: int, seconds: int
+) -> list[dict[str, object]]:
     """Medians of each size and phase; `ratio` is the rate beside that of the smallest in the same round."""
     found: dict[tuple[int, str], list[Measured]] = {}
     for number in range(rounds):
         order = list(runs)[:: -1 if number % 2 else 1]
-        for phase in (SINGLE, HOLD, IN_BATCHES):
+        for phase in phases:
             for size in order:
                 measured = runs[size].measure(phase, seconds)
                 found.setdefault((size, phase.name), []).append(measured)
@@ -201,3 +211,36 @@ def _median(measured: list[Measured]) -> Measured:
 def rounded(measured: Measured) -> dict[str, float]:
     """As one prints it."""
     return {name: round(value, 1) for name, value in asdict(measured).items()}
+
+
+def main() -> None:
+    """Do one step and print what came of it."""
+    phases = {phase.name: phase for phase in (SINGLE, HOLD, IN_BATCHES)}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("step", choices=("fill", "audit", "postings"))
+    parser.add_argument("--directory", type=Path, required=True, help="where the server and its ledgers stay")
+    parser.add_argument("--size", type=int, choices=SIZES, default=SIZES[0], help="what to fill")
+    parser.add_argument("--phases", nargs="+", choices=phases, default=list(phases))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=int, default=3, help="of each phase in each round")
+    asked = parser.parse_args()
+    server = PrivatePostgres(asked.directory / "pg", durable=True)
+    server.start()
+    try:
+        result: dict[str, object]
+        if asked.step == "fill":
+            server.drop_database("ledger")
+            set_up(server)
+            fill(server, database_of(asked.size), asked.size)
+            result = {"filled": asked.size}
+        elif asked.step == "audit":
+            result = audit_cost(server, database_of(AUDITED))
+        else:
+            result = growth(server, [phases[name] for name in asked.phases], asked.rounds, asked.seconds)
+    finally:
+        server.stop()
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -126,7 +126,7 @@ def chunks(items: list[Account], size: int) -> Iterable[list[Account]]:
 
 
 def set_up(server: PrivatePostgres) -> None:
-    """A migrated database whose vouchers are funded, and pgbench's own."""
+    """A migrated database whose vouchers are funded."""
     server.create_database("ledger")
     migrate(server.url("ledger", OWNER_ROLE))
     vouchers = [Account(id_, f"voucher/{n}", CNY, Bound.CREDIT) for n, id_ in enumerate(VOUCHER_IDS)]
@@ -139,6 +139,10 @@ def set_up(server: PrivatePostgres) -> None:
             open_accounts(session, part, at=AT)
             post_all(session, [transfer(WORLD.id, v.id, FUNDING_MICROS) for v in part], at=AT)
     engine.dispose()
+
+
+def set_up_pgbench(server: PrivatePostgres) -> None:
+    """The database of pgbench, at scale 10."""
     server.create_database("pgbench")
     pgbench(server, "-i", "-q", "-s", "10")
 

@@ -1,51 +1,42 @@
 """The tests that judge mutants: loaded once, each mutant in a child of its own that runs those that reach its line.
 
-A pytest plugin whose test loop forks. The first child runs every test and tells, for each, how long it took and
-which lines of the files in question it ran; later children run, cheapest first, the tests that ran the changed
-statement, until the first failure. The parent runs no test, so every child finds everything as loaded.
+A pytest plugin whose test loop forks. A first child runs the tests of which it is not yet known and tells, for each,
+how much it took and which lines it ran; later children run tests that ran the changed statement until the first
+failure. The parent runs no test, so every child finds everything as loaded.
 """
 
-import ast
 import os
 import pickle
-import signal
-import sys
-import time
+import resource
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache
-from pathlib import Path
-from types import FrameType
-from typing import Any, Final
+from itertools import groupby
+from typing import Final
 
 import pytest
 
-ROOT: Final = Path(__file__).parent.parent
-KILLED, SURVIVED, STILLBORN, UNREACHED = "killed", "survived", "stillborn", "unreached"
+from benchmarks.mutant_patience import await_child
+from benchmarks.mutant_reach import ROOT, Reach, ReachMap
+
+KILLED, SURVIVED, STILLBORN, UNREACHED, OUTLIVED = "killed", "survived", "stillborn", "unreached", "outlived"
 _EXIT: Final = {0: SURVIVED, 1: KILLED, 2: STILLBORN}
-
-
-@dataclass
-class Reach:
-    """What one test ran: its seconds, and lines by file."""
-
-    seconds: float = 0.0
-    lines: dict[str, set[int]] = field(default_factory=dict)
+_MEASURE_S: Final = 3_600
+_MEMORY_BYTES: Final = 4 << 30
+"""A mutant may collect for ever."""
 
 
 class Forking:
     """The plugin: `work` is called with it once all tests are loaded."""
 
-    def __init__(self, work: Callable[["Forking"], None]) -> None:
+    def __init__(self, work: Callable[["Forking"], None], reach: ReachMap) -> None:
         self._work = work
         self._failed = False
-        self.items: dict[str, pytest.Item] = {}
-        self.reach: dict[str, Reach] = {}
+        self._items: dict[str, pytest.Item] = {}
+        self.reach = reach
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         """In place of running the tests."""
-        self.items = {item.nodeid: item for item in session.items}
+        self._items = {item.nodeid: item for item in session.items}
         self._work(self)
         return True
 
@@ -53,143 +44,83 @@ class Forking:
         """Take note of a failure."""
         self._failed = self._failed or report.failed
 
-    def measure(self, files: Sequence[str], patience_s: float) -> bool:
-        """Run every test once and keep what it reaches. False when one fails."""
-        told, tell = os.pipe()
-        child = os.fork()
-        if child == 0:
-            os.close(told)
-            code = 70
-            try:
-                code = self._measure_in_child(files, tell)
-            finally:
-                os._exit(code)
-        os.close(tell)
-        with os.fdopen(told, "rb") as pipe:
-            blob = pipe.read()
-        passed = await_child(child, patience_s) == SURVIVED
-        if passed:
-            self.reach = pickle.loads(blob)  # noqa: S301 - written by our own child
-        return passed
+    def measure(self, files: Sequence[str]) -> bool:
+        """Run every test of which nothing is known once, without any mutant. False when one fails."""
+        names = {str(ROOT / path): path for path in files}
+        unknown = self.reach.unknown(self._items)
+        for _, module in groupby(unknown, key=lambda test: test.split("::", maxsplit=1)[0]):
+            code, blob = _in_child(
+                lambda tell, tests=list(module): self._measure_in_child(tests, names, tell),  # type: ignore[misc] # bound
+                lambda _words: _MEASURE_S,
+            )
+            if code != 0:
+                return False
+            self.reach.learn(pickle.loads(blob))  # noqa: S301 - written by our own child
+        return True
 
-    def judge(self, prepare: Callable[[], None], tests: Sequence[str], patience_s: float) -> str:
-        """What a child says that prepares itself and runs these tests until the first failure."""
-        child = os.fork()
-        if child == 0:
-            os.setsid()
-            code = 70
-            try:
-                code = self._judge_in_child(prepare, tests)
-            finally:
-                os._exit(code)
-        return await_child(child, patience_s)
-
-    def reaching(self, path: str, line: int) -> list[str]:
-        """The tests that run a statement, in groups of a module, the cheapest first."""
-        wanted = statement_lines(path, line)
-        found = [name for name, reach in self.reach.items() if reach.lines.get(path, set()) & wanted]
-        return self.cheapest_first(found)
-
-    def cheapest_first(self, tests: Sequence[str]) -> list[str]:
-        """By seconds, but a module's tests together, since they share what is dear."""
-        cheapest: dict[str, float] = {}
-        for name in tests:
-            module = name.split("::")[0]
-            cheapest[module] = min(cheapest.get(module, 1e9), self.reach[name].seconds)
-        return sorted(
-            tests,
-            key=lambda name: (cheapest[name.split("::")[0]], name.split("::")[0], self.reach[name].seconds),
+    def judge(self, prepare: Callable[[], None], tests: Sequence[str]) -> tuple[str, str]:
+        """What a child says that prepares itself and runs these tests until the first failure, and which that was."""
+        code, words = _in_child(
+            lambda tell: self._judge_in_child(prepare, tests, tell),
+            lambda words: self.reach.allowed_s(_last(words)),
         )
+        fate = _EXIT.get(code, KILLED) if code is not None else KILLED
+        killer = _last(words)
+        if fate == KILLED:
+            self.reach.killed_by(killer)
+        return fate, killer if code is not None else f"{killer} (ended)"
 
-    def _measure_in_child(self, files: Sequence[str], tell: int) -> int:
-        _silence()
+    def _measure_in_child(self, tests: Sequence[str], names: dict[str, str], tell: int) -> int:
         found: dict[str, Reach] = {}
-        items = list(self.items.values())
-        for number, item in enumerate(items):
-            reach = found[item.nodeid] = Reach()
-            started = time.monotonic()
-            sys.settrace(_tracer(files, reach))
-            self._run(item, items[number + 1] if number + 1 < len(items) else None)
-            sys.settrace(None)
-            reach.seconds = time.monotonic() - started
+        for number, test in enumerate(tests):
+            reach = found[test] = Reach()
+            following = self._items[tests[number + 1]] if number + 1 < len(tests) else None
+            item = self._items[test]
+            reach.trace(names, lambda item=item, following=following: _run(item, following))  # type: ignore[misc] # bound at once
             if self._failed:
                 return 1
         with os.fdopen(tell, "wb") as pipe:
             pickle.dump(found, pipe)
         return 0
 
-    def _judge_in_child(self, prepare: Callable[[], None], tests: Sequence[str]) -> int:
-        _silence()
+    def _judge_in_child(self, prepare: Callable[[], None], tests: Sequence[str], tell: int) -> int:
         try:
             prepare()
         except Exception:  # noqa: BLE001 - a mutant may fail in any way when it is loaded
             return 2
-        items = [self.items[name] for name in tests]
+        items = [self._items[name] for name in tests]
         for number, item in enumerate(items):
-            self._run(item, items[number + 1] if number + 1 < len(items) else item)
+            os.write(tell, f"{item.nodeid}\n".encode())
+            _run(item, items[number + 1] if number + 1 < len(items) else item)
             if self._failed:
                 return 1
         return 0
 
-    def _run(self, item: pytest.Item, following: pytest.Item | None) -> None:
-        item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+
+def _run(item: pytest.Item, following: pytest.Item | None) -> None:
+    item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
 
 
-def await_child(child: int, patience_s: float) -> str:
-    """How a child ended; one that goes on for ever is ended and counts as killed."""
-    end = time.monotonic() + patience_s
-    while (status := os.waitpid(child, os.WNOHANG))[0] == 0:
-        if time.monotonic() > end:
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
-            return KILLED
-        time.sleep(0.005)
-    return _EXIT.get(os.waitstatus_to_exitcode(status[1]), KILLED)
+def _last(words: bytes) -> str:
+    return words.decode().strip().rsplit("\n", 1)[-1]
 
 
-@lru_cache(maxsize=1)
-def _tree(path: str) -> ast.Module:
-    return ast.parse((ROOT / path).read_text(encoding="utf-8"))
-
-
-def statement_lines(path: str, line: int) -> set[int]:
-    """The lines of the smallest statement around a line; of one with a body only its head."""
-    best = (0, 10**9)
-    for node in ast.walk(_tree(path)):
-        if isinstance(node, ast.stmt):
-            body = getattr(node, "body", None)
-            last = body[0].lineno - 1 if isinstance(body, list) and body else node.end_lineno or node.lineno
-            first = min([node.lineno, *(entry.lineno for entry in getattr(node, "decorator_list", []))])
-            if first <= line <= max(last, node.lineno) and last - first < best[1] - best[0]:
-                best = (first, max(last, node.lineno))
-    return set(range(best[0], best[1] + 1))
-
-
-def in_function(path: str, line: int) -> bool:
-    """Whether a line is run when a function is, not when the module is loaded."""
-    return any(
-        node.body[0].lineno <= line <= (node.end_lineno or 0)
-        for node in ast.walk(_tree(path))
-        if isinstance(node, ast.FunctionDef)
-    )
-
-
-def _tracer(files: Sequence[str], reach: Reach) -> Callable[[FrameType, str, Any], Any]:
-    names = {str(ROOT / path): path for path in files}
-
-    def local(frame: FrameType, event: str, _argument: object) -> object:
-        if event == "line":
-            lines.setdefault(names[frame.f_code.co_filename], set()).add(frame.f_lineno)
-        return local
-
-    def calls(frame: FrameType, _event: str, _argument: object) -> object:
-        if frame.f_code.co_filename not in names:
-            return None
-        lines.setdefault(names[frame.f_code.co_filename], set()).add(frame.f_lineno)
-        return local
-
-    lines = reach.lines
-    return calls
+def _in_child(work: Callable[[int], int], allowed_s: Callable[[bytes], float]) -> tuple[int | None, bytes]:
+    """Exit code (None for one that had to be ended) and words of a child, which may use so much processor time."""
+    told, tell = os.pipe()
+    child = os.fork()
+    if child == 0:
+        code = 70
+        try:
+            os.setsid()
+            os.close(told)
+            resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
+            _silence()
+            code = work(tell)
+        finally:
+            os._exit(code)
+    os.close(tell)
+    return await_child(child, told, allowed_s)
 
 
 def _silence() -> None:

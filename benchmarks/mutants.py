@@ -1,15 +1,16 @@
 """Changes the rules that touch an amount, one small change at a time, and asks whether the tests notice.
 
 `python -m benchmarks.mutants --state FILE --seconds S --json` judges mutants for so long, keeps what it found in the
-file and goes on from there the next time; it prints each survivor, and as its last line
-`{mutants, judged, killed, survived, unreached, stillborn}` over all of them. A mutant is one operator, number,
-name or statement changed in one place. `unreached` are those whose line no test runs; `stillborn` those that
-PostgreSQL or Python refuses to read, or that change nothing: they say nothing about the tests.
+file and goes on from there the next time; it prints each survivor, and as its last line over all of them
+`{mutants, judged, killed, survived, unreached, stillborn, outlived}`. A mutant is one operator, number, name or
+statement changed in one place. `unreached` are those whose line no test runs; `stillborn` those that PostgreSQL or
+Python refuses to read, or that change nothing: they say nothing about the tests.
 
 Mutants of Python are put into loaded modules (`mutant_swap`) and judged by the tests that run the changed statement
 (`mutant_tests`); those of the posting function replace it in the one database that the ledger's tests share, and are
 judged by all of these tests, the cheapest first. `--only PART` takes the files whose path contains PART; `--again`
-judges survivors anew.
+judges survivors anew. `--within S` looks for the easy ones first: what so many seconds of tests do not kill is
+`outlived` and judged by all tests when asked without it.
 """
 
 import argparse
@@ -35,9 +36,11 @@ from sqlalchemy import Engine
 
 import kernel.migrations
 import kernel.postgres
+from benchmarks.mutant_reach import ROOT, ReachMap
 from benchmarks.mutant_swap import NotSwapped, swap
-from benchmarks.mutant_tests import KILLED, ROOT, STILLBORN, SURVIVED, UNREACHED, Forking, in_function
+from benchmarks.mutant_tests import KILLED, OUTLIVED, STILLBORN, SURVIVED, UNREACHED, Forking
 from benchmarks.mutations import changes
+from kernel.database import open_engine
 from kernel.postgres import OWNER_ROLE, PrivatePostgres
 
 FUNCTIONS: Final = "migrations/versions/0001_ledger_functions.sql"
@@ -48,9 +51,7 @@ FILES: Final = (
     "ledger/reading.py",
     "ledger/audit.py",
     "ledger/audit_queries.py",
-    "ledger/errors.py",
     "ledger/domain/accounts.py",
-    "ledger/domain/outcomes.py",
     "ledger/domain/transfers.py",
     "vouchers/domain/applicability.py",
     "vouchers/domain/calendar.py",
@@ -58,21 +59,25 @@ FILES: Final = (
     "vouchers/domain/coverage.py",
     "vouchers/domain/eligibility.py",
     "vouchers/domain/forecast.py",
-    "vouchers/domain/sampling.py",
     "vouchers/domain/segments.py",
     "vouchers/domain/terms.py",
+    "vouchers/movements.py",
+    "vouchers/means.py",
     "vouchers/issuing.py",
+    "vouchers/holding.py",
+    "vouchers/open_holds.py",
     "vouchers/capturing.py",
     "vouchers/restoration.py",
     "vouchers/claims.py",
     "vouchers/settlement.py",
     "vouchers/clawback.py",
+    "vouchers/cycles.py",
+    "vouchers/afterlife.py",
+    "vouchers/wallets.py",
 )
-READ_BY: Final = {"ledger/audit_queries.py": "ledger/audit.py", "ledger/errors.py": "ledger/posting.py"}
-"""Files of constants, and who uses them."""
+CONSTANTS: Final = {"ledger/audit_queries.py": "ledger/audit.py"}
+"""Files of nothing else, and who uses them."""
 TESTS: Final = ("tests/kernel/test_money.py", "tests/ledger", "tests/vouchers")
-PATIENCE_S: Final = 60
-"""A mutant may loop for ever."""
 TEMPLATE: Final = "migrated"
 SHARED: Final = "ledger_tests"
 """The database that the ledger's tests share and empty; it stays from mutant to mutant."""
@@ -86,12 +91,13 @@ class Mutant:
     line: int
     before: str
     after: str
+    number: int
     source: str
 
     @property
     def key(self) -> str:
-        """The same change of the same text, wherever its line has moved to."""
-        words = f"{self.path}\0{self.before}\0{self.after}\0{self.source.count(self.after)}\0{self.line}"
+        """The same change of the same text, the `number`th of such, wherever its line has moved to."""
+        words = f"{self.path}\0{self.before}\0{self.after}\0{self.number}"
         return hashlib.sha256(words.encode()).hexdigest()[:16]
 
 
@@ -100,10 +106,13 @@ def mutants(path: str) -> Iterator[Mutant]:
     source = (ROOT / path).read_text(encoding="utf-8")
     sql = path.endswith((".sql", "queries.py"))
     lines = source.splitlines()
+    alike: Counter[tuple[str, str]] = Counter()
     for number, changed in changes(source, sql=sql):
         before = lines[number - 1]
         whole = "\n".join([*lines[: number - 1], changed, *lines[number:], ""])
-        yield Mutant(path, number, before.strip(), changed.strip(), whole)
+        said = before.strip(), changed.strip()
+        alike[said] += 1
+        yield Mutant(path, number, *said, alike[said], whole)
 
 
 class Lent(PrivatePostgres):
@@ -114,6 +123,7 @@ class Lent(PrivatePostgres):
     def __init__(self, _directory: Path, *, durable: bool = True) -> None:
         """Nothing is made: it is `shared`, whatever is asked for."""
         self._durable = durable
+        self._dropped: Counter[str] = Counter()
 
     def superuser(self, database: str = "postgres") -> psycopg.Connection:
         """On any database of the shared server."""
@@ -128,7 +138,8 @@ class Lent(PrivatePostgres):
         self.shared.create_database(self._own(name), template=template)
 
     def drop_database(self, name: str) -> None:
-        """After the child."""
+        """After the child; whoever asks for the name again gets another one."""
+        self._dropped[name] += 1
 
     def start(self) -> None:
         """Runs already."""
@@ -137,40 +148,45 @@ class Lent(PrivatePostgres):
         """Goes on for the next mutant."""
 
     def _own(self, name: str) -> str:
-        return name if name in {TEMPLATE, SHARED} else f"{name}_of_{os.getpid()}"
+        return name if name in {TEMPLATE, SHARED} else f"{name}_{self._dropped[name]}_of_{os.getpid()}"
 
 
 class Hunt:
     """All mutants on one server, and what is known of them."""
 
-    def __init__(self, server: PrivatePostgres, state: Path | None, only: str, seconds: float) -> None:
+    def __init__(self, server: PrivatePostgres, state: Path | None, only: Sequence[str]) -> None:
         self._server = server
         self._state = state
-        self._end = time.monotonic() + seconds
         self._known: dict[str, str] = {}
         if state is not None and state.exists():
             self._known = json.loads(state.read_text(encoding="utf-8"))
-        self.mutants = [mutant for path in FILES if only in path for mutant in mutants(path)]
+        chosen = [path for path in FILES if not only or any(part in path for part in only)]
+        self.mutants = [mutant for path in chosen for mutant in mutants(path)]
 
     def forget(self, *fates: str) -> None:
         """Judge these anew."""
         keys = {mutant.key for mutant in self.mutants}
         self._known = {key: fate for key, fate in self._known.items() if key not in keys or fate not in fates}
 
-    def run(self, tests: Forking) -> None:
-        """Judge what is not known until the time is over."""
+    def run(self, tests: Forking, seconds: float, within_s: float | None) -> None:
+        """Judge what is not known for so many seconds."""
+        end = time.monotonic() + seconds
+        if within_s is None:
+            self.forget(OUTLIVED)
         todo = [mutant for mutant in self.mutants if mutant.key not in self._known]
         if not todo:
             return
-        files = [path for path in FILES if path.endswith(".py")]
-        if not tests.measure(files, PATIENCE_S * 10):
+        if not tests.measure([path for path in FILES if path.endswith(".py")]):
             raise SystemExit("the tests fail without any mutant")
         self._drop_left_over()
         for mutant in todo:
-            if time.monotonic() > self._end:
+            if time.monotonic() > end:
                 break
-            self._known[mutant.key] = fate = self._judge(tests, mutant)
-            print(f"{mutant.path}:{mutant.line} {fate}: {mutant.after}", file=sys.stderr, flush=True)
+            started = time.monotonic()
+            fate, killer = self._judge(tests, mutant, within_s)
+            self._known[mutant.key] = fate
+            said = f"{fate} in {time.monotonic() - started:.1f} s{killer and ' by ' + killer}"
+            print(f"{mutant.path}:{mutant.line} {said}: {mutant.after}", file=sys.stderr, flush=True)
             self._drop_left_over()
             if self._state is not None:
                 self._state.write_text(json.dumps(self._known), encoding="utf-8")
@@ -179,33 +195,42 @@ class Hunt:
         """How many of each fate, over all mutants asked for."""
         fates = Counter(self._known.get(mutant.key, "open") for mutant in self.mutants)
         judged = len(self.mutants) - fates["open"]
-        counts = {fate: fates[fate] for fate in (KILLED, SURVIVED, UNREACHED, STILLBORN)}
+        counts = {fate: fates[fate] for fate in (KILLED, SURVIVED, UNREACHED, STILLBORN, OUTLIVED)}
         return {"mutants": len(self.mutants), "judged": judged} | counts
 
     def survivors(self) -> Iterator[Mutant]:
         """Those that no test noticed."""
-        return (mutant for mutant in self.mutants if self._known.get(mutant.key) in {SURVIVED, UNREACHED})
+        return (
+            mutant for mutant in self.mutants if self._known.get(mutant.key) in {SURVIVED, UNREACHED, OUTLIVED}
+        )
 
-    def _judge(self, tests: Forking, mutant: Mutant) -> str:
+    def _judge(self, tests: Forking, mutant: Mutant, within_s: float | None) -> tuple[str, str]:
+        """Its fate, and who decided."""
         if mutant.path == FUNCTIONS:
-            return self._judge_function(tests, mutant)
-        path = READ_BY.get(mutant.path, mutant.path)
-        if path == mutant.path and in_function(path, mutant.line):
-            chosen = tests.reaching(path, mutant.line)
+            return self._judge_function(tests, mutant, within_s)
+        if mutant.path in CONSTANTS:
+            chosen = tests.reach.reaching(CONSTANTS[mutant.path])
         else:
-            chosen = tests.cheapest_first(
-                [name for name, reach in tests.reach.items() if reach.lines.get(path)]
-            )
+            chosen = tests.reach.reaching(mutant.path, mutant.line)
         if not chosen:
-            return UNREACHED
-        return tests.judge(_placing(mutant), chosen, PATIENCE_S)
+            return UNREACHED, ""
+        return self._asked(tests, _placing(mutant), chosen, within_s)
 
-    def _judge_function(self, tests: Forking, mutant: Mutant) -> str:
-        chosen = tests.cheapest_first([name for name in tests.reach if name.startswith("tests/ledger/")])
+    def _asked(
+        self, tests: Forking, place: Callable[[], None], chosen: Sequence[str], within_s: float | None
+    ) -> tuple[str, str]:
+        first = chosen if within_s is None else tests.reach.within(chosen, within_s)
+        fate, last = tests.judge(place, first)
+        if fate == SURVIVED and len(first) < len(chosen):
+            return OUTLIVED, ""
+        return fate, last if fate == KILLED else ""
+
+    def _judge_function(self, tests: Forking, mutant: Mutant, within_s: float | None) -> tuple[str, str]:
+        chosen = [name for name in tests.reach.reach if name.startswith("tests/ledger/")]
         try:
             if not self._replace(mutant.source):
-                return STILLBORN
-            return tests.judge(lambda: None, chosen, PATIENCE_S)
+                return STILLBORN, ""
+            return self._asked(tests, lambda: None, tests.reach.in_order(chosen), within_s)
         finally:
             self._replace((ROOT / FUNCTIONS).read_text(encoding="utf-8"))
 
@@ -238,24 +263,26 @@ def _placing(mutant: Mutant) -> Callable[[], None]:
     return place
 
 
-def hunt(server: PrivatePostgres, hunted: Hunt, paths: Sequence[str]) -> None:
+def hunt(server: PrivatePostgres, plugin: Forking, paths: Sequence[str]) -> None:
     """Load the tests once and judge."""
     server.create_database(TEMPLATE)
     kernel.migrations.migrate(server.url(TEMPLATE, OWNER_ROLE))
     server.create_database(SHARED, template=TEMPLATE)
     Lent.shared = server
     kernel.postgres.PrivatePostgres = Lent  # type: ignore[misc,assignment] # one server is lent to all
+    (open_engine.__kwdefaults__ or {})["idle_ms"] = 0  # a starved test may be idle for long
     kernel.migrations.migrate = lambda owner_url: None  # noqa: ARG005 - the template is migrated
     settings.register_profile(
         "mutants",
         phases=[Phase.generate],
+        deadline=None,
         derandomize=True,
         database=None,
         suppress_health_check=list(HealthCheck),
     )
     settings.load_profile("mutants")
     options = ["-q", "-s", "--disable-plugin-autoload", "-p", "no:cacheprovider", "-m", "not slow"]
-    code = pytest.main([*options, *(str(ROOT / path) for path in paths)], plugins=[Forking(hunted.run)])
+    code = pytest.main([*options, *(str(ROOT / path) for path in paths)], plugins=[plugin])
     if code not in {0, 5}:
         raise SystemExit(f"pytest ended with {code}")
 
@@ -263,10 +290,11 @@ def hunt(server: PrivatePostgres, hunted: Hunt, paths: Sequence[str]) -> None:
 def main() -> None:
     """Judge mutants and print what became of them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help="files whose path contains this")
+    parser.add_argument("--only", nargs="*", default=[], help="files whose path contains one of these")
     parser.add_argument("--tests", nargs="*", help="judge by these tests instead of all")
     parser.add_argument("--state", type=Path, help="a file that keeps what was found")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="judge for so long")
+    parser.add_argument("--within", type=float, help="use no more processor time of tests for each")
     parser.add_argument("--again", action="store_true", help="judge survivors anew")
     parser.add_argument("--json", action="store_true", help="print the result as one JSON line")
     asked = parser.parse_args()
@@ -275,10 +303,12 @@ def main() -> None:
         server.start()
         try:
             tempfile.tempdir = folder
-            hunted = Hunt(server, asked.state, asked.only, asked.seconds)
+            hunted = Hunt(server, asked.state, asked.only)
             if asked.again:
                 hunted.forget(SURVIVED, UNREACHED)
-            hunt(server, hunted, asked.tests or TESTS)
+            reach = ReachMap(asked.state and asked.state.with_suffix(".reach"))
+            plugin = Forking(lambda tests: hunted.run(tests, asked.seconds, asked.within), reach)
+            hunt(server, plugin, asked.tests or TESTS)
         finally:
             server.stop()
     for mutant in hunted.survivors():

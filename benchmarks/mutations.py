@@ -16,8 +16,8 @@ _SHARED: Final = (
     (r" \+= ", " -= "),
     (r"\btrue\b", "false"),
     (r"\bfalse\b", "true"),
-    (r"\bTrue\b", "False"),
-    (r"\bFalse\b", "True"),
+    (r"(?<!strict=)(?<!repr=)\bTrue\b", "False"),
+    (r"(?<!repr=)\bFalse\b", "True"),
     (r"\bgreatest\(", "least("),
     (r"\bmax\(", "min("),
 )

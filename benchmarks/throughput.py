@@ -1,7 +1,8 @@
 """How many jobs a second the hub starts and ends, beside Slurm and Ray's Jobs API on the same machine in the same run.
 
 A job does nothing on one device of 2 nodes × 8 devices. Ours go through the HTTP API, a sandbox each, are metered and
-paid for; a peer's have none of that. Figures are from the first submission to the end of the last job.
+paid for; a peer's have none of that. Figures are from the first submission to the end of the last job, the median of
+several rounds. With `--account` it says how much of the processors each part of the hub used for a job.
 
     python -m benchmarks.throughput --jobs 300 --peers slurm,ray-jobs --json
 
@@ -11,11 +12,13 @@ With `--scale` the question is another one: do 1,000 running and 10,000 waiting 
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Final
 
+from benchmarks.peers import accounts
 from benchmarks.peers.ours import Hub
 from benchmarks.peers.ray_jobs import ray_jobs_per_s
 from benchmarks.peers.scale import scale
@@ -35,42 +38,61 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="benchmarks.throughput", description=__doc__)
     parser.add_argument("--jobs", type=int, default=300)
     parser.add_argument("--peers", default="slurm,ray-jobs", help="of slurm, ray-jobs; empty for none")
+    parser.add_argument("--rounds", type=int, default=3, help="of so many jobs each, for the hub and for Slurm")
     parser.add_argument("--scale", action="store_true", help="fill a centre of simulated nodes instead")
     parser.add_argument("--running", type=int, default=1000, help="devices of that centre")
     parser.add_argument("--queued", type=int, default=10_000, help="jobs that wait there")
-    parser.add_argument("--run-s", type=int, default=20, help="how long each runs there")
+    parser.add_argument("--run-s", type=int, default=60, help="how long each runs there")
+    parser.add_argument("--hold-s", type=int, default=60, help="for how long that is watched")
+    parser.add_argument(
+        "--account", action="store_true", help="also say which part used how much of the processors"
+    )
     parser.add_argument("--json", action="store_true", help="as ever: the figures are one JSON line")
     arguments = parser.parse_args()
     say: _Say = partial(print, file=sys.stderr)
     peers = [name for name in arguments.peers.split(",") if name]
     try:
         if arguments.scale:
-            asked = (arguments.running, arguments.queued, arguments.run_s)
+            asked = (arguments.running, arguments.queued, arguments.run_s, arguments.hold_s)
             print(json.dumps(scale(FOLDER / "scale", *asked, say)))
         else:
-            print(json.dumps(measure(arguments.jobs, peers, say)))
+            print(json.dumps(measure(arguments, peers, say)))
     except HubError as refusal:
         print(refusal, file=sys.stderr)
         return 2
     return 0
 
 
-def measure(jobs: int, peers: list[str], say: _Say) -> Figures:
+def measure(arguments: argparse.Namespace, peers: list[str], say: _Say) -> Figures:
     """All figures. Raises HubError when something does not come up or a job does not succeed."""
-    say(f"the hub: {_STARTS} starts one by one, then {jobs} jobs at once")
+    jobs, rounds = arguments.jobs, arguments.rounds
+    say(f"the hub: {_STARTS} starts one by one, then {jobs} jobs at once, {rounds} times")
     with Hub(FOLDER / "hub", say) as hub:
-        figures = hub.start_ms(_STARTS) | hub.throughput(jobs) | hub.supervisor_load()
+        figures = hub.start_ms(_STARTS)
+        found = [hub.throughput(jobs) for _ in range(rounds)]
+        figures |= {name: round(median(one[name] for one in found), 2) for name in found[0]}
+        say(f"jobs a second by round: {_listed([one['ours_jobs_per_s'] for one in found])}")
+        if arguments.account:
+            say(accounts.table(hub.used_ms_per_job))
+        else:
+            figures |= hub.supervisor_load()
     ours = figures["ours_jobs_per_s"]
     if "slurm" in peers:
         say("Slurm: as many, one by one and as an array")
-        single, array = slurm_jobs_per_s(FOLDER / "slurm", jobs)
-        figures |= {"slurm_jobs_per_s": round(single, 2), "slurm_array_jobs_per_s": round(array, 2)}
-        figures["ratio_slurm"] = round(ours / single, 2)
+        singles, arrays = slurm_jobs_per_s(FOLDER / "slurm", jobs, rounds)
+        say(f"jobs a second by round: {_listed(singles)}; as an array: {_listed(arrays)}")
+        figures["slurm_jobs_per_s"] = round(median(singles), 2)
+        figures["slurm_array_jobs_per_s"] = round(median(arrays), 2)
+        figures["ratio_slurm"] = round(ours / median(singles), 2)
     if "ray-jobs" in peers:
         say(f"Ray's Jobs API: {_RAY_JOBS} jobs")
         rate = ray_jobs_per_s(FOLDER / "ray", _RAY_JOBS)
         figures |= {"ray_jobs_per_s": round(rate, 3), "ratio_ray": round(ours / rate, 1)}
     return figures
+
+
+def _listed(rates: Sequence[float]) -> str:
+    return ", ".join(f"{rate:.1f}" for rate in rates)
 
 
 if __name__ == "__main__":

@@ -121,9 +121,22 @@ class HubClient:
             if not tries:
                 raise Unreachable(url=self._url, reason=reason)
 
-    def download(self, job_id: str, path: str, target: Path, rank: int = 0, attempt: int | None = None) -> int:
-        """Store a file a job left under `target`, which appears when it is whole; its size in bytes."""
-        named = {"path": path, "rank": str(rank)} | ({} if attempt is None else {"attempt": str(attempt)})
+    def download(
+        self,
+        job_id: str,
+        path: str,
+        target: Path,
+        rank: int = 0,
+        attempt: int | None = None,
+        *,
+        checkpoints: bool = False,
+    ) -> int:
+        """Store a file a job left under `target`, which appears when it is whole; its size in bytes.
+
+        With `checkpoints` it is one that the job keeps for its next attempt.
+        """
+        named = {"path": path, "rank": str(rank), "checkpoints": str(checkpoints)}
+        named |= {} if attempt is None else {"attempt": str(attempt)}
         partial = target.with_name(f".{target.name}.partial")
         size = 0
         try:

@@ -35,11 +35,14 @@ class Table(DeclarativeBase):
     }
 
 
-def open_engine(url: str, *, pool_size: int = 8, idle_ms: int = 10_000, ping: bool = True) -> Engine:
+def open_engine(
+    url: str, *, part: str = "", pool_size: int = 8, idle_ms: int = 10_000, ping: bool = True
+) -> Engine:
     """An engine on PostgreSQL whose sessions run in UTC at READ COMMITTED.
 
     Args:
         url: `postgresql+psycopg://…`.
+        part: of the hub that asks; what the server calls its sessions.
         pool_size: connections kept; as many again may be opened under load.
         idle_ms: a transaction that does nothing for so long is ended by the server, so that a stopped process
             (SIGSTOP, a lost machine) keeps no lock.
@@ -54,7 +57,7 @@ def open_engine(url: str, *, pool_size: int = 8, idle_ms: int = 10_000, ping: bo
         isolation_level="READ COMMITTED",
         connect_args={
             "options": f"-c timezone=UTC -c idle_in_transaction_session_timeout={idle_ms}",
-            "application_name": "compute-hub",
+            "application_name": f"compute-hub {part}".strip(),
         },
     )
 

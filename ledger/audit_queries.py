@@ -52,6 +52,7 @@ _HISTORIES: Final = f"""{_EFFECTS}, replayed AS (
     WINDOW w AS (PARTITION BY account_id ORDER BY sequence, id ROWS UNBOUNDED PRECEDING)
 )
 SELECT r.account_id, CASE
+    WHEN a.id IS NULL THEN format('transfer %s names account %s, which does not exist', r.id, r.account_id)
     WHEN r.sequence <> r.n THEN format(
         'account %s: entry %s of its history carries number %s (transfer %s)', a.name, r.n, r.sequence, r.id)
     WHEN (said_dp, said_cp, said_dn, said_cn) <> (sum_dp, sum_cp, sum_dn, sum_cn) THEN format(
@@ -59,8 +60,8 @@ SELECT r.account_id, CASE
         'the transfers up to it give %s/%s/%s/%s',
         a.name, r.id, r.n, said_dp, said_cp, said_dn, said_cn, sum_dp, sum_cp, sum_dn, sum_cn)
     ELSE format('account %s was overdrawn by transfer %s (entry %s)', a.name, r.id, r.n) END
-  FROM replayed r JOIN accounts a ON a.id = r.account_id
- WHERE r.sequence <> r.n
+  FROM replayed r LEFT JOIN accounts a ON a.id = r.account_id
+ WHERE a.id IS NULL OR r.sequence <> r.n
     OR (said_dp, said_cp, said_dn, said_cn) <> (sum_dp, sum_cp, sum_dn, sum_cn)
     OR (a.bound = 'credit' AND sum_dp + sum_dn > sum_cp)
     OR (a.bound = 'debit' AND sum_cp + sum_cn > sum_dp)

@@ -7,15 +7,29 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from typing import Final
 from uuid import UUID
 
-from sqlalchemy import func, select
+from sqlalchemy import Uuid, any_, bindparam, func, select
+from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Session
 
-from kernel.bulk import among
 from ledger.domain.accounts import Account, Balance, Bound
 from ledger.domain.transfers import Kind
 from ledger.tables import AccountRow, HoldRow, entries
+
+_BALANCES: Final = select(
+    AccountRow.id,
+    AccountRow.name,
+    AccountRow.asset,
+    AccountRow.bound,
+    AccountRow.debits_posted,
+    AccountRow.credits_posted,
+    AccountRow.debits_pending,
+    AccountRow.credits_pending,
+    AccountRow.version,
+).where(AccountRow.id == any_(bindparam("ids", type_=ARRAY(Uuid))))
+"""Asked with every job; a statement that is made once need not be made and recognised each time."""
 
 
 class Side(StrEnum):
@@ -73,19 +87,7 @@ class Hold:
 
 def balances(session: Session, account_ids: Collection[UUID]) -> dict[UUID, Balance]:
     """The balances of those of these accounts that exist."""
-    rows = session.execute(
-        select(
-            AccountRow.id,
-            AccountRow.name,
-            AccountRow.asset,
-            AccountRow.bound,
-            AccountRow.debits_posted,
-            AccountRow.credits_posted,
-            AccountRow.debits_pending,
-            AccountRow.credits_pending,
-            AccountRow.version,
-        ).where(among(AccountRow.id, account_ids))
-    )
+    rows = session.execute(_BALANCES, {"ids": list(account_ids)})
     return {
         id_: Balance(Account(id_, name, asset, Bound(bound)), *totals)
         for id_, name, asset, bound, *totals in rows

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Final
 from uuid import UUID
 
-from sqlalchemy import and_, any_, func, literal, select
+from sqlalchemy import and_, func, literal, select, true
 from sqlalchemy.orm import Session, aliased
 
 from scheduler.refusals import (
@@ -90,11 +90,16 @@ def _refuse_cycle(session: Session, job_id: UUID, depends_on: Sequence[UUID]) ->
 
 
 def waiting_in_vain(session: Session) -> list[tuple[JobRow, UUID, str]]:
-    """Queued jobs that wait for one that ended without success, locked, each with that job and how it ended."""
-    lost = aliased(JobRow)
+    """Queued jobs that wait for one that ended without success, locked, each with that job and how it ended.
+
+    Beginning with the few jobs that wait for any, so that thousands of cancelled and waiting ones are not compared.
+    """
+    lost, named = aliased(JobRow), func.unnest(JobRow.depends_on).table_valued("id").render_derived()
     rows = session.execute(
         select(JobRow, lost.id, lost.state)
-        .join(lost, and_(lost.id == any_(JobRow.depends_on), lost.state.in_(_LOST)))
+        .select_from(JobRow)
+        .join(named, true())
+        .join(lost, and_(lost.id == named.c.id, lost.state.in_(_LOST)))
         .where(JobRow.state == "queued", func.cardinality(JobRow.depends_on) > 0)
         .order_by(JobRow.id, lost.id)
         .with_for_update(of=JobRow)

@@ -24,6 +24,14 @@ PFLOPS_LABEL: Final = "pflops"
 
 _PFLOPS_MAX: Final = 1_000_000
 
+_INSTALLED: Final = (
+    select(NodeRow, DeviceRow.model, func.count())
+    .join(DeviceRow, DeviceRow.node == NodeRow.name)
+    .group_by(NodeRow.name, DeviceRow.model)
+    .order_by(NodeRow.name, DeviceRow.model)
+)
+"""Asked with every submission; a statement that is made once need not be made and recognised each time."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Demand:
@@ -115,13 +123,7 @@ def _refuse_what_never_fits(parts: Sequence[_Part], demand: Demand, models: str)
 
 
 def _installed(session: Session) -> list[_Part]:
-    rows = session.execute(
-        select(NodeRow, DeviceRow.model, func.count())
-        .join(DeviceRow, DeviceRow.node == NodeRow.name)
-        .group_by(NodeRow.name, DeviceRow.model)
-        .order_by(NodeRow.name, DeviceRow.model)
-    )
     return [
         _Part(model, count, node.cpu_milli, node.memory_mib, stated_pflops_milli(node.known_labels))
-        for node, model, count in rows
+        for node, model, count in session.execute(_INSTALLED)
     ]

@@ -30,10 +30,16 @@ from scheduler.tables import JobRow, RunRow
 WAKE_CHANNEL: Final = "hub_scheduler"
 """PostgreSQL notification channel that wakes the controller."""
 
+SUBMITTED: Final = "submitted"
+"""What is said there of a new job; whatever else happens to jobs is said without a word."""
+
 ENDED_STATES: Final = ("succeeded", "failed", "cancelled")
 
 ARRAY_DEPENDENCIES_MAX: Final = 20_000
 """Size of an array times the jobs each of it waits for, all of which are stored."""
+
+_TELL: Final = text(f"NOTIFY {WAKE_CHANNEL}")
+_TELL_SUBMITTED: Final = text(f"NOTIFY {WAKE_CHANNEL}, '{SUBMITTED}'")
 
 _NEW: Final = "waiting for the next scheduling cycle"
 HELD: Final = "held; it starts after it is released"
@@ -105,7 +111,7 @@ def submit_job(
     job = _checked(session, job_id, request, tenant_id, submitted_by, environments, at)
     session.add(job)
     session.flush()
-    wake_controller(session)
+    session.execute(_TELL_SUBMITTED)
     return job
 
 
@@ -139,7 +145,7 @@ def submit_array(
         job.array_size, job.array_running_max = size, running_max
     session.add_all(jobs)
     session.flush()
-    wake_controller(session)
+    session.execute(_TELL_SUBMITTED)
     return jobs
 
 
@@ -274,7 +280,7 @@ def runs_of(session: Session, job_ids: Sequence[UUID]) -> dict[UUID, list[RunRow
 
 def wake_controller(session: Session) -> None:
     """Notify the controller when this transaction commits."""
-    session.execute(text(f"NOTIFY {WAKE_CHANNEL}"))
+    session.execute(_TELL)
 
 
 def _checked(

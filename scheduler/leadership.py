@@ -6,13 +6,16 @@ epoch older than one they have seen, so it can start or stop nothing either.
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Final
 
-from sqlalchemy import BigInteger, func, select, update
+from sqlalchemy import BigInteger, Boolean, bindparam, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from scheduler.refusals import LeadershipLost
 from scheduler.tables import LeaderRow
+
+_FENCE: Final = select(func.scheduler_fence(bindparam("alone", type_=Boolean), type_=BigInteger))
 
 
 @dataclass(frozen=True)
@@ -61,4 +64,4 @@ def fence(session: Session, leadership: Leadership) -> None:
 
 
 def _fence(session: Session, *, alone: bool) -> int | None:
-    return session.scalars(select(func.scheduler_fence(alone, type_=BigInteger))).one()
+    return session.scalars(_FENCE, {"alone": alone}).one()

@@ -178,6 +178,11 @@ class JobRow(Table):
         CheckConstraint("NOT id = ANY (depends_on)", name="own_dependency"),
         UniqueConstraint("array_id", "array_index"),
         Index("ix_jobs_live", "state", postgresql_where=text("ended_at IS NULL")),
+        Index(
+            "ix_jobs_dependent",
+            "id",
+            postgresql_where=text("state = 'queued' AND cardinality(depends_on) > 0"),
+        ),
         Index("ix_jobs_succeeded", "ended_at", postgresql_where=text("state = 'succeeded'")),
         Index("ix_jobs_tenant_id_queued_at_id", "tenant_id", "queued_at", "id"),
         Index("ix_jobs_ended_at", "ended_at", postgresql_using="brin"),

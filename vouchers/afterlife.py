@@ -4,23 +4,29 @@ Each is a movement in the ledger. A voucher ends at its instant; what was set as
 be captured for usage before the end, and goes to the pool when it is released.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
+from typing import Final
 from uuid import UUID
 
 from sqlalchemy import exists, select
 from sqlalchemy.orm import Session
 
+from kernel.bulk import among
 from ledger.domain.accounts import Account
 from ledger.domain.transfers import Transfer
 from ledger.posting import post_all
 from vouchers import accounts, movements
+from vouchers.domain.calendar import local_day
 from vouchers.domain.forecast import Forecast, forecast
 from vouchers.enterprises import lock_tenants
 from vouchers.errors import VoucherEnded, VoucherNotFound
-from vouchers.reading import VoucherView, list_vouchers
-from vouchers.tables import Voucher, VoucherPart
+from vouchers.reading import PAGE_MAX, VoucherView, list_vouchers
+from vouchers.tables import ProgrammeVersion, Voucher, VoucherPart
+
+FORECASTS_MAX: Final = 500
+"""Vouchers told one by one in a forecast."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,17 @@ class VoucherForecast:
 
     voucher: VoucherView
     forecast: Forecast
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What will probably lapse: the vouchers whose last usage comes first, and of all of them by asset and month.
+
+    A voucher lapses in the month of its last day, in its programme's time zone.
+    """
+
+    soonest: tuple[VoucherForecast, ...]
+    by_month: Mapping[tuple[str, str], int]
 
 
 def expire_vouchers(session: Session, at: datetime, *, limit: int = 100) -> list[UUID]:
@@ -72,34 +89,66 @@ def recall_voucher(session: Session, voucher_id: UUID, *, by: str, reason: str, 
 
 
 def expiry_forecast(
-    session: Session, at: datetime, *, slug: str | None = None, enterprise_id: UUID | None = None
-) -> list[VoucherForecast]:
-    """What will probably lapse, per active voucher of a programme or enterprise, soonest last usage first."""
-    views = list_vouchers(session, slug=slug, enterprise_id=enterprise_id, state="active", limit=500)
-    found = [
-        VoucherForecast(
-            view,
-            forecast(
-                face=view.face,
-                captured=view.captured,
-                remaining=view.remaining,
-                issued_at=view.issued_at,
-                use_by_at=view.use_by_at,
-                at=at,
-            ),
+    session: Session,
+    at: datetime,
+    *,
+    slug: str | None = None,
+    enterprise_id: UUID | None = None,
+    limit: int = FORECASTS_MAX,
+    page: int = PAGE_MAX,
+) -> Outlook:
+    """What will probably lapse of the active vouchers of a programme or enterprise.
+
+    Args:
+        session: whose transaction this belongs to.
+        at: now.
+        slug: only this programme's.
+        enterprise_id: only this enterprise's.
+        limit: how many vouchers are told one by one.
+        page: how many are looked at together.
+    """
+    soonest: list[VoucherForecast] = []
+    by_month: dict[tuple[str, str], int] = {}
+    last: UUID | None = None
+    while True:
+        views = list_vouchers(
+            session, slug=slug, enterprise_id=enterprise_id, state="active", after=last, limit=page
         )
-        for view in views
-    ]
-    return sorted(found, key=lambda entry: (entry.voucher.use_by_at, entry.voucher.id))
+        months = _last_months(session, [view.id for view in views])
+        entries = [VoucherForecast(view, _forecast(view, at)) for view in views]
+        for entry in entries:
+            key = (entry.voucher.asset, months[entry.voucher.id])
+            by_month[key] = by_month.get(key, 0) + entry.forecast.lapsing
+        soonest = sorted([*soonest, *entries], key=lambda entry: (entry.voucher.use_by_at, entry.voucher.id))
+        soonest = soonest[:limit]
+        if len(views) < page:
+            return Outlook(tuple(soonest), dict(sorted(by_month.items())))
+        last = views[-1].id
 
 
-def lapsing_by_month(forecasts: Sequence[VoucherForecast]) -> dict[str, int]:
-    """Per month of expiry (UTC) what will probably lapse, for a programme's chart."""
-    months: dict[str, int] = {}
-    for entry in forecasts:
-        month = f"{entry.voucher.expires_at:%Y-%m}"
-        months[month] = months.get(month, 0) + entry.forecast.lapsing
-    return dict(sorted(months.items()))
+def _forecast(view: VoucherView, at: datetime) -> Forecast:
+    return forecast(
+        face=view.face,
+        captured=view.captured,
+        remaining=view.remaining,
+        issued_at=view.issued_at,
+        use_by_at=view.use_by_at,
+        at=at,
+    )
+
+
+def _last_months(session: Session, voucher_ids: Sequence[UUID]) -> dict[UUID, str]:
+    """The month of each voucher's last day, where its programme is."""
+    rows = session.execute(
+        select(Voucher.id, Voucher.expires_at, ProgrammeVersion.document["time_zone"].astext)
+        .join(ProgrammeVersion, ProgrammeVersion.id == Voucher.version_id)
+        .where(among(Voucher.id, voucher_ids))
+    )
+    instant = timedelta(microseconds=1)
+    return {
+        voucher_id: f"{local_day(expires_at - instant, time_zone):%Y-%m}"
+        for voucher_id, expires_at, time_zone in rows
+    }
 
 
 def _still_active(session: Session, voucher_ids: Sequence[UUID]) -> Sequence[Voucher]:

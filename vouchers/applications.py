@@ -17,15 +17,17 @@ from vouchers.domain.calendar import local_day, start_of_day
 from vouchers.domain.eligibility import FAIL, Check, run_checks
 from vouchers.domain.facts import ContractFacts
 from vouchers.domain.terms import Terms
+from vouchers.domain.tranches import tranche_faces
 from vouchers.enterprises import enterprise_facts, lock_tenants
 from vouchers.errors import (
     AmountRefused,
     ApplicationNotFound,
     ApplicationState,
     ChecksFailed,
+    GrantIndivisible,
     SamePerson,
 )
-from vouchers.programmes import version_in_force
+from vouchers.programmes import terms_of, version_in_force
 from vouchers.tables import Application, ApplicationCheck, ApplicationStep
 
 
@@ -116,13 +118,21 @@ def submit_application(
 def submit_draft(session: Session, application_id: UUID, *, by: str, at: datetime) -> list[ApplicationCheck]:
     """Run the automatic checks and hand the application to first review, or reject it naming what failed.
 
+    It is decided by the version in force when it is first handed in, however long it was a draft.
+
     Returns:
         What each rule found; a failed one leaves the application rejected, with the rules as the reason.
+
+    Raises:
+        ApplicationNotFound; ProgrammeNotFound: the programme is over.
     """
     application = locked_application(session, application_id)
     if application.state not in {"draft", "revision"}:
         return checks_of(session, application_id)
     lock_tenants(session, [application.enterprise_id])
+    if application.state == "draft":
+        slug = terms_of(session, application.version_id).programme
+        application.version_id, _ = version_in_force(session, slug, at)
     application.revision += 1
     found = run_checks(case_of(session, application, at))
     for check in found:
@@ -191,6 +201,7 @@ def final_approval(
 
     Raises:
         SamePerson: the approver did the first review.
+        GrantIndivisible: a tranche of it would be nothing.
         ChecksFailed: since the submission a cap or list has changed so that a check fails.
     """
     application = in_state(session, application_id, "final approval", "reviewed", again=("approved", by))
@@ -202,6 +213,8 @@ def final_approval(
     if not 1 <= granted <= application.requested:
         raise AmountRefused(field="granted", value=granted)
     case = case_of(session, application, at, requested=granted)
+    if not all(tranche_faces(case.terms, granted)):
+        raise GrantIndivisible(field="granted", granted=granted, count=len(case.terms.tranches))
     failed = [check.rule for check in run_checks(case) if check.verdict == FAIL]
     if failed:
         raise ChecksFailed(application=application_id, rules=", ".join(failed))

@@ -7,6 +7,7 @@ cannot be taken leaves no trace there. Releasing what is left of a job belongs t
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from fractions import Fraction
 from typing import Any, Final
 from uuid import UUID
 
@@ -102,10 +103,8 @@ def capture_charge(
     """
     if cost_micros:
         check_cost(cost_micros, facts)
-    tenant_id = session.scalar(select(JobHold.tenant_id).where(JobHold.job_id == job_id))
-    if tenant_id is None:
-        raise HoldNotFound(job=job_id)
-    lock_payers(session, [tenant_id])
+    tenants = session.scalars(select(JobHold.tenant_id).where(JobHold.job_id == job_id))
+    lock_payers(session, tenants.all())
     known = session.get(CoveredCharge, charge_id)
     if known is not None:
         asked = (job_id, cost_micros, facts.card_ms, facts.kind())
@@ -158,6 +157,22 @@ def release_rest(holds: OpenHolds, job_id: UUID) -> None:
         return
     money.state = "released"
     holds.written.released.append(job_id)
+    _give_back(holds, money)
+
+
+def give_back_rest(holds: OpenHolds, job_id: UUID) -> None:
+    """The same while the job waits to run again: what it will need then is set aside anew. Raises HoldNotFound."""
+    money = holds.jobs.get(job_id)
+    if money is None:
+        raise HoldNotFound(job=job_id)
+    if money.state == "released":
+        return
+    holds.written.given_back.append(job_id)
+    _give_back(holds, money)
+    money.segments, money.lines = [], []
+
+
+def _give_back(holds: OpenHolds, money: JobMoney) -> None:
     for line in money.lines:
         holds.written.transfers.append(movements.release_funds(line.transfer_id))
         ended = None if line.voucher_id is None else holds.ended.get(line.voucher_id)
@@ -186,9 +201,9 @@ def _capture(money: JobMoney, capture: Capture, written: Written, at: datetime) 
         if capture.partly:
             return Coverage(0, ())
         raise HoldReleased(job=money.job_id)
-    serving = [row for row in _segments(money, capture.facts) if row.serves(capture.used_until)]
-    available = sum(row.cost_micros - row.captured_micros for row in serving)
-    if available < capture.cost_micros:
+    parts, cost_left, time_left = _parts(money, capture)
+    if cost_left:
+        available = capture.cost_micros - cost_left
         if not capture.partly:
             raise ChargeBeyondHold(
                 job=money.job_id,
@@ -198,18 +213,26 @@ def _capture(money: JobMoney, capture: Capture, written: Written, at: datetime) 
             )
         if available == 0:
             return Coverage(0, ())
-        part = replace(capture.facts, card_ms=capture.facts.card_ms * available // capture.cost_micros)
+        part = replace(capture.facts, card_ms=capture.facts.card_ms - time_left)
         capture = replace(capture, cost_micros=available, facts=part)
     taken: list[_Taken] = []
-    cost_left, time_left = capture.cost_micros, capture.facts.card_ms
-    for row in serving:
-        cost = min(cost_left, row.cost_micros - row.captured_micros)
-        if cost == 0:
-            break
-        time = time_left * cost // cost_left
+    for row, cost, time in parts:
         taken += _take(money, row, capture.charge_id, cost, time, written)
-        cost_left, time_left = cost_left - cost, time_left - time
     return _note(money, capture, taken, written, at)
+
+
+def _parts(money: JobMoney, capture: Capture) -> tuple[list[tuple[OpenSegment, int, int]], int, int]:
+    """What the segments take of a charge in order, each as cost and card time, and what is left of both."""
+    parts: list[tuple[OpenSegment, int, int]] = []
+    cost_left, time_left = capture.cost_micros, capture.facts.card_ms
+    for row in _segments(money, capture.facts):
+        if cost_left == 0:
+            break
+        cost, time = row.takes(cost_left, time_left) if row.serves(capture.used_until) else (0, 0)
+        if cost:
+            parts.append((row, cost, time))
+            cost_left, time_left = cost_left - cost, time_left - time
+    return parts, cost_left, time_left
 
 
 def _segments(money: JobMoney, facts: ChargeFacts) -> list[OpenSegment]:
@@ -239,7 +262,7 @@ def _take(
         line = voucher_line(
             division.plan,
             new,
-            new.exact - old.exact,
+            Fraction(new.parts - old.parts, new.scale),
             cost,
             amount=amount,
             quantity=quantity,

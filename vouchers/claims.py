@@ -18,7 +18,7 @@ from ledger.posting import post_all
 from vouchers import accounts, movements
 from vouchers.domain.calendar import claim_period
 from vouchers.domain.coverage import BUYER_REIMBURSED, CENTRE_CLAIMS
-from vouchers.domain.terms import Terms, read_terms
+from vouchers.domain.terms import Terms
 from vouchers.errors import (
     ClaimNotFound,
     ClaimState,
@@ -26,21 +26,20 @@ from vouchers.errors import (
     NothingToClaim,
     PeriodClosed,
     PeriodNotBegun,
-    ProgrammeNotFound,
 )
+from vouchers.programmes import lock_programme, terms_of
 from vouchers.tables import (
     Claim,
     ClaimLine,
     ClaimStep,
     CoverageLine,
     CoveredCharge,
-    Programme,
     ProgrammeVersion,
     Restoration,
 )
 
 CLAIM_LINES_MAX: Final = 5_000
-"""Per claim; what is over waits for the next one."""
+"""Per claim; what is over is claimed by another one for the same period."""
 
 STANDING: Final = ("claimed", "approved", "rejected", "clawed_back")
 _UNDER_REVIEW: Final = ("submitted", "checked", "reviewed")
@@ -64,8 +63,11 @@ def make_claim(
     at: datetime,
     claimant_id: UUID | None = None,
     evidence: dict[str, Any] | None = None,
+    lines_max: int = CLAIM_LINES_MAX,
 ) -> UUID:
     """Claim what was captured up to the end of a period; while that claim is under review, return it again.
+
+    What did not fit into a claim of the most lines is claimed by another one for the period, after that is decided.
 
     Args:
         session: whose transaction this belongs to.
@@ -75,26 +77,28 @@ def make_claim(
         at: now.
         claimant_id: the buyer who is to be reimbursed; None for the centre.
         evidence: references of what proves the usage, by kind (`invoice`, `delivery_proof`, …).
+        lines_max: how many lines the claim may have, oldest usage first.
 
     Returns:
         The claim's id.
 
     Raises:
         ProgrammeNotFound, MalformedPeriod, PeriodNotBegun.
-        PeriodClosed: the period's claim has been decided.
+        PeriodClosed: the period's claim has been decided, and nothing was left over from it.
         MissingEvidence: the programme pays only on more evidence.
         NothingToClaim: nothing captured waits.
     """
-    terms = lock_programme(session, programme)
+    terms = lock_terms(session, programme)
     begins_at, ends_at = claim_period(terms, period)
     if at < begins_at:
         raise PeriodNotBegun(period=period, programme=programme, begins_at=begins_at.isoformat())
     latest = _latest(session, programme, period, claimant_id)
     if latest is not None and latest.state in _UNDER_REVIEW:
         return latest.id
-    if latest is not None and latest.state != "rejected":
-        raise PeriodClosed(period=period, programme=programme, claim=latest.id, state=latest.state)
-    lines = _unclaimed(session, programme, ends_at, claimant_id)
+    decided = None if latest is None or latest.state == "rejected" else latest
+    lines = _unclaimed(session, programme, ends_at, claimant_id, decided, lines_max)
+    if not lines and decided is not None:
+        raise PeriodClosed(period=period, programme=programme, claim=decided.id, state=decided.state)
     if not lines:
         raise NothingToClaim(programme=programme, period=period)
     return _new_claim(session, terms, period, claimant_id, latest, lines, evidence or {}, by, at)
@@ -110,7 +114,7 @@ def resubmit_claim(
         NothingToClaim: no line of it is disputed, or all are in a later claim.
     """
     old = claim_of(session, claim_id)
-    terms = lock_programme(session, old.slug)
+    terms = lock_terms(session, old.slug)
     latest = _latest(session, old.slug, old.period, old.claimant_id) or old
     if latest.state in _UNDER_REVIEW:
         if latest.id != claim_id:
@@ -148,20 +152,16 @@ def record_step(
     session.flush()
 
 
-def lock_programme(session: Session, slug: str) -> Terms:
+def lock_terms(session: Session, slug: str) -> Terms:
     """Lock a programme and read its newest version's terms. Raises ProgrammeNotFound."""
-    locked = session.scalar(
-        select(Programme.slug).where(Programme.slug == slug).with_for_update(key_share=True)
-    )
-    if locked is None:
-        raise ProgrammeNotFound(programme=slug, day="any day")
+    lock_programme(session, slug)
     newest = session.scalars(
         select(ProgrammeVersion)
         .where(ProgrammeVersion.slug == slug)
         .order_by(ProgrammeVersion.version.desc())
         .limit(1)
     ).one()
-    return read_terms(newest.document)
+    return terms_of(session, newest.id)
 
 
 def _new_claim(
@@ -244,14 +244,27 @@ def _latest(session: Session, slug: str, period: str, claimant_id: UUID | None) 
     ).one_or_none()
 
 
-def _unclaimed(session: Session, slug: str, ends_at: datetime, claimant_id: UUID | None) -> list[_Waiting]:
-    """Captured coverage, oldest first, that no standing claim holds, less what was given back."""
+def _unclaimed(
+    session: Session,
+    slug: str,
+    ends_at: datetime,
+    claimant_id: UUID | None,
+    decided: Claim | None,
+    lines_max: int,
+) -> list[_Waiting]:
+    """Captured coverage, oldest first, that no standing claim holds, less what was given back.
+
+    Of a period whose claim is `decided`, only what that had no room for: it was captured by then, and never in a claim.
+    """
     query = (
         _waiting()
-        .where(CoverageLine.slug == slug, CoverageLine.used_until < ends_at)
+        .where(CoverageLine.slug == slug, CoverageLine.used_until <= ends_at)
         .order_by(CoverageLine.used_until, CoverageLine.id)
-        .limit(CLAIM_LINES_MAX)
+        .limit(lines_max)
     )
+    if decided is not None:
+        before = exists().where(ClaimLine.coverage_line_id == CoverageLine.id)
+        query = query.where(CoveredCharge.captured_at <= decided.made_at, ~before)
     if claimant_id is None:
         query = query.where(CoverageLine.direction == CENTRE_CLAIMS)
     else:

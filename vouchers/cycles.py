@@ -14,10 +14,9 @@ from sqlalchemy.orm import Session
 from kernel.ids import derived_id
 from ledger.posting import post_all
 from vouchers import accounts, movements
-from vouchers.claims import lock_programme
 from vouchers.domain.calendar import budget_cycle, local_day
 from vouchers.domain.terms import CARRIED_OVER, Terms
-from vouchers.programmes import appropriate_budget, shares_of, terms_of_digest
+from vouchers.programmes import appropriate_budget, lock_programme, shares_of, terms_of_digest
 from vouchers.tables import Appropriation, CycleClosing, ProgrammeVersion
 
 BY: Final = "biller"

@@ -112,6 +112,12 @@ class CapExceeded(Conflict):
     )
 
 
+class GrantIndivisible(Invalid):
+    """A grant so small that one of its tranches would be nothing."""
+
+    sentence = "{field}: {granted} cannot be divided into {count} tranches of at least one unit; grant more."
+
+
 class NotApplicationsVoucher(Conflict):
     """There is no further part to release."""
 
@@ -271,6 +277,12 @@ class ClaimState(Conflict):
     """The claim is not where this step begins."""
 
     sentence = "Claim {claim} is {state}; {step} needs it to be {needed}."
+
+
+class ClaimPaid(Conflict):
+    """A claim is paid by one bank transfer."""
+
+    sentence = "bank_reference: claim {claim} was paid by {reference!r}, so {other!r} cannot pay it once more."
 
 
 class ClaimLineNotFound(NotFound):

@@ -51,7 +51,13 @@ class Funding:
 
 
 def find_funding(
-    means: Means, wish: Wish, at: datetime, usage_until: datetime, *, insist: bool = True
+    means: Means,
+    wish: Wish,
+    at: datetime,
+    usage_until: datetime,
+    *,
+    insist: bool = True,
+    ended_too: bool = False,
 ) -> Funding:
     """What could pay for usage from now until then.
 
@@ -61,6 +67,7 @@ def find_funding(
         at: now.
         usage_until: a voucher that ends earlier does not pay.
         insist: refuse when a named voucher cannot pay, instead of going on without it.
+        ended_too: let a named voucher that has ended pay for usage before its end with what was given back to it.
 
     Raises:
         VoucherNotFound, VoucherEnded, VoucherExpired, VoucherPastUse, VoucherSpent, VoucherNotApplicable: about a named
@@ -81,7 +88,8 @@ def find_funding(
             continue
         if insist:
             _check_usable(row, held.remaining, at, usage_until)
-        if _usable(row, held.remaining, at, usage_until):
+        living = row.state == "active" and at < row.use_by_at
+        if (living or ended_too) and usage_until <= row.use_by_at and held.remaining > 0:
             paying = candidate(held, tier, wish.facts)
             sources.append(VoucherSource(paying, account, row.id, row.version_id, row.slug, row.use_by_at))
     budget = means.budget(wish)
@@ -113,10 +121,6 @@ def _held(row: Owned, remaining: int) -> HeldVoucher:
         use_by_at=row.use_by_at,
         remaining=remaining,
     )
-
-
-def _usable(row: Owned, remaining: int, at: datetime, usage_until: datetime) -> bool:
-    return row.state == "active" and at < row.use_by_at and usage_until <= row.use_by_at and remaining > 0
 
 
 def _check_usable(row: Owned, remaining: int, at: datetime, usage_until: datetime) -> None:

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from typing import Any, Final, ParamSpec, TypeVar
 from uuid import UUID
 
-from sqlalchemy import func, select
+from sqlalchemy import case, func, select
 from sqlalchemy.orm import Session
 
 from kernel.bulk import among, copy_rows
@@ -58,6 +58,8 @@ class HoldRequest:
         voucher_ids: the vouchers to use; None for the cheapest choice, empty for none.
         usage_until: when the usage will have ended; a voucher that ends earlier does not pay.
         extends: whether the job has a hold, which grows; else this is its first.
+        again: whether the usage was paid before and has just been given back: whichever of the named vouchers paid for
+            it may do so again, also when it has ended since.
     """
 
     job_id: UUID
@@ -67,6 +69,7 @@ class HoldRequest:
     voucher_ids: Sequence[UUID] | None
     usage_until: datetime
     extends: bool
+    again: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,8 +84,8 @@ class Prepared:
 
 
 @dataclass(frozen=True)
-class _SoFar:
-    """What is set aside for a job."""
+class SetAside:
+    """What is set aside for a job; of what was given back only what had been captured counts."""
 
     tenant_id: UUID
     state: str
@@ -115,7 +118,7 @@ def place_holds(session: Session, requests: Sequence[HoldRequest], at: datetime)
         to be extended that is not.
     """
     payers = lock_payers(session, {request.tenant_id for request in requests})
-    so_far = _so_far(session, [request.job_id for request in requests])
+    so_far = set_aside(session, [request.job_id for request in requests])
     asked = [_attempt(_wish, request, payers, so_far.get(request.job_id)) for request in requests]
     means = gather_means(session, [wish for wish in asked if isinstance(wish, Wish)], at)
     writing = _Writing()
@@ -192,22 +195,26 @@ def check_cost(cost_micros: int, facts: ChargeFacts) -> None:
         raise CostOutOfRange(field="card_ms", value=facts.card_ms, least=0)
 
 
-def _so_far(session: Session, job_ids: Collection[UUID]) -> dict[UUID, _SoFar]:
+def set_aside(session: Session, job_ids: Collection[UUID]) -> dict[UUID, SetAside]:
+    """By job that has a hold, what is set aside for it."""
+    back = HoldSegment.segment < JobHold.given_back
+    cost = case((back, HoldSegment.captured_micros), else_=HoldSegment.cost_micros)
+    card_ms = case((back, HoldSegment.captured_ms), else_=HoldSegment.card_ms)
     rows = session.execute(
         select(
             JobHold.job_id,
             JobHold.tenant_id,
             JobHold.state,
             func.count(HoldSegment.segment),
-            func.coalesce(func.sum(HoldSegment.cost_micros), 0),
-            func.coalesce(func.sum(HoldSegment.card_ms), 0),
+            func.coalesce(func.sum(cost), 0),
+            func.coalesce(func.sum(card_ms), 0),
         )
         .outerjoin(HoldSegment, HoldSegment.job_id == JobHold.job_id)
         .where(among(JobHold.job_id, job_ids))
         .group_by(JobHold.job_id)
     )
     return {
-        job_id: _SoFar(tenant_id, state, count, int(cost), int(card_ms))
+        job_id: SetAside(tenant_id, state, count, int(cost), int(card_ms))
         for job_id, tenant_id, state, count, cost, card_ms in rows
     }
 
@@ -219,7 +226,7 @@ def _attempt(decide: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _
         return refusal
 
 
-def _wish(request: HoldRequest, payers: Mapping[UUID, Sequence[UUID]], so_far: _SoFar | None) -> Wish:
+def _wish(request: HoldRequest, payers: Mapping[UUID, Sequence[UUID]], so_far: SetAside | None) -> Wish:
     """What is to be paid of a request: the usage that is not set aside for yet."""
     check_cost(request.cost_micros, request.facts)
     if request.tenant_id not in payers:
@@ -236,7 +243,7 @@ def _wish(request: HoldRequest, payers: Mapping[UUID, Sequence[UUID]], so_far: _
 
 
 def _place(
-    request: HoldRequest, wish: Wish, so_far: _SoFar | None, means: Means, writing: _Writing, at: datetime
+    request: HoldRequest, wish: Wish, so_far: SetAside | None, means: Means, writing: _Writing, at: datetime
 ) -> Coverage:
     """Decide one request; what it takes is taken from the means and noted for writing."""
     cost, number = request.cost_micros, 0
@@ -244,7 +251,8 @@ def _place(
         cost, number = cost - so_far.cost_micros, so_far.segments
     if cost <= 0:
         return Coverage(0, ())
-    funding = find_funding(means, wish, at, request.usage_until, insist=number == 0)
+    insist = number == 0 and not request.again
+    funding = find_funding(means, wish, at, request.usage_until, insist=insist, ended_too=request.again)
     prepared = prepare(funding, cost, wish.facts, number)
     _note_segment(request, wish, number, cost, prepared, writing, at)
     _note_lines(request, wish, number, cost, prepared, writing, means, at)
@@ -262,7 +270,7 @@ def _note_segment(
 ) -> None:
     if number == 0:
         job = {"job_id": request.job_id, "tenant_id": request.tenant_id, "opened_at": at, "state": "open"}
-        writing.jobs.append(job)
+        writing.jobs.append({**job, "given_back": 0})
     asked = None if request.voucher_ids is None else sorted(map(str, request.voucher_ids))
     writing.segments.append(
         {

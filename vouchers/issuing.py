@@ -4,7 +4,6 @@ Caps per enterprise and per actual controller are counted with the programme's r
 """
 
 from datetime import datetime
-from itertools import accumulate, pairwise
 from uuid import UUID
 
 from sqlalchemy import select
@@ -18,6 +17,7 @@ from vouchers.applications import locked_application, record_step
 from vouchers.cases import issued_sum
 from vouchers.domain.calendar import budget_cycle, expiry, local_day
 from vouchers.domain.terms import Terms
+from vouchers.domain.tranches import tranche_faces
 from vouchers.enterprises import enterprise_facts
 from vouchers.errors import (
     ApplicationState,
@@ -28,8 +28,8 @@ from vouchers.errors import (
     VoucherNotFound,
 )
 from vouchers.notices import check_notice_over
-from vouchers.programmes import terms_of
-from vouchers.tables import Application, Programme, Voucher
+from vouchers.programmes import lock_programme, terms_of
+from vouchers.tables import Application, Voucher
 
 
 def issue_voucher(session: Session, application_id: UUID, *, by: str, at: datetime) -> UUID:
@@ -54,7 +54,7 @@ def issue_voucher(session: Session, application_id: UUID, *, by: str, at: dateti
         )
     check_notice_over(session, application, at)
     terms = terms_of(session, application.version_id)
-    _lock_programme(session, terms)
+    lock_programme(session, terms.programme)
     _check_caps(session, application, application.granted, terms, at)
     first, *later = tranche_faces(terms, application.granted)
     voucher = _new_voucher(session, application, terms, 1, first, by, at)
@@ -100,7 +100,7 @@ def release_tranche(session: Session, application_id: UUID, *, report: str, by: 
     for voucher in released:
         if voucher.issued_on == report:
             return voucher.id
-    _lock_programme(session, terms)
+    lock_programme(session, terms.programme)
     number = len(released) + 1
     if application.state != "issued" or number > len(terms.tranches):
         raise NotApplicationsVoucher(application=application_id, tranche=number, needs="a progress report")
@@ -117,28 +117,12 @@ def release_tranche(session: Session, application_id: UUID, *, report: str, by: 
     return voucher.id
 
 
-def tranche_faces(terms: Terms, granted: int) -> list[int]:
-    """A grant divided into its tranches by their parts; roundings telescope, so they add up to the grant."""
-    whole = sum(tranche.parts for tranche in terms.tranches)
-    ends = [
-        granted * parts // whole
-        for parts in accumulate((tranche.parts for tranche in terms.tranches), initial=0)
-    ]
-    return [after - before for before, after in pairwise(ends)]
-
-
 def voucher_of(session: Session, voucher_id: UUID) -> Voucher:
     """A voucher of any tenant, for officers. Raises VoucherNotFound."""
     voucher = session.get(Voucher, voucher_id)
     if voucher is None:
         raise VoucherNotFound(voucher=voucher_id)
     return voucher
-
-
-def _lock_programme(session: Session, terms: Terms) -> None:
-    session.execute(
-        select(Programme.slug).where(Programme.slug == terms.programme).with_for_update(key_share=True)
-    )
 
 
 def _check_caps(session: Session, application: Application, granted: int, terms: Terms, at: datetime) -> None:

@@ -35,6 +35,12 @@ _LINES: Final = b"""
      WHERE x.job_id = u.job_id AND x.segment = u.segment AND x.line = u.line
 """
 _RELEASED: Final = b"UPDATE job_holds SET state = 'released' WHERE job_id = ANY (%s::uuid[])"
+_GIVEN_BACK: Final = b"""
+    UPDATE job_holds x SET given_back = s.until
+      FROM (SELECT job_id, max(segment) + 1 AS until FROM hold_segments
+             WHERE job_id = ANY (%s::uuid[]) GROUP BY job_id) s
+     WHERE x.job_id = s.job_id
+"""
 
 
 @dataclass
@@ -70,6 +76,19 @@ class OpenSegment:
     def serves(self, used_until: datetime) -> bool:
         """Whether usage that ended then may be captured from it."""
         return self.serves_until is None or used_until <= self.serves_until
+
+    def takes(self, cost_micros: int, card_ms: int) -> tuple[int, int]:
+        """How much of a usage it can still take, as cost and card time.
+
+        Card time may turn out cheaper than it was set aside for, so where vouchers pay in card time a segment is also
+        used up when its time is.
+        """
+        cost = min(cost_micros, self.cost_micros - self.captured_micros)
+        time = card_ms * cost // cost_micros
+        left_ms = self.division.plan.card_ms - self.captured_ms
+        if self.division.plan.draws_card_time and time > left_ms:
+            return min(cost, -(-cost_micros * left_ms // card_ms)), left_ms
+        return cost, time
 
 
 @dataclass(frozen=True)
@@ -116,6 +135,7 @@ class Written:
     moved: dict[tuple[UUID, int], OpenSegment] = field(default_factory=dict)
     captured: dict[tuple[UUID, int, int], HeldLine] = field(default_factory=dict)
     released: list[UUID] = field(default_factory=list)
+    given_back: list[UUID] = field(default_factory=list)
     transfers: list[Transfer] = field(default_factory=list)
     rounded: bool = False
 
@@ -183,6 +203,8 @@ def write_holds(session: Session, holds: OpenHolds, at: datetime) -> None:
         run(session, _LINES, columns)
     if written.released:
         run(session, _RELEASED, (array(written.released),))
+    if written.given_back:
+        run(session, _GIVEN_BACK, (array(written.given_back),))
     if written.rounded:
         accounts.ensure(session, [accounts.ROUNDING], at)
     post_all(session, written.transfers, at=at)
@@ -193,7 +215,7 @@ def write_holds(session: Session, holds: OpenHolds, at: datetime) -> None:
 def _read_lines(
     session: Session, jobs: dict[UUID, JobMoney], releasing: Collection[UUID]
 ) -> dict[tuple[UUID, int], list[HeldLine]]:
-    """Lines of segments that are not captured to their end; all lines of jobs that may be released."""
+    """Lines of segments that are not captured to their end; of jobs that may be released all; none given back."""
     segment = and_(HoldSegment.job_id == HoldLine.job_id, HoldSegment.segment == HoldLine.segment)
     unfinished = HoldSegment.captured_micros < HoldSegment.cost_micros
     rows = session.execute(
@@ -210,6 +232,7 @@ def _read_lines(
             HoldLine.transfer_id,
         )
         .join(HoldSegment, segment)
+        .join(JobHold, and_(JobHold.job_id == HoldLine.job_id, JobHold.given_back <= HoldLine.segment))
         .where(among(HoldLine.job_id, jobs), or_(unfinished, among(HoldLine.job_id, releasing)))
         .order_by(HoldLine.job_id, HoldLine.segment, HoldLine.line)
     )
@@ -236,6 +259,7 @@ def _read_segments(
             HoldSegment.captured_micros,
             HoldSegment.captured_ms,
         )
+        .join(JobHold, and_(JobHold.job_id == HoldSegment.job_id, JobHold.given_back <= HoldSegment.segment))
         .where(among(HoldSegment.job_id, jobs), HoldSegment.captured_micros < HoldSegment.cost_micros)
         .order_by(HoldSegment.job_id, HoldSegment.segment)
     )

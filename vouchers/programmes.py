@@ -73,7 +73,7 @@ def publish_programme(session: Session, document: dict[str, Any], *, by: str, at
     terms = parse_programme(document)
     version_id = derived_id("programme-version", terms.programme, terms.version)
     digest = _digest(document)
-    programme = _lock_programme(session, terms, at)
+    programme = _first_published(session, terms, at)
     known = session.get(ProgrammeVersion, version_id)
     if known is not None:
         if known.digest != digest:
@@ -111,9 +111,7 @@ def appropriate_budget(
     """
     terms = terms_of(session, version_id)
     cycle = budget_cycle(terms.budget.cycle, in_cycle_of, terms.time_zone)
-    session.execute(
-        select(Programme.slug).where(Programme.slug == terms.programme).with_for_update(key_share=True)
-    )
+    lock_programme(session, terms.programme)
     there = session.scalar(
         select(func.coalesce(func.sum(Appropriation.amount), 0)).where(
             Appropriation.slug == terms.programme, Appropriation.cycle == cycle
@@ -181,15 +179,24 @@ def _digest(document: dict[str, Any]) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def _lock_programme(session: Session, terms: Terms, at: datetime) -> Programme:
+def lock_programme(session: Session, slug: str) -> Programme:
+    """Lock a programme, which issues, is claimed, pays and turns its cycle one by one. Raises ProgrammeNotFound."""
+    programme = session.scalars(
+        select(Programme).where(Programme.slug == slug).with_for_update(key_share=True)
+    ).one_or_none()
+    if programme is None:
+        raise ProgrammeNotFound(programme=slug, day="any day")
+    return programme
+
+
+def _first_published(session: Session, terms: Terms, at: datetime) -> Programme:
+    """The programme's row, locked, made by its first version. Raises AssetChanged."""
     session.execute(
         insert(Programme)
         .values(slug=terms.programme, asset=terms.asset, first_published_at=at)
         .on_conflict_do_nothing()
     )
-    programme = session.scalars(
-        select(Programme).where(Programme.slug == terms.programme).with_for_update(key_share=True)
-    ).one()
+    programme = lock_programme(session, terms.programme)
     if programme.asset != terms.asset:
         raise AssetChanged(programme=terms.programme, asset=programme.asset, asked=terms.asset)
     return programme

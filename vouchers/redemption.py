@@ -17,7 +17,7 @@ from kernel.errors import HubError
 from ledger.domain.transfers import Transfer
 from ledger.reading import due_holds
 from vouchers import accounts, movements
-from vouchers.capturing import release_rest
+from vouchers.capturing import give_back_rest, release_rest
 from vouchers.domain.coverage import Candidate, Plan
 from vouchers.domain.explanation import Coverage
 from vouchers.domain.facts import ChargeFacts
@@ -25,7 +25,15 @@ from vouchers.domain.segments import Segment
 from vouchers.enterprises import lock_payers
 from vouchers.errors import HoldDiffers, HoldNotFound, HoldReleased
 from vouchers.funding import find_funding
-from vouchers.holding import HoldRequest, check_cost, place_holds, prepare, segment_coverage
+from vouchers.holding import (
+    HoldRequest,
+    SetAside,
+    check_cost,
+    place_holds,
+    prepare,
+    segment_coverage,
+    set_aside,
+)
 from vouchers.means import Wish, gather_means
 from vouchers.open_holds import open_holds, write_holds
 from vouchers.tables import HoldLine, HoldSegment, JobHold, Voucher
@@ -77,16 +85,18 @@ def place_hold(
     at: datetime,
     *,
     usage_until: datetime | None = None,
+    again: bool = False,
 ) -> Coverage:
     """Set aside what the first stretch of a job may cost. Placing it again returns the first result.
 
-    Arguments and refusals are those of `quote`; besides:
+    Arguments and refusals are those of `quote`; `again` is that of `HoldRequest`. Besides:
 
     Raises:
         HoldDiffers: the job has a hold for other content.
         HoldReleased: its hold was released.
     """
-    first = HoldRequest(job_id, tenant_id, cost_micros, facts, voucher_ids, usage_until or at, extends=False)
+    until = usage_until or at
+    first = HoldRequest(job_id, tenant_id, cost_micros, facts, voucher_ids, until, extends=False, again=again)
     (outcome,) = place_holds(session, [first], at)
     if isinstance(outcome, HoldDiffers):
         _check_same(session, first)
@@ -138,6 +148,21 @@ def release_hold(session: Session, job_id: UUID, at: datetime) -> None:
     holds = open_holds(session, (), releasing=[job_id])
     release_rest(holds, job_id)
     write_holds(session, holds, at)
+
+
+def give_back_holds(session: Session, job_ids: Collection[UUID], at: datetime) -> dict[UUID, SetAside]:
+    """Give back what was set aside and not captured for jobs that wait to run again; a next hold goes on from there.
+
+    Their tenants are locked by the caller. A job without a hold is left out.
+
+    Returns:
+        By job, what still counts as set aside: all that was captured.
+    """
+    holds = open_holds(session, (), releasing=job_ids)
+    for job_id in holds.jobs:
+        give_back_rest(holds, job_id)
+    write_holds(session, holds, at)
+    return set_aside(session, list(holds.jobs))
 
 
 def held_facts(session: Session, job_ids: Collection[UUID]) -> dict[tuple[UUID, str], ChargeFacts]:

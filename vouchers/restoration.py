@@ -16,11 +16,12 @@ from kernel.ids import derived_id
 from ledger.domain.transfers import Transfer
 from ledger.posting import post_all
 from vouchers import accounts, movements
-from vouchers.claims import STANDING, lock_programme
+from vouchers.claims import STANDING
 from vouchers.clawback import next_number, take_out_of_claim
 from vouchers.domain.segments import Segment, Stretch, Unwound, unwind
 from vouchers.enterprises import lock_tenants
 from vouchers.errors import ChargeClaimed, ChargeNotFound, LostTimeOutOfRange, NotRestorable
+from vouchers.programmes import lock_programme
 from vouchers.redemption import forward_to_pool, hold_lines, read_plan
 from vouchers.tables import (
     ChargeStretch,
@@ -46,7 +47,14 @@ class _Returned:
 
 
 def restore_charge(
-    session: Session, charge_id: UUID, *, reason: str, by: str, at: datetime, lost_ms: int | None = None
+    session: Session,
+    charge_id: UUID,
+    *,
+    reason: str,
+    by: str,
+    at: datetime,
+    lost_ms: int | None = None,
+    forward: bool = True,
 ) -> int:
     """Give a charge for lost usage back, or the part of it that paid for `lost_ms` of card time in all.
 
@@ -60,6 +68,7 @@ def restore_charge(
         by: who says so.
         at: now.
         lost_ms: how much of the charge's card time was lost since it was captured; None for all of it.
+        forward: let what comes back to an ended voucher go on to the pool; else the caller takes it again at once.
 
     Returns:
         The micro-yuan given back of this charge in all.
@@ -83,7 +92,7 @@ def restore_charge(
     transfers = _leave_claims(session, charge, lines, reason, by, at)
     returned = list(_returned(session, charge, lines, until_micros))
     transfers += [entry.transfer for entry in returned if entry.transfer is not None]
-    transfers += _forwarded(session, returned)
+    transfers += _forwarded(session, returned) if forward else []
     _record(session, charge, returned, reason, by, at)
     charge.restored_micros, charge.restored_ms = until_micros, until_ms
     session.flush()

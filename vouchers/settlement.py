@@ -16,7 +16,7 @@ from kernel.ids import derived_id
 from kernel.money import MICROS_MAX
 from ledger.posting import post_all
 from vouchers import accounts, movements
-from vouchers.claims import claim_of, given_back, lines_of, lock_programme, record_step
+from vouchers.claims import claim_of, given_back, lines_of, lock_terms, record_step
 from vouchers.domain.eligibility import FAIL, LOOK, PASS, Check
 from vouchers.domain.sampling import draw
 from vouchers.domain.segments import fill_in_order
@@ -24,18 +24,20 @@ from vouchers.enterprises import enterprise_facts, relation
 from vouchers.errors import (
     AmountRefused,
     ClaimLineNotFound,
+    ClaimPaid,
     ClaimState,
     NoReserve,
     ReconciliationDiffers,
     SamePerson,
 )
+from vouchers.programmes import lock_programme
 from vouchers.tables import Claim, ClaimLine, CoverageLine, CoveredCharge, ReserveAdvance, Voucher
 
 UNDER_REVIEW = ("submitted", "checked", "reviewed")
 
 
 def check_claim(session: Session, claim_id: UUID, *, centre_code: str, at: datetime) -> tuple[Check, ...]:
-    """Run the automatic checks; a claim without a failure goes on to first review.
+    """Run the automatic checks; a claim without a failure goes on to first review, one with a failure waits again.
 
     Args:
         session: whose transaction this belongs to.
@@ -53,8 +55,7 @@ def check_claim(session: Session, claim_id: UUID, *, centre_code: str, at: datet
         _vouchers_stand(session, claim_id),
     )
     facts = {check.rule: {"verdict": check.verdict, **check.facts} for check in found}
-    if all(check.verdict != FAIL for check in found):
-        claim.state = "checked"
+    claim.state = "submitted" if any(check.verdict == FAIL for check in found) else "checked"
     session.flush()
     record_step(session, claim_id, "automatic checks", "hub", facts, at)
     return found
@@ -143,9 +144,16 @@ def disburse_claim(session: Session, claim_id: UUID, *, bank_reference: str, by:
 
     Returns:
         What goes through the bank.
+
+    Raises:
+        ClaimPaid: another bank transfer has paid it.
     """
+    # Another claim of the programme may be paid out of its reserve just now.
+    lock_programme(session, claim_of(session, claim_id).slug)
     claim = _locked(session, claim_id, "disbursement", "approved", "disbursed", "reconciled")
     if claim.state != "approved":
+        if claim.bank_reference != bank_reference:
+            raise ClaimPaid(claim=claim_id, reference=claim.bank_reference, other=bank_reference)
         return _through_bank(claim)
     lines = [line for line in lines_of(session, claim_id) if line.state == "approved"]
     due = sum(line.amount for line in lines)
@@ -180,11 +188,11 @@ def reconcile_claim(
         ReconciliationDiffers: the statement shows another amount; the claim stays open.
     """
     claim = _locked(session, claim_id, "reconciliation", "disbursed", "reconciled")
-    if claim.state == "reconciled":
-        return
     expected = _through_bank(claim)
     if received != expected:
         raise ReconciliationDiffers(claim=claim_id, expected=expected, received=received)
+    if claim.state == "reconciled":
+        return
     claim.state = "reconciled"
     session.flush()
     record_step(session, claim_id, "reconciled", by, {"statement": statement, "received": received}, at)
@@ -200,7 +208,7 @@ def advance_reserve(
     """
     if type(amount) is not int or not 1 <= amount <= MICROS_MAX:
         raise AmountRefused(field="amount", value=amount)
-    terms = lock_programme(session, programme)
+    terms = lock_terms(session, programme)
     reserve = accounts.reserve(programme, terms.asset)
     provided = 0 if terms.reserve is None else terms.reserve.amount
     advance_id = derived_id("advance", programme, reference)

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Final
 from uuid import UUID
 
-from sqlalchemy import select
+from sqlalchemy import bindparam, select
 from sqlalchemy.orm import Session
 
 from kernel.ids import derived_id
@@ -33,6 +33,8 @@ from vouchers.errors import (
 from vouchers.tables import GroupMember, ProjectBudget, Voucher, VoucherPart
 
 AFFILIATES_MAX: Final = 6
+
+_PAYER: Final = select(GroupMember.payer_id).where(GroupMember.affiliate_id == bindparam("affiliate"))
 
 
 @dataclass(frozen=True)
@@ -176,7 +178,7 @@ def unbind_affiliate(session: Session, payer_id: UUID, affiliate_id: UUID) -> No
 
 def payer_of(session: Session, tenant_id: UUID) -> UUID | None:
     """Who pays for an enterprise besides itself."""
-    return session.scalar(select(GroupMember.payer_id).where(GroupMember.affiliate_id == tenant_id))
+    return session.scalar(_PAYER, {"affiliate": tenant_id})
 
 
 def allot_part(

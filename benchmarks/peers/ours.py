@@ -1,13 +1,14 @@
 """The hub as the benchmarks drive it: through its HTTP API, as an enterprise that pays for every job."""
 
 import json
+import os
 import shutil
 import socket
 import statistics
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import closing
 from datetime import datetime
 from http.client import HTTPConnection
 from pathlib import Path
@@ -18,6 +19,7 @@ from urllib.parse import urlsplit
 import psutil
 import psycopg
 
+from benchmarks.peers import accounts
 from compute_hub.identity.roles import Role
 from compute_hub.sdk import ENDED, HubClient
 from compute_hub.settings import Settings
@@ -33,6 +35,7 @@ _PATIENCE_S: Final = 300
 _LOOK_S: Final = 0.05
 _SELDOM_S: Final = 0.5
 _WATCHED_S: Final = 20
+_LIVE: Final = ("queued", "starting", "running", "stopping")
 _CREDIT_CODE: Final = "91331003MA0EXAMPL0"
 
 
@@ -78,6 +81,7 @@ class Hub:
         variables = {f"HUB_{name.upper()}": value for name, value in facts.items()}
         self.stack = LocalStack(Settings(**parsed), variables, say)
         self._key = ""
+        self.used_ms_per_job: dict[str, float] = {}
 
     def __enter__(self) -> Self:
         self.stack.__enter__()
@@ -122,16 +126,18 @@ class Hub:
     def throughput(self, count: int) -> dict[str, float]:
         """Submit so many jobs from several connections at once; from the first submission to the last end.
 
-        The processor time is that of all processes of the hub, for a job that is submitted, run, metered and read once
-        (charging may be going on after it); unlike the rate it says something on a busy machine, too.
+        The processor time is that of all processes of the hub, for a job that is submitted, run and metered (charging
+        may be going on after it); unlike the rate it says something on a busy machine, too.
         """
-        began, used_ms = utc_now(), self.processor_ms()
+        os.sync()
+        began, before = utc_now(), self.account()
         with ThreadPoolExecutor(_CLIENTS) as pool:
             ids = [one for some in pool.map(self._submit_some, _shares(count, _CLIENTS)) for one in some]
         submitted = utc_now()
         with self.client() as client:
-            jobs = self.await_ended(client, ids, _SELDOM_S)
-        used_ms = self.processor_ms() - used_ms
+            self._await_idle(client)
+            self.used_ms_per_job = accounts.per_job(before, self.account(), count)
+            jobs = self.await_ended(client, ids)
         bad = [job for job in jobs if job["state"] != "succeeded"]
         if bad:
             raise NotDone(
@@ -141,7 +147,7 @@ class Hub:
         return {
             "ours_jobs_per_s": round(count / (last - began).total_seconds(), 2),
             "ours_submissions_per_s": round(count / (submitted - began).total_seconds(), 2),
-            "ours_cpu_ms_per_job": round(used_ms / count, 1),
+            "ours_cpu_ms_per_job": accounts.total(self.used_ms_per_job),
         }
 
     def await_ended(
@@ -180,14 +186,11 @@ class Hub:
         """A connection of the database's superuser, in autocommit."""
         return private_server(self.stack.settings).superuser("hub")
 
-    @staticmethod
-    def processor_ms() -> float:
-        """What everything that this process has started has used of the processors until now."""
-        used = 0.0
-        for process in psutil.Process().children(recursive=True):
-            with suppress(psutil.Error):
-                used += sum(process.cpu_times()[:4])
-        return used * 1000
+    def account(self) -> accounts.Account:
+        """What every part of the hub has used of the processors until now."""
+        with self.database() as connection:
+            found = connection.execute("SELECT pid, application_name FROM pg_stat_activity").fetchall()
+        return accounts.read({int(pid): str(name) for pid, name in found if name})
 
     def supervisors(self) -> list[psutil.Process]:
         """The supervisors' processes, by their configuration's place."""
@@ -200,6 +203,14 @@ class Hub:
             and process.info["cmdline"][0] != "setpriv"
         ]
         return sorted(found, key=lambda process: process.cmdline()[-1])
+
+    def _await_idle(self, client: HubClient) -> None:
+        """Until no job waits or runs, looked at seldom and cheaply."""
+        deadline, never = boottime_ms() + _PATIENCE_S * 1000, threading.Event()
+        while any(client.get("/v1/jobs", limit=1, state=state)["items"] for state in _LIVE):
+            if boottime_ms() > deadline:
+                raise NotDone(what="jobs had not ended", seconds=_PATIENCE_S, logs=self.stack.logs)
+            never.wait(_SELDOM_S)
 
     def _await_running(self, client: HubClient, ids: Sequence[str]) -> None:
         deadline, never = boottime_ms() + _PATIENCE_S * 1000, threading.Event()

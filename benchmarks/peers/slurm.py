@@ -1,7 +1,8 @@
 """Slurm from Debian's slurm-wlm: munge, one controller and two slurmd on this host, configured below one folder.
 
 It gets its best chance: no delay between a submission or an end and the next scheduling, no cgroups, no accounting,
-no output files. Jobs are submitted one by one from several clients, as ours are, and once more as one array.
+no output files, warm caches and a disk that owes nobody anything. Jobs are submitted one by one from several clients,
+as ours are, and as one array. Its rate varies from round to round, so there are several and their median counts.
 """
 
 import os
@@ -25,7 +26,9 @@ _DEVICES: Final = 8
 _CLIENTS: Final = 8
 _PATIENCE_S: Final = 300
 _READY_S: Final = 60
-_LOOK_S: Final = 0.1
+_LOOK_S: Final = 0.25
+"""Each look is a process and a listing of all jobs, on the machine that runs them."""
+_WARM_UP: Final = 40
 _PROGRAMS: Final = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "sinfo")
 
 _CONFIG: Final = """\
@@ -64,8 +67,11 @@ class NoSlurm(HubError):
     sentence = "Slurm {reason}. `make bench-peers` installs it; its logs are in {folder}."
 
 
-def slurm_jobs_per_s(folder: Path, count: int) -> tuple[float, float]:
-    """No-op jobs a second from the first submission to the last end: one by one, as an array. Raises NoSlurm."""
+def slurm_jobs_per_s(folder: Path, count: int, rounds: int) -> tuple[list[float], list[float]]:
+    """No-op jobs a second from the first submission to the last end, by round: one by one, as an array.
+
+    Raises NoSlurm.
+    """
     missing = [name for name in _PROGRAMS if not _program(name)]
     if missing:
         raise NoSlurm(reason=f"lacks {', '.join(missing)}", folder=folder)
@@ -75,12 +81,21 @@ def slurm_jobs_per_s(folder: Path, count: int) -> tuple[float, float]:
         script = folder.resolve() / "job.sh"
         script.write_text("#!/bin/sh\ntrue\n", encoding="ascii")
         one = "sbatch --parsable --gres=accel:1 -n1 -o /dev/null"
-        each = ["sh", "-c", f"seq {count} | xargs -P {_CLIENTS} -I@ {one} {script}"]
         array = [*one.split(), f"--array=1-{count}", str(script)]
-        return _rate(each, count, environment, folder), _rate(array, count, environment, folder)
+
+        def each(jobs: int) -> list[str]:
+            return ["sh", "-c", f"seq {jobs} | xargs -P {_CLIENTS} -I@ {one} {script}"]
+
+        _rate(each(_WARM_UP), _WARM_UP, environment, folder)
+        singles, arrays = [], []
+        for _ in range(rounds):
+            singles.append(_rate(each(count), count, environment, folder))
+            arrays.append(_rate(array, count, environment, folder))
+        return singles, arrays
 
 
 def _rate(submit: list[str], count: int, environment: Mapping[str, str], folder: Path) -> float:
+    os.sync()
     began = boottime_ms()
     subprocess.run(submit, env=dict(environment), stdout=subprocess.DEVNULL, check=True)
     _until(lambda: not _ask("squeue -h -o %i", environment), _PATIENCE_S, "does not finish its jobs", folder)

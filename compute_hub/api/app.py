@@ -56,13 +56,13 @@ _WORKER_START_S = 60
 """A worker that is still importing is not a dead one, however busy the machine."""
 
 _ROUTERS = (
+    jobs.router,  # what is asked most comes first: each router before the right one is asked whether it is its own
     enterprises.router,
     keys.router,
     wallets.router,
     programmes.router,
     applications.router,
     vouchers.router,
-    jobs.router,
     estimates.router,
     job_output.router,
     secrets.router,
@@ -136,7 +136,7 @@ def worker() -> FastAPI:
     chosen = settings_of_this_process()
     configure_logs("api")
     serving = serve_metrics(chosen, "api")
-    return create_app(chosen, open_engine(application_url(chosen), pool_size=16), serving.withdraw)
+    return create_app(chosen, open_engine(application_url(chosen), part="api", pool_size=16), serving.withdraw)
 
 
 def run_api(settings: Settings) -> None:

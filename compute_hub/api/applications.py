@@ -1,9 +1,10 @@
 """Applications for vouchers: drafted and submitted by enterprises, decided by officers, objected to by anybody."""
 
 from datetime import datetime
+from typing import Annotated, Literal
 from uuid import UUID
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Query
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -43,6 +44,8 @@ from vouchers.tables import Application, Objection, ProgrammeVersion
 
 router = APIRouter(prefix="/v1", tags=["applications"])
 
+State = Literal["draft", "submitted", "revision", "reviewed", "approved", "issued", "rejected", "withdrawn"]
+
 
 @router.post("/applications", status_code=201, name="apply")
 def apply(body: ApplicationRequest, call: Caller) -> ApplicationView:
@@ -68,7 +71,11 @@ def draft(body: ApplicationRequest, call: Caller) -> ApplicationView:
 
 @router.get("/applications", name="list_applications")
 def applications(
-    call: Caller, limit: Limit = 50, after: After = None, state: str | None = None, programme: SlugQuery = None
+    call: Caller,
+    limit: Limit = 50,
+    after: After = None,
+    state: Annotated[State | None, Query(description="Only applications in this state.")] = None,
+    programme: SlugQuery = None,
 ) -> Page[ApplicationView]:
     """Applications, newest first; a tenant's own, or all."""
 
@@ -79,7 +86,7 @@ def applications(
         if after is not None:
             query = query.where(Application.id < after)
         if state is not None:
-            query = query.where(Application.state == state.replace("\x00", ""))
+            query = query.where(Application.state == state)
         if programme is not None:
             query = query.join(ProgrammeVersion).where(ProgrammeVersion.slug == programme)
         ids = session.scalars(query).all()

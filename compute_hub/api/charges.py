@@ -6,7 +6,7 @@ from uuid import UUID
 
 from fastapi import APIRouter, Query
 from pydantic import Field
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from compute_hub.api.call import Caller
@@ -135,9 +135,15 @@ def restorations(call: Caller, limit: Limit = 100, after: After = None) -> Page[
 
     def action(session: Session) -> Page[RestorationView]:
         query = (
-            select(Restoration, CoverageLine, CoveredCharge)
+            select(
+                Restoration,
+                CoverageLine,
+                CoveredCharge,
+                func.coalesce(ChargeRow.job_id, CoveredCharge.job_id),  # a corrected one has a hold of its own
+            )
             .join(CoverageLine, CoverageLine.id == Restoration.line_id)
             .join(CoveredCharge, CoveredCharge.charge_id == CoverageLine.charge_id)
+            .outerjoin(ChargeRow, ChargeRow.id == CoverageLine.charge_id)
             .order_by(Restoration.id)
             .limit(limit)
         )
@@ -150,7 +156,7 @@ def restorations(call: Caller, limit: Limit = 100, after: After = None) -> Page[
                 id=row.id,
                 line_id=row.line_id,
                 charge_id=charge.charge_id,
-                job_id=charge.job_id,
+                job_id=job_id,
                 tenant_id=charge.tenant_id,
                 kind=row.kind,
                 source=line.source,
@@ -159,7 +165,7 @@ def restorations(call: Caller, limit: Limit = 100, after: After = None) -> Page[
                 reason=row.reason,
                 restored_at=row.restored_at,
             )
-            for row, line, charge in session.execute(query)
+            for row, line, charge, job_id in session.execute(query)
         ]
         return page_of(items, limit, items[-1].id if items else "")
 

@@ -95,7 +95,13 @@ def claim_view(session: Session, claim_id: UUID) -> ClaimView:
 
 
 def claim_page(
-    session: Session, tenant_id: UUID | None, slug: str | None, *, after: UUID | None, limit: int
+    session: Session,
+    tenant_id: UUID | None,
+    slug: str | None,
+    state: str | None,
+    *,
+    after: UUID | None,
+    limit: int,
 ) -> Page[ClaimSummary]:
     """Claims, newest first, that come after the one named; one claimant's, or all. Raises ClaimNotFound."""
     query = select(Claim).order_by(Claim.made_at.desc(), Claim.id.desc()).limit(limit)
@@ -103,6 +109,8 @@ def claim_page(
         query = query.where(Claim.claimant_id == tenant_id)
     if slug is not None:
         query = query.where(Claim.slug == slug)
+    if state is not None:
+        query = query.where(Claim.state == state)
     if after is not None:
         last = own_claim(session, after, tenant_id)
         query = query.where(tuple_(Claim.made_at, Claim.id) < (last.made_at, last.id))

@@ -1,7 +1,7 @@
 """Settlement claims: the centre, or a buyer who is to be reimbursed, asks a programme for what its vouchers covered."""
 
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Literal
 from uuid import UUID
 
 from fastapi import APIRouter, Query
@@ -23,6 +23,7 @@ from vouchers.claims import make_claim, resubmit_claim
 
 router = APIRouter(prefix="/v1/claims", tags=["claims"])
 
+ClaimState = Literal["submitted", "checked", "reviewed", "approved", "rejected", "disbursed", "reconciled"]
 Kind = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z_-]{0,62}$")]
 Evidence = Annotated[dict[Kind, Text], Field(max_length=20)]
 
@@ -74,10 +75,16 @@ def resubmit(claim_id: UUID, body: Resubmission, call: Caller) -> ClaimView:
 
 @router.get("", name="list_claims")
 def claims(
-    call: Caller, limit: Limit = 50, after: After = None, programme: SlugQuery = None
+    call: Caller,
+    limit: Limit = 50,
+    after: After = None,
+    programme: SlugQuery = None,
+    state: Annotated[ClaimState | None, Query(description="Only claims in this state.")] = None,
 ) -> Page[ClaimSummary]:
     """Claims, newest first; a tenant's own, or all."""
-    return call.read(lambda session: claim_page(session, call.scope, programme, after=after, limit=limit))
+    return call.read(
+        lambda session: claim_page(session, call.scope, programme, state, after=after, limit=limit)
+    )
 
 
 @router.get("/{claim_id}", name="show_claim")

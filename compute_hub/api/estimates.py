@@ -64,7 +64,7 @@ def estimate(body: JobSubmission, call: Caller) -> EstimateView:
     def action(session: Session, at: datetime) -> EstimateView:
         job = queue_job(session, body, call, at)
         centre = call.settings.centre_facts
-        found = estimate_job(session, job, body.voucher_ids, centre=centre, at=at)
+        found = estimate_job(session, job, body.voucher_ids, project=body.project, centre=centre, at=at)
         return EstimateView(
             limit=_cost(found.limit),
             predicted=_cost(found.predicted),

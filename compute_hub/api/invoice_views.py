@@ -1,5 +1,6 @@
 """How statements and invoices are shown."""
 
+from collections.abc import Iterable
 from datetime import date, datetime
 from uuid import UUID
 
@@ -7,9 +8,10 @@ from sqlalchemy.orm import Session
 
 from compute_hub.api.shapes import View
 from compute_hub.billing.charging import span_of
-from compute_hub.billing.domain.invoices import Line, outstanding, standing
+from compute_hub.billing.domain.invoices import Line, standing
 from compute_hub.billing.domain.rate_cards import RateCard
-from compute_hub.billing.invoicing import Draft, lines_of, on_credit, repaid_micros
+from compute_hub.billing.invoicing import Draft, lines_of
+from compute_hub.billing.owing import owed_micros
 from compute_hub.billing.statements import Statement
 from compute_hub.billing.tables import InvoiceLineRow, InvoiceRow, RateRow
 from compute_hub.metering.tables import UsageRecordRow
@@ -133,15 +135,16 @@ class StatementView(View):
     movements: list[MovementView]
 
 
-def draft_view(draft: Draft) -> DraftView:
+def draft_view(session: Session, draft: Draft) -> DraftView:
     """A draft as it is shown."""
     totals = draft.totals
+    cards = _cards(session, draft.lines)
     return DraftView.model_validate(
         {
             "tenant_id": draft.tenant_id,
             "month": draft.month,
             "state": "draft",
-            "lines": [_line(number, line) for number, line in enumerate(draft.lines, 1)],
+            "lines": [_line(number, line, cards[line.rate_id]) for number, line in enumerate(draft.lines, 1)],
             "gross_cny": format_yuan(totals.gross_micros),
             "voucher_cny": format_yuan(totals.voucher_micros),
             "rounding_cny": format_yuan(totals.rounding_micros),
@@ -157,16 +160,9 @@ def draft_view(draft: Draft) -> DraftView:
 
 def invoice_view(session: Session, row: InvoiceRow, at: datetime) -> InvoiceView:
     """An invoice as it stands."""
-    lent = on_credit(session, row.tenant_id)
-    owed = dict(
-        zip(
-            (invoice_id for invoice_id, _ in lent),
-            outstanding((credit for _, credit in lent), repaid_micros(session, row.tenant_id)),
-            strict=True,
-        )
-    ).get(row.id, 0)
+    owed = owed_micros(session, row.id)
     lines = lines_of(session, row.id)
-    cards = {line.rate_id: session.get_one(RateRow, line.rate_id) for line in lines}
+    cards = _cards(session, lines)
     return InvoiceView(
         id=row.id,
         number=row.number,
@@ -180,7 +176,7 @@ def invoice_view(session: Session, row: InvoiceRow, at: datetime) -> InvoiceView
         due_at=row.due_at,
         state=standing(owed, row.due_at, at).value,
         owed_cny=format_yuan(owed),
-        lines=[_line(line.line, line, RateCard.from_json(cards[line.rate_id].terms)) for line in lines],
+        lines=[_line(line.line, line, cards[line.rate_id]) for line in lines],
         gross_cny=format_yuan(row.gross_micros),
         voucher_cny=format_yuan(row.voucher_micros),
         rounding_cny=format_yuan(row.rounding_micros),
@@ -239,8 +235,12 @@ def record_view(record: UsageRecordRow, devices: list[int]) -> RecordView:
     )
 
 
-def _line(number: int, line: Line | InvoiceLineRow, card: RateCard | None = None) -> LineView:
-    weighed = card is not None and card.precision
+def _cards(session: Session, lines: Iterable[Line | InvoiceLineRow]) -> dict[UUID, RateCard]:
+    """The rate card of each line."""
+    return {line.rate_id: RateCard.from_json(session.get_one(RateRow, line.rate_id).terms) for line in lines}
+
+
+def _line(number: int, line: Line | InvoiceLineRow, card: RateCard) -> LineView:
     return LineView(
         line=number,
         model=line.model,
@@ -250,6 +250,6 @@ def _line(number: int, line: Line | InvoiceLineRow, card: RateCard | None = None
         card_ms=line.slot_ms // 1000,
         amount_cny=format_yuan(line.amount_micros),
         forgone_cny=format_yuan(line.forgone_micros),
-        precision=card.precision if weighed and card else None,
-        pflops_hours=format_yuan(card.pflops_hours_micro(line.slot_ms)) if weighed and card else None,
+        precision=card.precision or None,
+        pflops_hours=format_yuan(card.pflops_hours_micro(line.slot_ms)) if card.precision else None,
     )

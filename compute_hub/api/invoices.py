@@ -98,7 +98,7 @@ def draft(call: Caller, month: Month, tenant_id: Tenant = None) -> DraftView:
     """What a month would come to if it were closed now; nothing is numbered or stored."""
     terms = call.settings.billing.terms
     return call.read(
-        lambda session: draft_view(draft_invoice(session, _whose(call, tenant_id), month, terms=terms))
+        lambda session: draft_view(session, draft_invoice(session, _whose(call, tenant_id), month, terms=terms))
     )
 
 
@@ -119,13 +119,23 @@ def close(body: Closing, call: Caller) -> InvoicesView:
 
 
 @router.get("/invoices", name="list_invoices")
-def invoices(call: Caller, limit: Limit = 50, after: After = None) -> Page[InvoiceView]:
+def invoices(
+    call: Caller,
+    limit: Limit = 50,
+    after: After = None,
+    month: Annotated[Month | None, Query(description="Only those of this month.")] = None,
+    tenant_id: Annotated[UUID | None, Query(description="Only this enterprise's.")] = None,
+) -> Page[InvoiceView]:
     """Invoices and credit notes in the order of their numbers; a tenant's own, or all."""
 
     def action(session: Session) -> Page[InvoiceView]:
         query = select(InvoiceRow).order_by(InvoiceRow.number).limit(limit)
         if call.scope is not None:
             query = query.where(InvoiceRow.tenant_id == call.scope)
+        if tenant_id is not None:
+            query = query.where(InvoiceRow.tenant_id == tenant_id)
+        if month is not None:
+            query = query.where(InvoiceRow.month == month)
         last = None if after is None else session.get(InvoiceRow, after)
         if last is not None:
             query = query.where(InvoiceRow.number > last.number)

@@ -14,6 +14,7 @@ from compute_hub.api.shapes import Limit, Page, View, page_of
 from compute_hub.job_files import list_artifacts, log_chunks, open_download
 from compute_hub.job_following import Followed, Followers, follow_log
 from scheduler.jobs import find_job
+from scheduler.store import Store
 from scheduler.tables import JobRow
 
 router = APIRouter(prefix="/v1", tags=["jobs"])
@@ -21,6 +22,10 @@ router = APIRouter(prefix="/v1", tags=["jobs"])
 Rank = Annotated[int, Query(ge=0, le=10_000, description="Which process of the job.")]
 Attempt = Annotated[
     int | None, Query(ge=1, le=1_000_000, description="Which attempt; the latest, if left out.")
+]
+Kept = Annotated[
+    bool,
+    Query(description="What the job keeps for its next attempt, instead of an attempt's working directory."),
 ]
 _FOLLOWERS = Followers()
 
@@ -88,6 +93,8 @@ def artifacts(
     folder: Annotated[str, Query(max_length=4096, description="A folder of the working directory.")] = "",
     rank: Rank = 0,
     attempt: Attempt = None,
+    *,
+    checkpoints: Kept = False,
     limit: Limit = 100,
     after: Annotated[str, Query(max_length=4096, description="Continue after this path.")] = "",
 ) -> Page[ArtifactView]:
@@ -101,7 +108,9 @@ def artifacts(
             size_bytes=entry.size_bytes,
             modified_at=entry.modified_at,
         )
-        for entry in list_artifacts(job_id, _workspace(call, found, attempt, rank), folder)
+        for entry in list_artifacts(
+            job_id, _directory(call, found, attempt, rank, checkpoints=checkpoints), folder
+        )
     ]
     items = [view for view in views if view.path > after][:limit]
     return page_of(items, limit, items[-1].path if items else "")
@@ -119,10 +128,12 @@ def download(
     path: Annotated[str, Query(min_length=1, max_length=4096, description="A file of the working directory.")],
     rank: Rank = 0,
     attempt: Attempt = None,
+    *,
+    checkpoints: Kept = False,
 ) -> StreamingResponse:
     """A plain file that a job left in its working directory; links are never followed."""
     found = _find(call, job_id)
-    size, chunks = open_download(job_id, _workspace(call, found, attempt, rank), path)
+    size, chunks = open_download(job_id, _directory(call, found, attempt, rank, checkpoints=checkpoints), path)
     name = quote(path.rsplit("/", 1)[-1], safe="")
     headers = {
         "Content-Length": str(size),
@@ -134,12 +145,17 @@ def download(
 
 def job_directory(call: Call, found: JobRow, attempt: int | None) -> Path:
     """Where an attempt of a job keeps its files; the latest one, when none is named."""
-    number = found.attempt if attempt is None else attempt
-    return call.settings.workspaces / str(found.tenant_id) / str(found.id) / f"attempt-{number}"
+    return _store(call).attempt(found, found.attempt if attempt is None else attempt)
 
 
-def _workspace(call: Call, found: JobRow, attempt: int | None, rank: int) -> Path:
+def _directory(call: Call, found: JobRow, attempt: int | None, rank: int, *, checkpoints: bool) -> Path:
+    if checkpoints:
+        return _store(call).checkpoints(found, rank)
     return job_directory(call, found, attempt) / f"rank-{rank}"
+
+
+def _store(call: Call) -> Store:
+    return Store(call.settings.uploads, call.settings.workspaces)
 
 
 def _find(call: Call, job_id: JobId) -> JobRow:

@@ -7,7 +7,7 @@ from typing import Annotated, Final, Literal
 from pydantic import Field, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
-from compute_hub.api.shapes import Body, Id, Instant
+from compute_hub.api.shapes import Body, Id, Instant, Project
 from scheduler.jobs import JobRequest
 
 ModelName = Annotated[str, StringConstraints(min_length=1, max_length=63)]
@@ -36,6 +36,7 @@ class JobSubmission(Body):
 
     Either `accelerator` names models, in order of preference, or `min_pflops` accepts every model that fast. With
     `kind` "ray" a private Ray cluster stands on the allocation when the program begins, and `ray.init()` finds it.
+    A job of a `project` is paid from the parts of vouchers that are kept for it, and within its budget.
     """
 
     name: Annotated[str, StringConstraints(min_length=1, max_length=120)]
@@ -67,6 +68,7 @@ class JobSubmission(Body):
     env: dict[VariableName, VariableValue] = Field(default_factory=dict, max_length=128)
     secrets: Annotated[list[SecretName], Field(max_length=64)] = Field(default_factory=list)
     voucher_ids: Annotated[list[Id], Field(max_length=32)] | None = None
+    project: Project | None = None
 
     @model_validator(mode="after")
     def _says_on_what(self) -> "JobSubmission":

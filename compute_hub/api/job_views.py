@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from compute_hub.api.job_submission import PRIORITIES
 from compute_hub.api.shapes import View
-from compute_hub.billing.tables import ChargeCorrectionRow, ChargeRow
+from compute_hub.billing.tables import ChargeCorrectionRow, ChargeRow, JobFundingRow
 from compute_hub.metering.tables import UsageRecordRow
 from kernel.money import format_yuan
 from scheduler.jobs import runs_of
@@ -48,6 +48,7 @@ class JobView(View):
     depends_on: list[UUID]
     held: bool
     secrets: list[str]
+    project: str | None
     array_id: UUID | None
     array_index: int | None
     attempt: int
@@ -68,7 +69,7 @@ class JobView(View):
 
 
 def job_views(session: Session, rows: Sequence[JobRow]) -> list[JobView]:
-    """Several jobs with their devices, card time and money, in three queries however many they are."""
+    """Several jobs with their devices, card time and money, in four queries however many they are."""
     ids = [row.id for row in rows]
     runs = runs_of(session, ids)
     used = {
@@ -93,15 +94,25 @@ def job_views(session: Session, rows: Sequence[JobRow]) -> list[JobView]:
             .group_by(ChargeRow.job_id)
         )
     }
-    return [_view(row, runs[row.id], used.get(row.id, 0), money.get(row.id, (0, 0, 0))) for row in rows]
+    projects = dict(
+        session.execute(
+            select(JobFundingRow.job_id, JobFundingRow.project).where(JobFundingRow.job_id.in_(ids))
+        ).all()
+    )
+    return [
+        _view(row, runs[row.id], used.get(row.id, 0), money.get(row.id, (0, 0, 0)), projects.get(row.id))
+        for row in rows
+    ]
 
 
-def new_job_view(row: JobRow) -> JobView:
+def new_job_view(row: JobRow, project: str | None) -> JobView:
     """A job that has just been queued, which has run nowhere and used nothing yet."""
-    return _view(row, [], 0, (0, 0, 0))
+    return _view(row, [], 0, (0, 0, 0), project)
 
 
-def _view(row: JobRow, runs: list[RunRow], slot_ms: int, money: tuple[int, int, int]) -> JobView:
+def _view(
+    row: JobRow, runs: list[RunRow], slot_ms: int, money: tuple[int, int, int], project: str | None
+) -> JobView:
     latest = [run for run in runs if run.attempt == row.attempt]
     return JobView(
         id=row.id,
@@ -121,6 +132,7 @@ def _view(row: JobRow, runs: list[RunRow], slot_ms: int, money: tuple[int, int, 
         depends_on=row.depends_on,
         held=row.held,
         secrets=row.secrets,
+        project=project,
         array_id=row.array_id,
         array_index=row.array_index,
         attempt=row.attempt,

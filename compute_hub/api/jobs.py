@@ -88,7 +88,7 @@ def submit(body: JobSubmission, call: Caller) -> JobView:
 
     def action(session: Session, at: datetime) -> JobView:
         job, _ = _submit(session, body, call, at)
-        return new_job_view(job)
+        return new_job_view(job, body.project)
 
     submitted = call.once(JobView, body, action)
     about(job=str(submitted.id))
@@ -233,10 +233,8 @@ def submit_many(body: ArraySubmission, call: Caller) -> ArrayView:
             environments=list(call.settings.environments),
             at=at,
         )
-        vouchers = body.job.voucher_ids
-        centre, horizon_ms = call.settings.centre_facts, call.settings.hold_horizon_ms
-        pledge_funding(session, array[0], vouchers, centre=centre, horizon_ms=horizon_ms, at=at)
-        pledge_alike(session, array[1:], vouchers)
+        _pledge(session, array[0], body.job, call, at)
+        pledge_alike(session, array[1:], body.job.voucher_ids, body.job.project)
         return array_view(array)
 
     submitted = call.once(ArrayView, body, action)
@@ -263,8 +261,19 @@ def cancel_many(array_id: ArrayId, call: Caller) -> ArrayView:
 def _submit(session: Session, body: JobSubmission, call: Call, at: datetime) -> tuple[JobRow, Coverage]:
     _find_upload(body, call)
     job = queue_job(session, body, call, at)
-    centre, horizon_ms = call.settings.centre_facts, call.settings.hold_horizon_ms
-    return job, pledge_funding(session, job, body.voucher_ids, centre=centre, horizon_ms=horizon_ms, at=at)
+    return job, _pledge(session, job, body, call, at)
+
+
+def _pledge(session: Session, job: JobRow, body: JobSubmission, call: Call, at: datetime) -> Coverage:
+    return pledge_funding(
+        session,
+        job,
+        body.voucher_ids,
+        project=body.project,
+        centre=call.settings.centre_facts,
+        horizon_ms=call.settings.hold_horizon_ms,
+        at=at,
+    )
 
 
 def queue_job(session: Session, body: JobSubmission, call: Call, at: datetime) -> JobRow:

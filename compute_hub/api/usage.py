@@ -5,7 +5,7 @@ from typing import Annotated
 from uuid import UUID
 
 from fastapi import APIRouter, Query
-from sqlalchemy import select, tuple_
+from sqlalchemy import case, select, true, tuple_
 from sqlalchemy.orm import Session
 
 from compute_hub.api.call import Caller
@@ -54,9 +54,21 @@ def usage(
     def action(session: Session) -> Page[UsageView]:
         find_job(session, job_id, tenant_id=call.scope)
         place = (UsageRecordRow.attempt, UsageRecordRow.rank, UsageRecordRow.k)
+        last_range = (  # of those that begin at the record or before it: no other can contain it
+            select(ChargedUsageRow.until_k, ChargedUsageRow.charge_id)
+            .where(
+                ChargedUsageRow.job_id == UsageRecordRow.job_id,
+                ChargedUsageRow.attempt == UsageRecordRow.attempt,
+                ChargedUsageRow.rank == UsageRecordRow.rank,
+                ChargedUsageRow.first_k <= UsageRecordRow.k,
+            )
+            .order_by(ChargedUsageRow.first_k.desc())
+            .limit(1)
+            .lateral()
+        )
         query = (
-            select(UsageRecordRow, ChargedUsageRow.charge_id)
-            .join(ChargedUsageRow, ChargedUsageRow.record_id == UsageRecordRow.id, isouter=True)
+            select(UsageRecordRow, case((UsageRecordRow.k < last_range.c.until_k, last_range.c.charge_id)))
+            .join(last_range, true(), isouter=True)
             .where(UsageRecordRow.job_id == job_id)
             .order_by(*place)
             .limit(limit)

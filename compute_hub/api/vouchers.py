@@ -1,9 +1,10 @@
 """Vouchers: what remains on them, their parts for projects, recall, what will lapse."""
 
 from datetime import datetime
+from typing import Annotated, Literal
 from uuid import UUID
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Query
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -25,7 +26,7 @@ from compute_hub.api.shapes import (
 )
 from kernel.clock import utc_now
 from vouchers import accounts
-from vouchers.afterlife import expiry_forecast, lapsing_by_month, recall_voucher
+from vouchers.afterlife import expiry_forecast, recall_voucher
 from vouchers.errors import VoucherNotFound
 from vouchers.reading import VoucherView as VoucherFacts
 from vouchers.reading import list_vouchers
@@ -33,6 +34,8 @@ from vouchers.tables import Voucher, VoucherPart
 from vouchers.wallets import allot_part
 
 router = APIRouter(prefix="/v1", tags=["vouchers"])
+
+VoucherState = Literal["active", "expired", "recalled"]
 
 
 class PartView(View):
@@ -106,7 +109,7 @@ class ForecastView(View):
 
 
 class LapsingView(View):
-    """What will probably lapse in one month (UTC)."""
+    """What will probably lapse in one month, by the programmes' calendars."""
 
     month: str
     lapsing_cny: str | None
@@ -114,7 +117,7 @@ class LapsingView(View):
 
 
 class ForecastPage(View):
-    """Active vouchers, soonest end first, and per month what will probably lapse of them, money and card time."""
+    """Active vouchers, soonest last usage first; and what will probably lapse of all of them, by month and asset."""
 
     items: list[ForecastView]
     by_month: list[LapsingView]
@@ -126,11 +129,14 @@ def vouchers(
     limit: Limit = 100,
     after: After = None,
     programme: SlugQuery = None,
+    state: Annotated[VoucherState | None, Query(description="Only vouchers in this state.")] = None,
 ) -> Page[VoucherView]:
     """Vouchers with what remains on them, by id; a tenant's own, or all."""
 
     def action(session: Session) -> Page[VoucherView]:
-        found = list_vouchers(session, enterprise_id=call.scope, slug=programme, after=after, limit=limit)
+        found = list_vouchers(
+            session, enterprise_id=call.scope, slug=programme, state=state, after=after, limit=limit
+        )
         items = [VoucherView.model_validate(_fields(one)) for one in found]
         return page_of(items, limit, items[-1].id if items else "")
 
@@ -168,17 +174,14 @@ def return_(voucher_id: UUID, body: Allotment, call: Caller) -> VoucherDetail:
 
 @router.get("/vouchers:forecast", name="forecast_vouchers")
 def forecast(call: Caller, programme: SlugQuery = None) -> ForecastPage:
-    """What will probably lapse unused, at the pace of use so far; at most 500 vouchers."""
+    """What will probably lapse unused, at the pace of use so far; at most 500 vouchers are told one by one."""
 
     def action(session: Session) -> ForecastPage:
         found = expiry_forecast(session, utc_now(), slug=programme, enterprise_id=call.scope)
-        months: list[LapsingView] = []
-        for asset in sorted({entry.voucher.asset for entry in found}):
-            of_asset = [entry for entry in found if entry.voucher.asset == asset]
-            months += [
-                LapsingView.model_validate({"month": month, **in_units(asset, lapsing=amount)})
-                for month, amount in lapsing_by_month(of_asset).items()
-            ]
+        months = [
+            LapsingView.model_validate({"month": month, **in_units(asset, lapsing=amount)})
+            for (asset, month), amount in found.by_month.items()
+        ]
         items = [
             ForecastView.model_validate(
                 {
@@ -196,7 +199,7 @@ def forecast(call: Caller, programme: SlugQuery = None) -> ForecastPage:
                     ),
                 }
             )
-            for entry in found
+            for entry in found.soonest
         ]
         return ForecastPage(items=items, by_month=months)
 

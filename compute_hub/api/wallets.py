@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Literal
 from uuid import UUID
 
 from fastapi import APIRouter, Query
@@ -83,10 +83,15 @@ def own_wallet(call: Caller) -> WalletView:
 
 @router.get("/wallet/history", name="own_wallet_history")
 def own_history(
-    call: Caller, limit: Limit = 100, after: Annotated[int, Query(ge=0, le=2**53)] = 0
+    call: Caller,
+    limit: Limit = 100,
+    after: Annotated[int, Query(ge=0, le=2**53)] = 0,
+    of: Annotated[
+        Literal["prepaid", "credit"], Query(description="The balance or the credit line.")
+    ] = "prepaid",
 ) -> Page[EntryView]:
-    """Every movement of the caller's prepaid balance, oldest first, with the balance after it."""
-    account = accounts.wallet(call.tenant_id)
+    """Every movement of the caller's prepaid balance or credit line, oldest first, with the balance after it."""
+    account = accounts.wallet(call.tenant_id) if of == "prepaid" else accounts.credit_line(call.tenant_id)
     return call.read(lambda session: account_history(session, account.id, after=after, limit=limit))
 
 

@@ -49,6 +49,7 @@ class Funded:
 
     job_id: UUID
     voucher_ids: Sequence[UUID] | None
+    project: str | None
     model: str | None
     held_slot_ms: int
     held_micros: int
@@ -82,6 +83,7 @@ def funded_jobs(session: Session, job_ids: Collection[UUID], *, lock: bool) -> d
         select(
             JobFundingRow.job_id,
             JobFundingRow.voucher_ids,
+            JobFundingRow.project,
             JobFundingRow.model,
             JobFundingRow.held_slot_ms,
             JobFundingRow.held_micros,
@@ -106,7 +108,8 @@ def cover_ahead(
         return {}
     timed = covered_time(session, [ahead.job.id for ahead in wanted])
     tariffs = tariffs_of(session, {(ahead.job.tenant_id, ahead.model) for ahead in wanted})
-    facts = held_facts(session, [ahead.job.id for ahead in wanted if ahead.funded.held_micros])
+    facts = held_facts(session, [ahead.job.id for ahead in wanted if ahead.funded.funded_at is not None])
+    held = {job_id for job_id, _ in facts}
     hardware = hardware_of(session, {ahead.model for ahead in wanted})
     refused: dict[UUID, HubError] = {}
     covered: list[_Covered] = []
@@ -116,7 +119,14 @@ def cover_ahead(
         except HubError as refusal:
             refused[ahead.job.id] = refusal
     asked = [
-        _request(entry, facts.get((entry.ahead.job.id, entry.ahead.model)), centre, hardware, at)
+        _request(
+            entry,
+            facts.get((entry.ahead.job.id, entry.ahead.model)),
+            centre,
+            hardware,
+            at,
+            extends=entry.ahead.job.id in held,
+        )
         for entry in covered
         if entry.micros > entry.ahead.funded.held_micros
     ]
@@ -140,7 +150,9 @@ def hardware_of(session: Session, models: Collection[str]) -> dict[str, str]:
     return {model: "domestic" if vendors.get(model) in _DOMESTIC else "other" for model in models}
 
 
-def charge_facts(centre: CentreFacts, model: str, hardware: Mapping[str, str], slot_ms: int) -> ChargeFacts:
+def charge_facts(
+    centre: CentreFacts, model: str, hardware: Mapping[str, str], slot_ms: int, project: str | None
+) -> ChargeFacts:
     """What the voucher rules look at in some usage of a model in this centre."""
     return ChargeFacts(
         model=model,
@@ -148,6 +160,7 @@ def charge_facts(centre: CentreFacts, model: str, hardware: Mapping[str, str], s
         region=centre.region,
         centre_pflops=centre.pflops,
         card_ms=slot_ms // 1000,
+        project=project,
     )
 
 
@@ -170,14 +183,20 @@ def _covered(
 
 
 def _request(
-    entry: _Covered, held: ChargeFacts | None, centre: CentreFacts, hardware: Mapping[str, str], at: datetime
+    entry: _Covered,
+    held: ChargeFacts | None,
+    centre: CentreFacts,
+    hardware: Mapping[str, str],
+    at: datetime,
+    *,
+    extends: bool,
 ) -> HoldRequest:
     """A job's usage of a model is described as it was held for first.
 
     So neither a device that left nor a centre that grew while a job runs takes its holds away from it.
     """
     ahead = entry.ahead
-    facts = held or charge_facts(centre, ahead.model, hardware, 0)
+    facts = held or charge_facts(centre, ahead.model, hardware, 0, ahead.funded.project)
     return HoldRequest(
         job_id=ahead.job.id,
         tenant_id=ahead.job.tenant_id,
@@ -185,7 +204,7 @@ def _request(
         facts=replace(facts, card_ms=entry.slot_ms // 1000),
         voucher_ids=ahead.funded.voucher_ids,
         usage_until=at + timedelta(milliseconds=ahead.ahead_ms),
-        extends=ahead.funded.held_micros > 0,
+        extends=extends,
     )
 
 

@@ -19,6 +19,8 @@ from kernel.errors import NotFound
 from kernel.ids import new_id
 from kernel.money import format_yuan
 from vouchers.enterprises import lock_tenants
+from vouchers.open_holds import OWN
+from vouchers.tables import CoverageLine, Restoration
 from vouchers.wallets import wallet_balance
 
 TRIES_MAX: Final = 10
@@ -122,10 +124,20 @@ def _figure(session: Session, rule: AlertRuleRow, at: datetime) -> int:
     if rule.kind == "balance":
         own = wallet_balance(session, rule.tenant_id)
         return own.prepaid_available_micros + own.credit_available_micros
-    query = select(func.coalesce(func.sum(ChargeRow.tenant_micros), 0)).where(
-        ChargeRow.tenant_id == rule.tenant_id, ChargeRow.month == month_of(unix_ms(at))
+    return _spent_micros(session, rule.tenant_id, month_of(unix_ms(at)))
+
+
+def _spent_micros(session: Session, tenant_id: UUID, month: str) -> int:
+    """What a tenant's charges of a month took of its own money, less what of that was given back."""
+    of_month = (ChargeRow.tenant_id == tenant_id, ChargeRow.month == month)
+    taken = select(func.coalesce(func.sum(ChargeRow.tenant_micros), 0)).where(*of_month)
+    back = (
+        select(func.coalesce(func.sum(Restoration.amount_micros), 0))
+        .join(CoverageLine, CoverageLine.id == Restoration.line_id)
+        .join(ChargeRow, ChargeRow.id == CoverageLine.charge_id)
+        .where(*of_month, CoverageLine.source.in_(OWN))
     )
-    return int(session.scalars(query).one())
+    return int(session.scalars(taken).one()) - int(session.scalars(back).one())
 
 
 def _sentence(rule: AlertRuleRow, figure: int, at: datetime) -> str:

@@ -11,56 +11,52 @@ of statements does not depend on the number of jobs.
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import delete, select, tuple_
+from sqlalchemy import select, tuple_
 from sqlalchemy.orm import Session
 
+from compute_hub.billing.charge_writing import (
+    VolumeKey,
+    Written,
+    charge_values,
+    line_values,
+    ranges_of,
+    write_charges,
+)
 from compute_hub.billing.domain.days import Span
 from compute_hub.billing.domain.rate_cards import Traits
-from compute_hub.billing.domain.rating import Priced, next_charge_micros, rate, share_out
+from compute_hub.billing.domain.rating import Priced, Usage, next_charge_micros, rate
 from compute_hub.billing.domain.timelines import Tariff
 from compute_hub.billing.late import capture_late
 from compute_hub.billing.losses import restore_losses
 from compute_hub.billing.rates import NoRate, tariffs_of
-from compute_hub.billing.tables import ChargedUsageRow, ChargeLineRow, ChargeRow, JobFundingRow, TenantVolumeRow
+from compute_hub.billing.tables import JobFundingRow, TenantVolumeRow
 from compute_hub.billing.uncharged import (
     LATE,
-    Record,
+    Streak,
     Waiting,
     by_charge,
     jobs_with_all_records,
-    joined,
     waiting_usage,
 )
 from compute_hub.metering.gaps import open_gap_cases
-from compute_hub.metering.tables import UnchargedUsageRow, UsageRecordRow
-from kernel.bulk import among, array, array_of_text, copy_rows, run
+from compute_hub.metering.tables import UsageRecordRow
+from kernel.bulk import among
 from kernel.clock import from_unix_ms, unix_ms
 from kernel.errors import HubError
 from kernel.ids import derived_id
 from scheduler.tables import JobRow
 from vouchers.capturing import Capture, release_rest, take_charges
-from vouchers.domain.explanation import ROUNDING, Coverage
+from vouchers.domain.explanation import Coverage
 from vouchers.domain.facts import ChargeFacts
 from vouchers.enterprises import lock_payers
 from vouchers.open_holds import OpenHolds, open_holds, write_holds
 from vouchers.redemption import held_facts
 
-_VolumeKey = tuple[UUID, str, str]
-"""Tenant, model and month."""
 
-_FUNDINGS: Final = b"""
-    UPDATE job_funding x SET rated_units = u.units, charges = u.charges, state = u.state
-      FROM unnest(%s::uuid[], %s::numeric[], %s::bigint[], %s::text[]) AS u(job_id, units, charges, state)
-     WHERE x.job_id = u.job_id
-"""
-_VOLUMES: Final = b"""
-    INSERT INTO tenant_volumes (tenant_id, model, month, slot_ms)
-    SELECT * FROM unnest(%s::uuid[], %s::text[], %s::text[], %s::bigint[])
-    ON CONFLICT (tenant_id, model, month) DO UPDATE SET slot_ms = tenant_volumes.slot_ms + excluded.slot_ms
-"""
+_WITHOUT_HOLD: Final = frozenset({"released", "pending"})
+"""Whose usage, if some still comes, is paid by itself: jobs that are over, and jobs that wait to run again."""
 
 
 @dataclass
@@ -84,18 +80,18 @@ class _Job:
 
 @dataclass(frozen=True)
 class _Stretch:
-    """Records of one attempt, model and month that become one charge, and whether anybody pays for them."""
+    """Usage of one attempt, model and month that becomes one charge, and whether anybody pays for it."""
 
     attempt: int
     model: str
     month: str
-    records: Sequence[Record]
+    streaks: Sequence[Streak]
     payable: bool
 
     @property
     def slot_ms(self) -> int:
         """All its card time."""
-        return sum(record.slot_ms for record in self.records)
+        return sum(streak.slot_ms for streak in self.streaks)
 
 
 @dataclass(frozen=True)
@@ -110,18 +106,6 @@ class _Rated:
     cost_micros: int
 
 
-@dataclass
-class _Written:
-    """What is to be written of all jobs."""
-
-    charges: list[dict[str, Any]] = field(default_factory=list)
-    lines: list[dict[str, Any]] = field(default_factory=list)
-    charged: list[dict[str, Any]] = field(default_factory=list)
-    done: list[UUID] = field(default_factory=list)
-    volumes: dict[_VolumeKey, int] = field(default_factory=dict)
-    jobs: list[_Job] = field(default_factory=list)
-
-
 @dataclass(frozen=True)
 class Billed:
     """What one batch did: the ids of its charges, the jobs that were released, and why others were set aside."""
@@ -133,6 +117,8 @@ class Billed:
 
 def charge_jobs(session: Session, job_ids: Collection[UUID], at: datetime, *, wait: bool = True) -> Billed:
     """Charge all usage of jobs that is due, one charge per attempt, model and month, and release jobs that are done.
+
+    What was used before and after the end of a voucher that pays is charged apart.
 
     A record is charged when all records of its run before it are; behind a gap it waits, and is forgone when the job
     has been over for `LATE`. Usage of an attempt that the centre lost is forgone. Jobs at which another biller is, are
@@ -150,7 +136,7 @@ def charge_jobs(session: Session, job_ids: Collection[UUID], at: datetime, *, wa
         session,
         holds,
         tariffs_of(
-            session, {(jobs[id_].tenant_id, record.model) for id_ in jobs for record in _all(waiting[id_])}
+            session, {(jobs[id_].tenant_id, streak.model) for id_ in jobs for streak in _all(waiting[id_])}
         ),
         held_facts(session, jobs),
         _volumes(session, jobs, waiting),
@@ -162,9 +148,9 @@ def charge_jobs(session: Session, job_ids: Collection[UUID], at: datetime, *, wa
             biller.bill(job, waiting[job.id], forgo=job.id in late, release=job.id in closing)
         except HubError as refusal:
             refused[job.id] = refusal
-    _write(session, biller.written)
+    write_charges(session, biller.written)
     write_holds(session, holds, at)
-    released = [job.id for job in biller.written.jobs if job.state == "released"]
+    released = [job_id for job_id, *_, state in biller.written.fundings if state == "released"]
     return Billed([row["id"] for row in biller.written.charges], released, refused)
 
 
@@ -176,9 +162,10 @@ def release_job(session: Session, job_id: UUID, at: datetime) -> None:
     open_gap_cases(session, job_id, at)
     restore_losses(session, job_id, at)
     holds = open_holds(session, (), releasing=[job_id])
-    release_rest(holds, job_id)
+    if job_id in holds.jobs:
+        release_rest(holds, job_id)
     job.state = "released"
-    _write(session, _Written(jobs=[job]))
+    write_charges(session, Written(fundings=[(job_id, job.units, job.charges, job.state)]))
     write_holds(session, holds, at)
 
 
@@ -186,56 +173,6 @@ def restore_lost_time(session: Session, job_id: UUID, at: datetime) -> None:
     """Give back what attempts that the centre lost were charged. Does nothing while another biller is at the job."""
     if _locked_jobs(session, [job_id]):
         restore_losses(session, job_id, at)
-
-
-def charge_values(
-    charge_id: UUID,
-    n: int,
-    coverage: Coverage,
-    *,
-    job_id: UUID,
-    tenant_id: UUID,
-    attempt: int,
-    model: str,
-    month: str,
-    slot_ms: int,
-    cost: int,
-    at: datetime,
-) -> dict[str, Any]:
-    """A charge as it is kept: what it cost, who paid which part, and what of it is forgone."""
-    return {
-        "id": charge_id,
-        "job_id": job_id,
-        "tenant_id": tenant_id,
-        "n": n,
-        "attempt": attempt,
-        "model": model,
-        "month": month,
-        "slot_ms": slot_ms,
-        "amount_micros": coverage.cost_micros,
-        "voucher_micros": coverage.public_micros - coverage.reimbursed_micros,
-        "tenant_micros": coverage.tenant_micros,
-        "rounding_micros": sum(line.amount_micros for line in coverage.lines if line.source == ROUNDING),
-        "forgone_micros": cost - coverage.cost_micros,
-        "charged_at": at,
-    }
-
-
-def line_values(charge_id: UUID, units_before: int, pieces: Sequence[Priced]) -> list[dict[str, Any]]:
-    """A charge's lines, one per price; their costs telescope to the charge's."""
-    return [
-        {
-            "charge_id": charge_id,
-            "line": number,
-            "rate_id": piece.rate_id,
-            "window": piece.window,
-            "from_slot_ms": piece.from_slot_ms,
-            "price_micros": piece.price_micros,
-            "slot_ms": piece.slot_ms,
-            "cost_micros": cost,
-        }
-        for number, (piece, cost) in enumerate(zip(pieces, share_out(units_before, pieces), strict=True))
-    ]
 
 
 def span_of(record: UsageRecordRow) -> Span:
@@ -252,44 +189,54 @@ class _Biller:
     holds: OpenHolds
     tariffs: Mapping[tuple[UUID, str], Tariff]
     facts: Mapping[tuple[UUID, str], ChargeFacts]
-    volumes: dict[_VolumeKey, int]
+    volumes: dict[VolumeKey, int]
     at: datetime
-    written: _Written = field(default_factory=_Written)
+    written: Written = field(default_factory=Written)
 
     def bill(self, job: _Job, waiting: Waiting, *, forgo: bool, release: bool) -> None:
         """Charge a job and release it. Raises NoRate, and what `take_charges` refuses: nothing is noted then."""
         stretches = [
             _Stretch(*key, some, payable=key[0] not in job.lost_attempts)
-            for key, some in by_charge(waiting.due)
+            for key, some in by_charge(waiting.due, self._ends_ms(job))
         ]
         if forgo:
             stretches += [_Stretch(*key, some, payable=False) for key, some in by_charge(waiting.behind)]
-        volumes: dict[_VolumeKey, int] = {}
+        volumes: dict[VolumeKey, int] = {}
         rated = self._rate_all(job, [stretch for stretch in stretches if stretch.slot_ms], volumes)
         coverages = self._capture_all(job, rated)
         if release:
-            release_rest(self.holds, job.id)
+            if job.id in self.holds.jobs:
+                release_rest(self.holds, job.id)
             job.state = "released"
         for charge in rated:
             self._note(job, charge, coverages.get(charge.charge_id, Coverage(0, ())))
         for key, slot_ms in volumes.items():
             self.volumes[key] = self.volumes.get(key, 0) + slot_ms
             self.written.volumes[key] = self.written.volumes.get(key, 0) + slot_ms
-        self.written.done += [record.id for stretch in stretches for record in stretch.records]
+        self.written.done += [streak for stretch in stretches for streak in stretch.streaks]
         job.units += sum(piece.units for charge in rated for piece in charge.pieces)
         job.charges += len(rated)
         if rated or release:
-            self.written.jobs.append(job)
+            self.written.fundings.append((job.id, job.units, job.charges, job.state))
+
+    def _ends_ms(self, job: _Job) -> list[int]:
+        """When something that is set aside for a job stops paying, in order."""
+        money = self.holds.jobs.get(job.id)
+        return sorted(
+            {unix_ms(row.serves_until) for row in money.segments if row.serves_until}
+            if money is not None
+            else ()
+        )
 
     def _rate_all(
-        self, job: _Job, stretches: Sequence[_Stretch], volumes: dict[_VolumeKey, int]
+        self, job: _Job, stretches: Sequence[_Stretch], volumes: dict[VolumeKey, int]
     ) -> list[_Rated]:
         """Price stretches and count them to the tenant's months. Raises NoRate."""
         admitted_at, units, rated = job.funded_at or self.at, job.units, []
         for n, stretch in enumerate(stretches, start=job.charges):
             key = (job.tenant_id, stretch.model, stretch.month)
             pieces = rate(
-                joined(stretch.records),
+                [Usage(streak.span, streak.slot_ms) for streak in stretch.streaks],
                 self.tariffs[job.tenant_id, stretch.model],
                 job.traits,
                 unix_ms(admitted_at),
@@ -311,7 +258,7 @@ class _Biller:
                 charge.charge_id,
                 charge.cost_micros,
                 replace(self.facts[job.id, charge.stretch.model], card_ms=charge.stretch.slot_ms // 1000),
-                from_unix_ms(max(record.span.end_ms for record in charge.stretch.records)),
+                from_unix_ms(max(streak.span.end_ms for streak in charge.stretch.streaks)),
                 partly=True,
             )
             for charge in rated
@@ -319,7 +266,7 @@ class _Biller:
         ]
         if not captures:
             return {}
-        if job.state == "released":
+        if job.state in _WITHOUT_HOLD:
             coverages = capture_late(self.session, job.id, job.tenant_id, captures, self.at)
         else:
             coverages = take_charges(self.holds, job.id, captures, self.at)
@@ -343,9 +290,7 @@ class _Biller:
             )
         )
         self.written.lines += line_values(charge.charge_id, charge.units_before, charge.pieces)
-        self.written.charged += [
-            {"record_id": record.id, "charge_id": charge.charge_id} for record in stretch.records
-        ]
+        self.written.charged += ranges_of(charge.charge_id, stretch.streaks)
 
 
 def _locked_jobs(session: Session, job_ids: Collection[UUID], *, wait: bool = True) -> dict[UUID, _Job]:
@@ -393,7 +338,7 @@ def _locked_jobs(session: Session, job_ids: Collection[UUID], *, wait: bool = Tr
     }
 
 
-def _all(waiting: Waiting) -> list[Record]:
+def _all(waiting: Waiting) -> list[Streak]:
     return [*waiting.due, *waiting.behind]
 
 
@@ -408,10 +353,10 @@ def _closing(
 
 def _volumes(
     session: Session, jobs: Mapping[UUID, _Job], waiting: Mapping[UUID, Waiting]
-) -> dict[_VolumeKey, int]:
+) -> dict[VolumeKey, int]:
     """What the tenants have used of the models in the months in question, before this batch."""
     wanted = {
-        (job.tenant_id, record.model, record.month) for job in jobs.values() for record in _all(waiting[job.id])
+        (job.tenant_id, streak.model, streak.month) for job in jobs.values() for streak in _all(waiting[job.id])
     }
     if not wanted:
         return {}
@@ -422,28 +367,3 @@ def _volumes(
         ).where(place.in_(wanted))
     )
     return {(tenant_id, model, month): slot_ms for tenant_id, model, month, slot_ms in rows}
-
-
-def _write(session: Session, written: _Written) -> None:
-    copy_rows(session, ChargeRow, written.charges)
-    copy_rows(session, ChargeLineRow, written.lines)
-    copy_rows(session, ChargedUsageRow, written.charged)
-    if written.done:
-        session.execute(delete(UnchargedUsageRow).where(among(UnchargedUsageRow.record_id, written.done)))
-    if written.volumes:
-        keys = list(written.volumes)
-        columns = (
-            array(tenant_id for tenant_id, _, _ in keys),
-            array_of_text(model for _, model, _ in keys),
-            array_of_text(month for _, _, month in keys),
-            array(written.volumes.values()),
-        )
-        run(session, _VOLUMES, columns)
-    if written.jobs:
-        columns = (
-            array(job.id for job in written.jobs),
-            array(job.units for job in written.jobs),
-            array(job.charges for job in written.jobs),
-            array_of_text(job.state for job in written.jobs),
-        )
-        run(session, _FUNDINGS, columns)

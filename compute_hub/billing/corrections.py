@@ -9,10 +9,11 @@ from dataclasses import replace
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import func, or_, select, tuple_
+from sqlalchemy import and_, func, or_, select, tuple_
 from sqlalchemy.orm import Session
 
-from compute_hub.billing.charging import charge_values, line_values, span_of
+from compute_hub.billing.charge_writing import charge_values, line_values
+from compute_hub.billing.charging import span_of
 from compute_hub.billing.domain.rating import Priced, Usage, cost_micros, rate
 from compute_hub.billing.domain.timelines import Tariff
 from compute_hub.billing.rates import dated, traits_of
@@ -28,11 +29,8 @@ from compute_hub.metering.tables import UsageRecordRow
 from kernel.errors import Conflict, Invalid, NotFound
 from kernel.ids import derived_id
 from scheduler.tables import JobRow
-from vouchers.capturing import capture_charge, coverage_of
-from vouchers.domain.explanation import Coverage
-from vouchers.redemption import held_facts, place_hold, release_hold
-from vouchers.restoration import restore_charge
-from vouchers.tables import CoveredCharge, Voucher
+from vouchers.recharging import recharge
+from vouchers.tables import CoveredCharge
 
 
 class ChargeUnknown(NotFound):
@@ -75,7 +73,7 @@ def correct_charge(
 
     Raises:
         ChargeUnknown, RateUnknown, RateNotForCharge, ChargeCorrected, CorrectionRaises, and what
-        `vouchers.restoration.restore_charge` refuses.
+        `vouchers.recharging.recharge` refuses.
     """
     charge = session.get(ChargeRow, charge_id)
     if charge is None:
@@ -93,7 +91,7 @@ def correct_charge(
         raise CorrectionRaises(required=cost, paid=charge.amount_micros)
     n = funding.charges
     new_id = derived_id("charge", charge.job_id, n)
-    coverage = _capture_anew(session, charge, new_id, cost, reason, by, at)
+    coverage = recharge(session, charge_id, new_id, cost, reason=reason, by=str(by), at=at)
     values = charge_values(
         new_id,
         n,
@@ -134,7 +132,16 @@ def records_of(session: Session, charge_id: UUID) -> list[UsageRecordRow]:
     return list(
         session.scalars(
             select(UsageRecordRow)
-            .join(ChargedUsageRow, ChargedUsageRow.record_id == UsageRecordRow.id)
+            .join(
+                ChargedUsageRow,
+                and_(
+                    ChargedUsageRow.job_id == UsageRecordRow.job_id,
+                    ChargedUsageRow.attempt == UsageRecordRow.attempt,
+                    ChargedUsageRow.rank == UsageRecordRow.rank,
+                    ChargedUsageRow.first_k <= UsageRecordRow.k,
+                    ChargedUsageRow.until_k > UsageRecordRow.k,
+                ),
+            )
             .where(ChargedUsageRow.charge_id == first)
             .order_by(UsageRecordRow.attempt, UsageRecordRow.rank, UsageRecordRow.k)
         )
@@ -177,25 +184,3 @@ def _rate_anew(session: Session, charge: ChargeRow, row: RateRow) -> list[Priced
     pieces = rate(usage, Tariff((card,)), traits_of(job), 0, int(before or 0))
     assert pieces is not None  # noqa: S101 - the card holds from the beginning of time
     return pieces
-
-
-def _capture_anew(
-    session: Session, charge: ChargeRow, new_id: UUID, cost: int, reason: str, by: UUID, at: datetime
-) -> Coverage:
-    """Give a charge back and take its right cost from whichever of its sources still pay."""
-    paying = [UUID(line.voucher) for line in coverage_of(session, charge.id).lines if line.voucher]
-    restore_charge(session, charge.id, reason=reason, by=str(by), at=at)
-    if cost == 0:
-        return Coverage(0, ())
-    alive = list(
-        session.scalars(
-            select(Voucher.id).where(Voucher.id.in_(paying), Voucher.state == "active", Voucher.expires_at > at)
-        )
-    )
-    held = held_facts(session, [charge.job_id])[charge.job_id, charge.model]
-    facts = replace(held, card_ms=charge.slot_ms // 1000)
-    correction_id = derived_id("correction", charge.id)
-    place_hold(session, correction_id, charge.tenant_id, cost, facts, alive, at)
-    coverage = capture_charge(session, correction_id, new_id, cost, facts, at)
-    release_hold(session, correction_id, at)
-    return coverage

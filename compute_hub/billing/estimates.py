@@ -61,6 +61,7 @@ def estimate_job(
     job: JobRow,
     voucher_ids: Sequence[UUID] | None,
     *,
+    project: str | None = None,
     centre: CentreFacts,
     at: datetime,
 ) -> Estimate:
@@ -81,8 +82,8 @@ def estimate_job(
     ending = _ending(session, job, voucher_ids, from_unix_ms(starts_ms + job.time_limit_ms))
     likely = from_unix_ms(starts_ms + expected_ms)
     return Estimate(
-        limit=_cover(session, job, dearest, voucher_ids, ending, starts_ms, centre, at),
-        predicted=_cover(session, job, shorter, voucher_ids, ending, starts_ms, centre, at),
+        limit=_cover(session, job, dearest, voucher_ids, project, ending, starts_ms, centre, at),
+        predicted=_cover(session, job, shorter, voucher_ids, project, ending, starts_ms, centre, at),
         others=tuple(others),
         starts_at=found.start_estimate,
         start_sentence=_start_words(found.start_estimate, found.sentence, at),
@@ -120,6 +121,7 @@ def _cover(
     job: JobRow,
     cost: Cost,
     voucher_ids: Sequence[UUID] | None,
+    project: str | None,
     ending: Sequence[Voucher],
     starts_ms: int,
     centre: CentreFacts,
@@ -129,11 +131,11 @@ def _cover(
     if cost.cost_micros == 0:
         return replace(cost, coverage=Coverage(0, ()))
     until = from_unix_ms(starts_ms + cost.duration_ms)
-    gone = {voucher.id for voucher in ending if voucher.expires_at < until}
+    gone = {voucher.id for voucher in ending if voucher.use_by_at < until}
     lasting = None if voucher_ids is None else [voucher for voucher in voucher_ids if voucher not in gone]
     slots = job.node_count * job.devices_per_node * job.slots_milli
     hardware = hardware_of(session, [cost.model])
-    facts = charge_facts(centre, cost.model, hardware, slots * cost.duration_ms)
+    facts = charge_facts(centre, cost.model, hardware, slots * cost.duration_ms, project)
     try:
         coverage = quote(session, job.tenant_id, cost.cost_micros, facts, lasting, at, usage_until=until)
     except Unfunded as unfunded:
@@ -144,22 +146,22 @@ def _cover(
 def _ending(
     session: Session, job: JobRow, voucher_ids: Sequence[UUID] | None, ends: datetime
 ) -> Sequence[Voucher]:
-    """The vouchers it may use that would end before its limit is reached, soonest first."""
+    """The vouchers it may use whose last usage lies before its limit is reached, soonest first."""
     query = select(Voucher).where(
-        Voucher.enterprise_id == job.tenant_id, Voucher.state == "active", Voucher.expires_at < ends
+        Voucher.enterprise_id == job.tenant_id, Voucher.state == "active", Voucher.use_by_at < ends
     )
     if voucher_ids is not None:
         query = query.where(Voucher.id.in_(voucher_ids))
-    return session.scalars(query.order_by(Voucher.expires_at, Voucher.id).limit(_ENDING_MAX)).all()
+    return session.scalars(query.order_by(Voucher.use_by_at, Voucher.id).limit(_ENDING_MAX)).all()
 
 
 def _warning(voucher: Voucher, likely: datetime) -> str:
     when = (
         "before the job would probably end"
-        if voucher.expires_at < likely
+        if voucher.use_by_at < likely
         else "before the time limit is reached"
     )
     return (
-        f"voucher {voucher.number} ends at {voucher.expires_at.isoformat()}, {when}; it pays only for what is used "
+        f"voucher {voucher.number} ends at {voucher.use_by_at.isoformat()}, {when}; it pays only for what is used "
         "until then, so this estimate does without it where it would end first"
     )

@@ -3,6 +3,7 @@
 At submission it is only asked whether the first stretch could be paid. At admission it is held, in the transaction
 that gives out the devices. While the job runs the hold is extended; when an extension is refused the job is stopped
 early enough that what it has used is always covered. A hold therefore also covers the grace a stopped job is given.
+While a job waits to run again nothing is held for it (`waiting.py`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -52,6 +53,7 @@ def pledge_funding(
     job: JobRow,
     voucher_ids: Sequence[UUID] | None,
     *,
+    project: str | None = None,
     centre: CentreFacts,
     horizon_ms: int,
     at: datetime,
@@ -62,6 +64,7 @@ def pledge_funding(
         session: the submission's transaction.
         job: just queued.
         voucher_ids: the vouchers it may use; None for the cheapest choice, empty for none.
+        project: whose parts of vouchers it uses, and whose budget limits it.
         centre: what programmes look at in the centre.
         horizon_ms: length of a stretch.
         at: now.
@@ -73,19 +76,25 @@ def pledge_funding(
     stretch_ms = _stretch_ms(job, 0, horizon_ms)
     price, model = dearest_model(session, job, at, priced_ahead(at, stretch_ms))
     slot_ms = _slots(job) * stretch_ms
-    facts = charge_facts(centre, model, hardware_of(session, [model]), slot_ms)
+    facts = charge_facts(centre, model, hardware_of(session, [model]), slot_ms, project)
     coverage = quote(session, job.tenant_id, hold_micros(slot_ms, price), facts, voucher_ids, at)
-    pledge_alike(session, [job], voucher_ids)
+    pledge_alike(session, [job], voucher_ids, project)
     return coverage
 
 
-def pledge_alike(session: Session, jobs: Sequence[JobRow], voucher_ids: Sequence[UUID] | None) -> None:
+def pledge_alike(
+    session: Session,
+    jobs: Sequence[JobRow],
+    voucher_ids: Sequence[UUID] | None,
+    project: str | None = None,
+) -> None:
     """Note how new jobs are to be paid that are like one of which that has been checked."""
     session.add_all(
         JobFundingRow(
             job_id=job.id,
             tenant_id=job.tenant_id,
             voucher_ids=None if voucher_ids is None else list(voucher_ids),
+            project=project,
             state="pending",
             held_slot_ms=0,
             held_micros=0,
@@ -168,12 +177,22 @@ class Funding:
         if records:
             session.execute(text(f"NOTIFY {WAKE_CHANNEL}"))
 
+    def requeued(self, session: Session, jobs: Sequence[JobRow], at: datetime) -> None:  # noqa: ARG002 - the port's
+        """Let the biller give back what the attempts that are over did not use."""
+        session.execute(
+            update(JobFundingRow)
+            .where(JobFundingRow.job_id.in_([job.id for job in jobs]), JobFundingRow.state == "held")
+            .values(state="waiting")
+            .returning(func.pg_notify(WAKE_CHANNEL, ""))
+            .execution_options(synchronize_session=False)
+        )
+
     def ended(self, session: Session, jobs: Sequence[JobRow], at: datetime) -> None:  # noqa: ARG002 - the port's
         """Let the biller release what is left once the last record is charged."""
         session.execute(
             update(JobFundingRow)
             .where(JobFundingRow.job_id.in_([job.id for job in jobs]))
-            .values(state=case((JobFundingRow.held_micros == 0, "released"), else_="ended"))
+            .values(state=case((JobFundingRow.funded_at.is_(None), "released"), else_="ended"))
             .returning(func.pg_notify(WAKE_CHANNEL, ""))
             .execution_options(synchronize_session=False)
         )

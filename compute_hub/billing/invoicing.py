@@ -5,6 +5,7 @@ charged again after a correction, stands on the next invoice under the month it 
 it was invoiced becomes a credit note. Every sum is taken by the database, so a month of a million records is one query.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date, datetime
 from typing import Any, Final
@@ -17,6 +18,7 @@ from sqlalchemy.orm import Session
 from compute_hub.billing.domain.days import local_date, month_span
 from compute_hub.billing.domain.invoices import Line, Totals, add_up
 from compute_hub.billing.domain.terms import STANDARD, Terms
+from compute_hub.billing.owing import note_debts
 from compute_hub.billing.tables import InvoiceLineRow, InvoiceRow, InvoiceSeriesRow
 from kernel.clock import from_unix_ms, unix_ms
 from kernel.errors import Conflict, NotFound
@@ -69,6 +71,8 @@ class Draft:
     month: str
     lines: tuple[Line, ...]
     totals: Totals
+    on_credit: Mapping[UUID, int]
+    """Per enterprise what was taken from its credit line: the tenant's own, or that of who pays for it."""
 
 
 # The charges that are due: used in the month or before, on no invoice yet and not replaced by another. `paid_before` is
@@ -184,7 +188,12 @@ def _draft(
     """What charges come to; of an invoice what is paid now, of a credit note what is no longer paid."""
     sign = 1 if charges is _DUE else -1
     rows = session.execute(text(_LINES.format(charges=charges)), asked).all()
-    gross, voucher, prepaid, credit = session.execute(text(_SUMS.format(charges=charges)), asked).one()
+    gross, voucher, prepaid = session.execute(text(_SUMS.format(charges=charges)), asked).one()
+    on_credit = {
+        payer: sign * int(micros)
+        for payer, micros in session.execute(text(_ON_CREDIT.format(charges=charges)), asked)
+    }
+    credit = sign * sum(on_credit.values())
     lines = [
         Line(model, used_in, rate_id, window, price, int(slot_ms), sign * int(paid), int(forgone))
         for model, used_in, rate_id, window, price, slot_ms, paid, forgone in rows
@@ -194,12 +203,13 @@ def _draft(
         tenant_id=tenant_id,
         month=month,
         lines=tuple(lines),
+        on_credit=on_credit,
         totals=add_up(
             gross_micros=sign * int(gross),
             voucher_micros=sign * int(voucher),
-            rounding_micros=sign * int(gross - voucher - prepaid - credit),
+            rounding_micros=sign * int(gross - voucher - prepaid) - credit,
             prepaid_micros=sign * int(prepaid),
-            credit_micros=sign * int(credit),
+            credit_micros=credit,
             vat_ppm=vat_ppm,
         ),
     )
@@ -223,22 +233,26 @@ _LINES: Final = """
 """
 
 # What sources paid, less what was given back to them and no earlier paper has told of; rounding is what is left over.
-_SUMS: Final = """
+_PAID: Final = """
     WITH due AS ({charges}), paid AS (
-        SELECT source, direction, sum(CASE WHEN paid_before = 0 AND NOT EXISTS (
+        SELECT source, direction, payer_id, sum(CASE WHEN paid_before = 0 AND NOT EXISTS (
                    SELECT FROM invoiced_charges WHERE invoiced_charges.charge_id = due.id)
                THEN coverage_lines.amount_micros ELSE 0 END - coalesce(back.amount_micros, 0)) AS micros
         FROM due JOIN coverage_lines ON coverage_lines.charge_id = due.id LEFT JOIN LATERAL (
             SELECT sum(restorations.amount_micros) AS amount_micros FROM restorations
             WHERE line_id = coverage_lines.id AND kind = 'restored' AND NOT EXISTS (
                 SELECT FROM settled_restorations WHERE restoration_id = restorations.id)) AS back ON true
-        GROUP BY source, direction)
+        GROUP BY source, direction, payer_id)
+"""
+_SUMS: Final = f"""{_PAID}
     SELECT (SELECT coalesce(sum(paid_now - paid_before), 0) FROM due),
            coalesce(sum(micros) FILTER (WHERE source = 'voucher' AND direction <> 'buyer_reimbursed'), 0),
-           coalesce(sum(micros) FILTER (WHERE source = 'prepaid'), 0),
-           coalesce(sum(micros) FILTER (WHERE source = 'credit'), 0)
+           coalesce(sum(micros) FILTER (WHERE source = 'prepaid'), 0)
     FROM paid
-"""
+"""  # noqa: S608 - made of constants only
+_ON_CREDIT: Final = f"""{_PAID}
+    SELECT payer_id, sum(micros) FROM paid WHERE source = 'credit' GROUP BY payer_id HAVING sum(micros) <> 0
+"""  # noqa: S608 - made of constants only
 
 _SETTLED: Final = """
     INSERT INTO settled_restorations (restoration_id, invoice_id)
@@ -316,6 +330,7 @@ def _write(
             )
         )
     session.flush()
+    note_debts(session, row, draft.on_credit)
     _post_rounding(session, row, at)
     return row
 
@@ -367,38 +382,18 @@ def find_invoice(session: Session, invoice_id: UUID, *, tenant_id: UUID | None) 
     return row
 
 
-def repaid_micros(session: Session, tenant_id: UUID) -> int:
-    """What a tenant has ever paid back of its credit line, and what credit notes gave back of it."""
-    query = text("""
-        SELECT coalesce((SELECT sum(amount) FROM transfers WHERE credit = :line AND movement = 'repay_credit'), 0)
-             + coalesce((SELECT sum(credit_micros) FROM invoices WHERE tenant_id = :tenant AND kind = 'credit_note'), 0)
-    """)
-    line = accounts.credit_line(tenant_id).id
-    return int(session.scalars(query, {"line": line, "tenant": tenant_id}).one())
-
-
-def on_credit(session: Session, tenant_id: UUID) -> list[tuple[UUID, int]]:
-    """The part on credit of each of a tenant's invoices, oldest first."""
-    query = (
-        select(InvoiceRow.id, InvoiceRow.credit_micros)
-        .where(InvoiceRow.tenant_id == tenant_id, InvoiceRow.kind == "invoice")
-        .order_by(InvoiceRow.month, InvoiceRow.id)
-    )
-    return [(invoice_id, credit) for invoice_id, credit in session.execute(query)]
-
-
 def charges_of_line(
     session: Session, line: InvoiceLineRow, *, after: UUID | None, limit: int
 ) -> list[tuple[UUID, UUID, int, int]]:
     """Charge, job, slot-milliseconds and cost of what makes up a line, by charge."""
     query = text("""
-        SELECT charges.id, charges.job_id, charge_lines.slot_ms, charge_lines.cost_micros
+        SELECT charges.id, charges.job_id, sum(charge_lines.slot_ms), sum(charge_lines.cost_micros)
         FROM (SELECT charge_id FROM invoiced_charges WHERE invoice_id = :invoice
               UNION SELECT charge_id FROM credited_charges WHERE invoice_id = :invoice) AS standing
         JOIN charges ON charges.id = standing.charge_id JOIN charge_lines ON charge_lines.charge_id = charges.id
         WHERE charges.model = :model AND charges.month = :month AND rate_id = :rate AND time_window = :window
           AND price_micros = :price AND (CAST(:after AS uuid) IS NULL OR charges.id > :after)
-        ORDER BY charges.id, line LIMIT :limit""")
+        GROUP BY charges.id ORDER BY charges.id LIMIT :limit""")
     asked = {
         "invoice": line.invoice_id,
         "model": line.model,

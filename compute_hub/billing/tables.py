@@ -46,19 +46,21 @@ class JobFundingRow(Table):
     """How a job is paid: which vouchers it may use, and how much card time its holds have covered so far.
 
     `funded_at` is its first admission, which settles its rate cards; `rated_units` is the exact cost of all its rated
-    usage, so that the next charge telescopes; `charges` is how many there are, and the number of the next.
+    usage, so that the next charge telescopes; `charges` is how many there are, and the number of the next. It is
+    `waiting` while its attempt is over and its hold not given back yet, then `pending` until the next admission.
     """
 
     __tablename__ = "job_funding"
     __table_args__ = (
         CheckConstraint("held_micros >= 0 AND held_slot_ms >= 0 AND charges >= 0", name="not_negative"),
-        CheckConstraint("state IN ('pending', 'held', 'ended', 'released')", name="state"),
+        CheckConstraint("state IN ('pending', 'held', 'waiting', 'ended', 'released')", name="state"),
         Index("ix_job_funding_state", "state"),
     )
 
     job_id: Mapped[UUID] = mapped_column(primary_key=True)
     tenant_id: Mapped[UUID]
     voucher_ids: Mapped[list[UUID] | None] = mapped_column(ARRAY(Uuid))
+    project: Mapped[str | None]
     state: Mapped[str] = mapped_column(Text)
     model: Mapped[str | None] = mapped_column(Text)
     held_micros: Mapped[int]
@@ -175,11 +177,22 @@ class LostAttemptRow(Table):
 
 
 class ChargedUsageRow(Table):
-    """Which charge a usage record went into; a record goes into exactly one."""
+    """Which records of a run went into a charge: those from one number up to another; a record goes into exactly one.
+
+    That no two ranges of a run overlap is kept by a trigger.
+    """
 
     __tablename__ = "charged_usage"
+    __table_args__ = (
+        CheckConstraint("first_k >= 0 AND until_k > first_k", name="range"),
+        Index("ix_charged_usage_charge_id", "charge_id"),
+    )
 
-    record_id: Mapped[UUID] = mapped_column(ForeignKey("usage_records.id"), primary_key=True)
+    job_id: Mapped[UUID] = mapped_column(primary_key=True)
+    attempt: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    rank: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    first_k: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    until_k: Mapped[int]
     charge_id: Mapped[UUID] = mapped_column(ForeignKey("charges.id"))
 
 
@@ -265,6 +278,20 @@ class InvoiceLineRow(Table):
     slot_ms: Mapped[int]
     amount_micros: Mapped[int]
     forgone_micros: Mapped[int]
+
+
+class InvoiceDebtRow(Table):
+    """What an enterprise is to pay of an invoice that rests on its credit line, or is given back by a credit note."""
+
+    __tablename__ = "invoice_debts"
+    __table_args__ = (
+        Index("ix_invoice_debts_payer_id", "payer_id"),
+        CheckConstraint("micros >= 0", name="micros"),
+    )
+
+    invoice_id: Mapped[UUID] = mapped_column(ForeignKey("invoices.id"), primary_key=True)
+    payer_id: Mapped[UUID] = mapped_column(primary_key=True)
+    micros: Mapped[int]
 
 
 class InvoicedChargeRow(Table):

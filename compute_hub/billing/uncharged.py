@@ -4,65 +4,94 @@ A record is due when all records of its run before it are; behind a gap it waits
 over for `LATE`.
 """
 
+from bisect import bisect_left
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Final
 from uuid import UUID
 
-from sqlalchemy import BigInteger, Select, cast, extract, func, literal, or_, select, tuple_
+from sqlalchemy import Select, literal, or_, select, tuple_
 from sqlalchemy.orm import Session
 
-from compute_hub.billing.domain.days import Span, month_of
-from compute_hub.billing.domain.rating import Usage
+from compute_hub.billing.domain.days import DAY_BEGINS_MS, Span, month_of
 from compute_hub.billing.tables import JobFundingRow
 from compute_hub.metering.tables import UnchargedUsageRow, UsageRecordRow
-from kernel.bulk import among
-from kernel.ids import derived_id
+from kernel.bulk import among, array, run
 from scheduler.tables import JobRow, RunRow
 
 LATE: Final = timedelta(minutes=10)
 """How long after a job's end its last records are waited for, before what is held for it is given back."""
 
 RECORDS_MAX: Final = 5_000
-"""Of one job charged at once, lowest numbers first; what is left is charged with the next batch."""
+"""Of one job charged at once, or some more of equal number, lowest numbers first; the rest is charged afterwards."""
+
+_STREAKS: Final = b"""
+    WITH waiting AS (
+        SELECT u.job_id, u.attempt, u.rank, u.k, r.model, r.slot_ms, x.start_ms, x.start_ms + r.duration_ms AS end_ms,
+               CASE WHEN r.duration_ms > 0 AND mod(r.slot_ms, r.duration_ms) = 0 THEN r.slot_ms / r.duration_ms END
+                 AS slots,
+               (greatest(x.start_ms, x.start_ms + r.duration_ms - 1) + %s) / 86400000 AS day
+          FROM unnest(%s::uuid[], %s::bigint[]) AS j(job_id, last_k)
+          JOIN uncharged_usage u ON u.job_id = j.job_id AND u.k <= j.last_k
+          JOIN usage_records r ON r.job_id = u.job_id AND r.attempt = u.attempt AND r.rank = u.rank AND r.k = u.k,
+               LATERAL (SELECT (date_part('epoch', r.started_at) * 1000000)::bigint / 1000 + r.offset_ms) x(start_ms)),
+    cut AS (
+        SELECT *, (k, start_ms, slots, day) IS DISTINCT FROM
+                  (lag(k) OVER run + 1, lag(end_ms) OVER run, lag(slots) OVER run, lag(day) OVER run)
+                  OR slots IS NULL AS begins
+          FROM waiting WINDOW run AS (PARTITION BY job_id, attempt, rank ORDER BY k)),
+    numbered AS (
+        SELECT *, count(*) FILTER (WHERE begins) OVER (PARTITION BY job_id, attempt, rank ORDER BY k) AS streak
+          FROM cut),
+    joined AS (
+        SELECT job_id, attempt, rank, min(k) AS first_k, max(k) + 1 AS until_k, min(model) AS model,
+               min(start_ms) AS start_ms, max(end_ms) AS end_ms, sum(slot_ms)::bigint AS slot_ms
+          FROM numbered GROUP BY job_id, attempt, rank, streak)
+    SELECT j.*, first_k = 0 OR EXISTS (
+               SELECT FROM usage_records p
+                WHERE p.job_id = j.job_id AND p.attempt = j.attempt AND p.rank = j.rank AND p.k = j.first_k - 1)
+      FROM joined j ORDER BY job_id, attempt, rank, first_k
+"""
+_LAST_OF_MANY: Final = b"""
+    SELECT many.job_id, (
+        SELECT k FROM uncharged_usage u WHERE u.job_id = many.job_id ORDER BY k OFFSET %s LIMIT 1)
+      FROM (SELECT job_id FROM uncharged_usage WHERE job_id = ANY (%s::uuid[])
+             GROUP BY job_id HAVING count(*) > %s) many
+"""
+_K_MAX: Final = 2**62
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
-    """What of a usage record decides about its charge."""
+class Streak:
+    """Records of one run that follow each other without a gap, at the same width, within one local day.
 
-    id: UUID
+    So one price list, one month and one charge hold for all of them; they are the numbers from `first_k` up to
+    `until_k`. Records whose width is no whole number stand alone.
+    """
+
     job_id: UUID
     attempt: int
     rank: int
-    k: int
+    first_k: int
+    until_k: int
     model: str
     span: Span
     slot_ms: int
+    preceded: bool
 
     @property
     def month(self) -> str:
-        """The month its last millisecond lies in."""
+        """The month its last millisecond lies in, and that of each of its records."""
         return month_of(max(self.span.start_ms, self.span.end_ms - 1))
-
-    def continued_by(self, other: "Record") -> bool:
-        """Whether another record is of the same run, begins where this one ends and has the same width."""
-        return (
-            (self.job_id, self.attempt, self.rank, self.span.end_ms)
-            == (other.job_id, other.attempt, other.rank, other.span.start_ms)
-            and self.span.duration_ms > 0
-            and other.span.duration_ms > 0
-            and self.slot_ms * other.span.duration_ms == other.slot_ms * self.span.duration_ms
-        )
 
 
 @dataclass
 class Waiting:
-    """A job's records that wait: those that are due, those behind a gap, and whether there may be more."""
+    """A job's usage that waits: what is due, what is behind a gap, and whether there is more."""
 
-    due: list[Record] = field(default_factory=list)
-    behind: list[Record] = field(default_factory=list)
+    due: list[Streak] = field(default_factory=list)
+    behind: list[Streak] = field(default_factory=list)
     more: bool = False
 
 
@@ -84,7 +113,7 @@ def jobs_to_charge(session: Session, limit: int, *, after: UUID | None = None) -
 
 def jobs_to_release(session: Session, limit: int, at: datetime, *, after: UUID | None = None) -> Sequence[UUID]:
     """Jobs that are over and fully charged: every run's final record is there, or was waited for long enough."""
-    uncharged = select(UnchargedUsageRow.record_id).where(UnchargedUsageRow.job_id == JobFundingRow.job_id)
+    uncharged = select(UnchargedUsageRow.job_id).where(UnchargedUsageRow.job_id == JobFundingRow.job_id)
     awaited = _awaited_runs().where(RunRow.job_id == JobFundingRow.job_id)
     query = (
         select(JobFundingRow.job_id)
@@ -108,45 +137,60 @@ def jobs_with_all_records(session: Session, job_ids: Collection[UUID]) -> set[UU
 
 
 def waiting_usage(session: Session, job_ids: Collection[UUID]) -> dict[UUID, Waiting]:
-    """What waits of some jobs, in order of attempt, rank and number."""
-    records = _records(session, job_ids)
-    reached = _reached(session, records)
-    found: dict[UUID, Waiting] = {job_id: Waiting() for job_id in job_ids}
-    known: dict[tuple[UUID, int, int], int] = {}
-    for record in records:  # in order of their numbers, so a predecessor is looked at before its successor
-        run = (record.job_id, record.attempt, record.rank)
-        waiting = found[record.job_id]
-        if record.k == 0 or known.get(run) == record.k - 1 or record.id in reached:
-            known[run] = record.k
-            waiting.due.append(record)
-        else:
-            waiting.behind.append(record)
-    for waiting in found.values():
-        waiting.more = len(waiting.due) + len(waiting.behind) == RECORDS_MAX
+    """What waits of some jobs, in order of attempt, rank and number.
+
+    The database joins the records, so that what a charge costs hardly depends on how many there are.
+    """
+    last_k = dict(run(session, _LAST_OF_MANY, (RECORDS_MAX - 1, array(job_ids), RECORDS_MAX)))
+    bounds = array(last_k.get(job_id, _K_MAX) for job_id in job_ids)
+    found = {job_id: Waiting(more=job_id in last_k) for job_id in job_ids}
+    before: Streak | None = None
+    reached = False
+    for row in run(session, _STREAKS, (DAY_BEGINS_MS, array(job_ids), bounds)):
+        job_id, attempt, rank, first_k, until_k, model, start_ms, end_ms, slot_ms, preceded = row
+        span = Span(start_ms, end_ms)
+        streak = Streak(job_id, attempt, rank, first_k, until_k, model, span, slot_ms, preceded)
+        # Behind a streak of the same batch, its own fate decides; behind anything else, whether that is there at all.
+        if before is None or not follows(before, streak):
+            reached = streak.preceded
+        waiting = found[streak.job_id]
+        (waiting.due if reached else waiting.behind).append(streak)
+        before = streak
     return found
 
 
-def by_charge(records: Sequence[Record]) -> list[tuple[tuple[int, str, str], list[Record]]]:
-    """Records of a job by attempt, model and month: what becomes one charge."""
-    found: dict[tuple[int, str, str], list[Record]] = {}
-    for record in records:
-        found.setdefault((record.attempt, record.model, record.month), []).append(record)
+<<<<<<< HEAD
+def follows(before: Streak, after: Streak) -> bool:
+    """Whether the second begins in the same run with the record after the first one's last."""
+    return (before.job_id, before.attempt, before.rank, before.until_k) == (
+        after.job_id,
+        after.attempt,
+        after.rank,
+        after.first_k,
+    )
+
+
+def by_charge(streaks: Sequence[Streak]) -> list[tuple[tuple[int, str, str], list[Streak]]]:
+    """Usage of a job by attempt, model and month: what becomes one charge."""
+    found: dict[tuple[int, str, str], list[Streak]] = {}
+    for streak in streaks:
+        found.setdefault((streak.attempt, streak.model, streak.month), []).append(streak)
     return sorted(found.items())
+=======
+def by_charge(
+    records: Sequence[Record], ends_ms: Sequence[int] = ()
+) -> list[tuple[tuple[int, str, str], list[Record]]]:
+    """Records of a job by attempt, model and month: what becomes one charge.
 
-
-def joined(records: Sequence[Record]) -> list[Usage]:
-    """Records as usage to be priced; those of one run that follow each other at the same width are one stretch."""
-    found: list[Usage] = []
-    last: Record | None = None
+    At `ends_ms`, which are in order, something that is set aside stops paying, so what was used until then is charged
+    by itself, however late that is.
+    """
+    found: dict[tuple[int, str, str, int], list[Record]] = {}
     for record in records:
-        usage = Usage(record.span, record.slot_ms)
-        if last is not None and last.continued_by(record) and found:
-            before = found.pop()
-            span = Span(before.span.start_ms, record.span.end_ms)
-            usage = Usage(span, before.slot_ms + record.slot_ms)
-        found.append(usage)
-        last = record
-    return found
+        place = bisect_left(ends_ms, record.span.end_ms)
+        found.setdefault((record.attempt, record.model, record.month, place), []).append(record)
+    return [(key[:3], some) for key, some in sorted(found.items())]
+>>>>>>> main
 
 
 def _awaited_runs() -> Select[UUID]:
@@ -158,62 +202,3 @@ def _awaited_runs() -> Select[UUID]:
         UsageRecordRow.final,
     )
     return select(RunRow.job_id).where(RunRow.end_reason != "never_started", ~final.exists())
-
-
-def _records(session: Session, job_ids: Collection[UUID]) -> list[Record]:
-    """At most `RECORDS_MAX` of each job."""
-    started_ms = cast(func.floor(extract("epoch", UsageRecordRow.started_at) * 1000), BigInteger)
-    place = func.row_number().over(
-        partition_by=UsageRecordRow.job_id,
-        order_by=(UsageRecordRow.k, UsageRecordRow.attempt, UsageRecordRow.rank),
-    )
-    waiting = (
-        select(
-            UsageRecordRow.id,
-            UsageRecordRow.job_id,
-            UsageRecordRow.attempt,
-            UsageRecordRow.rank,
-            UsageRecordRow.k,
-            UsageRecordRow.model,
-            (started_ms + UsageRecordRow.offset_ms).label("start_ms"),
-            UsageRecordRow.duration_ms,
-            UsageRecordRow.slot_ms,
-            place.label("place"),
-        )
-        .join(UnchargedUsageRow, UnchargedUsageRow.record_id == UsageRecordRow.id)
-        .where(among(UnchargedUsageRow.job_id, job_ids))
-        .subquery()
-    )
-    rows = session.execute(
-        select(waiting)
-        .where(waiting.c.place <= RECORDS_MAX)
-        .order_by(waiting.c.job_id, waiting.c.attempt, waiting.c.rank, waiting.c.k)
-    )
-    return [
-        Record(id_, job_id, attempt, rank, k, model, Span(start_ms, start_ms + duration_ms), slot_ms)
-        for id_, job_id, attempt, rank, k, model, start_ms, duration_ms, slot_ms, _ in rows
-    ]
-
-
-def _reached(session: Session, records: Sequence[Record]) -> set[UUID]:
-    """The records whose predecessor was charged before: only of those that do not follow one of the same batch."""
-    before: dict[UUID, UUID] = {}
-    last: Record | None = None
-    for record in records:
-        follows = last is not None and (last.job_id, last.attempt, last.rank, last.k) == (
-            record.job_id,
-            record.attempt,
-            record.rank,
-            record.k - 1,
-        )
-        if record.k > 0 and not follows:
-            cause = (record.job_id, record.attempt, record.rank, record.k - 1)
-            before[derived_id("usage", *cause)] = record.id
-        last = record
-    if not before:
-        return set()
-    waiting = select(UnchargedUsageRow.record_id).where(UnchargedUsageRow.record_id == UsageRecordRow.id)
-    known = session.scalars(
-        select(UsageRecordRow.id).where(among(UsageRecordRow.id, before), ~waiting.exists())
-    )
-    return {before[record_id] for record_id in known}

@@ -37,10 +37,16 @@ Tenant = Annotated[str | None, typer.Option(help="The enterprise; your own, if y
 
 
 @app.command("list")
-def list_(*, as_json: AsJson = False) -> None:
+def list_(
+    *,
+    month: Annotated[str | None, typer.Option(help="Only those of this month, such as 2026-03.")] = None,
+    tenant: Annotated[str | None, typer.Option(help="Only this enterprise's.")] = None,
+    as_json: AsJson = False,
+) -> None:
     """List invoices and credit notes."""
     with client() as hub:
-        show(list(hub.pages("/v1/invoices")), _INVOICES, as_json=as_json)
+        found = list(hub.pages("/v1/invoices", month=month, tenant_id=tenant))
+    show(found, _INVOICES, as_json=as_json)
 
 
 @app.command()

@@ -65,10 +65,18 @@ def resubmit(claim: Claim, *, evidence: Evidence = None, as_json: AsJson = False
 
 
 @app.command("list")
-def list_(*, as_json: AsJson = False) -> None:
+def list_(
+    *,
+    programme: Annotated[str | None, typer.Option(help="Only on this programme.")] = None,
+    state: Annotated[
+        str | None, typer.Option(help="Only those in this state: checked ones wait for first review.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
     """List claims, newest first."""
     with client() as hub:
-        show(list(hub.pages("/v1/claims")), _COLUMNS, as_json=as_json)
+        found = list(hub.pages("/v1/claims", programme=programme, state=state))
+    show(found, _COLUMNS, as_json=as_json)
 
 
 @app.command("show")

@@ -30,6 +30,7 @@ def estimate(
     voucher: Annotated[
         list[str] | None, typer.Option(help="Voucher to use; all of yours, if left out.")
     ] = None,
+    project: Annotated[str | None, typer.Option(help="Use its parts of vouchers, within its budget.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Say what a job would cost, who would pay it and when it would start; submit nothing."""
@@ -47,6 +48,7 @@ def estimate(
         "time_limit_s": time_limit,
         "priority": priority,
         "voucher_ids": voucher,
+        "project": project,
     }
     with client() as hub:
         found = hub.post("/v1/jobs:estimate", body)

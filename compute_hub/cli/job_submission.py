@@ -92,6 +92,7 @@ def submit(
     voucher: Annotated[
         list[str] | None, typer.Option(help="Voucher to use; all of yours, if left out.")
     ] = None,
+    project: Annotated[str | None, typer.Option(help="Use its parts of vouchers, within its budget.")] = None,
     quote: Annotated[
         bool, typer.Option(help="Only say who would pay the first stretch; upload and submit nothing.")
     ] = False,
@@ -127,6 +128,7 @@ def submit(
         "env": dict(_variable(text) for text in env or ()),
         "secrets": secret or [],
         "voucher_ids": voucher,
+        "project": project,
     }
     with client() as hub:
         if template is not None:

@@ -86,11 +86,15 @@ def artifacts(
     *,
     rank: Annotated[int, typer.Option(help="Which process of the job.")] = 0,
     attempt: Annotated[int | None, typer.Option(help="Which attempt; the latest, if left out.")] = None,
+    checkpoints: Annotated[
+        bool, typer.Option("--checkpoints", help="What the job keeps for its next attempt.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """List the files a job left in its working directory."""
+    """List the files a job left in its working directory, or keeps for its next attempt."""
     with client() as hub:
-        found = list(hub.pages(f"/v1/jobs/{job}/artifacts", folder=folder, rank=rank, attempt=attempt))
+        named = {"folder": folder, "rank": rank, "attempt": attempt, "checkpoints": checkpoints or None}
+        found = list(hub.pages(f"/v1/jobs/{job}/artifacts", **named))
     columns = {"path": "path", "kind": "kind", "size_bytes": "bytes", "modified_at": "modified"}
     show(found, columns, as_json=as_json)
 
@@ -105,11 +109,14 @@ def download(
     ] = None,
     rank: Annotated[int, typer.Option(help="Which process of the job.")] = 0,
     attempt: Annotated[int | None, typer.Option(help="Which attempt; the latest, if left out.")] = None,
+    checkpoints: Annotated[
+        bool, typer.Option("--checkpoints", help="What the job keeps for its next attempt.")
+    ] = False,
 ) -> None:
-    """Store a file that a job left in its working directory."""
+    """Store a file that a job left in its working directory, or keeps for its next attempt."""
     target = to or Path(Path(path).name or "artifact")
     with client() as hub:
-        size = hub.download(job, path, target, rank, attempt)
+        size = hub.download(job, path, target, rank, attempt, checkpoints=checkpoints)
     sys.stdout.write(f"{target}: {size} bytes\n")
 
 

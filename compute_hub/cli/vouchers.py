@@ -48,11 +48,12 @@ Reference = Annotated[str, typer.Option(help="Your reference; it counts once.")]
 def list_(
     *,
     programme: Annotated[str | None, typer.Option(help="Only this programme's.")] = None,
+    state: Annotated[str | None, typer.Option(help="Only active, expired or recalled ones.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """List vouchers: yours, or all for an officer."""
     with client() as hub:
-        show(list(hub.pages("/v1/vouchers", programme=programme)), _COLUMNS, as_json=as_json)
+        show(list(hub.pages("/v1/vouchers", programme=programme, state=state)), _COLUMNS, as_json=as_json)
 
 
 @app.command("show")

@@ -48,10 +48,15 @@ def show_(
 
 
 @app.command()
-def history(*, as_json: AsJson = False) -> None:
+def history(
+    *,
+    credit: Annotated[bool, typer.Option("--credit", help="Of your credit line instead.")] = False,
+    as_json: AsJson = False,
+) -> None:
     """List every movement of your prepaid balance."""
     with client() as hub:
-        show(list(hub.pages("/v1/wallet/history")), _HISTORY, as_json=as_json)
+        entries = list(hub.pages("/v1/wallet/history", of="credit" if credit else "prepaid"))
+    show(entries, _HISTORY, as_json=as_json)
 
 
 @app.command()

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Final
 from uuid import UUID
 
-from sqlalchemy import select
+from sqlalchemy import bindparam, select
 from sqlalchemy.orm import Session
 
 from compute_hub.identity.roles import Role
@@ -17,6 +17,9 @@ from kernel.errors import Forbidden, Invalid, NotFound, Unauthenticated
 from kernel.ids import derived_id, new_id, new_secret
 
 _FORM: Final = re.compile(r"hub_[a-z_]+_[0-9a-f]{48}")
+
+_OF_DIGEST: Final = select(ApiKeyRow).where(ApiKeyRow.key_sha256 == bindparam("digest"))
+"""Asked with every request; a statement that is made once need not be made and recognised each time."""
 
 
 class MissingKey(Unauthenticated):
@@ -105,7 +108,7 @@ def issue_key(
 
 def find_key(session: Session, key: str) -> ApiKeyRow | None:
     """What the hub knows of a key."""
-    return session.scalars(select(ApiKeyRow).where(ApiKeyRow.key_sha256 == _digest(key))).one_or_none()
+    return session.scalars(_OF_DIGEST, {"digest": _digest(key)}).one_or_none()
 
 
 def revoke_key(session: Session, key_id: UUID, *, at: datetime) -> ApiKeyRow:

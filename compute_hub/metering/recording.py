@@ -43,8 +43,8 @@ _KEEP: Final = b"""
                  busy_ms, memory_bytes_max, energy_mj, energy_basis, final, digest),
                (VALUES (%s::text, %s::timestamptz)) AS more(node, received_at)
         ON CONFLICT DO NOTHING
-        RETURNING id, job_id, attempt, model, slot_ms),
-    queued AS (INSERT INTO uncharged_usage (record_id, job_id) SELECT id, job_id FROM kept),
+        RETURNING id, job_id, attempt, rank, k, model, slot_ms),
+    queued AS (INSERT INTO uncharged_usage (job_id, attempt, rank, k) SELECT job_id, attempt, rank, k FROM kept),
     added AS (
         INSERT INTO usage_totals (job_id, attempt, model, slot_ms)
         SELECT job_id, attempt, min(model), sum(slot_ms) FROM kept GROUP BY job_id, attempt ORDER BY job_id, attempt

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import CheckConstraint, ForeignKey, Index, Text, UniqueConstraint
+from sqlalchemy import CheckConstraint, ForeignKeyConstraint, Index, Text, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column
 
 from kernel.database import Table
@@ -58,10 +58,17 @@ class UnchargedUsageRow(Table):
     """A record that the biller has still to charge."""
 
     __tablename__ = "uncharged_usage"
-    __table_args__ = (Index("ix_uncharged_usage_job_id", "job_id"),)
+    __table_args__ = (
+        ForeignKeyConstraint(
+            ["job_id", "attempt", "rank", "k"],
+            ["usage_records.job_id", "usage_records.attempt", "usage_records.rank", "usage_records.k"],
+        ),
+    )
 
-    record_id: Mapped[UUID] = mapped_column(ForeignKey("usage_records.id"), primary_key=True)
-    job_id: Mapped[UUID]
+    job_id: Mapped[UUID] = mapped_column(primary_key=True)
+    attempt: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    rank: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    k: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
 
 
 class UsageMismatchRow(Table):

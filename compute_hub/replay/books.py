@@ -118,7 +118,7 @@ def _events(
 ) -> list[Event]:
     """The firm's holds, charges and releases in the order of its own account, which takes part in all of them."""
     events: list[Event] = []
-    jobs: dict[str, str] = {}
+    holds: dict[str, tuple[str, str]] = {}
     seen: set[tuple[str, str]] = set()
     after = 0
     while entries := history(session, accounts.wallet(tenant).id, after=after, limit=_HISTORY_PAGE):
@@ -127,14 +127,15 @@ def _events(
             event = None
             if entry.movement == "hold_funds":
                 job, segment, _ = entry.cause.split()
-                jobs[str(entry.transfer_id)] = job
+                holds[str(entry.transfer_id)] = job, segment
                 event = Event("hold", job, held[job, int(segment)], charge=segment)
             elif entry.movement == "capture_usage":
                 charge, _, _ = entry.cause.split()
                 job, slot_ms = of_charge[charge]
                 event = Event("charge", job, slot_ms, charge)
             elif entry.movement == "release_funds":
-                event = Event("release", jobs[entry.cause])
+                job, segment = holds[entry.cause]
+                event = Event("release", job, charge=segment)
             if event is not None and (key := (event.kind, f"{event.job} {event.charge}")) not in seen:
                 seen.add(key)
                 events.append(event)

@@ -28,7 +28,10 @@ class Ran:
 
 @dataclass(frozen=True)
 class Event:
-    """One step in the booking of a firm's job. `amount` is a hold's micro-yuan or a charge's slot-milliseconds."""
+    """One step in the booking of a firm's job. `amount` is a hold's micro-yuan or a charge's slot-milliseconds.
+
+    `charge` is the charge's id, or the segment that is held or released.
+    """
 
     kind: Literal["hold", "charge", "release"]
     job: str

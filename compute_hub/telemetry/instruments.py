@@ -126,6 +126,10 @@ class MeasuredAccounting:
         """As the inner one."""
         self._inner.record_usage(session, node, records, at)
 
+    def requeued(self, session: Session, jobs: Sequence[JobRow], at: datetime) -> None:
+        """As the inner one."""
+        self._inner.requeued(session, jobs, at)
+
     def ended(self, session: Session, jobs: Sequence[JobRow], at: datetime) -> None:
         """As the inner one."""
         self._inner.ended(session, jobs, at)

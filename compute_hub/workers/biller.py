@@ -21,6 +21,7 @@ from compute_hub.billing.charging import Billed, charge_jobs, release_job, resto
 from compute_hub.billing.funding import WAKE_CHANNEL
 from compute_hub.billing.losses import jobs_with_losses
 from compute_hub.billing.uncharged import jobs_to_charge, jobs_to_release
+from compute_hub.billing.waiting import give_back_waiting, jobs_to_give_back
 from compute_hub.queues import live_queues
 from compute_hub.settings import Settings
 from compute_hub.stack.database import application_url
@@ -50,7 +51,10 @@ _Bill = Callable[[Session, Sequence[UUID], datetime], Billed]
 """Bills jobs in one transaction."""
 
 _GATHER_S: Final = 0.25
-"""From the first word until what came meanwhile is billed together."""
+"""From the first word after a pause until what came meanwhile is billed together."""
+
+_BREATH_MS: Final = 1000
+"""From one round to the next while there is always something to bill: billed together, many cost little more."""
 
 _NICENESS: Final = 5
 """What is held is safe, so charging it waits for those who start jobs."""
@@ -65,13 +69,13 @@ def run_biller(settings: Settings) -> None:
     serve_metrics(settings, "biller")
     url = application_url(settings)
     os.nice(_NICENESS)
-    engine = open_engine(url, pool_size=4, ping=False)
+    engine = open_engine(url, part="biller", pool_size=4, ping=False)
     wakeups = Wakeups()
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
     wakeups.watch("database", notifications(url, WAKE_CHANNEL))
-    next_look = 0
+    next_look = rested = 0
     spans = open_spans(settings, "biller")
     journeys = ChargeJourneys(engine, spans)
     auditing = keep_auditing(engine, settings.audit_interval_ms, stopping)
@@ -79,10 +83,12 @@ def run_biller(settings: Settings) -> None:
     alerting = keep_alerting(engine, settings.state_directory.resolve() / "mail", stopping)
     while not stopping.is_set():
         wakeups.wait(settings.tick_ms / 1000)
-        wakeups.gather(_GATHER_S)
+        wakeups.gather(max(_GATHER_S, (rested - boottime_ms()) / 1000))
+        began = boottime_ms()
         try:
             with BILL_SECONDS.time():
-                bill_once(engine, utc_now(), journeys)
+                if bill_once(engine, utc_now(), journeys):
+                    rested = began + _BREATH_MS
                 if boottime_ms() >= next_look:
                     next_look = boottime_ms() + settings.tick_ms
                     end_what_is_due(engine, utc_now())
@@ -124,13 +130,19 @@ def bill_once(engine: Engine, at: datetime, journeys: ChargeJourneys | None = No
     sweep = _Sweep(engine, at, journeys)
     charged = sweep(lambda s, after: jobs_to_charge(s, _PAGE, after=after), _charge)
     lost = sweep(lambda s, after: jobs_with_losses(s, _PAGE, after=after), _one(restore_lost_time), 1)
+    back = sweep(lambda s, after: jobs_to_give_back(s, _PAGE, after=after), _give_back)
     over = sweep(lambda s, after: jobs_to_release(s, _PAGE, at, after=after), _charge)
     rest = sweep(lambda s, after: jobs_to_release(s, _PAGE, at, after=after), _one(release_job), 1)
-    return charged + lost + max(over, rest)
+    return charged + lost + back + max(over, rest)
 
 
 def _charge(session: Session, jobs: Sequence[UUID], at: datetime) -> Billed:
     return charge_jobs(session, jobs, at, wait=False)
+
+
+def _give_back(session: Session, jobs: Sequence[UUID], at: datetime) -> Billed:
+    give_back_waiting(session, jobs, at)
+    return Billed((), (), {})
 
 
 def _one(bill: Callable[[Session, UUID, datetime], None]) -> _Bill:

@@ -21,7 +21,6 @@ from compute_hub.telemetry.tracing import open_spans
 from compute_hub.vault import open_vault
 from kernel.database import open_engine
 from kernel.logs import configure_logs
-from scheduler.controller.desired import Store
 from scheduler.controller.inventory import links_of
 from scheduler.controller.loop import Controller, Pace
 from scheduler.controller.wakeups import Wakeups, notifications
@@ -30,6 +29,7 @@ from scheduler.node.relay import read_token
 from scheduler.node.simulated import SimulatedMachine
 from scheduler.ray.autoscaling import RayAutoscaler, keep_telling
 from scheduler.ray.cluster import RayMachines
+from scheduler.store import Store
 
 if TYPE_CHECKING:
     from scheduler.ray.simulated import SharedRayNode
@@ -43,7 +43,7 @@ def run_controller(settings: Settings, schedule: Path | None = None) -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, stopping)
     export_ray_environment(settings)  # for the courier
     url = application_url(settings)
-    engine = open_engine(url, pool_size=2, idle_ms=settings.leader_lease_ms, ping=False)
+    engine = open_engine(url, part="controller", pool_size=2, idle_ms=settings.leader_lease_ms, ping=False)
     wakeups = Wakeups()
     machines = _machines(settings, engine, wakeups, schedule)
     spans = open_spans(settings, "controller")

@@ -1,7 +1,8 @@
 """How a training program behaves as a job of the hub, whatever it trains.
 
 It sees its cards in the environment, prints its progress line by line, stops in order when asked to (SIGTERM:
-checkpoint, then exit 143) and leaves `result.json` and `checkpoint.npz` in the working directory.
+checkpoint, then exit 143) and leaves `result.json` in the working directory and
+`checkpoint.npz` where its next attempt finds it: in HUB_CHECKPOINTS, or the working directory where nothing is kept.
 """
 
 import argparse
@@ -16,7 +17,7 @@ from typing import Final
 
 from mlp import Examples, Model
 
-CHECKPOINT: Final = Path("checkpoint.npz")
+CHECKPOINT: Final = Path(os.environ.get("HUB_CHECKPOINTS", ""), "checkpoint.npz")
 RESULT: Final = Path("result.json")
 ACCURACY_MIN: Final = 0.95
 EXIT_STOPPED: Final = 128 + signal.SIGTERM

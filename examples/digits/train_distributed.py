@@ -2,7 +2,7 @@
 
 Data-parallel: each rank holds its shard of the images, each of its cards computes the gradient of its own
 micro-batch, and the ranks average their gradients at every step, so that all hold the same weights throughout;
-at the end they compare them. Rank 0 writes `result.json` and `checkpoint.npz`.
+at the end they compare them. Rank 0 writes `result.json` and keeps `checkpoint.npz`.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """The ledger: accounts, transfers, the hold cache, the entries view, and the functions that alone write them.
 
 The DDL is two SQL files beside this one. The application role may read everything and write nothing: it posts
-by calling `ledger_open_accounts` and `ledger_post`, which run as the owner.
+by calling `ledger_open_accounts`, `ledger_post` and `ledger_post_plain`, which run as the owner.
 """
 
 from pathlib import Path
@@ -23,11 +23,12 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     _run("""
-        DROP FUNCTION ledger_post, ledger_open_accounts;
+        DROP FUNCTION ledger_post, ledger_post_plain, ledger_open_accounts;
         DROP VIEW entries;
         DROP TABLE holds, transfers, accounts;
-        DROP DOMAIN account_name, asset;
-        DROP FUNCTION ledger_refuse_change;
+        DROP DOMAIN account_name, asset, account_total, account_version, entry_sequence,
+            transfer_kind, transfer_amount, transfer_movement, transfer_cause;
+        DROP FUNCTION ledger_refuse_change, ledger_accounts_exist;
     """)
 
 

@@ -1,4 +1,4 @@
--- The only writers of the ledger. Both run as the owner, so the application needs no right to write a table.
+-- The only writers of the ledger. All run as the owner, so the application needs no right to write a table.
 
 CREATE FUNCTION ledger_open_accounts(wanted jsonb, at timestamptz)
 RETURNS TABLE (id uuid, reason text)
@@ -16,6 +16,50 @@ BEGIN
       LEFT JOIN accounts a ON a.id = w.id
      WHERE a.id IS NULL OR (a.name, a.asset, a.bound) <> (w.name, w.asset, w.bound)
      ORDER BY w.id;
+END $$;
+
+-- Posts one plain transfer that meets every condition; false: nothing was written, and `ledger_post` says why. In a
+-- transaction of its own, setting up that function's many expressions would cost more than the posting. The accounts are
+-- locked in the order of their ids, the decision falls in memory, and the transfer is written before the balances, so
+-- that an id somebody else is just posting needs no subtransaction: it is waited for, and then nothing is written.
+CREATE FUNCTION ledger_post_plain(
+    t_id uuid, t_debit uuid, t_credit uuid, t_amount bigint, t_movement text, t_cause text, posted_at timestamptz
+)
+RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp AS $$
+#variable_conflict use_variable
+DECLARE
+    amount_max CONSTANT bigint := 9007199254740992;
+    total_max CONSTANT bigint := 4611686018427387904;
+    d accounts;
+    c accounts;
+BEGIN
+    IF t_debit < t_credit THEN
+        SELECT * INTO d FROM accounts x WHERE x.id = t_debit FOR NO KEY UPDATE;
+        SELECT * INTO c FROM accounts x WHERE x.id = t_credit FOR NO KEY UPDATE;
+    ELSE
+        SELECT * INTO c FROM accounts x WHERE x.id = t_credit FOR NO KEY UPDATE;
+        SELECT * INTO d FROM accounts x WHERE x.id = t_debit FOR NO KEY UPDATE;
+    END IF;
+    IF t_amount BETWEEN 1 AND amount_max AND d.id <> c.id AND d.asset = c.asset
+        AND (d.bound <> 'credit' OR d.debits_posted + d.debits_pending + t_amount <= d.credits_posted)
+        AND (c.bound <> 'debit' OR c.credits_posted + c.credits_pending + t_amount <= c.debits_posted)
+        AND d.debits_posted + t_amount <= total_max AND c.credits_posted + t_amount <= total_max
+    THEN
+        INSERT INTO transfers VALUES (
+            t_id, 'posted', t_debit, t_credit, t_amount, NULL, NULL, NULL, t_movement, t_cause, posted_at,
+            d.version + 1, d.debits_posted + t_amount, d.credits_posted, d.debits_pending, d.credits_pending,
+            c.version + 1, c.debits_posted, c.credits_posted + t_amount, c.debits_pending, c.credits_pending
+        ) ON CONFLICT (id) DO NOTHING;
+        IF FOUND THEN
+            UPDATE accounts x SET debits_posted = x.debits_posted + t_amount, version = x.version + 1
+             WHERE x.id = t_debit;
+            UPDATE accounts x SET credits_posted = x.credits_posted + t_amount, version = x.version + 1
+             WHERE x.id = t_credit;
+            RETURN true;
+        END IF;
+    END IF;
+    RETURN false;
 END $$;
 
 -- Posts a batch in one round trip: lock the accounts in order of their ids, decide in memory, write what was accepted.
@@ -52,41 +96,6 @@ DECLARE
     d integer; c integer; h integer; j integer;
     first transfers;
 BEGIN
-    -- A single plain posting that meets every condition takes a short cut of two statements: in a transaction of its
-    -- own, setting up the many expressions below costs more than the posting. Whatever does not fit is decided below.
-    IF n = 1 AND t_kind[1] = 'posted' THEN
-        BEGIN
-            PERFORM FROM accounts x WHERE x.id = ANY (t_debit || t_credit) ORDER BY x.id FOR NO KEY UPDATE;
-            WITH fit AS (
-                SELECT FROM accounts d, accounts c
-                 WHERE d.id = t_debit[1] AND c.id = t_credit[1] AND d.id <> c.id AND d.asset = c.asset
-                   AND t_amount[1] BETWEEN 1 AND amount_max
-                   AND (d.bound <> 'credit' OR d.debits_posted + d.debits_pending + t_amount[1] <= d.credits_posted)
-                   AND (c.bound <> 'debit' OR c.credits_posted + c.credits_pending + t_amount[1] <= c.debits_posted)
-                   AND d.debits_posted + t_amount[1] <= total_max AND c.credits_posted + t_amount[1] <= total_max
-                   AND NOT EXISTS (SELECT FROM transfers x WHERE x.id = t_id[1])
-            ), d AS (
-                UPDATE accounts x SET debits_posted = x.debits_posted + t_amount[1], version = x.version + 1
-                 WHERE x.id = t_debit[1] AND EXISTS (SELECT FROM fit) RETURNING x.*
-            ), c AS (
-                UPDATE accounts x SET credits_posted = x.credits_posted + t_amount[1], version = x.version + 1
-                 WHERE x.id = t_credit[1] AND EXISTS (SELECT FROM fit) RETURNING x.*
-            )
-            INSERT INTO transfers
-            SELECT t_id[1], 'posted', d.id, c.id, t_amount[1], NULL, NULL, NULL, t_movement[1], t_cause[1], posted_at,
-                   d.version, d.debits_posted, d.credits_posted, d.debits_pending, d.credits_pending,
-                   c.version, c.debits_posted, c.credits_posted, c.debits_pending, c.credits_pending
-              FROM d, c;
-            IF FOUND THEN
-                status := 'posted'; amount := t_amount[1];
-                RETURN NEXT;
-                RETURN;
-            END IF;
-        EXCEPTION WHEN unique_violation THEN
-            NULL; -- the same id is being posted between other accounts
-        END;
-    END IF;
-
     FOR attempt IN 1..3 LOOP
         -- 1. Lock. Accounts of holds and originals never change, so they may be looked up before.
         wanted := t_debit || t_credit;
@@ -142,7 +151,7 @@ BEGIN
                 IF j IS NOT NULL THEN
                     first := ROW(t_id[j], t_kind[j], r_debit[j], r_credit[j], r_amount[j], t_hold[j], t_reverses[j],
                                  t_ends[j], t_movement[j], t_cause[j], posted_at,
-                                 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
+                                 NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
                 END IF;
             END IF;
             IF j IS NOT NULL THEN
@@ -177,7 +186,7 @@ BEGIN
                     j := array_position(r_id, t_reverses[i]);
                     first := ROW(t_reverses[i], t_kind[j], r_debit[j], r_credit[j], r_amount[j], t_hold[j],
                                  t_reverses[j], t_ends[j], t_movement[j], t_cause[j], posted_at,
-                                 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
+                                 NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
                 END IF;
                 d := array_position(a_id, first.credit);
                 c := array_position(a_id, first.debit);
@@ -306,5 +315,6 @@ BEGIN
     END LOOP;
 END $$;
 
-REVOKE ALL ON FUNCTION ledger_open_accounts, ledger_post, ledger_refuse_change FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION ledger_open_accounts, ledger_post TO hub_app;
+REVOKE ALL ON FUNCTION
+    ledger_open_accounts, ledger_post_plain, ledger_post, ledger_refuse_change, ledger_accounts_exist FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION ledger_open_accounts, ledger_post_plain, ledger_post TO hub_app;

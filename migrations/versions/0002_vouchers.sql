@@ -124,8 +124,10 @@ CREATE TABLE job_holds (
     tenant_id UUID NOT NULL,
     opened_at TIMESTAMPTZ NOT NULL,
     state TEXT NOT NULL,
+    given_back BIGINT NOT NULL,
     CONSTRAINT pk_job_holds PRIMARY KEY (job_id),
     CONSTRAINT ck_job_holds_state CHECK (state IN ('open','released')),
+    CONSTRAINT ck_job_holds_given_back CHECK (given_back >= 0),
     CONSTRAINT fk_job_holds_tenant_id FOREIGN KEY(tenant_id) REFERENCES enterprises (id)
 );
 
@@ -518,10 +520,10 @@ GRANT UPDATE (name, region, industry, size_class, yearly_contract_micros, clean_
 GRANT UPDATE (controller, recorded_by, recorded_at) ON controllers TO hub_app;
 GRANT UPDATE (first_published_at) ON programmes TO hub_app;
 GRANT UPDATE (effective_until) ON programme_versions TO hub_app;
-GRANT UPDATE (requested, contract, state, revision, submitted_at, first_reviewer, approver, granted, notice_ends_at) ON applications TO hub_app;
+GRANT UPDATE (version_id, requested, contract, state, revision, submitted_at, first_reviewer, approver, granted, notice_ends_at) ON applications TO hub_app;
 GRANT UPDATE (state, resolved_by, resolution) ON objections TO hub_app;
 GRANT UPDATE (state, ended_at, ended_by, ended_reason) ON vouchers TO hub_app;
-GRANT UPDATE (state) ON job_holds TO hub_app;
+GRANT UPDATE (state, given_back) ON job_holds TO hub_app;
 GRANT UPDATE (restored_micros, restored_ms) ON covered_charges TO hub_app;
 GRANT UPDATE (captured_micros, captured_ms) ON hold_segments TO hub_app;
 GRANT UPDATE (captured) ON hold_lines TO hub_app;

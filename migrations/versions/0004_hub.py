@@ -16,4 +16,5 @@ _DDL = Path(__file__).with_suffix(".sql")
 
 
 def upgrade() -> None:
-    op.get_bind().exec_driver_sql(_DDL.read_text(encoding="utf-8"))
+    # Straight to psycopg: without parameters it sends a script of many statements as it stands.
+    op.get_bind().connection.cursor().execute(_DDL.read_text(encoding="utf-8"))

@@ -29,6 +29,7 @@ CREATE TABLE job_funding (
     job_id UUID NOT NULL,
     tenant_id UUID NOT NULL,
     voucher_ids UUID[],
+    project TEXT,
     state TEXT NOT NULL,
     model TEXT,
     held_micros BIGINT NOT NULL,
@@ -38,7 +39,7 @@ CREATE TABLE job_funding (
     charges BIGINT NOT NULL,
     CONSTRAINT pk_job_funding PRIMARY KEY (job_id),
     CONSTRAINT ck_job_funding_not_negative CHECK (held_micros >= 0 AND held_slot_ms >= 0 AND charges >= 0),
-    CONSTRAINT ck_job_funding_state CHECK (state IN ('pending', 'held', 'ended', 'released'))
+    CONSTRAINT ck_job_funding_state CHECK (state IN ('pending', 'held', 'waiting', 'ended', 'released'))
 );
 
 CREATE INDEX ix_job_funding_state ON job_funding (state);
@@ -207,21 +208,57 @@ CREATE TABLE lost_attempts (
 CREATE INDEX ix_charges_charged_at ON charges USING brin (charged_at);
 
 CREATE TABLE uncharged_usage (
-    record_id UUID NOT NULL,
     job_id UUID NOT NULL,
-    CONSTRAINT pk_uncharged_usage PRIMARY KEY (record_id),
-    CONSTRAINT fk_uncharged_usage_record_id FOREIGN KEY(record_id) REFERENCES usage_records (id)
+    attempt BIGINT NOT NULL,
+    rank BIGINT NOT NULL,
+    k BIGINT NOT NULL,
+    CONSTRAINT pk_uncharged_usage PRIMARY KEY (job_id, attempt, rank, k),
+    CONSTRAINT fk_uncharged_usage_job_id_attempt_rank_k
+        FOREIGN KEY(job_id, attempt, rank, k) REFERENCES usage_records (job_id, attempt, rank, k)
 );
-
-CREATE INDEX ix_uncharged_usage_job_id ON uncharged_usage (job_id);
 
 CREATE TABLE charged_usage (
-    record_id UUID NOT NULL,
+    job_id UUID NOT NULL,
+    attempt BIGINT NOT NULL,
+    rank BIGINT NOT NULL,
+    first_k BIGINT NOT NULL,
+    until_k BIGINT NOT NULL,
     charge_id UUID NOT NULL,
-    CONSTRAINT pk_charged_usage PRIMARY KEY (record_id),
-    CONSTRAINT fk_charged_usage_record_id FOREIGN KEY(record_id) REFERENCES usage_records (id),
+    CONSTRAINT pk_charged_usage PRIMARY KEY (job_id, attempt, rank, first_k),
+    CONSTRAINT ck_charged_usage_range CHECK (first_k >= 0 AND until_k > first_k),
     CONSTRAINT fk_charged_usage_charge_id FOREIGN KEY(charge_id) REFERENCES charges (id)
 );
+
+CREATE INDEX ix_charged_usage_charge_id ON charged_usage (charge_id);
+
+-- A record is charged once: no range of a run may reach into another one. Its neighbours alone can, and looking them up
+-- costs the same however many ranges there are, where an exclusion constraint's index costs more with each.
+CREATE FUNCTION charged_usage_refuse_overlap() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+    twice RECORD;
+BEGIN
+    SELECT n.* INTO twice
+      FROM added n
+      LEFT JOIN LATERAL (
+          SELECT c.until_k FROM charged_usage c
+           WHERE c.job_id = n.job_id AND c.attempt = n.attempt AND c.rank = n.rank AND c.first_k < n.first_k
+           ORDER BY c.first_k DESC LIMIT 1) before ON true
+      LEFT JOIN LATERAL (
+          SELECT c.first_k FROM charged_usage c
+           WHERE c.job_id = n.job_id AND c.attempt = n.attempt AND c.rank = n.rank AND c.first_k > n.first_k
+           ORDER BY c.first_k LIMIT 1) following ON true
+     WHERE before.until_k > n.first_k OR following.first_k < n.until_k
+     LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION 'records of job %, attempt %, rank % from % were charged before',
+            twice.job_id, twice.attempt, twice.rank, twice.first_k USING ERRCODE = 'exclusion_violation';
+    END IF;
+    RETURN NULL;
+END
+$$;
+
+CREATE TRIGGER charged_usage_refuse_overlap AFTER INSERT ON charged_usage
+    REFERENCING NEW TABLE AS added FOR EACH STATEMENT EXECUTE FUNCTION charged_usage_refuse_overlap();
 
 CREATE TABLE invoice_series (
     series TEXT NOT NULL,
@@ -283,6 +320,17 @@ CREATE TABLE invoice_lines (
     CONSTRAINT fk_invoice_lines_invoice_id FOREIGN KEY(invoice_id) REFERENCES invoices (id),
     CONSTRAINT fk_invoice_lines_rate_id FOREIGN KEY(rate_id) REFERENCES rates (id)
 );
+
+CREATE TABLE invoice_debts (
+    invoice_id UUID NOT NULL,
+    payer_id UUID NOT NULL,
+    micros BIGINT NOT NULL,
+    CONSTRAINT pk_invoice_debts PRIMARY KEY (invoice_id, payer_id),
+    CONSTRAINT ck_invoice_debts_micros CHECK (micros >= 0),
+    CONSTRAINT fk_invoice_debts_invoice_id FOREIGN KEY(invoice_id) REFERENCES invoices (id)
+);
+
+CREATE INDEX ix_invoice_debts_payer_id ON invoice_debts (payer_id);
 
 CREATE TABLE invoiced_charges (
     charge_id UUID NOT NULL,
@@ -379,6 +427,6 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON start_estimates TO hub_app;
 GRANT SELECT, INSERT ON api_keys, idempotency_keys, usage_records, usage_mismatches, gap_cases TO hub_app;
 GRANT UPDATE (revoked_at) ON api_keys TO hub_app;
 GRANT SELECT, INSERT ON rates, charges, charge_lines, charge_corrections, charged_usage, lost_attempts TO hub_app;
-GRANT SELECT, INSERT ON invoices, invoice_lines, invoiced_charges, credited_charges, settled_restorations TO hub_app;
+GRANT SELECT, INSERT ON invoices, invoice_lines, invoice_debts, invoiced_charges, credited_charges, settled_restorations TO hub_app;
 GRANT SELECT, INSERT, DELETE ON uncharged_usage TO hub_app;
 GRANT SELECT, INSERT, UPDATE ON job_funding, job_funded_time, usage_totals, tenant_volumes, invoice_series TO hub_app;

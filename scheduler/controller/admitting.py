@@ -4,7 +4,6 @@ So is who is to stop for whom.
 """
 
 from collections.abc import Sequence
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
@@ -19,12 +18,11 @@ from sqlalchemy.orm import Session
 from kernel.clock import unix_ms
 from kernel.ids import derived_id
 from scheduler.controller.evicting import order_evictions
-from scheduler.controller.explaining import explain_waiting
 from scheduler.controller.live_state import LiveState, machines_of
 from scheduler.controller.ports import Accounting, Admission
 from scheduler.controller.watching import Step
 from scheduler.leadership import Leadership, fence
-from scheduler.policy.model import WHOLE_MILLI, Placement, Start
+from scheduler.policy.model import WHOLE_MILLI, Placement, Plan, Start
 from scheduler.tables import AllocationRow, JobRow, RunRow
 
 UNFUNDED_RETRY_MS: Final = 5000
@@ -51,36 +49,31 @@ def admit(
     session: Session,
     leadership: Leadership,
     live: LiveState,
+    plan: Plan,
     accounting: Accounting,
     at: datetime,
-    *,
-    answering: AbstractSet[str],
-    explaining: bool = True,
 ) -> Admitted:
-    """Plan one cycle and commit its starts and evictions; a job whose funds are missing waits and says so.
+    """Commit a plan's starts and evictions; a job whose funds are missing waits and says so.
+
+    What became of a job since the picture was taken is looked at again: one that was cancelled or held stays.
 
     Args:
         session: of one transaction.
         leadership: whose epoch fences it.
-        live: the picture to plan on.
+        live: the picture it was planned on.
+        plan: of one cycle.
         accounting: who holds the funds.
-        at: now.
-        answering: the machines that may be given new jobs.
-        explaining: whether to write down why those wait that do, too.
+        at: when it was planned.
 
     Raises:
         LeadershipLost: nothing was written.
     """
     fence(session, leadership)
-    live.refresh(session, unix_ms(at), answering)
-    plan = live.plan(unix_ms(at))
     begun = _begin_all(session, leadership, plan.starts, accounting, live, at)
     for start in plan.starts:
         if UUID(start.job_id) not in begun:
             live.shelve(UUID(start.job_id), unix_ms(at), UNFUNDED_RETRY_MS)
     ordered = order_evictions(session, plan.evictions, live, accounting, at, unfunded_ms=UNFUNDED_RETRY_MS)
-    if explaining:
-        explain_waiting(session, live, unix_ms(at))
     steps = (*begun.values(), *ordered.claims)
     nodes = ordered.nodes.union(*(step.nodes for step in begun.values()))
     stood_back = len(begun) < len(plan.starts)

@@ -1,9 +1,11 @@
-"""What every node should be running, computed from the database alone."""
+"""What every node should be running, computed from the database alone.
 
-from collections.abc import Collection
+What a run is started with never changes, so that of a run that runs is kept; who loses it computes it again.
+"""
+
+from collections.abc import Collection, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
-from pathlib import Path
 from uuid import UUID
 
 from sqlalchemy import func, select
@@ -11,23 +13,12 @@ from sqlalchemy.orm import Session
 
 from scheduler.node.protocol import PIDS, Bundle, DeviceShare, Gang, Network, RunSpec, Scope
 from scheduler.ray import private
-from scheduler.secrets import Vault, opened_secrets
+from scheduler.secrets import opened_secrets
+from scheduler.store import Store
 from scheduler.tables import JobRow, NodeRow, RunRow
 
 _MASTER_PORT = 29_500
-
-
-@dataclass(frozen=True)
-class Store:
-    """Where tenants' files lie on the file system that API and nodes share, and what opens their secrets."""
-
-    uploads: Path
-    workspaces: Path
-    vault: Vault | None = None
-
-    def attempt(self, job: JobRow, attempt: int) -> Path:
-        """The directory of one attempt of a job: a workspace and a log per rank."""
-        return self.workspaces / str(job.tenant_id) / str(job.id) / f"attempt-{attempt}"
+_WANTED = ("placed", "starting", "running")
 
 
 @dataclass
@@ -38,35 +29,53 @@ class Wanted:
     notices: dict[str, str] = field(default_factory=dict)
 
 
-def desired_runs(session: Session, store: Store, names: Collection[str]) -> dict[str, Wanted]:
-    """By node, every run that should exist there now; a run whose job is to stop is left out, which stops it.
+class Desires:
+    """What nodes are to be asked for; remembers of every run that runs what it was started with."""
 
-    Args:
-        session: to read with.
-        store: where files lie.
-        names: the nodes to look at.
-    """
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._known: dict[str, dict[UUID, RunSpec]] = {}
+
+    def of(self, session: Session, names: Collection[str]) -> dict[str, Wanted]:
+        """By node, every run that should exist there now; a run whose job is to stop is left out, which stops it.
+
+        Args:
+            session: to read with.
+            names: the nodes to look at.
+        """
+        live = session.execute(
+            select(RunRow.node, RunRow.id, RunRow.state, JobRow.notice)
+            .join(JobRow, JobRow.id == RunRow.job_id)
+            .where(RunRow.node.in_(names), RunRow.state.in_(_WANTED), JobRow.stop_reason.is_(None))
+            .order_by(RunRow.node, RunRow.id)
+        ).all()
+        known = {run_id: spec for name in names for run_id, spec in self._known.pop(name, {}).items()}
+        # One that runs has its secrets; they are sent no more often than they must, and not kept.
+        known |= _specs(session, self._store, [run_id for _, run_id, _, _ in live if run_id not in known])
+        found = {node: Wanted() for node, _, _, _ in live}
+        for node, run_id, state, notice in live:
+            found[node].runs.append(known[run_id])
+            if notice:
+                found[node].notices[str(run_id)] = notice
+            if state == "running":
+                self._known.setdefault(node, {})[run_id] = known[run_id]
+        return found
+
+
+def _specs(session: Session, store: Store, run_ids: Sequence[UUID]) -> dict[UUID, RunSpec]:
+    if not run_ids:
+        return {}
     live = session.execute(
-        select(RunRow, JobRow)
-        .join(JobRow, JobRow.id == RunRow.job_id)
-        .where(
-            RunRow.node.in_(names),
-            RunRow.state.in_(("placed", "starting", "running")),
-            JobRow.stop_reason.is_(None),
-        )
-        .order_by(RunRow.node, RunRow.id)
+        select(RunRow, JobRow).join(JobRow, JobRow.id == RunRow.job_id).where(RunRow.id.in_(run_ids))
     ).all()
     gangs = _gang_hosts(session, {job.id for _, job in live if job.network == Network.JOB})
-    # A run that has started has its secrets; they are sent no more often than they must.
     secrets = opened_secrets(session, store.vault, [job for run, job in live if run.state == "placed"])
-    found: dict[str, Wanted] = {}
-    for run, job in live:
-        given = secrets.get(job.id, {}) if run.state == "placed" else {}
-        wanted = found.setdefault(run.node, Wanted())
-        wanted.runs.append(_spec(run, job, store, gangs.get(job.id), given))
-        if job.notice:
-            wanted.notices[str(run.id)] = job.notice
-    return found
+    return {
+        run.id: _spec(
+            run, job, store, gangs.get(job.id), secrets.get(job.id, {}) if run.state == "placed" else {}
+        )
+        for run, job in live
+    }
 
 
 def _gang_hosts(session: Session, job_ids: AbstractSet[UUID]) -> dict[UUID, frozenset[str]]:
@@ -99,6 +108,7 @@ def _spec(
         argv=_argv(job),
         workspace=str(folder / f"rank-{run.rank}"),
         log=str(folder / f"rank-{run.rank}.log"),
+        checkpoints=str(store.checkpoints(job, run.rank)),
         rank=run.rank,
         node_rank=run.rank,
         world_size=job.node_count,

@@ -34,7 +34,16 @@ _POISON_MAX: Final = 16
 _Versions = Mapping[UUID, tuple[int, int]]
 """By job, its attempt and revision in the database."""
 
-_BATCH: Final = 5000
+_LIVE: Final = (
+    select(JobRow.id, JobRow.state, JobRow.attempt, JobRow.revision, JobRow.stop_reason, JobRow.evicted_for)
+    .where(JobRow.ended_at.is_(None))
+    .order_by(JobRow.queued_at, JobRow.array_index, JobRow.id)
+)
+_TENANTS: Final = select(JobRow.tenant_id).where(JobRow.ended_at.is_(None)).distinct()
+
+_BATCH: Final = 500
+"""Jobs taken in between two statements: the server ends a transaction that idles for longer than a leader's lease."""
+
 _SHELF_MS_MAX: Final = 60_000
 _log = structlog.get_logger(__name__)
 
@@ -85,40 +94,30 @@ class LiveState:
 
     def refresh(self, session: Session, now_ms: int, answering: AbstractSet[str]) -> None:
         """Bring the picture up to the database. Only nodes that answer are offered to new jobs."""
-        live = session.execute(
-            select(
-                JobRow.id,
-                JobRow.state,
-                JobRow.attempt,
-                JobRow.revision,
-                JobRow.tenant_id,
-                JobRow.stop_reason,
-                JobRow.evicted_for,
-            )
-            .where(JobRow.ended_at.is_(None))
-            .order_by(JobRow.queued_at, JobRow.array_index, JobRow.id)
-        ).all()
+        live = session.execute(_LIVE).all()
         ids = {row.id for row in live}
         self._shelved = {job_id: kept for job_id, kept in self._shelved.items() if job_id in ids}
         self.set_aside = {job_id: why for job_id, why in self.set_aside.items() if job_id in ids}
-        # A cancelled job that still waits must not be placed, a running one keeps its slices until it is dead.
-        queued = {
-            row.id: (row.attempt, row.revision)
-            for row in live
-            if row.state == "queued"
-            and row.stop_reason is None
-            and row.id not in self.set_aside
-            and not self.is_shelved(row.id, now_ms)
+        left_out = self.set_aside.keys() | {
+            job_id for job_id in self._shelved if self.is_shelved(job_id, now_ms)
         }
-        running = {row.id: (row.attempt, row.revision) for row in live if row.state != "queued"}
+        queued, running, evicted = dict[UUID, tuple[int, int]](), dict[UUID, tuple[int, int]](), {}
+        for job_id, state, attempt, revision, stop_reason, evicted_for in live:
+            if state != "queued":
+                running[job_id] = attempt, revision
+            # A cancelled job that still waits must not be placed, a running one keeps its slices until it is dead.
+            elif stop_reason is None and job_id not in left_out:
+                queued[job_id] = attempt, revision
+            if evicted_for is not None:
+                evicted[job_id] = evicted_for
         centre = centre_of(session, answering, now_ms)
         self.devices, nodes = centre.devices, centre.nodes
         self._forget(session, queued, running, now_ms)
-        self._take_in(nodes, {str(row.tenant_id) for row in live})
+        self._take_in(nodes, {str(tenant_id) for tenant_id in session.scalars(_TENANTS)})
         if not self._remembers:
             learn_durations(session, self.policy)
         self._learn(session, queued, running, now_ms)
-        self._order_evictions({row.id: row.evicted_for for row in live if row.evicted_for is not None})
+        self._order_evictions(evicted)
         self._renew(nodes)
         self._reserve(centre, now_ms)
         if not self._remembers:

@@ -1,13 +1,13 @@
-"""The controller: lead, admit, sync, observe, until nothing moves; then wait for a word or the next tick.
+"""The controller: lead, hear, admit, have it started; then wait for a word or the next tick.
 
 Every step decides on what the database says, commits, and only then talks to nodes. Killing it anywhere loses
 nothing: the next leader reads the same tables, syncs nodes to the same intents and gets the same reports again.
 Nothing that goes wrong in a step ends the process: the next tick begins again from the database.
 """
 
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Final
 
 import structlog
@@ -19,27 +19,33 @@ from kernel.clock import boottime_ms, unix_ms, utc_now
 from kernel.database import transaction
 from scheduler.controller.admitting import admit
 from scheduler.controller.clearing import order_clearing
-from scheduler.controller.desired import Store, Wanted, desired_runs
+from scheduler.controller.desired import Desires, Wanted
+from scheduler.controller.explaining import explain_waiting
 from scheduler.controller.inventory import record_node
+from scheduler.controller.lease import Lease, renewals_ms, take_lease
 from scheduler.controller.live_state import LiveState
 from scheduler.controller.nodes import Nodes
 from scheduler.controller.observing import Observed, correct_lost, lose_node, observe
 from scheduler.controller.ports import Accounting, Machines
-from scheduler.controller.settling import end_waiting, settle, unsettled
+from scheduler.controller.settling import WITHDRAWN_MAX, end_waiting, settle, unsettled
 from scheduler.controller.stopwatch import Stopwatch
 from scheduler.controller.wakeups import Wakeups
 from scheduler.controller.watching import Nobody, Step, Watcher
 from scheduler.jobs import WAKE_CHANNEL
-from scheduler.leadership import Leadership, acquire, fence, renew, resign
+from scheduler.leadership import Leadership, fence
 from scheduler.node.protocol import Report, SyncRequest
 from scheduler.operations import note
 from scheduler.policy.model import Queue
 from scheduler.policy.settings import PolicySettings, policy_named
 from scheduler.refusals import LeadershipLost
+from scheduler.store import Store
 from scheduler.tables import JobRow, NodeRow
 
 _ROUNDS_MAX: Final = 20
 """Cycles in one step; what is still moving after so many is taken up at the next tick."""
+
+_ROOM: Final = "room"
+"""The word with which a step leaves the room it heard of last to the next one."""
 
 _STANDBY_LOOK_MS: Final = 250
 """How often a standby looks whether the leader's lease has lapsed."""
@@ -48,6 +54,10 @@ _BREATH_MS: Final = 40
 _BREATH_MS_MAX: Final = 200
 """Between two steps as long as the last one took, within these bounds, so that under load a step serves many words
 and leaves the machine to others half of the time; the first word after a pause is served at once."""
+
+_EXPLAINED_MAX: Final = 1000
+_SELDOM: Final = 5
+"""While more than so many wait, why they do is written down at every so manieth tick."""
 
 _log = structlog.get_logger(__name__)
 
@@ -65,11 +75,17 @@ class Pace:
 class _Term:
     """One term of leadership and what was learnt in it; all but the epoch may be lost."""
 
-    leadership: Leadership
+    lease: Lease
     nodes: Nodes
     live: LiveState
     stopwatch: Stopwatch
-    renewed_boot_ms: int
+    desires: Desires
+    ticks: int = 0
+
+    @property
+    def leadership(self) -> Leadership:
+        """What every transaction of the term is fenced with."""
+        return self.lease.leadership
 
 
 class Controller:
@@ -114,7 +130,16 @@ class Controller:
         self._wakeups.put("stop")
 
     def run(self) -> None:
-        """Lead while the lease can be had, stand by while it cannot."""
+        """Lead while the lease can be had, stand by while it cannot; a thread renews it as long as this one lives."""
+        done = threading.Event()
+        threading.Thread(target=self._keep_lease, args=(done,), name="lease", daemon=True).start()
+        try:
+            self._run()
+        finally:
+            done.set()
+            self.resign()
+
+    def _run(self) -> None:
         next_tick = rested = 0
         while not self._stopping:
             words = self._wakeups.wait(max(0, next_tick - boottime_ms()) / 1000)
@@ -127,7 +152,12 @@ class Controller:
             ended = boottime_ms()
             rested = ended + min(max(_BREATH_MS, ended - began), _BREATH_MS_MAX)
             next_tick = min(next_tick, self._next_look())
-        self.resign()
+
+    def _keep_lease(self, done: threading.Event) -> None:
+        while not done.wait(renewals_ms(self._pace.leader_lease_ms) / 1000):
+            term = self._term
+            if term is not None:
+                term.lease.keep()
 
     def _next_look(self) -> int:
         """When to look though nobody says a word and no tick is due."""
@@ -160,21 +190,16 @@ class Controller:
             self._watcher.led(leading=self._term is not None)
 
     def lead(self) -> bool:
-        """Renew the lease or try to get it; whether this controller leads. Raises LeadershipLost."""
-        now_ms, lease, at = boottime_ms(), timedelta(milliseconds=self._pace.leader_lease_ms), utc_now()
-        if self._term is not None and now_ms < self._term.renewed_boot_ms + self._pace.leader_lease_ms // 4:
+        """Go on leading, or try to get the lease; whether this controller leads. Raises LeadershipLost."""
+        if self._term is not None:
+            self._term.lease.proceed()
             return True
-        with transaction(self._engine) as session:
-            if self._term is not None:
-                renew(session, self._term.leadership, lease, at)
-                self._term.renewed_boot_ms = now_ms
-                return True
-            leadership = acquire(session, self._holder, lease, at)
-        if leadership is None:
+        lease = take_lease(self._engine, self._holder, self._pace.leader_lease_ms)
+        if lease is None:
             return False
-        _log.info("leading", epoch=leadership.epoch, holder=self._holder)
+        _log.info("leading", epoch=lease.leadership.epoch, holder=self._holder)
         nodes = Nodes(self._pace.node_lease_ms, boottime_ms())
-        self._term = _Term(leadership, nodes, self._prepared, Stopwatch(), now_ms)
+        self._term = _Term(lease, nodes, self._prepared, Stopwatch(), Desires(self._store))
         self._prepared = LiveState(self._policy, self._queues)
         return True
 
@@ -191,46 +216,56 @@ class Controller:
         if self._term is None:
             return
         try:
-            with transaction(self._engine) as session:
-                resign(session, self._term.leadership, utc_now())
+            self._term.lease.resign()
         except DBAPIError as error:
             _log.warning("not_resigned", reason=str(error.orig))
         self._term = None
 
     def step(self, words: Iterable[str], *, ticking: bool) -> None:
-        """Admit, sync and observe until nothing moves. Raises LeadershipLost."""
+        """Hear what moved, admit into the room that made, have it started, until nothing is due. Raises LeadershipLost.
+
+        Room that is only heard of while others are started is the next step's: after the breath between two steps
+        there is more of it, and a step costs little more for many jobs than for one.
+        """
         reachable = set(self._machines.reachable())
-        due = set(reachable) if ticking else {word for word in words if word in reachable}
+        due = set(reachable) if ticking else set[str]()
         if ticking:
             self._give_up_lost()
             self._keep_funded()
         if WAKE_CHANNEL in words or ticking:
             due |= self._withdraw() & reachable
-        unheard = reachable - self._led.nodes.answering()
-        if unheard & due:
-            due = self._sync(unheard & due, reachable)[1] | (due - unheard)
+        telling = reachable.intersection(words) | ((reachable - self._led.nodes.answering()) & due)
+        if telling:
+            due = self._sync(telling, reachable)[1] | (due - telling)
         freed = True
         for _ in range(_ROUNDS_MAX):
             if freed:
-                due |= self._admit(explaining=ticking) & reachable
+                due |= self._admit() & reachable
             if not due:
-                return
+                break
             freed, due = self._sync(due, reachable)
+            if freed and not due:
+                self._wakeups.put(_ROOM)
+                break
+        if ticking:
+            self._explain()
 
-    def _admit(self, *, explaining: bool) -> set[str]:
+    def _admit(self) -> set[str]:
+        """Plan on what the database says, with no transaction open, and commit the plan; the nodes to sync for it."""
         nodes: set[str] = set()
         term = self._led
         for _ in range(_ROUNDS_MAX):
-            with self._watcher.timing("admit"), transaction(self._engine) as session:
-                admitted = admit(
-                    session,
-                    term.leadership,
-                    term.live,
-                    self._accounting,
-                    utc_now(),
-                    answering=term.nodes.answering(),
-                    explaining=explaining,
-                )
+            term.lease.proceed()
+            with self._watcher.timing("admit"):
+                at = utc_now()
+                with transaction(self._engine) as session:
+                    term.live.refresh(session, unix_ms(at), term.nodes.answering())
+                plan = term.live.plan(unix_ms(at))
+                if not plan.starts and not plan.evictions:
+                    self._watcher.planned(starts=0, evictions=0)
+                    break
+                with transaction(self._engine) as session:
+                    admitted = admit(session, term.leadership, term.live, plan, self._accounting, at)
             self._watcher.planned(starts=admitted.starts, evictions=admitted.evictions)
             self._watcher.moved(admitted.steps)
             nodes |= admitted.nodes
@@ -238,33 +273,52 @@ class Controller:
                 break
         return nodes
 
+    def _explain(self) -> None:
+        """Write down why those wait that do; seldom while there are very many."""
+        term = self._led
+        term.ticks += 1
+        if len(term.live.policy.queued) > _EXPLAINED_MAX and term.ticks % _SELDOM:
+            return
+        term.lease.proceed()
+        with transaction(self._engine) as session:
+            fence(session, term.leadership)
+            explain_waiting(session, term.live, unix_ms(utc_now()))
+
     def _withdraw(self) -> set[str]:
         """End what was cancelled while it waited; returns the nodes, if anything must be stopped."""
+        more = True
+        while more:
+            self._led.lease.proceed()
+            with transaction(self._engine) as session:
+                steps = end_waiting(session, self._led.leadership, self._accounting, utc_now())
+            self._watcher.moved(steps)
+            more = len(steps) >= WITHDRAWN_MAX
         at = utc_now()
         with transaction(self._engine) as session:
-            steps = end_waiting(session, self._led.leadership, self._accounting, at)
+            fence(session, self._led.leadership)
             order_clearing(session, at)
             loose = unsettled(session)
             settled = settle(session, loose, self._accounting, at)
-        self._watcher.moved((*steps, *settled.steps))
+        self._watcher.moved(settled.steps)
         return set(self._machines.reachable()) if loose else set()
 
     def _sync(self, names: set[str], reachable: set[str]) -> tuple[bool, set[str]]:
         """One round trip to these nodes; whether devices were given back, and the nodes worth another one."""
         term = self._led
-        self.lead()  # a step may be longer than the lease
         with transaction(self._engine) as session:
-            desired = desired_runs(session, self._store, names)
+            desired = term.desires.of(session, names)
         requests: dict[str, SyncRequest] = {}
         for name in sorted(names):
             wanted = desired.get(name) or Wanted()
             requests[name] = term.nodes.request(name, term.leadership.epoch, wanted.runs, wanted.notices)
+        term.lease.proceed()
         reports = {
             name: report
             for name, report in self._machines.sync(requests).items()
             if _is_from(name, report) and name in requests
         }
         heard_ms, at = boottime_ms(), utc_now()
+        term.lease.proceed()
         observed = {
             name: Observed(report, frozenset(spec.run_id for spec in requests[name].desired))
             for name, report in reports.items()

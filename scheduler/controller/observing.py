@@ -1,7 +1,8 @@
 """From what nodes report to what the database says of runs, under the guard of the epoch.
 
-A run only moves forward. It ends when its node says so, when its node certainly does not have it, or when the node is
-given up; its slices are free from the moment we know that, and no sooner.
+All reports are applied together, in a number of statements that does not depend on that of the nodes; only if that
+fails, each by itself. A run only moves forward. It ends when its node says so, when its node certainly does not have
+it, or when the node is given up; its slices are free from the moment we know that, and no sooner.
 """
 
 from collections.abc import Mapping, Sequence
@@ -60,19 +61,39 @@ def observe(
         LeadershipLost: nothing was written.
     """
     fence(session, leadership)
+    try:
+        with session.begin_nested():
+            touched, kept = _take(session, observed, accounting, at), sorted(observed)
+    except Exception:  # noqa: BLE001 - one row must not stop all others
+        touched, kept = _take_each(session, observed, accounting, at)
+    return settle(session, touched, accounting, at), kept
+
+
+def _take_each(
+    session: Session, observed: Mapping[str, Observed], accounting: Accounting, at: datetime
+) -> tuple[set[UUID], list[str]]:
+    """Leave out, loudly, what cannot be applied."""
     touched: set[UUID] = set()
     kept = []
     for node, one in sorted(observed.items()):
         try:
             with session.begin_nested():
-                accounting.record_usage(session, node, one.report.usage, at)
-                moved = _apply(session, node, one, at)
-        except Exception:  # noqa: BLE001 - one row must not stop all others
+                moved = _take(session, {node: one}, accounting, at)
+        except Exception:  # noqa: BLE001 - the same
             _log.exception("report_not_applied", node=node)
             continue
         touched |= moved
         kept.append(node)
-    return settle(session, touched, accounting, at), kept
+    return touched, kept
+
+
+def _take(
+    session: Session, observed: Mapping[str, Observed], accounting: Accounting, at: datetime
+) -> set[UUID]:
+    for node, one in sorted(observed.items()):
+        if one.report.usage:
+            accounting.record_usage(session, node, one.report.usage, at)
+    return _apply(session, observed, at)
 
 
 def lose_node(
@@ -106,25 +127,43 @@ def correct_lost(session: Session, report: Report) -> None:
     session.flush()
 
 
-def _apply(session: Session, node: str, observed: Observed, at: datetime) -> set[UUID]:
-    statuses = {status.run_id: status for status in observed.report.runs}
-    refusals = {refusal.run_id: refusal for refusal in observed.report.refused}
+def _apply(session: Session, observed: Mapping[str, Observed], at: datetime) -> set[UUID]:
+    """Move the runs about which there is something to say; only those are read whole and locked."""
+    statuses = {(node, one.run_id): one for node, seen in observed.items() for one in seen.report.runs}
+    refusals = {(node, one.run_id): one for node, seen in observed.items() for one in seen.report.refused}
+    live = session.execute(
+        select(RunRow.id, RunRow.node, RunRow.state)
+        .where(RunRow.node.in_(observed), RunRow.state != "ended")
+        .order_by(RunRow.id)
+    )
+    told = []
+    for run_id, node, state in live:
+        at_node = (node, str(run_id))
+        status = statuses.get(at_node)
+        if (
+            _ORDER[status.state] > _ORDER[state]
+            if status is not None
+            else at_node in refusals or at_node[1] not in observed[node].asked
+        ):
+            told.append(run_id)
+    if not told:
+        return set()
     touched: list[RunRow] = []
     runs = session.execute(
         select(RunRow, JobRow.stop_reason)
         .join(JobRow, JobRow.id == RunRow.job_id)
-        .where(RunRow.node == node, RunRow.state != "ended")
+        .where(RunRow.id.in_(told))
         .order_by(RunRow.id)
         .with_for_update(of=RunRow)
     )
     for run, stop_reason in runs.all():
-        run_id = str(run.id)
-        if run_id in statuses:
-            moved = _advance(run, statuses[run_id], stop_reason, at)
-        elif run_id in refusals:
-            moved = _refuse(run, refusals[run_id], at)
+        at_node = (run.node, str(run.id))
+        if at_node in statuses:
+            moved = _advance(run, statuses[at_node], stop_reason, at)
+        elif at_node in refusals:
+            moved = _refuse(run, refusals[at_node], at)
         else:
-            moved = run_id not in observed.asked and _miss(run, at)
+            moved = _miss(run, at)
         if moved:
             touched.append(run)
     session.flush()

@@ -69,6 +69,10 @@ class Accounting(Protocol):
         """Keep usage records, each once."""
         ...
 
+    def requeued(self, session: Session, jobs: Sequence[JobRow], at: datetime) -> None:
+        """Jobs wait to run again; nothing need be set aside for them until they are admitted again."""
+        ...
+
     def ended(self, session: Session, jobs: Sequence[JobRow], at: datetime) -> None:
         """Jobs are over; nothing more will be used except what is reported late."""
         ...

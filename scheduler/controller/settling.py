@@ -35,6 +35,9 @@ RETRY_MS: Final = 1000
 
 RETRY_MS_MAX: Final = 300_000
 
+WITHDRAWN_MAX: Final = 1000
+"""Cancelled jobs ended in one transaction."""
+
 PREEMPTED: Final = "preempted"
 """Why a job is stopped for another one, and how its runs end then."""
 
@@ -104,6 +107,9 @@ def _settle_all(session: Session, job_ids: AbstractSet[UUID], accounting: Accoun
             steps += _steps(job, runs[job.id], *before, at)
     session.flush()
     _tell_ended(session, [job for job in moved if job.ended_at is not None], accounting, at)
+    requeued = [job for job in moved if job.state == "queued"]
+    if requeued:
+        accounting.requeued(session, requeued, at)
     return Settled(
         freed=any(job.state == "queued" or job.ended_at is not None for job in moved),
         stopping=any(job.stop_reason is not None for job in moved),
@@ -149,7 +155,7 @@ def end_waiting(session: Session, leadership: Leadership, accounting: Accounting
     """End jobs that were cancelled before they were placed, or wait for one that will not succeed.
 
     Returns:
-        The steps they took.
+        The steps they took; at least `WITHDRAWN_MAX` of them when there may be more to end.
 
     Raises:
         LeadershipLost: nothing was written.
@@ -159,6 +165,7 @@ def end_waiting(session: Session, leadership: Leadership, accounting: Accounting
         select(JobRow)
         .where(JobRow.state == "queued", JobRow.stop_reason.is_not(None))
         .order_by(JobRow.id)
+        .limit(WITHDRAWN_MAX)
         .with_for_update()
     ).all()
     for job in jobs:

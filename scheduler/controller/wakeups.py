@@ -64,7 +64,9 @@ class Wakeups:
 
 
 def notifications(url: str, channel: str) -> Callable[[], str | None]:
-    """A `wait_once` that listens on a PostgreSQL channel over a connection of its own.
+    """A `wait_once` that listens on a PostgreSQL channel over a connection of its own; the word is what was said there.
+
+    Where nothing particular was said it is the channel's own name.
 
     Args:
         url: SQLAlchemy URL; the driver part is left out for the plain connection.
@@ -78,8 +80,8 @@ def notifications(url: str, channel: str) -> Callable[[], str | None]:
             connection[0].execute(f"LISTEN {channel}".encode())
             return channel  # something may have been said while nobody listened
         try:
-            for _ in connection[0].notifies(timeout=5, stop_after=1):
-                return channel
+            for said in connection[0].notifies(timeout=5, stop_after=1):
+                return said.payload or channel
         except psycopg.Error:
             connection[0].close()
             raise

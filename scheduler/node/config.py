@@ -36,7 +36,7 @@ class InventorySource(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """One accelerator. `files` are its device nodes; `imitates` is whose variable a simulated one sets.
+    """One accelerator. `files` are its device nodes; `imitates` is whose variable a simulated one sets, if anybody's.
 
     `health_file`, where it exists, says `healthy`, `unhealthy REASON` or `failed REASON`: how simulated devices break,
     and how an operator's own watchdog tells of a real one.

@@ -26,7 +26,9 @@ def device_environment(devices: Iterable[Device], shares: Iterable[DeviceShare])
     by_index = {device.index: device for device in devices}
     ordered = sorted(shares, key=lambda share: (share.index, share.slot_lo))
     indices = sorted({share.index for share in ordered})
-    env = {VISIBLE_DEVICES[shown_as(device)]: "" for device in by_index.values()}
+    # A simulated device that imitates nobody is shown by our own variables alone.
+    vendors = {shown_as(device) for device in by_index.values()} - {Vendor.SIMULATED}
+    env = dict.fromkeys((VISIBLE_DEVICES[vendor] for vendor in sorted(vendors)), "")
     for vendor, variable in VISIBLE_DEVICES.items():
         mine = [str(index) for index in indices if shown_as(by_index[index]) is vendor]
         if mine:

@@ -6,12 +6,13 @@ The hub's own variables win over the tenant's, so that a rank cannot be lied to 
 import re
 from typing import Final
 
-from scheduler.node.config import Environment, NodeConfig
+from scheduler.node.config import Environment, NodeConfig, SandboxMode
 from scheduler.node.devices import device_environment
 from scheduler.node.errors import InvalidRun
 from scheduler.node.protocol import Gang, RunSpec
 
 JOB_HOME: Final = "/job"
+CHECKPOINTS: Final = "/checkpoints"
 SYSTEM_PATH: Final = ("/usr/local/bin", "/usr/bin", "/bin")
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -52,11 +53,19 @@ def job_environment(spec: RunSpec, config: NodeConfig, software: Environment) ->
         "USER": "job",
         "LANG": "C.UTF-8",
         "HUB_SECRETS": "/run/secrets",
+        **_checkpoints(spec, config),
         **software.env,
         **spec.env,
         **rank_environment(spec),
         **device_environment(config.devices, spec.devices),
     }
+
+
+def _checkpoints(spec: RunSpec, config: NodeConfig) -> dict[str, str]:
+    if not spec.checkpoints:
+        return {}
+    shown = spec.checkpoints if config.sandbox is SandboxMode.PROCESS else CHECKPOINTS
+    return {"HUB_CHECKPOINTS": shown}
 
 
 def loader_variables(env: dict[str, str]) -> dict[str, str]:

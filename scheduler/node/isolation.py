@@ -88,6 +88,7 @@ def probe_view(workspace: str, etc: str, stage: str, uid: int | None) -> View:
         argv=("/usr/bin/true",),
         env={},
         workspace=workspace,
+        checkpoints="",
         etc=etc,
         stage=stage,
         software=(),

@@ -25,6 +25,7 @@ from scheduler.node.identities import UidPool
 from scheduler.node.launched import Launched, remove_cgroup
 from scheduler.node.logs import LogSink, open_log
 from scheduler.node.protocol import Bundle, Network, RunSpec, Scope
+from scheduler.node.reconcile import nested
 from scheduler.node.sandbox import View, make_stage
 from scheduler.node.watching import Watch
 from scheduler.node.workspace import adopt, give_to, open_directory, relative_parts
@@ -87,8 +88,12 @@ class Launcher:
                 lease = self._uids.lease()
                 lent.callback(lease.release)
                 uid = lease.uid
-            directory = await self._make_workspace(spec, uid)
-            lent.callback(os.close, directory)
+            directories: list[int] = []
+            for field in _directories(spec):
+                directories.append(await self._make_own(spec, field, uid))
+                lent.callback(os.close, directories[-1])
+            if spec.bundle is not None:
+                await self._unpack(spec.bundle, directories[0], uid)
             enter_pid = None
             if spec.network is Network.JOB and spec.gang is not None:
                 membership = await self._gangs.join(spec.gang.id)
@@ -101,7 +106,7 @@ class Launcher:
             view = self._view(spec, uid, enter_pid, cgroup.joins if cgroup is not None else ())
             log = self._open_log(spec, log_full)
             memory_bytes = 0 if cgroup is not None else view.memory_bytes
-            watch = Watch(directory, self._config.limits, memory_bytes=memory_bytes)
+            watch = Watch(directories, self._config.limits, memory_bytes=memory_bytes)
             return Launched(view, log, cgroup, watch, lent.pop_all(), self._config.sandbox)
 
     def _view(self, spec: RunSpec, uid: int | None, enter_pid: int | None, joins: tuple[str, ...]) -> View:
@@ -111,6 +116,7 @@ class Launcher:
             argv=spec.argv,
             env=job_environment(spec, self._config, software),
             workspace=spec.workspace,
+            checkpoints=spec.checkpoints,
             etc=str(self._etc),
             stage=str(self._stage),
             software=tuple((mount.source, mount.target or mount.source) for mount in software.mounts),
@@ -128,14 +134,13 @@ class Launcher:
             secrets=spec.secrets,
         )
 
-    async def _make_workspace(self, spec: RunSpec, uid: int | None) -> int:
-        parts = relative_parts(self._root, spec.workspace, "workspace")
-        with open_directory(self._root, parts, "workspace", create=True) as directory:
+    async def _make_own(self, spec: RunSpec, field: str, uid: int | None) -> int:
+        """A descriptor of a directory that the job may write, which is made or taken over from an earlier attempt."""
+        parts = relative_parts(self._root, getattr(spec, field), field)
+        with open_directory(self._root, parts, field, create=True) as directory:
             if uid is not None:
                 await adopt(directory, uid)
             give_to(directory, uid if uid is not None else os.geteuid())
-            if spec.bundle is not None:
-                await self._unpack(spec.bundle, directory, uid)
             return os.dup(directory)
 
     async def _unpack(self, archive: Bundle, directory: int, uid: int | None) -> None:
@@ -188,10 +193,20 @@ class Launcher:
             raise InvalidRun(field="gang.scope", problem=problem)
 
     def _check_paths(self, spec: RunSpec) -> None:
-        workspace = relative_parts(self._root, spec.workspace, "workspace")
         log = relative_parts(self._root, spec.log, "log")
-        if log[: len(workspace)] == workspace:
-            raise InvalidRun(field="log", problem="lies inside the workspace, where the job could replace it")
+        for field in _directories(spec):
+            own = relative_parts(self._root, getattr(spec, field), field)
+            if log[: len(own)] == own:
+                raise InvalidRun(
+                    field="log", problem=f"lies inside the {field}, where the job could replace it"
+                )
+        if spec.checkpoints and nested(spec.checkpoints, spec.workspace):
+            raise InvalidRun(field="checkpoints", problem="may not share a folder with the workspace")
+
+
+def _directories(spec: RunSpec) -> tuple[str, ...]:
+    """The fields that name what the job may write; its working directory first."""
+    return ("workspace", "checkpoints") if spec.checkpoints else ("workspace",)
 
 
 async def _await_end(process: subprocess.Popen[bytes]) -> None:

@@ -94,10 +94,11 @@ class Gang:
 class RunSpec:
     """One process tree to run on this node: one rank of one attempt of a job. Never changes under its id.
 
-    `workspace` is the host directory that becomes /job; `log` the host file that receives stdout and stderr; both lie
-    below the node's workspace root and `log` not inside a workspace. `secrets` become files in /run/secrets and are
-    never written to disk. `traceparent` is what the job's submission belongs to. Zero means no limit for
-    `time_limit_ms` and `cpu_milli`, and no signal for `notice_signal`, which accompanies a notice.
+    `workspace` is the host directory that becomes /job; `log` the host file that receives stdout and stderr;
+    `checkpoints`, unless empty, the host directory that every attempt of this rank finds again. All lie below the
+    node's workspace root and `log` in neither of the others. `secrets` become files in /run/secrets and are never
+    written to disk. `traceparent` is what the job's submission belongs to. Zero means no limit for `time_limit_ms` and
+    `cpu_milli`, and no signal for `notice_signal`, which accompanies a notice.
     """
 
     run_id: str
@@ -107,6 +108,7 @@ class RunSpec:
     argv: tuple[str, ...]
     workspace: str
     log: str
+    checkpoints: str = ""
     rank: int = 0
     node_rank: int = 0
     local_rank: int = 0

@@ -2,7 +2,7 @@
 
 Rules, in this order: a run that ever started here never starts again; what is desired and alive has its lease
 renewed; what is alive and not desired is stopped; a desired run waits for stopping ones that hold its device
-slots or workspace, and is refused (for now) when a desired one holds them.
+slots or directories, and is refused (for now) when a desired one holds them.
 """
 
 from collections.abc import Iterable, Mapping
@@ -65,7 +65,7 @@ def plan_sync(
             continue
         holders = sorted(run_id for run_id, other in staying.items() if _in_the_way(other, spec))
         if holders:
-            reason = f"Run {holders[0]} holds its devices or workspace."
+            reason = f"Run {holders[0]} holds its devices or directories."
             refuse.append(Refusal(spec.run_id, "taken", reason))
         elif len(staying) >= runs_max:
             refuse.append(Refusal(spec.run_id, "node_full", f"This node runs at most {runs_max} runs at once."))
@@ -83,8 +83,13 @@ def plan_sync(
 
 def _in_the_way(other: RunSpec, spec: RunSpec) -> bool:
     shared = any(overlap(one, two) for one in other.devices for two in spec.devices)
-    return shared or _nested(other.workspace, spec.workspace)
+    return shared or any(nested(one, two) for one in _directories(other) for two in _directories(spec))
 
 
-def _nested(one: str, other: str) -> bool:
+def _directories(spec: RunSpec) -> tuple[str, ...]:
+    return (spec.workspace, spec.checkpoints) if spec.checkpoints else (spec.workspace,)
+
+
+def nested(one: str, other: str) -> bool:
+    """Whether one directory is the other or lies in it."""
     return f"{one}/".startswith(f"{other}/") or f"{other}/".startswith(f"{one}/")

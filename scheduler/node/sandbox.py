@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from scheduler.node.becoming import Becoming
-from scheduler.node.environment import JOB_HOME, loader_variables
+from scheduler.node.environment import CHECKPOINTS, JOB_HOME, loader_variables
 from scheduler.node.errors import StartFailed
 from scheduler.node.protocol import Network
 from scheduler.node.seccomp import job_filter
@@ -49,6 +49,7 @@ class View:
     argv: tuple[str, ...]
     env: dict[str, str]
     workspace: str
+    checkpoints: str
     etc: str
     stage: str
     software: tuple[tuple[str, str], ...]
@@ -165,7 +166,10 @@ def _inner(view: View, staged: _Stage | None, status_fd: int, memory_file: _Memo
     for name, value in view.secrets.items():
         handle = memory_file(value.encode())
         words += ["--perms", "0400", "--ro-bind-data", str(handle), f"/run/secrets/{name}"]
-    words += [*show("--bind", view.workspace, JOB_HOME), "--remount-ro", "/", "--chdir", JOB_HOME]
+    words += show("--bind", view.workspace, JOB_HOME)
+    if view.checkpoints:
+        words += show("--bind", view.checkpoints, CHECKPOINTS)
+    words += ["--remount-ro", "/", "--chdir", JOB_HOME]
     loaders = loader_variables(view.env)
     for name, value in view.env.items():
         if name not in loaders:

@@ -1,13 +1,13 @@
-"""Watches what no kernel limit covers: how much disk a run's workspace takes and, without cgroups, its memory.
+"""Watches what no kernel limit covers: how much disk a run's directories take and, without cgroups, its memory.
 
-A census walks the workspace in small steps, as often as its own cost allows, and counts what was deleted but is
+A census walks them in small steps, as often as its own cost allows, and counts what was deleted but is
 still held open. Between two censuses a run may overshoot; the reserve kept free on the file system bounds what
 that can do to others: when it is touched, the run that takes most is stopped.
 """
 
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -28,13 +28,14 @@ class Watch:
     """The disk and memory of one run.
 
     Args:
-        directory: descriptor of its workspace, open as long as the watch is used.
+        directories: descriptors of what it may write, its workspace first, open as long as the watch is used.
         memory_bytes: what it may keep resident; zero leaves memory to its cgroup.
     """
 
-    def __init__(self, directory: int, limits: Limits, *, memory_bytes: int) -> None:
+    def __init__(self, directories: Sequence[int], limits: Limits, *, memory_bytes: int) -> None:
         self.bytes = 0
-        self.directory = directory
+        self.directory = directories[0]
+        self._directories = directories
         self._limits = limits
         self._memory_bytes = memory_bytes
         self._census: Census | None = None
@@ -50,7 +51,7 @@ class Watch:
         if self._census is None:
             if now_ms < self._next_ms:
                 return ""
-            self._census, self._began_ms = Census(self.directory), now_ms
+            self._census, self._began_ms = Census(self._directories), now_ms
         census = self._census
         for _ in range(_STEPS):
             census.step()

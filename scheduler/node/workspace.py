@@ -7,8 +7,9 @@ nothing a job leaves behind can make the supervisor (which may be root) touch a 
 import asyncio
 import os
 import stat
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from typing import Final
 
@@ -100,16 +101,16 @@ def open_artifact(workspace: Path, path: str) -> int:
 
 
 class Census:
-    """How much a directory tree holds, counted in small steps so that nobody waits for it.
+    """How much some directory trees hold, counted in small steps so that nobody waits for it.
 
     Sparse files count by the blocks they occupy, hard links once per name.
     """
 
-    def __init__(self, directory: int) -> None:
+    def __init__(self, directories: Iterable[int]) -> None:
         self.bytes = 0
         self.entries = 0
         self.complete = False
-        self._walk = self._count(directory)
+        self._walk = self._count(tuple(directories))
 
     def step(self) -> None:
         """Count some more entries; sets `complete` at the end."""
@@ -120,8 +121,8 @@ class Census:
         """Stop half-way."""
         self._walk.close()
 
-    def _count(self, top: int) -> Generator[bool, None, None]:
-        for _, _, info in walk_entries(top):
+    def _count(self, tops: Iterable[int]) -> Generator[bool, None, None]:
+        for _, _, info in chain.from_iterable(map(walk_entries, tops)):
             self.entries += 1
             self.bytes += info.st_blocks * 512
             if self.entries % _STEP_ENTRIES == 0:

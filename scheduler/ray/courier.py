@@ -40,8 +40,8 @@ _CHANGE_WAIT_MS: Final = 10_000
 _IDLE_MS: Final = 10_000
 _STANDBY_S: Final = 0.2
 _PAUSE_S: Final = 1.0
-_BREATH_S: Final = 0.04
-"""Between two answers of a node that changes all the time, so that one answer tells of many changes."""
+_HEARD_S: Final = 0.2
+"""A node that has changed is watched again once the controller has asked it, or after so long: one word is enough."""
 
 _log = structlog.get_logger(__name__)
 
@@ -62,6 +62,7 @@ class Courier:
         self._agents: dict[str, Any] = {}
         self._late: set[str] = set()
         self._watched: dict[str, int] = {}
+        self._asked: dict[str, threading.Event] = {}
         self._asked_boot_ms = 0
         self._never = threading.Event()
 
@@ -109,6 +110,8 @@ class Courier:
         self._late = set(requests.keys() - reports.keys())
         for name, report in reports.items():
             self._watched[name] = report.seq  # nobody need be woken for what is known
+            if name in self._asked:
+                self._asked[name].set()
         return reports
 
     def _keep_looking(self) -> None:
@@ -148,7 +151,7 @@ class Courier:
         self._agents = {name: before.get(name) or _agent(name) for name in sorted(names)}
         self._say(Members(frozenset(names)))
         for name in sorted(names - self._watched.keys()):
-            self._watched[name] = 0
+            self._watched[name], self._asked[name] = 0, threading.Event()
             threading.Thread(target=self._watch, args=(name,), name=f"watch-{name}", daemon=True).start()
 
     def _watch(self, name: str) -> NoReturn:
@@ -171,10 +174,12 @@ class Courier:
             )
         except GetTimeoutError:
             return
+        if change.seq in {seq, self._watched[name]}:
+            return
+        self._asked[name].clear()
         self._watched[name] = change.seq
-        if change.seq != seq:
-            self._say(Changed(name, change.seq))
-            self._never.wait(_BREATH_S)
+        self._say(Changed(name, change.seq))
+        self._asked[name].wait(_HEARD_S)
 
 
 def _listens(path: str) -> bool:

@@ -41,8 +41,7 @@ def tampered(root: Engine, statement: str) -> Iterator[Session]:
     """A session that sees what somebody with every right has done; it is undone in the end."""
     with root.connect() as connection:
         connection.execute(text("SET LOCAL session_replication_role = replica"))
-        for constraint in ("ck_accounts_bound", "ck_accounts_totals"):
-            connection.execute(text(f"ALTER TABLE accounts DROP CONSTRAINT {constraint}"))
+        connection.execute(text("ALTER TABLE accounts DROP CONSTRAINT ck_accounts_bound"))
         connection.execute(text(statement))
         yield Session(connection)
 
@@ -65,6 +64,11 @@ TAMPERINGS = [
     ("UPDATE transfers SET amount = 2 WHERE id = '{m}'", "histories", "the transfers up to it give"),
     ("UPDATE transfers SET debit_credits_posted = 7 WHERE id = '{m}'", "histories", "the history says"),
     ("UPDATE transfers SET credit_sequence = 77 WHERE id = '{m}'", "histories", "carries number 77"),
+    (
+        "UPDATE accounts SET id = '{h}' WHERE id = '{pool}'",
+        "histories",
+        "{m} names account {pool}, which does not",
+    ),
     ("UPDATE accounts SET bound = 'credit' WHERE id = '{world}'", "histories", "overdrawn by transfer {fund}"),
     ("UPDATE accounts SET bound = 'debit' WHERE id = '{spent}'", "histories", "was overdrawn"),
     ("UPDATE holds SET captured = 9, freed = 26 WHERE id = '{h}'", "holds", "says held 35, captured 9"),

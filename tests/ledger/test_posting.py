@@ -3,6 +3,7 @@ from datetime import datetime, timedelta
 
 import pytest
 from sqlalchemy import Engine
+from sqlalchemy.orm import Session
 
 from kernel.database import transaction
 from kernel.errors import Conflict, Invalid, NotFound, Unfunded
@@ -157,6 +158,14 @@ def test_reversals_mirror_what_was_posted_and_captured(funded: Engine) -> None:
     assert [o.amount for o in outcomes] == [50, 20, 20, 7, 7]
     assert totals(funded, POOL) == (27, 127, 30, 0)
     assert totals(funded, SPENT) == (27, 27, 0, 30)
+
+
+@pytest.mark.parametrize("transfer", [move("x", POOL, SPENT, 1), held("x", 1)])
+def test_a_posting_that_begins_its_transaction_is_undone_with_it(funded: Engine, transfer: Transfer) -> None:
+    with Session(funded) as session:
+        assert post_all(session, [transfer], at=T0)[0].status is Status.POSTED
+        session.rollback()
+    assert totals(funded, POOL) == (0, 100, 0, 0)
 
 
 def test_a_linked_batch_is_posted_whole_or_not_at_all(funded: Engine) -> None:

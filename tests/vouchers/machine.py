@@ -18,7 +18,7 @@ FLAGS: Final = st.sampled_from(("once", "crash first", "once", "twice"))
 
 
 class MoneyMachine(RuleBasedStateMachine):
-    """Issue, deposit, hold, extend, capture, release, expire, recall, restore, claim, pay, claw back."""
+    """Issue, deposit, hold, extend, capture, interrupt, release, expire, recall, restore, claim, pay, claw back."""
 
     def __init__(self, world: Money) -> None:
         super().__init__()
@@ -54,6 +54,11 @@ class MoneyMachine(RuleBasedStateMachine):
     @rule(data=st.data(), how=FLAGS)
     def release(self, data: st.DataObject, how: str) -> None:
         self.money.release(data.draw(_index_of(self.model.jobs)), how)
+
+    @precondition(lambda self: self.model.jobs)
+    @rule(data=st.data(), how=FLAGS)
+    def interrupt(self, data: st.DataObject, how: str) -> None:
+        self.money.interrupt(data.draw(_index_of(self.model.jobs)), how)
 
     @rule(days=st.sampled_from((1, 10, 31)), how=FLAGS)
     def wait(self, days: int, how: str) -> None:

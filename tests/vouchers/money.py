@@ -27,6 +27,7 @@ from vouchers.claims import make_claim
 from vouchers.clawback import claw_back_line
 from vouchers.domain.explanation import Coverage
 from vouchers.domain.facts import ChargeFacts
+from vouchers.enterprises import lock_payers
 from vouchers.errors import (
     ChargeBeyondHold,
     NoFunding,
@@ -37,7 +38,7 @@ from vouchers.errors import (
 )
 from vouchers.issuing import issue_voucher
 from vouchers.reading import ClaimLineView, claim_view
-from vouchers.redemption import extend_hold, place_hold, release_hold
+from vouchers.redemption import extend_hold, give_back_holds, place_hold, release_hold
 from vouchers.restoration import restore_charge
 from vouchers.settlement import (
     advance_reserve,
@@ -324,6 +325,22 @@ class Money:
         for source, amount in self.model.jobs.pop(job).held.items():
             self.model.place(source).held -= amount
             self.model.give_back(source, amount)
+
+    def interrupt(self, which: int, how: str) -> None:
+        """The job waits to run again: what was captured is all that stays set aside for it."""
+        job = list(self.model.jobs)[which]
+        entry, at = self.model.jobs[job], self.model.now
+
+        def act(session: Session) -> int:
+            lock_payers(session, [entry.tenant])
+            return give_back_holds(session, [job], at)[job].cost_micros
+
+        entry.total -= sum(left for _, left in entry.ends)
+        assert self.run(act, how) == entry.total
+        for source, amount in entry.held.items():
+            self.model.place(source).held -= amount
+            self.model.give_back(source, amount)
+        entry.held, entry.ends = {}, []
 
     def wait(self, days: int, how: str) -> None:
         self.model.now += timedelta(days=days)

@@ -9,7 +9,6 @@ from tests.vouchers.world import FACTS, NOW, YUAN, World
 from vouchers.afterlife import (
     expire_vouchers,
     expiry_forecast,
-    lapsing_by_month,
     recall_voucher,
 )
 from vouchers.capturing import capture_charge
@@ -124,7 +123,7 @@ def test_after_its_use_by_deadline_a_voucher_pays_only_for_usage_before_it_until
     assert voucher not in expire_all(world, later)
     with transaction(world.engine) as session:
         assert place.left(session, voucher) == ("active", 15, 15, 970)
-        (entry,) = expiry_forecast(session, NOW + timedelta(days=15), slug=place.programme)
+        (entry,) = expiry_forecast(session, NOW + timedelta(days=15), slug=place.programme).soonest
         # ¥15 in 15 days: at that pace another ¥14.90 until the deadline, not until it expires.
         assert 14 * YUAN < entry.forecast.used_by_then < 15 * YUAN
         early = world.voucher(session, place.tenant, place.programme, YUAN, NOW)
@@ -204,11 +203,27 @@ def test_the_forecast_projects_the_pace_so_far_to_the_end(world: World) -> None:
         place = world.place(session)
         voucher = place.voucher(session, 2_000)
         place.run(session, 100)
-        (entry,) = expiry_forecast(session, NOW + timedelta(days=10), slug=place.programme)
+        outlook = expiry_forecast(session, NOW + timedelta(days=10), slug=place.programme)
+    (entry,) = outlook.soonest
     assert entry.voucher.id == voucher
     assert entry.forecast.remaining == 1_970 * YUAN
     assert entry.forecast.used_by_then == 30 * YUAN * (354 * 24 + 14) // (10 * 24)
-    assert lapsing_by_month([entry]) == {"2027-03": entry.forecast.lapsing}
+    assert outlook.by_month == {("CNY", "2027-03"): entry.forecast.lapsing}
+
+
+def test_a_forecast_counts_every_voucher_in_the_month_of_its_last_day_and_tells_the_soonest(
+    world: World,
+) -> None:
+    months = {"until": "2026-12-31", "clause": "§5"}
+    with transaction(world.engine) as session:
+        slug = world.programme(session, time_zone="Europe/London", validity=months, caps=[])
+        for _ in range(5):
+            world.voucher(session, world.enterprise(session), slug, YUAN)
+        outlook = expiry_forecast(session, NOW, slug=slug, limit=2, page=2)
+        nothing = expiry_forecast(session, NOW, slug=world.programme(session), page=1)
+    assert outlook.by_month == {("CNY", "2026-12"): 5 * YUAN}
+    assert len(outlook.soonest) == 2
+    assert (nothing.soonest, nothing.by_month) == ((), {})
 
 
 @pytest.mark.parametrize(

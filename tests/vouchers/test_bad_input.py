@@ -1,8 +1,9 @@
 """What cannot be meant is refused with a name, and nothing is written."""
 
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
+from uuid import UUID
 
 import pytest
 from sqlalchemy import func, select, text
@@ -13,15 +14,19 @@ from kernel.errors import HubError
 from kernel.money import MICROS_MAX
 from ledger.errors import IdReusedWithOtherContent
 from tests.vouchers.world import FACTS, NOW, YUAN, Place, World
+from vouchers.afterlife import expire_vouchers, recall_voucher
 from vouchers.capturing import capture_charge
 from vouchers.cases import open_round
-from vouchers.claims import make_claim
+from vouchers.claims import make_claim, resubmit_claim
+from vouchers.clawback import claw_back_line
 from vouchers.domain.facts import ChargeFacts
 from vouchers.enterprises import record_controller, register_enterprise
+from vouchers.holding import HoldRequest, place_holds
+from vouchers.issuing import voucher_of
 from vouchers.programmes import publish_programme
 from vouchers.redemption import extend_hold, place_hold, quote, release_hold
-from vouchers.settlement import advance_reserve
-from vouchers.tables import ProgrammeVersion
+from vouchers.settlement import advance_reserve, dispute_line, refuse_line
+from vouchers.tables import ProgrammeVersion, Voucher
 from vouchers.wallets import allot_part, deposit, grant_credit, set_budget
 
 Case = Callable[[Session, Place], object]
@@ -94,6 +99,48 @@ def cycle(session: Session, place: Place) -> object:
     for one, other in (("a", "b"), ("b", "c"), ("c", "a")):
         record_controller(session, f"{one}-{place.tenant}", f"{other}-{place.tenant}", by="x", at=NOW)
     return None
+
+
+def extended(session: Session, place: Place, *, number: int, tenant: UUID) -> object:
+    """Extend a job's hold in a batch, whose refusals are answers."""
+    request = HoldRequest(place.job(number), tenant, 20 * YUAN, FACTS, None, NOW, extends=True)
+    (outcome,) = place_holds(session, [request], NOW)
+    if isinstance(outcome, HubError):
+        raise outcome
+    return outcome
+
+
+def claim(session: Session, place: Place) -> UUID:
+    """The claim of one line that is under review."""
+    return make_claim(session, place.programme, "2026-03", by="centre", at=NOW)
+
+
+def decided_twice(session: Session, place: Place) -> object:
+    made = claim(session, place)
+    dispute_line(session, made, 1, reason="r", by="a", at=NOW)
+    dispute_line(session, made, 1, reason="r", by="a", at=NOW)
+    return refuse_line(session, made, 1, reason="r", by="a", at=NOW)
+
+
+def voucher(session: Session, place: Place) -> Voucher:
+    """The place's voucher."""
+    return session.scalars(select(Voucher).where(Voucher.enterprise_id == place.tenant)).one()
+
+
+def recalled_after_its_end(session: Session, place: Place) -> object:
+    mine = voucher(session, place)
+    while expire_vouchers(session, mine.expires_at):
+        pass
+    return recall_voucher(session, mine.id, by="o", reason="r", at=mine.expires_at)
+
+
+def allotted_at_its_end(session: Session, place: Place) -> object:
+    mine = voucher(session, place)
+    return allot_part(session, place.tenant, mine.id, "x", 1, reference="r", by="b", at=mine.expires_at)
+
+
+def advanced(amount: Any) -> Case:  # noqa: ANN401 - whatever a caller may pass
+    return lambda s, p: advance_reserve(s, p.programme, amount, reference="r", by="o", at=NOW)
 
 
 REFUSED: Final[dict[str, tuple[Case, str]]] = {
@@ -196,10 +243,45 @@ REFUSED: Final[dict[str, tuple[Case, str]]] = {
         budget(ends_at=NOW + timedelta(days=2)),
         "budget_differs",
     ),
+    "a voucher nobody issued": (lambda s, p: voucher_of(s, p.job()), "voucher_not_found"),
+    "a recall of no voucher": (
+        lambda s, p: recall_voucher(s, p.job(), by="o", reason="r", at=NOW),
+        "voucher_not_found",
+    ),
+    "a recall of a voucher that has ended": (recalled_after_its_end, "voucher_ended"),
+    "a part of a voucher that has ended": (allotted_at_its_end, "voucher_ended"),
+    "an extension for a job without a hold, in a batch": (
+        lambda s, p: extended(s, p, number=5, tenant=p.tenant),
+        "hold_not_found",
+    ),
+    "an extension of another tenant's hold": (
+        lambda s, p: extended(s, p, number=1, tenant=p.world.enterprise(s)),
+        "hold_not_found",
+    ),
+    "a claim that is under review, again": (
+        lambda s, p: resubmit_claim(s, claim(s, p), evidence={}, by="c", at=NOW),
+        "claim_state",
+    ),
+    "a line that was decided otherwise": (decided_twice, "claim_state"),
+    "a clawback of no line": (
+        lambda s, p: claw_back_line(s, claim(s, p), 2, reason="r", by="o", at=NOW),
+        "claim_line_not_found",
+    ),
+    "a clawback of a line under review": (
+        lambda s, p: claw_back_line(s, claim(s, p), 1, reason="r", by="o", at=NOW),
+        "claim_state",
+    ),
+    "a reserve of nothing": (advanced(0), "amount_refused"),
+    "a reserve above 2^53": (advanced(MICROS_MAX + 1), "amount_refused"),
+    "a reserve in floats": (advanced(1.0), "amount_refused"),
     "a claim over a closed period": (after_approval, "period_closed"),
     "a claim over a period to come": (
         lambda s, p: make_claim(s, p.programme, "2026-04", by="c", at=NOW),
         "period_not_begun",
+    ),
+    "a claim over a period that has just begun, with nothing in it": (
+        lambda s, p: make_claim(s, p.programme, "2026-04", by="c", at=datetime(2026, 3, 31, 16, tzinfo=UTC)),
+        "nothing_to_claim",
     ),
     "a claim under no programme": (
         lambda s, _: make_claim(s, "nowhere", "2026-03", by="c", at=NOW),

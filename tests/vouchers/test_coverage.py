@@ -2,13 +2,14 @@
 
 from fractions import Fraction
 from itertools import product
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vouchers.domain.coverage import BUYER_REIMBURSED, Candidate, Plan, TooManyProgrammes, plan_coverage
-from vouchers.domain.segments import Segment, fill_in_order
+from vouchers.domain.segments import Segment, Stretch, Unwound, fill_in_order, unwind
 from vouchers.domain.terms import CNY, Ceiling, Exclusion
 
 LEVELS = ("national", "province", "city", "district")
@@ -66,6 +67,15 @@ def test_what_sources_cannot_give_is_missing() -> None:
     assert fill_in_order(5, (4, 2)) == ((4, 1), 0)
 
 
+def test_a_charge_is_unwound_from_its_newest_end_and_only_where_something_goes_back() -> None:
+    stretches = {0: Stretch(10, 30, 100, 200), 1: Stretch(0, 20, 0, 40)}
+    newest, older = Unwound((20, 40), (15, 30)), Unwound((30, 200), (20, 150))
+    assert list(unwind(stretches, 0, 5)) == [(1, newest)]
+    assert list(unwind(stretches, 20, 30)) == [(0, older)]
+    assert list(unwind(stretches, 15, 30)) == [(1, Unwound((5, 10), (0, 0))), (0, older)]
+    assert list(unwind(stretches, 5, 5)) == []
+
+
 def test_two_vouchers_of_one_programme_together_pay_one_ratio() -> None:
     pair = [voucher("a", programme="p", limit=20), voucher("b", programme="p")]
     assert amounts(plan_coverage(100, 0, pair)) == {"a": 20, "b": 10}
@@ -120,6 +130,11 @@ def test_card_time_pays_nothing_for_usage_without_card_time() -> None:
     assert plan_coverage(100, 1, [grant]).candidates == (grant,)
 
 
+def test_a_grant_pays_for_a_single_millisecond_of_card_time() -> None:
+    grant = voucher("grant", "1", 1, asset="card_ms:M")
+    assert amounts(plan_coverage(100, 1, [grant])) == {"grant": 100}
+
+
 def test_several_grants_of_card_time_share_the_time_and_one_programmes_ratio() -> None:
     def grant(name: str, limit: int, ratio: str = "1", programme: str = "") -> Candidate:
         return voucher(name, ratio, limit, asset="card_ms:h", programme=programme or name)
@@ -145,6 +160,33 @@ def test_eleven_programmes_that_bind_each_other_are_refused() -> None:
         plan_coverage(100, 0, many)
 
 
+@pytest.mark.parametrize("harmless", [{"limit": 0}, {"ratio": "0"}, {"ceilings": ()}])
+def test_eleven_programmes_are_weighed_where_no_ten_bind_each_other(harmless: dict[str, Any]) -> None:
+    rules: dict[str, Any] = {"ratio": "0.01", "ceilings": (Ceiling("c", "", Fraction(1, 2)),)} | harmless
+    eleven = [voucher(f"p{n}", **rules) for n in range(11)]
+    assert amounts(plan_coverage(100, 0, [*eleven, voucher("z", "0.05")]))["z"] == 5
+
+
+def test_of_two_equal_ceilings_the_one_that_burns_first_is_named() -> None:
+    pair = [voucher(name, "0.50", ceilings=(Ceiling(f"{name} §9", "", Fraction(3, 5)),)) for name in "ab"]
+    assert [ceiling.clause for ceiling in plan_coverage(100, 0, pair).ceilings_reached(100)] == ["a §9"]
+
+
+HITS = [
+    (Exclusion("§", "b", ""), "b", "city", True),
+    (Exclusion("§", "b", ""), "c", "city", False),
+    (Exclusion("§", "", "city"), "c", "city", True),
+    (Exclusion("§", "", "city"), "c", "nation", False),
+]
+
+
+@pytest.mark.parametrize(("exclusion", "programme", "level", "hit"), HITS)
+def test_an_exclusion_means_its_programme_or_its_level(
+    exclusion: Exclusion, programme: str, level: str, *, hit: bool
+) -> None:
+    assert exclusion.hits(programme, level) is hit
+
+
 def test_ten_programmes_that_bind_each_other_are_weighed() -> None:
     ten = [
         voucher(f"p{n}", "0.10", burn=(n, "x"), ceilings=(Ceiling("c", "", Fraction(5 + n, 20)),))
@@ -153,6 +195,12 @@ def test_ten_programmes_that_bind_each_other_are_weighed() -> None:
     paid = amounts(plan_coverage(100, 0, ten))
     assert sum(paid.values()) == 50
     assert "p4" not in paid
+
+
+def test_a_plan_is_the_same_after_it_was_asked() -> None:
+    asked, other = (plan_coverage(100, 0, [voucher("a")]) for _ in range(2))
+    asked.shares(10, 0)
+    assert asked == other
 
 
 def test_a_plan_survives_storage() -> None:

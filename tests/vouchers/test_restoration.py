@@ -269,7 +269,7 @@ def lot(number: int, ratio: Fraction, limit: int, asset: str = "CNY") -> Candida
     st.lists(st.tuples(st.integers(1, 999), st.integers(0, 99)), min_size=1, max_size=4),
     st.lists(st.integers(0, 4_000), max_size=5),
 )
-@settings(max_examples=150)
+@settings(max_examples=150, deadline=None)
 def test_parts_unwound_in_any_cut_add_up_to_what_was_taken(
     lots: list[tuple[int, int]], taken: list[tuple[int, int]], cuts: list[int]
 ) -> None:

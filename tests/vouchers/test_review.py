@@ -11,6 +11,7 @@ from kernel.database import transaction
 from tests.vouchers.world import NOW, YUAN, Place, World
 from vouchers.applications import (
     checks_of,
+    draft_application,
     final_approval,
     first_review,
     request_revision,
@@ -37,10 +38,12 @@ from vouchers.errors import (
     ChecksFailed,
     NoticeRunning,
     ObjectionResolved,
+    ProgrammeNotFound,
     RoundNotFound,
 )
 from vouchers.issuing import issue_voucher
 from vouchers.notices import raise_objection, resolve_objection
+from vouchers.programmes import publish_programme, terms_of
 from vouchers.tables import Application
 
 
@@ -198,6 +201,25 @@ def test_a_round_closes_at_its_cut_off_but_not_to_revisions(world: World) -> Non
         other = world.place(session)
         with pytest.raises(RoundNotFound):
             apply(session, other, round_id=called)
+
+
+def test_a_draft_is_decided_by_the_rules_of_the_day_it_is_handed_in(world: World) -> None:
+    with transaction(world.engine) as session:
+        place = world.place(session)
+        asked: dict[str, Any] = {"programme": place.programme, "requested": YUAN, "by": "tenant", "at": NOW}
+        kept = draft_application(session, enterprise_id=place.tenant, **asked)
+        waiting = apply(session, place, enterprise=world.enterprise(session))
+        request_revision(session, waiting, by="ann", reason="annex", at=NOW)
+        second = {"version": 2, "supersedes": 1, "effective": {"from": "2026-05-01", "until": "2026-12-31"}}
+        document = world.document("huangyan", programme=place.programme, **second)
+        publish_programme(session, document, by="officer", at=NOW)
+        may, over = datetime(2026, 5, 2, tzinfo=UTC), datetime(2027, 1, 1, tzinfo=UTC)
+        with pytest.raises(ProgrammeNotFound):
+            submit_draft(session, kept, by="tenant", at=over)
+        for application, version in ((kept, 2), (waiting, 1)):
+            submit_draft(session, application, by="tenant", at=may)
+            row = session.get_one(Application, application)
+            assert (row.state, terms_of(session, row.version_id).version) == ("submitted", version)
 
 
 def test_a_cap_counts_everything_one_actual_controller_holds(world: World) -> None:

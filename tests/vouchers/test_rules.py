@@ -17,7 +17,6 @@ from vouchers.domain.calendar import (
     claim_period,
     expiry,
     local_day,
-    period_of,
     start_of_day,
 )
 from vouchers.domain.controllers import ControllerCycle, check_acyclic, control_chain, related
@@ -34,7 +33,7 @@ from vouchers.domain.terms import (
     in_region,
     parse_amount,
 )
-from vouchers.issuing import tranche_faces
+from vouchers.domain.tranches import tranche_faces
 from vouchers.programmes import parse_programme, shares_of
 
 SHANGHAI: Final = "Asia/Shanghai"
@@ -202,6 +201,26 @@ def test_a_last_day_counts_in_full_in_the_programmes_zone(rule: Validity, ends: 
 
 
 @pytest.mark.parametrize(
+    ("issued", "months", "last"),
+    [
+        (date(2026, 1, 31), 1, date(2026, 2, 28)),
+        (date(2026, 1, 29), 1, date(2026, 2, 28)),
+        (date(2026, 1, 28), 1, date(2026, 2, 27)),
+        (date(2028, 1, 29), 1, date(2028, 2, 28)),
+        (date(2028, 2, 29), 12, date(2029, 2, 28)),
+        (date(2027, 3, 1), 12, date(2028, 2, 29)),
+        (date(2026, 3, 1), 1, date(2026, 3, 31)),
+        (date(2026, 8, 31), 6, date(2027, 2, 28)),
+    ],
+)
+def test_months_end_before_the_day_comes_again_or_with_a_month_that_has_no_such_day(
+    issued: date, months: int, last: date
+) -> None:
+    ends = expiry(Validity("§", 0, months, None), start_of_day(issued, SHANGHAI), SHANGHAI)
+    assert local_day(ends - timedelta(microseconds=1), SHANGHAI) == last
+
+
+@pytest.mark.parametrize(
     ("day", "months", "later"),
     [
         (date(2026, 1, 31), 1, date(2026, 2, 28)),
@@ -225,13 +244,9 @@ def test_periods_begin_and_end_in_the_programmes_zone_and_name_their_instants() 
     monthly, quarterly = terms(), terms("henan") if terms("henan").settlement.cycle != "month" else None
     begins, ends = claim_period(monthly, "2026-12")
     assert (begins, ends) == (datetime(2026, 11, 30, 16, tzinfo=UTC), datetime(2026, 12, 31, 16, tzinfo=UTC))
-    assert period_of(monthly, begins) == period_of(monthly, ends - timedelta(microseconds=1)) == "2026-12"
-    assert period_of(monthly, ends) == "2027-01"
     rules = quarterly or replace(monthly, settlement=replace(monthly.settlement, cycle="quarter"))
     begins, ends = claim_period(rules, "2026-Q4")
     assert (begins, ends) == (datetime(2026, 9, 30, 16, tzinfo=UTC), datetime(2026, 12, 31, 16, tzinfo=UTC))
-    assert period_of(rules, begins) == period_of(rules, ends - timedelta(microseconds=1)) == "2026-Q4"
-    assert period_of(rules, ends) == "2027-Q1"
     for wrong in ("2026-12", "2026-Q5", "1948-Q4", "2200-Q1"):
         with pytest.raises(MalformedPeriod):
             claim_period(rules, wrong)
@@ -277,6 +292,8 @@ def verdict(found: Case, rule: str) -> str:
         ({"issued_enterprise": 8_000_000 * YUAN - 29}, "cap_per_enterprise", "fail"),
         ({"issued_controller": 8_000_000 * YUAN - 30}, "cap_per_controller", "pass"),
         ({"issued_controller": 8_000_000 * YUAN - 29}, "cap_per_controller", "fail"),
+        ({"requested": 8_000_000 * YUAN}, "cap_per_enterprise", "pass"),
+        ({"requested": 8_000_000 * YUAN}, "cap_per_controller", "pass"),
         ({"enterprise": replace(FIRM, region="310000")}, "enterprise_eligible", "fail"),
         ({"relation": ("A", "B")}, "supplier_unrelated", "look"),
         ({"contract_used_by": ("x",)}, "no_duplicate", "look"),
@@ -307,6 +324,16 @@ def test_a_forecast_is_the_pace_so_far_and_never_more_than_there_is(
         at=at,
     )
     assert found == Forecast(remaining, used, remaining - used)
+
+
+def test_a_forecast_counts_whole_seconds_from_the_first_to_the_last() -> None:
+    def used(age_s: int, left_s: int) -> int:
+        at = ISSUED + timedelta(seconds=age_s)
+        end = at + timedelta(seconds=left_s)
+        found = forecast(face=100, captured=10, remaining=90, issued_at=ISSUED, use_by_at=end, at=at)
+        return found.used_by_then
+
+    assert [used(0, 5), used(1, 5), used(5, 5), used(1, -1), used(5, 0)] == [0, 50, 10, 0, 0]
 
 
 def test_a_sample_is_of_the_asked_size_and_depends_on_seed_and_lines_only() -> None:

@@ -1,5 +1,6 @@
 """Holds of running jobs: extensions, several kinds of usage, cheap charges in any number."""
 
+from dataclasses import replace
 from datetime import timedelta
 from itertools import pairwise
 
@@ -87,6 +88,35 @@ def test_card_time_is_drawn_with_the_time_used(world: World) -> None:
             MS_PER_HOUR * 3 // 4,
             MS_PER_HOUR * 37 // 4,
         )
+
+
+@pytest.mark.parametrize(("granted", "drawn"), [(10, (60, 60, 40)), (2, (60, 30, 0))])
+def test_card_time_that_turned_out_cheaper_than_it_was_held_for_draws_no_more_than_was_held(
+    world: World, granted: int, drawn: tuple[int, int, int]
+) -> None:
+    # Each hour is held at ¥80 and costs ¥40. Of the small grant another job holds half an hour.
+    minute, facts = MS_PER_HOUR // 60, ChargeFacts(model="GH200", hardware="other", region="GB")
+    review = {"clause": "c", "first_review": "panel", "final_approval": "board", "notice_days": 0}
+
+    def used(minutes: int) -> ChargeFacts:
+        return replace(facts, card_ms=minutes * minute)
+
+    with transaction(world.engine) as session:
+        programme = world.programme(session, "uk-airr", review=review)
+        tenant = world.enterprise(session, region="GB")
+        world.fund(session, tenant, 1_000)
+        world.voucher(session, tenant, programme, granted * MS_PER_HOUR)
+        if granted == 2:
+            place_hold(session, derived_id("other", tenant), tenant, 40 * YUAN, used(30), None, NOW)
+        job = derived_id("job", tenant)
+        place_hold(session, job, tenant, 80 * YUAN, used(60), None, NOW)
+        for hours in (2, 3):
+            extend_hold(session, job, 80 * hours * YUAN, used(60 * hours), NOW)
+        for number, (minutes, quantity) in enumerate(zip((60, 60, 40), drawn, strict=True)):
+            charge = derived_id("charge", job, number)
+            paid = capture_charge(session, job, charge, minutes * YUAN * 2 // 3, used(minutes), NOW)
+            assert sum(line.quantity for line in paid.lines if line.source == "voucher") == quantity * minute
+        release_hold(session, job, NOW)
 
 
 @settings(max_examples=25, deadline=None)

@@ -1,19 +1,21 @@
 """Claims from captured coverage to reconciled money, in both directions, line by line."""
 
-from datetime import timedelta
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from kernel.database import transaction
 from ledger.reading import balances
-from tests.vouchers.world import NOW, YUAN, Place, World
+from tests.vouchers.world import FACTS, NOW, YUAN, Place, World
 from vouchers import accounts
 from vouchers.afterlife import recall_voucher
+from vouchers.capturing import capture_charge
 from vouchers.claims import claim_of, make_claim, resubmit_claim
 from vouchers.clawback import claw_back_line
 from vouchers.domain.calendar import MalformedPeriod
@@ -22,6 +24,7 @@ from vouchers.domain.sampling import draw
 from vouchers.enterprises import mark_dishonest, record_controller
 from vouchers.errors import (
     ClaimLineNotFound,
+    ClaimPaid,
     ClaimState,
     MissingEvidence,
     NoReserve,
@@ -33,6 +36,7 @@ from vouchers.errors import (
     SamePerson,
 )
 from vouchers.reading import claim_view, list_vouchers, programme_totals
+from vouchers.redemption import place_hold
 from vouchers.restoration import restore_charge
 from vouchers.settlement import (
     advance_reserve,
@@ -92,9 +96,14 @@ def test_a_claim_goes_from_checks_to_reconciled_money(world: World) -> None:
             assert (
                 disburse_claim(session, claim, bank_reference=f"b {claim}", by="cashier", at=NOW) == 180 * YUAN
             )
+        with pytest.raises(ClaimPaid, match="once more"):
+            disburse_claim(session, claim, bank_reference="another", by="cashier", at=NOW)
         with pytest.raises(ReconciliationDiffers):
             reconcile_claim(session, claim, received=179 * YUAN, statement="s1", by="auditor", at=NOW)
-        reconcile_claim(session, claim, received=180 * YUAN, statement="s1", by="auditor", at=NOW)
+        for _ in range(2):
+            reconcile_claim(session, claim, received=180 * YUAN, statement="s1", by="auditor", at=NOW)
+        with pytest.raises(ReconciliationDiffers):
+            reconcile_claim(session, claim, received=179 * YUAN, statement="s1", by="auditor", at=NOW)
         totals = programme_totals(session, place.programme)
         assert (totals.captured, totals.claimed, totals.disbursed) == (180 * YUAN, 0, 180 * YUAN)
         steps = session.scalars(
@@ -150,6 +159,40 @@ def test_what_is_reported_late_goes_into_the_next_periods_claim(world: World) ->
         place.run(session, 10, 7)
         later = make_claim(session, place.programme, "2026-04", by="centre", at=NOW + timedelta(days=40))
         assert claim_view(session, later).amount == 3 * YUAN
+
+
+def test_what_a_full_claim_had_no_room_for_is_claimed_by_another_one_of_the_period(world: World) -> None:
+    with transaction(world.engine) as session:
+        place = world.place(session)
+        place.voucher(session, 10_000)
+        for number, cost in enumerate((100, 200, 300)):
+            place.run(session, cost, number, NOW - timedelta(hours=9 - number))
+
+        def claim() -> UUID:
+            return make_claim(session, place.programme, PERIOD, by="centre", at=NOW, lines_max=2)
+
+        first = claim()
+        assert claim() == first
+        assert approved(session, first) == 90 * YUAN
+        place.run(session, 10, 7, NOW + timedelta(hours=1))
+        assert approved(session, claim()) == 90 * YUAN
+        with pytest.raises(PeriodClosed):
+            claim()
+
+
+def test_usage_until_the_last_instant_of_a_period_is_claimed_for_it(world: World) -> None:
+    end = datetime(2026, 3, 31, 16, tzinfo=UTC)  # when April begins in Shanghai
+    with transaction(world.engine) as session:
+        place = world.place(session)
+        place.voucher(session, 10_000)
+        place_hold(session, place.job(), place.tenant, 100 * YUAN, FACTS, None, NOW)
+        for number, until in enumerate((end, end + timedelta(microseconds=1))):
+            charge = place.charge(number)
+            capture_charge(session, place.job(), charge, 50 * YUAN, FACTS, until, used_until=until)
+        (line,) = claim_view(
+            session, make_claim(session, place.programme, PERIOD, by="centre", at=end + timedelta(days=1))
+        ).lines
+        assert line.charge_id == place.charge(0)
 
 
 def test_a_rejected_claim_may_be_made_again(world: World) -> None:
@@ -229,6 +272,33 @@ def test_a_clawback_unwinds_what_was_recorded_and_fills_the_pool(world: World, p
         assert programme_totals(session, place.programme).captured == 120 * YUAN
         with pytest.raises(NotRestorable):
             restore_charge(session, place.charge(1), reason="x", by="hub", at=NOW)
+
+
+def test_two_claims_paid_at_once_share_the_reserve(world: World) -> None:
+    reserve = {"clause": "Chengdu §5", "amount": "50.00"}
+    with transaction(world.engine) as session:
+        place = world.place(session, reserve=reserve)
+        advance_reserve(session, place.programme, 50 * YUAN, reference="a1", by="officer", at=NOW)
+        first = claimed(session, place, (100,))
+        approved(session, first)
+        place.run(session, 200, 7)
+        later = NOW + timedelta(days=40)
+        second = make_claim(session, place.programme, "2026-04", by="centre", at=later)
+        approved(session, second)
+
+    def pay(claim: UUID) -> int:
+        with transaction(world.engine) as session:
+            return disburse_claim(session, claim, bank_reference=f"b {claim}", by="cashier", at=later) // YUAN
+
+    with ThreadPoolExecutor(1) as pool:
+        with transaction(world.engine) as session:
+            assert disburse_claim(session, first, bank_reference=f"b {first}", by="c", at=later) == 0
+            waiting = pool.submit(pay, second)
+            with world.engine.connect() as watching:
+                asked = text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
+                while not waiting.done() and not watching.execute(asked).scalar_one():
+                    watching.rollback()
+        assert waiting.result() == 40
 
 
 def test_automatic_checks_point_at_related_dishonest_and_recalled(world: World) -> None:

@@ -3,6 +3,7 @@
 from datetime import timedelta
 from typing import Final
 
+import pytest
 from sqlalchemy.orm import Session
 
 from kernel.database import transaction
@@ -10,6 +11,7 @@ from tests.vouchers.world import NOW, YUAN, Place, World
 from vouchers import accounts
 from vouchers.afterlife import recall_voucher
 from vouchers.applications import checks_of, submit_application
+from vouchers.errors import GrantIndivisible
 from vouchers.issuing import issue_voucher, release_tranche, voucher_of
 
 HALVES: Final = [
@@ -18,6 +20,14 @@ HALVES: Final = [
 ]
 CAP: Final = [{"clause": "§4", "per": "enterprise", "cycle": "year", "amount": "100.00"}]
 NEXT_YEAR: Final = NOW + timedelta(days=300)
+
+
+def test_a_grant_too_small_for_its_tranches_is_refused_where_it_is_granted(world: World) -> None:
+    with transaction(world.engine) as session:
+        place = world.place(session, tranches=HALVES)
+        with pytest.raises(GrantIndivisible, match="granted: 1 "):
+            world.approved(session, place.tenant, place.programme, 1)
+        world.voucher(session, world.enterprise(session), place.programme, 2)
 
 
 def failed(session: Session, place: Place) -> list[str]:

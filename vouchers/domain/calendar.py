@@ -49,6 +49,8 @@ def expiry(validity: Validity, issued_at: datetime, time_zone: str) -> datetime:
         end = validity.until + timedelta(days=1)
     elif validity.months:
         end = add_months(issued, validity.months)
+        # The day of issue counts: the last day is the one before its number comes again, or a shorter month's last.
+        end += timedelta(days=end.day < issued.day)
     else:
         end = issued + timedelta(days=validity.days)
     return start_of_day(end, time_zone)
@@ -63,11 +65,3 @@ def claim_period(terms: Terms, period: str) -> tuple[datetime, datetime]:
     length = 1 if terms.settlement.cycle == "month" else 3
     first = date(int(match[1]), (int(match[2]) - 1) * length + 1, 1)
     return start_of_day(first, terms.time_zone), start_of_day(add_months(first, length), terms.time_zone)
-
-
-def period_of(terms: Terms, at: datetime) -> str:
-    """The name of the claim period an instant falls in."""
-    day = local_day(at, terms.time_zone)
-    if terms.settlement.cycle == "month":
-        return f"{day.year:04d}-{day.month:02d}"
-    return f"{day.year:04d}-Q{(day.month - 1) // 3 + 1}"

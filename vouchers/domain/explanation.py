@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from typing import Final
 
 from kernel.money import MICROS_PER_YUAN, format_yuan
@@ -153,6 +154,7 @@ def yuan(micros: int) -> str:
     return f"¥{text[:-4]}" if micros % (MICROS_PER_YUAN // 100) == 0 else f"¥{text}"
 
 
+@lru_cache(maxsize=4096)
 def percent_of(ratio: Fraction) -> str:
     """A ratio in per cent: exactly where four places suffice, as for every ratio of a programme, else two of them."""
     places = 4 if (ratio * 10**6).denominator == 1 else 2

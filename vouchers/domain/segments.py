@@ -1,7 +1,8 @@
 """A hold's segment: how its cost divides between vouchers, the tenant's own sources and rounding.
 
 Every part is a non-decreasing function of the cumulative cost and ends at what was set aside, so each charge is
-the difference of two points and no charge within the segment can meet an empty source.
+the difference of two points and no charge within the segment can meet an empty source. What leaves a card-time voucher
+grows with the time as well, so a point lies within the segment's time where one takes part.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -14,7 +14,10 @@ from kernel.database import Table
 
 
 class JobHold(Table):
-    """That a job has money set aside; its row serialises all that happens to it."""
+    """That a job has money set aside; its row serialises all that happens to it.
+
+    What of the segments below `given_back` was not captured went back where it came from while the job waits again.
+    """
 
     __tablename__ = "job_holds"
 
@@ -22,8 +25,12 @@ class JobHold(Table):
     tenant_id: Mapped[UUID] = mapped_column(ForeignKey("enterprises.id"), index=True)
     opened_at: Mapped[datetime]
     state: Mapped[str]
+    given_back: Mapped[int]
 
-    __table_args__ = (CheckConstraint("state IN ('open','released')", name="state"),)
+    __table_args__ = (
+        CheckConstraint("state IN ('open','released')", name="state"),
+        CheckConstraint("given_back >= 0", name="given_back"),
+    )
 
 
 class HoldSegment(Table):

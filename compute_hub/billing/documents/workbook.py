@@ -74,6 +74,7 @@ def _table(sheet: Worksheet, content: Content, at: int) -> int:
         for number, value in enumerate(row, 1):
             if number == 1:
                 _figure(sheet, at, 1, value)
+                sheet.cell(at, 1).alignment = Alignment(horizontal="left")
             elif number > _FIRST_FIGURE:
                 _figure(sheet, at, number, value)
             else:

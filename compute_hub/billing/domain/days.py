@@ -14,6 +14,8 @@ from kernel.errors import Invalid
 
 TIME_ZONE: Final = "Asia/Shanghai"
 MINUTES_PER_DAY: Final = 1440
+DAY_BEGINS_MS: Final = 8 * 3_600_000
+"""How much earlier than in UTC a day begins at the centre; the zone has had no other offset since 1991."""
 _ZONE: Final = ZoneInfo(TIME_ZONE)
 _MS_PER_HOUR: Final = 3_600_000
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)

@@ -1,6 +1,6 @@
 """An invoice as arithmetic: what a month comes to for a tenant, to the fen, with the tax it contains."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -99,13 +99,25 @@ def _contained_tax(payable_micros: int, vat_ppm: int) -> int:
     return (2 * parts + whole) // (2 * whole) * FEN_MICROS
 
 
-def outstanding(credits_micros: Iterable[int], repaid_micros: int) -> list[int]:
-    """What is still owed of each invoice's part on credit, in their order; repayments settle the oldest first."""
+def debts(on_credit: Mapping[UUID, int], fen_micros: int) -> dict[UUID, int]:
+    """What each payer is to pay of an invoice's part on credit: what was taken from its line, and the fen's rounding.
+
+    The rounding is taken from the largest part first, so that who pays what the invoice says owes nothing more.
+    """
+    owed = {}
+    for payer in sorted(on_credit, key=lambda payer: (-on_credit[payer], payer)):
+        owed[payer] = max(0, on_credit[payer] + fen_micros)
+        fen_micros += on_credit[payer] - owed[payer]
+    return owed
+
+
+def outstanding(debts_micros: Iterable[int], repaid_micros: int) -> list[int]:
+    """What is still owed of each of a payer's debts, in their order; repayments settle the oldest first."""
     owed = []
-    for credit in credits_micros:
-        settled = min(credit, repaid_micros)
+    for debt in debts_micros:
+        settled = min(debt, repaid_micros)
         repaid_micros -= settled
-        owed.append(credit - settled)
+        owed.append(debt - settled)
     return owed
 
 

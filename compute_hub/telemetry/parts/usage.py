@@ -69,7 +69,7 @@ _ENERGY = """
       FROM usage_records WHERE received_at > :since AND received_at <= :until AND energy_mj IS NOT NULL
      GROUP BY model, energy_basis"""
 _UNCHARGED = text("""
-    SELECT count(*), min(r.received_at) FROM uncharged_usage u JOIN usage_records r ON r.id = u.record_id""")
+    SELECT count(*), min(r.received_at) FROM uncharged_usage JOIN usage_records r USING (job_id, attempt, rank, k)""")
 _MISSING = text("""
     SELECT count(*) FROM (
         SELECT FROM usage_records WHERE received_at > :since

@@ -200,10 +200,11 @@ class House:
             funding = Funding(self.settings.hold_horizon_ms, self.settings.centre_facts)
             assert funding.admit(session, [Admission(job, {MODEL: 1000})], utc_now()) == {}
         with transaction(self.engine) as session:
-            session.add(usage(UUID(job_id), card_ms, used_at or utc_now()))
+            record = usage(UUID(job_id), card_ms, used_at or utc_now())
+            session.add(record)
             session.flush()
-            record_id = derived_id("record", job_id, card_ms)
-            session.add(UnchargedUsageRow(record_id=record_id, job_id=UUID(job_id)))
+            place = {"attempt": record.attempt, "rank": record.rank, "k": record.k}
+            session.add(UnchargedUsageRow(job_id=record.job_id, **place))
         with transaction(self.engine) as session:
             assert charge_jobs(session, [UUID(job_id)], utc_now()).charges
 

@@ -65,6 +65,11 @@ def test_a_claim_is_made_checked_sampled_reviewed_disputed_approved_paid_and_rec
     assert [entry["id"] for entry in newest["items"]] == [again["id"]]
     oldest = house.auditor.get("/v1/claims", programme=programme, after=newest["next"])
     assert [entry["id"] for entry in oldest["items"]] == [claim["id"]]
+    for state, ids in (("rejected", [again["id"]]), ("checked", [])):
+        listed = house.auditor.get("/v1/claims", programme=programme, state=state)["items"]
+        assert [entry["id"] for entry in listed] == ids
+    house.auditor.refused(422, "malformed_request", "GET", "/v1/claims?state=lost")
+    house.auditor.refused(422, "malformed_request", "GET", "/v1/applications?state=lost")
     assert house.auditor.get("/v1/ledger/audit")["audit"] == "ok"
     firm.refused(404, "claim_not_found", "GET", path)
 

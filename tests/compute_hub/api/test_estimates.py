@@ -1,5 +1,9 @@
 """An estimate says what a submission would do, and does nothing."""
 
+from typing import Any
+
+import pytest
+
 from kernel.money import parse_yuan
 from tests.compute_hub.api.house import House, job
 
@@ -20,13 +24,23 @@ def test_an_estimate_names_cost_payers_and_start_and_leaves_no_trace(house: Hous
     ]
 
 
-def test_an_estimate_warns_of_a_voucher_that_ends_first_and_says_what_is_not_affordable(house: House) -> None:
+@pytest.mark.parametrize(
+    "terms",
+    [
+        {"validity": {"clause": "§5", "days": 1}},
+        {"validity": {"clause": "§5", "days": 99}, "use_by": {"clause": "§6", "days": 1}},
+    ],
+)
+def test_an_estimate_warns_of_a_voucher_that_ends_first_and_says_what_is_not_affordable(
+    house: House, terms: dict[str, Any]
+) -> None:
     firm = house.enterprise("1.00")
-    programme = house.programme(validity={"clause": "§5", "days": 1})
+    programme = house.programme(**terms)
     voucher = house.voucher(firm, programme, requested_cny="100.00")
     found = firm.post("/v1/jobs:estimate", job(time_limit_s=3 * 86_400))
     (warning,) = found["warnings"]
     assert voucher["number"] in warning
+    assert voucher["use_by_at"][:19] in warning
     assert (found["limit"]["affordable"], found["limit"]["coverage"]) == (False, None)
     assert found["limit"]["cost_cny"] == "2592.000000"
 

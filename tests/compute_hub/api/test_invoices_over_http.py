@@ -6,7 +6,7 @@ from sqlalchemy import text
 
 from kernel.clock import utc_now
 from kernel.database import transaction
-from tests.compute_hub.api.house import MODEL, House, job
+from tests.compute_hub.api.house import MODEL, Asker, House, job
 
 
 def last_month() -> datetime:
@@ -62,8 +62,10 @@ def test_card_time_is_weighed_at_a_stated_precision_and_who_set_which_price_why_
     submitted = firm.post("/v1/jobs", job(time_limit_s=3600))
     house.use(submitted["id"], 600_000, last_month())
     body = {"month": f"{last_month():%Y-%m}", "tenant_id": str(firm.tenant_id)}
+    (drafted,) = firm.get("/v1/invoices:draft", month=body["month"])["lines"]
     ((line,),) = [one["lines"] for one in house.operator.post("/v1/invoices:close", body)["items"]]
     assert (line["amount_cny"], line["precision"], line["pflops_hours"]) == ("5.000000", "fp16", "0.042666")
+    assert drafted == line
 
 
 def test_what_is_given_back_after_closing_is_credited_in_parts_and_never_twice(house: House) -> None:
@@ -86,6 +88,32 @@ def test_what_is_given_back_after_closing_is_credited_in_parts_and_never_twice(h
             again = f"/v1/invoices/{invoice['id']}:credit"
             house.operator.refused(409, "nothing_to_invoice", "POST", again, {"reason": "again"})
     assert house.operator.get("/v1/ledger/audit")["audit"] == "ok"
+
+
+def test_papers_are_found_by_month_and_firm_and_a_corrected_charge_leads_to_its_job(house: House) -> None:
+    firm, other = house.enterprise("100.00"), house.enterprise()
+    submitted = firm.post("/v1/jobs", job(time_limit_s=3600))
+    house.use(submitted["id"], 600_000, last_month())
+    month = f"{last_month():%Y-%m}"
+    body = {"month": month, "tenant_id": str(firm.tenant_id)}
+    (invoice,) = house.operator.post("/v1/invoices:close", body)["items"]
+
+    def found(asker: Asker, **asked: str) -> list[str]:
+        return [one["number"] for one in asker.get("/v1/invoices", **asked)["items"]]
+
+    assert found(house.operator, month=month, tenant_id=str(firm.tenant_id)) == [invoice["number"]]
+    assert found(firm, month=month) == [invoice["number"]]
+    assert found(firm, month="2020-01") == []
+    assert found(other, tenant_id=str(firm.tenant_id)) == []
+    firm.refused(422, "malformed_request", "GET", "/v1/invoices?month=March")
+    own = {"model": MODEL, "price_cny_per_card_hour": "30", "tenant_id": str(firm.tenant_id), "agreement": "K"}
+    rate = house.operator.post("/v1/rates", own)["id"]
+    (charge,) = firm.get(f"/v1/jobs/{submitted['id']}/charges")["items"]
+    corrected = house.operator.post(
+        f"/v1/charges/{charge['id']}:correct", {"rate_id": rate, "reason": "signed late"}
+    )
+    house.operator.post(f"/v1/charges/{corrected['replacement_id']}:restore", {"reason": "the node failed"})
+    assert {one["job_id"] for one in firm.get("/v1/restorations")["items"]} == {submitted["id"]}
 
 
 def test_a_day_and_a_draft_are_a_tenants_own_and_an_officer_names_whose(house: House) -> None:

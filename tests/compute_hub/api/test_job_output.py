@@ -61,6 +61,22 @@ def test_a_log_is_followed_over_attempts_until_the_job_has_ended(house: House) -
     )
 
 
+def test_what_a_job_keeps_for_its_next_attempt_is_listed_and_downloaded(house: House, tmp_path: Path) -> None:
+    firm, other = house.enterprise("1000.00"), house.enterprise("1000.00")
+    job_id = firm.post("/v1/jobs", job())["id"]
+    kept = house.settings.workspaces / str(firm.tenant_id) / job_id / "checkpoints" / "rank-0"
+    kept.mkdir(parents=True)
+    (kept / "step").write_text("7")
+    asked = {"params": {"checkpoints": "true"}}
+    listed = firm.ask("GET", f"/v1/jobs/{job_id}/artifacts", **asked).json()["items"]
+    assert [(item["path"], item["size_bytes"]) for item in listed] == [("step", 1)]
+    assert firm.ask("GET", f"/v1/jobs/{job_id}/artifacts").json()["items"] == []
+    with HubClient(house.server.url, firm.key) as hub:
+        assert hub.download(job_id, "step", tmp_path / "step", checkpoints=True) == 1
+    assert (tmp_path / "step").read_text() == "7"
+    assert other.ask("GET", f"/v1/jobs/{job_id}/artifacts", **asked).status_code == 404
+
+
 def test_a_broken_connection_goes_on_after_the_last_event(house: House) -> None:
     firm = house.enterprise("1000.00")
     job_id = firm.post("/v1/jobs", job())["id"]

@@ -142,6 +142,8 @@ def test_parts_recall_and_forecast_of_a_voucher(house: House) -> None:
     assert [month["lapsing_cny"] for month in forecast["by_month"]] == ["100.000000"]
     recalled = house.authority.post(f"{path}:recall", {"reason": "moved away"})
     assert (recalled["state"], recalled["remaining_cny"]) == ("recalled", "0.000000")
+    for state, numbers in (("recalled", [recalled["number"]]), ("active", [])):
+        assert [one["number"] for one in firm.get("/v1/vouchers", state=state)["items"]] == numbers
     assert house.auditor.get(f"/v1/programmes/{programme}")["pool_cny"] == "10000000.000000"
 
 
@@ -175,6 +177,10 @@ def test_credit_lines_budgets_groups_and_the_history_of_a_wallet(house: House) -
     assert [entry["available_cny"] for entry in parent.get("/v1/budgets")["items"]] == ["6.000000"]
     (entry,) = parent.get("/v1/wallet/history")["items"]
     assert (entry["movement"], entry["amount_cny"], entry["net_cny"]) == ("deposit", "100.000000", "100.000000")
+    lent = [
+        (one["movement"], one["amount_cny"]) for one in parent.get("/v1/wallet/history", of="credit")["items"]
+    ]
+    assert lent == [("grant_credit", "50.000000"), ("withdraw_credit", "20.000000")]
     assert house.auditor.get(f"{path}/wallet") == parent.get("/v1/wallet")
 
 
@@ -213,3 +219,29 @@ def test_a_quote_says_who_pays_by_which_clause_and_a_charge_says_the_same(house:
     assert sorted(entry["amount_cny"] for entry in given_back) == ["0.300000", "0.700000"]
     assert firm.get(f"/v1/vouchers/{voucher['id']}")["captured_cny"] == "0.000000"
     assert house.auditor.get("/v1/ledger/audit")["audit"] == "ok"
+
+
+def test_a_job_of_a_project_uses_its_part_of_a_voucher_within_its_budget(house: House) -> None:
+    """An hour and its end cost 36.25: the voucher's part pays 30 % of it, the budget limits the rest."""
+    firm, programme = house.enterprise("1000.00"), house.programme()
+    voucher = house.voucher(firm, programme, requested_cny="100.00")
+    path = f"/v1/vouchers/{voucher['id']}"
+    firm.post(f"{path}:allot", {"project": "moulds", "amount_cny": "80.00", "reference": "1"})
+    period = {"starts_at": "2020-01-01T00:00:00Z", "ends_at": "2199-01-01T00:00:00Z"}
+    budget = {"project": "moulds", "amount_cny": "30.00", "reference": "1"} | period
+    firm.post("/v1/budgets:raise", budget)
+    submission = job(time_limit_s=3600, project="moulds")
+    estimate = firm.post("/v1/jobs:estimate", submission)["limit"]
+    assert (estimate["voucher_cny"], estimate["affordable"]) == ("10.800000", True)
+    submitted = firm.post("/v1/jobs", submission)
+    assert submitted["project"] == firm.get(f"/v1/jobs/{submitted['id']}")["project"] == "moulds"
+    house.use(submitted["id"], 3_600_000)
+    (part,) = firm.get(path)["parts"]
+    assert part == {"project": "moulds", "remaining_cny": "69.125000", "remaining_card_ms": None}
+    (left,) = firm.get("/v1/budgets")["items"]
+    assert left["available_cny"] == "4.624999"  # of the hold, a millionth was rounded up
+    firm.refused(402, "budget_spent", "POST", "/v1/jobs", submission)
+    assert not firm.post("/v1/jobs:estimate", submission)["limit"]["affordable"]
+    other = firm.post("/v1/jobs:quote", job(time_limit_s=3600))
+    assert parse_yuan(other["voucher_cny"]) > 0
+    firm.refused(422, "malformed_request", "POST", "/v1/jobs", job(project="two words"))

@@ -20,6 +20,7 @@ from scheduler.node.protocol import DeviceShare, UsageRecord
 from scheduler.tables import JobRow
 from tests.vouchers.world import World
 from vouchers.domain.facts import CentreFacts
+from vouchers.reading import programme_totals
 from vouchers.wallets import deposit, wallet_balance
 
 NOW = datetime(2026, 3, 10, 2, 0, tzinfo=UTC)
@@ -154,8 +155,19 @@ class House:
         """The node is lost and the job waits to be tried again, as the controller settles it."""
         with transaction(self.engine) as session:
             job = session.get_one(JobRow, job_id)
-            job.state, job.placed_at, job.lost_attempts = "queued", None, [*job.lost_attempts, job.attempt]
-            self._end_runs(session, job_id, "node_lost")
+            job.lost_attempts = [*job.lost_attempts, job.attempt]
+            self._requeue(session, job, "node_lost")
+
+    def fail(self, job_id: UUID) -> None:
+        """The program failed and the job waits to be tried again, because it asked for that."""
+        with transaction(self.engine) as session:
+            self._requeue(session, session.get_one(JobRow, job_id), "exited")
+
+    def _requeue(self, session: Session, job: JobRow, reason: str) -> None:
+        job.state, job.placed_at = "queued", None
+        self._end_runs(session, job.id, reason)
+        session.flush()
+        self.funding.requeued(session, [job], NOW)
 
     def _end_runs(self, session: Session, job_id: UUID, reason: str) -> None:
         session.execute(
@@ -196,6 +208,11 @@ class House:
             "SELECT coalesce(sum(slot_ms), 0), coalesce(sum(amount_micros), 0), coalesce(sum(forgone_micros), 0) "
             "FROM charges"
         )[0]))  # fmt: skip
+
+    def pool(self, slug: str) -> int:
+        """What a programme may still issue, in micro-yuan."""
+        with Session(self.engine) as session:
+            return programme_totals(session, slug).pool
 
     def balance(self) -> tuple[int, int]:
         """What is free and what is held."""

@@ -99,8 +99,8 @@ _PARTS = """
     SELECT slot_ms, amount_micros + forgone_micros,
            (SELECT sum(slot_ms) FROM charge_lines WHERE charge_id = charges.id),
            (SELECT sum(cost_micros) FROM charge_lines WHERE charge_id = charges.id),
-           coalesce((SELECT sum(usage_records.slot_ms) FROM charged_usage
-                     JOIN usage_records ON usage_records.id = record_id WHERE charge_id = charges.id), slot_ms),
+           coalesce((SELECT sum(r.slot_ms) FROM charged_usage u JOIN usage_records r USING (job_id, attempt, rank)
+                     WHERE k >= first_k AND k < until_k AND charge_id = charges.id), slot_ms),
            coalesce((SELECT sum(amount_micros) FROM coverage_lines
                      WHERE charge_id = charges.id AND direction <> 'buyer_reimbursed'), 0), amount_micros
     FROM charges WHERE tenant_id = :x

@@ -13,6 +13,7 @@ from compute_hub.workers.alerts import alert_once
 from kernel.database import transaction
 from kernel.ids import new_id
 from tests.compute_hub.billing.house import HOUR_MS, NOW, YUAN, House
+from vouchers.restoration import restore_charge
 from vouchers.wallets import deposit
 
 
@@ -80,3 +81,23 @@ def test_spending_is_told_by_mail_and_what_cannot_be_delivered_is_tried_again(
         for (rule_id,) in house.sql("SELECT id FROM alert_rules"):
             end_alert_rule(session, rule_id, NOW)
     assert house.sql("SELECT count(*) FROM alert_rules WHERE ended_at IS NULL") == [(0,)]
+
+
+def test_what_was_given_back_is_not_spent(house: House, tmp_path: Path) -> None:
+    watch(house, "spending", 17, "boss@works.example")
+    job_id = house.submit(limit_ms=HOUR_MS, models=("sim-a",))
+    house.admit(job_id)
+    house.meter(house.record(job_id, 0, HOUR_MS, final=True))
+    house.end(job_id)
+    house.bill()
+    ((charge_id,),) = house.sql("SELECT id FROM charges")
+    for lost_ms in (HOUR_MS * 3 // 4, None):
+        with transaction(house.engine) as session:
+            restore_charge(session, charge_id, reason="the node failed", by="o", at=NOW, lost_ms=lost_ms)
+        assert alert_once(house.engine, tmp_path, NOW) == 0
+    second = house.submit(limit_ms=HOUR_MS, models=("sim-a",))
+    house.admit(second, at=NOW + timedelta(hours=2))
+    house.meter(house.record(second, 0, HOUR_MS // 2, final=True))
+    house.end(second)
+    house.bill()
+    assert alert_once(house.engine, tmp_path, NOW) == 1

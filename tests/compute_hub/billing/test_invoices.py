@@ -13,12 +13,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from openpyxl import load_workbook
+from sqlalchemy import Engine
 
 from compute_hub.billing.corrections import correct_charge, records_of
 from compute_hub.billing.documents.content import content_of, in_capitals
 from compute_hub.billing.documents.pdf import render_pdf
 from compute_hub.billing.documents.workbook import render_workbook
-from compute_hub.billing.domain.invoices import FEN_MICROS, Standing, add_up, outstanding, standing, to_fen
+from compute_hub.billing.domain.invoices import (
+    FEN_MICROS,
+    Standing,
+    add_up,
+    debts,
+    outstanding,
+    standing,
+    to_fen,
+)
 from compute_hub.billing.domain.rate_cards import RateCard
 from compute_hub.billing.domain.terms import NoTaxRate, NoWorkday, Seller, TaxRate, Terms
 from compute_hub.billing.invoicing import (
@@ -32,6 +41,7 @@ from compute_hub.billing.invoicing import (
     draft_invoice,
     lines_of,
 )
+from compute_hub.billing.owing import owed_micros
 from compute_hub.billing.rates import Setting, set_card
 from compute_hub.billing.statements import daily_statement
 from compute_hub.billing.tables import InvoiceRow
@@ -40,8 +50,9 @@ from kernel.database import transaction
 from kernel.ids import new_id
 from ledger.audit import audit
 from tests.compute_hub.billing.house import HOUR_MS, NOW, YUAN, House
+from vouchers.enterprises import enterprise_facts, record_controller
 from vouchers.restoration import restore_charge
-from vouchers.wallets import grant_credit, repay_credit
+from vouchers.wallets import bind_affiliate, grant_credit, repay_credit
 
 APRIL = datetime(2026, 4, 1, tzinfo=UTC)  # 08:00 at the centre
 MICROS = st.integers(0, 10**12)
@@ -49,7 +60,7 @@ SELLER = Seller("智能计算中心", "91331003MA0CENTRE1", "中国工商银行�
 
 
 def run(house: House, ms: int, *, started: datetime = NOW, model: str = "sim-a") -> UUID:
-    job_id = house.submit(limit_ms=ms)
+    job_id = house.submit(limit_ms=ms, models=(model,))
     assert house.admit(job_id, model, started) is None
     house.meter(house.record(job_id, 0, ms, started_unix_ms=int(started.timestamp() * 1000), final=True))
     house.end(job_id)
@@ -78,6 +89,14 @@ def test_what_is_payable_is_in_whole_fen_and_contains_its_tax(prepaid: int, cred
         10**6 + vat_ppm
     )
     assert totals.net_micros + totals.vat_micros == totals.payable_micros == to_fen(prepaid + credit)
+
+
+@given(st.lists(MICROS, min_size=1, max_size=3), MICROS)
+def test_who_pays_what_an_invoice_asks_for_owes_nothing_more(lent: list[int], prepaid: int) -> None:
+    fen = to_fen(prepaid + sum(lent)) - prepaid - sum(lent)
+    owed = debts({UUID(int=n): micros for n, micros in enumerate(lent)}, fen)
+    assert sum(owed.values()) == max(0, sum(lent) + fen)
+    assert all(micros >= 0 for micros in owed.values())
 
 
 @given(st.lists(MICROS, max_size=8), MICROS)
@@ -199,6 +218,61 @@ def test_a_month_is_closed_once_and_its_invoice_adds_up_to_charges_ledger_and_us
         close(house)
     with pytest.raises(MonthNotOver):
         close(house, "2026-04", APRIL)
+
+
+def test_an_invoice_on_credit_is_settled_by_paying_what_it_asks_for(engine: Engine) -> None:
+    house = House(engine, prepaid_yuan=0)
+    with transaction(engine) as session:
+        grant_credit(session, house.tenant, 1_000 * YUAN, "line", NOW)
+    run(house, 123_457, model="sim-a")
+    row = close(house)
+    assert (row.credit_micros, row.payable_micros) == (1_234_570, 1_230_000)
+    with transaction(engine) as session:
+        assert owed_micros(session, row.id) == 1_230_000
+        repay_credit(session, house.tenant, row.payable_micros, "paid", APRIL)
+        assert owed_micros(session, row.id) == 0
+
+
+def test_an_affiliates_invoice_on_its_payers_credit_is_settled_by_the_payer(engine: Engine) -> None:
+    house = House(engine, prepaid_yuan=1)
+    with transaction(engine) as session:
+        payer = house.world.enterprise(session)
+        codes = [enterprise_facts(session, one).credit_code for one in (house.tenant, payer)]
+        record_controller(session, *codes, by="officer", at=NOW)
+        bind_affiliate(session, payer, house.tenant, by="boss", at=NOW)
+        for one in (house.tenant, payer):
+            grant_credit(session, one, 38 * YUAN, f"line of {one}", NOW)
+    run(house, HOUR_MS, model="sim-a")
+    run(house, HOUR_MS, model="sim-a", started=NOW + timedelta(hours=2))
+    row = close(house)
+    assert (row.prepaid_micros, row.credit_micros) == (YUAN, 71 * YUAN)
+
+    def owed() -> int:
+        with transaction(engine) as session:
+            return owed_micros(session, row.id)
+
+    for paying, reference, left in ((house.tenant, "affiliate", 33), (payer, "payer", 0)):
+        assert owed() > left * YUAN
+        with transaction(engine) as session:
+            repay_credit(session, paying, 38 * YUAN, reference, APRIL)
+        assert owed() == left * YUAN
+
+
+def test_a_charge_stands_once_in_a_line_also_where_it_passed_a_volume_step_of_the_same_price(
+    house: House,
+) -> None:
+    steps = [{"from_card_hours": hours, "factor": "1"} for hours in (0, 1)]
+    card = RateCard.from_json({"price_cny_per_card_hour": "36", "volume": steps})
+    with transaction(house.engine) as session:
+        own = Setting("sim-a", card, NOW, tenant_id=house.tenant, agreement="KH-7")
+        set_card(session, own, by=new_id(), at=NOW)
+    run(house, 2 * HOUR_MS)
+    row = close(house)
+    with transaction(house.engine) as session:
+        (line,) = lines_of(session, row.id)
+        ((charge, _, slot_ms, cost),) = charges_of_line(session, line, after=None, limit=1)
+        assert (slot_ms, cost) == (line.slot_ms, 72 * YUAN)
+        assert charges_of_line(session, line, after=charge, limit=1) == []
 
 
 def test_two_who_close_a_month_at_once_make_one_invoice(house: House) -> None:

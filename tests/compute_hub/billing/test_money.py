@@ -1,6 +1,7 @@
 """Holding, extending, charging, releasing: never twice, never beyond what is held, nothing kept too long."""
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -24,6 +25,7 @@ from kernel.ids import new_id
 from scheduler.tables import JobRow
 from tests.compute_hub.billing.house import HOUR_MS, NOW, YUAN, House
 from tests.vouchers.world import World
+from vouchers.afterlife import expire_vouchers, recall_voucher
 from vouchers.claims import make_claim
 from vouchers.domain.facts import CentreFacts, ContractFacts
 from vouchers.settlement import refuse_line
@@ -208,6 +210,33 @@ def test_usage_across_an_hours_price_is_charged_at_both_and_was_held_at_the_dear
     assert house.charged() == (2000 * HOUR_MS, 54 * YUAN + 5000, 0)
 
 
+def test_usage_before_a_vouchers_end_is_paid_by_it_however_late_it_is_charged(engine: Engine) -> None:
+    """The voucher ends after 14 hours; it pays for the first hour of a job that runs from 12:30 to 14:30."""
+    house = House(engine)
+    with transaction(engine) as session:
+        slug = house.world.programme(session, validity={"clause": "§5", "until": "2026-03-10"})
+        house.world.voucher(session, house.tenant, slug, 100 * YUAN)
+    begins, half = NOW + timedelta(hours=12, minutes=30), HOUR_MS // 2
+    job_id = house.submit(vouchers=None, limit_ms=2 * HOUR_MS, models=("sim-a",))
+    assert house.admit(job_id, at=begins) is None
+    for elapsed in (half + 60_000, 3 * half):
+        assert house.keep(job_id, elapsed, begins + timedelta(milliseconds=elapsed)) is None
+    start = int(begins.timestamp() * 1000)
+    house.meter(
+        *(
+            house.record(job_id, k, half, offset_ms=k * half, started_unix_ms=start, final=k == 3)
+            for k in range(4)
+        )
+    )
+    house.end(job_id, begins + timedelta(hours=2))
+    house.bill(begins + timedelta(hours=3))
+    first_hour = 36 * YUAN + 36 * YUAN * (5000 + MARGIN_MS) // HOUR_MS
+    assert house.charged() == (2000 * HOUR_MS, 72 * YUAN, 0)
+    ((by_voucher,),) = house.sql("SELECT sum(voucher_micros) FROM charges")
+    assert by_voucher == first_hour * 3 // 10
+    assert house.balance() == (1000 * YUAN - 72 * YUAN + by_voucher, 0)
+
+
 def test_a_job_keeps_its_price_and_a_card_for_running_jobs_is_announced_a_day_before(house: House) -> None:
     soon, announced = NOW + timedelta(minutes=10), NOW + timedelta(days=1)
     with transaction(house.engine) as session:
@@ -277,6 +306,42 @@ def test_a_correction_gives_the_charge_back_and_takes_the_right_cost_once_and_ne
     with transaction(house.engine) as session, pytest.raises(ChargeCorrected):
         correct_charge(session, charge_id, cheap_id, reason="again", by=by, at=NOW)
     assert house.sql("SELECT reason, corrected_by FROM charge_corrections") == [("signed late", by)]
+
+
+@pytest.mark.parametrize("end", ["recalled", "expired", "spent"])
+def test_a_correction_lowers_what_the_firm_pays_also_after_its_voucher_has_ended(
+    engine: Engine, end: str
+) -> None:
+    """Of ¥36 the voucher paid ¥10.80; of the right ¥30 it pays ¥9, and what it paid too much is the pool's."""
+    house = House(engine)
+    with transaction(engine) as session:
+        slug = house.world.programme(session)
+        face = 10_800_000 if end == "spent" else 100 * YUAN
+        voucher = house.world.voucher(session, house.tenant, slug, face)
+        own = Setting("sim-a", _card("30"), NOW, tenant_id=house.tenant, agreement="KH-7")
+    job_id = house.submit(vouchers=None, limit_ms=HOUR_MS, models=("sim-a",))
+    house.admit(job_id)
+    house.meter(house.record(job_id, 0, HOUR_MS, final=True))
+    house.end(job_id)
+    house.bill()
+    assert house.balance() == (974_800_000, 0)
+    later = NOW + timedelta(days=400 if end == "expired" else 3)
+    with transaction(engine) as session:
+        if end == "recalled":
+            recall_voucher(session, voucher, by="officer", reason="r", at=later)
+        elif end == "expired":
+            assert expire_vouchers(session, later) == [voucher]
+        rate_id = set_card(session, replace(own, effective_from=later), by=new_id(), at=later).id
+    ((charge_id,),) = house.sql("SELECT id FROM charges")
+    before = house.pool(slug)
+    with transaction(engine) as session:
+        new = correct_charge(session, charge_id, rate_id, reason="signed late", by=new_id(), at=later)
+        assert (new.voucher_micros, new.tenant_micros) == (9 * YUAN, 21 * YUAN)
+    assert house.balance() == (979 * YUAN, 0)
+    assert house.pool(slug) - before == (0 if end == "spent" else 1_800_000)
+    assert house.sql(
+        f"SELECT used_until FROM coverage_lines WHERE charge_id = '{new.id}' LIMIT 1"
+    ) == house.sql(f"SELECT used_until FROM coverage_lines WHERE charge_id = '{charge_id}' LIMIT 1")
 
 
 @pytest.mark.parametrize(
@@ -415,3 +480,74 @@ def test_a_loss_that_cannot_be_given_back_is_told_and_does_not_keep_the_rest(hou
     assert restored == 0
     assert "refused for good" in refused
     assert house.balance()[1] == 0
+
+
+@pytest.mark.parametrize("lost", [True, False], ids=["lost", "failed"])
+def test_nothing_is_held_for_a_job_that_waits_again_and_the_next_admission_holds_anew(
+    house: House, *, lost: bool
+) -> None:
+    job_id = house.submit(models=("sim-a",))
+    house.admit(job_id)
+    first_hold = house.balance()[1]
+    house.meter(house.record(job_id, 0, HOUR_MS // 4, final=not lost))
+    house.bill()
+    used = 0 if lost else 9 * YUAN
+    (house.lose if lost else house.fail)(job_id)
+    house.bill()
+    house.bill()
+    assert house.balance() == (1000 * YUAN - used, 0)
+    assert house.admit(job_id, at=NOW + timedelta(seconds=1)) is None
+    assert house.balance() == (1000 * YUAN - used - first_hold, first_hold)
+    house.meter(house.record(job_id, 0, HOUR_MS, attempt=2, final=True))
+    house.end(job_id)
+    house.bill(NOW + AFTER)
+    assert house.charged()[2] == 0
+    assert house.balance() == (964 * YUAN - used, 0)
+
+
+def test_the_next_attempt_may_be_refused_because_another_job_took_the_money_meanwhile(engine: Engine) -> None:
+    house = House(engine, prepaid_yuan=40)
+    waiting, other = house.submit(models=("sim-a",)), house.submit(models=("sim-a",))
+    assert house.admit(waiting) is None
+    house.lose(waiting)
+    house.bill()
+    assert house.admit(other, at=NOW + timedelta(seconds=1)) is None
+    refused = house.admit(waiting, at=NOW + timedelta(seconds=2))
+    assert refused is not None
+    assert refused.startswith("waiting for funds: ")
+    house.end(waiting, state="cancelled", reason="cancelled")
+    house.bill(NOW + AFTER)
+    assert house.sql("SELECT state FROM job_holds ORDER BY opened_at") == [("released",), ("open",)]
+
+
+def test_money_is_kept_for_the_records_of_an_attempt_that_failed_and_what_comes_when_it_is_back_is_charged(
+    house: House,
+) -> None:
+    job_id = house.submit(models=("sim-a",))
+    house.admit(job_id)
+    house.meter(house.record(job_id, 0, 60_000))
+    house.fail(job_id)
+    house.bill()
+    assert house.balance()[1] > 0
+    house.meter(house.record(job_id, 1, 60_000, final=True))
+    house.bill()
+    assert house.balance() == (1000 * YUAN - 1_200_000, 0)
+    house.meter(house.record(job_id, 2, 60_000))
+    house.bill()
+    assert house.charged() == (180_000_000, 1_800_000, 0)
+    assert house.balance() == (1000 * YUAN - 1_800_000, 0)
+
+
+def test_an_attempt_that_begins_before_the_last_one_was_charged_goes_on_with_its_hold(house: House) -> None:
+    job_id = house.submit(models=("sim-a",))
+    house.admit(job_id)
+    house.fail(job_id)
+    assert house.admit(job_id, at=NOW + timedelta(seconds=1)) is None
+    house.bill()
+    assert house.balance()[1] > 0
+    house.meter(house.record(job_id, 0, HOUR_MS // 36, final=True))
+    house.meter(house.record(job_id, 0, HOUR_MS // 36, attempt=2, final=True))
+    house.end(job_id)
+    house.bill()
+    assert house.charged() == (2000 * HOUR_MS // 36, 2 * YUAN, 0)
+    assert house.balance() == (998 * YUAN, 0)

@@ -16,7 +16,6 @@ from kernel.clock import boottime_ms, utc_now
 from kernel.database import transaction
 from kernel.errors import HubError
 from kernel.ids import new_id
-from scheduler.controller.desired import Store
 from scheduler.controller.loop import Controller, Pace
 from scheduler.controller.ports import Accounting, Admission
 from scheduler.controller.wakeups import Wakeups
@@ -26,6 +25,7 @@ from scheduler.node.protocol import Report, SyncRequest, UsageRecord
 from scheduler.policy.model import Queue
 from scheduler.policy.settings import policy_named
 from scheduler.secrets import Vault, new_vault_key
+from scheduler.store import Store
 from scheduler.tables import JobRow, RunRow
 from tests.scheduler.node.harness import Machine, Node
 
@@ -70,6 +70,7 @@ class Free:  # its arguments are the port's
 
     usage: dict[str, UsageRecord] = field(default_factory=dict)
     ended_jobs: list[UUID] = field(default_factory=list)
+    requeued_jobs: list[UUID] = field(default_factory=list)
     refusing: set[UUID] = field(default_factory=set)
 
     def admit(self, session: Session, admissions: Sequence[Admission], at: datetime) -> Mapping[UUID, str]:
@@ -82,6 +83,9 @@ class Free:  # its arguments are the port's
 
     def record_usage(self, session: Session, node: str, records: Sequence[UsageRecord], at: datetime) -> None:
         self.usage |= {record.id: record for record in records}
+
+    def requeued(self, session: Session, jobs: Sequence[JobRow], at: datetime) -> None:
+        self.requeued_jobs += [job.id for job in jobs]
 
     def ended(self, session: Session, jobs: Sequence[JobRow], at: datetime) -> None:
         self.ended_jobs += [job.id for job in jobs]

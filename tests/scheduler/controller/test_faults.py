@@ -141,7 +141,7 @@ def test_a_node_out_of_reach_keeps_its_devices_until_every_lease_has_lapsed(clus
 
 
 def test_nobody_waits_for_usage_of_a_run_that_a_lost_node_had_not_started(cluster: Cluster) -> None:
-    cluster.controller = cluster.new_controller("brief", node_lease_ms=1000)
+    cluster.controller = cluster.new_controller("brief", node_lease_ms=3000)
     node = cluster.node()
     started = cluster.submit(*FOREVER)
     cluster.until_state(started, "running")

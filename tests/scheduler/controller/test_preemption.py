@@ -15,8 +15,9 @@ BORROWER = (
     "/bin/sh",
     "-c",
     (
-        'trap "echo checkpoint; until [ -e go ]; do sleep 0.05; done; exit 0" TERM; '
-        "echo attempt $HUB_ATTEMPT; while :; do sleep 0.05; done"
+        'stop() { echo kept > "$HUB_CHECKPOINTS/step"; echo checkpoint; until [ -e go ]; do sleep 0.05; done; exit; }; '
+        'trap stop TERM; echo attempt $HUB_ATTEMPT $(cat "$HUB_CHECKPOINTS/step" 2>/dev/null); '
+        "while :; do sleep 0.05; done"
     ),
 )
 
@@ -54,10 +55,11 @@ def test_a_claim_inside_its_guarantee_evicts_a_borrower_which_runs_again_afterwa
     again = cluster.until_state(victim, "running")
     assert (again.attempt, again.evictions, again.lost_attempts, again.evicted_for) == (2, 1, [1], None)
     assert again.attained_ms > 0
+    assert cluster.free.requeued_jobs == [victim]
     first, _ = cluster.runs(victim)
     assert (first.end_reason, first.exit_code) == ("preempted", 0)
     assert first.ended_at <= cluster.job(claimant).placed_at
-    cluster.until(lambda: log_of(cluster, victim, attempt=2) == "attempt 2\n")
+    cluster.until(lambda: log_of(cluster, victim, attempt=2) == "attempt 2 kept\n")
     (cluster.store.attempt(again, 2) / "rank-0" / "go").touch()
 
 

@@ -1,5 +1,6 @@
 """What one tenant exhausts is its own share; the node, its disk and the other tenants go on."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,14 @@ def test_one_file_larger_than_the_workspace_cannot_be_written(machine: Machine) 
     assert status.exit_code != 0 or status.end_reason is EndReason.DISK_FULL
     assert (machine.folder / "store").exists()
     assert all(path.stat().st_size <= 8 * MIB for path in (machine.folder / "store").rglob("big"))
+
+
+def test_what_is_kept_for_the_next_attempt_counts(machine: Machine) -> None:
+    node = machine.node(limits={"workspace_bytes": 16 * MIB})
+    script = 'for n in $(seq 20); do head -c 1M /dev/urandom > "$HUB_CHECKPOINTS/$n"; done; sleep 60'
+    spec = node.spec("/bin/sh", "-c", script)
+    status = node.run(replace(spec, checkpoints=f"{spec.workspace}.kept"))
+    assert status.end_reason is EndReason.DISK_FULL
 
 
 def test_files_that_were_deleted_but_stay_open_count(machine: Machine) -> None:

@@ -38,6 +38,12 @@ def test_each_vendor_has_its_own_variable(machine: Machine, vendor: str, variabl
     assert log == "hidden\n"
 
 
+def test_a_device_that_imitates_nobody_is_shown_by_the_hubs_own_variables_alone(machine: Machine) -> None:
+    node = machine.node(devices=[{"index": 5, "model": "m", "vendor": "simulated", "imitates": "simulated"}])
+    _, log = node.sh("env | grep DEVICES", devices=(DeviceShare(5),))
+    assert log == "HUB_DEVICES=5\n"
+
+
 def test_torchrun_variables_say_which_rank_it_is(node: Node) -> None:
     _, log = node.sh(
         "echo $RANK $WORLD_SIZE $LOCAL_RANK $LOCAL_WORLD_SIZE $MASTER_ADDR $HUB_NODE_RANK $HUB_ATTEMPT",

@@ -1,4 +1,4 @@
-"""What a job leaves in its workspace harms nobody who reads it, and its next attempt can go on with it."""
+"""What a job leaves in its workspace harms nobody who reads it, and its next attempt finds what was kept for it."""
 
 import os
 from dataclasses import replace
@@ -42,17 +42,40 @@ def test_an_artifact_that_is_a_trick_is_not_read(node: Node, trick: str) -> None
             open_artifact(Path(spec.workspace), path)
 
 
-def test_the_next_attempt_goes_on_in_the_workspace_of_the_last(node: Node) -> None:
-    first = node.spec(
-        "/bin/sh", "-c", "umask 077; mkdir deep; echo 1 > deep/checkpoint; ln -s /etc/passwd link"
-    )
+def test_the_next_attempt_finds_the_checkpoints_of_the_last_and_nothing_else_of_it(node: Node) -> None:
+    script = 'umask 077; cd "$HUB_CHECKPOINTS"; pwd; mkdir deep; echo 1 > deep/step; ln -s /etc/passwd link; > /job/x'
+    first = node.spec("/bin/sh", "-c", script)
+    first = replace(first, checkpoints=f"{first.workspace}.kept")
     assert node.run(first).exit_code == 0
     before = Path("/etc/passwd").stat()
-    script = "cat deep/checkpoint; echo 2 >> deep/checkpoint && rm link && echo done"
-    second = replace(node.spec("/bin/sh", "-c", script), workspace=first.workspace, attempt=2)
+    script = "ls; cd /checkpoints; cat deep/step; echo 2 >> deep/step && rm link && echo done"
+    second = replace(node.spec("/bin/sh", "-c", script), checkpoints=first.checkpoints, attempt=2)
     assert node.run(second).exit_code == 0
-    assert Path(second.log).read_text() == "1\ndone\n"
+    assert [Path(spec.log).read_text() for spec in (first, second)] == ["/checkpoints\n", "1\ndone\n"]
     assert Path("/etc/passwd").stat().st_uid == before.st_uid
+
+
+def test_a_job_without_checkpoints_is_told_of_none(node: Node) -> None:
+    spec = node.spec("/bin/sh", "-c", 'echo "${HUB_CHECKPOINTS-none}"; ls -d /checkpoints')
+    assert node.run(spec).exit_code != 0
+    assert Path(spec.log).read_text().startswith("none\n")
+
+
+@pytest.mark.parametrize(
+    ("places", "problem"),
+    [
+        ({"checkpoints": "{work}/kept"}, "checkpoints"),
+        ({"checkpoints": "/etc"}, "checkpoints"),
+        ({"checkpoints": "{work}.kept", "log": "{work}.kept/log"}, "log"),
+    ],
+)
+def test_checkpoints_lie_apart_from_workspace_and_log(node: Node, places: dict[str, str], problem: str) -> None:
+    spec = node.spec("true")
+    status = node.run(
+        replace(spec, **{name: path.format(work=spec.workspace) for name, path in places.items()})
+    )
+    assert status.end_reason is EndReason.START_FAILED
+    assert status.reason.startswith(f"{problem}: ")
 
 
 @pytest.mark.parametrize("run_id", ["", "../../x", "a" * 36, "01A201B6-FC18-7B6A-844D-D59D94A82A7B"])
@@ -103,7 +126,7 @@ def test_a_notice_without_a_signal_leaves_the_job_alone(node: Node) -> None:
     assert Path(spec.log).read_text() == "ready\nSoon.\n"
 
 
-@pytest.mark.parametrize("field", ["job_id", "tenant_id", "workspace", "log"])
+@pytest.mark.parametrize("field", ["job_id", "tenant_id", "workspace", "log", "checkpoints"])
 def test_a_nul_cannot_smuggle_an_argument_into_the_sandbox(node: Node, field: str) -> None:
     spec = node.spec("cat", "/job/escape")
     injected = f"{getattr(spec, field)}\0--bind\0/\0/job"
