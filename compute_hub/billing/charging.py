@@ -11,6 +11,7 @@ of statements does not depend on the number of jobs.
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from typing import Final
 from uuid import UUID
 
 from sqlalchemy import select, tuple_
@@ -53,7 +54,6 @@ from vouchers.domain.facts import ChargeFacts
 from vouchers.enterprises import lock_payers
 from vouchers.open_holds import OpenHolds, open_holds, write_holds
 from vouchers.redemption import held_facts
-
 
 _WITHOUT_HOLD: Final = frozenset({"released", "pending"})
 """Whose usage, if some still comes, is paid by itself: jobs that are over, and jobs that wait to run again."""
@@ -197,7 +197,7 @@ class _Biller:
         """Charge a job and release it. Raises NoRate, and what `take_charges` refuses: nothing is noted then."""
         stretches = [
             _Stretch(*key, some, payable=key[0] not in job.lost_attempts)
-            for key, some in by_charge(waiting.due, self._ends_ms(job))
+            for key, some in by_charge(waiting.due)
         ]
         if forgo:
             stretches += [_Stretch(*key, some, payable=False) for key, some in by_charge(waiting.behind)]
@@ -218,15 +218,6 @@ class _Biller:
         job.charges += len(rated)
         if rated or release:
             self.written.fundings.append((job.id, job.units, job.charges, job.state))
-
-    def _ends_ms(self, job: _Job) -> list[int]:
-        """When something that is set aside for a job stops paying, in order."""
-        money = self.holds.jobs.get(job.id)
-        return sorted(
-            {unix_ms(row.serves_until) for row in money.segments if row.serves_until}
-            if money is not None
-            else ()
-        )
 
     def _rate_all(
         self, job: _Job, stretches: Sequence[_Stretch], volumes: dict[VolumeKey, int]

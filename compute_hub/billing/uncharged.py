@@ -4,7 +4,6 @@ A record is due when all records of its run before it are; behind a gap it waits
 over for `LATE`.
 """
 
-from bisect import bisect_left
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -31,14 +30,23 @@ _STREAKS: Final = b"""
         SELECT u.job_id, u.attempt, u.rank, u.k, r.model, r.slot_ms, x.start_ms, x.start_ms + r.duration_ms AS end_ms,
                CASE WHEN r.duration_ms > 0 AND mod(r.slot_ms, r.duration_ms) = 0 THEN r.slot_ms / r.duration_ms END
                  AS slots,
-               (greatest(x.start_ms, x.start_ms + r.duration_ms - 1) + %s) / 86400000 AS day
+               (greatest(x.start_ms, x.start_ms + r.duration_ms - 1) + %s) / 86400000 AS day,
+               CASE WHEN h.ends_ms IS NULL THEN 0 ELSE width_bucket(x.start_ms + r.duration_ms - 1, h.ends_ms) END
+                 AS ends_before
           FROM unnest(%s::uuid[], %s::bigint[]) AS j(job_id, last_k)
+         CROSS JOIN LATERAL (
+               SELECT array_agg(e.ends_ms ORDER BY e.ends_ms) AS ends_ms
+                 FROM (SELECT DISTINCT (date_part('epoch', s.serves_until) * 1000000)::bigint / 1000 AS ends_ms
+                         FROM hold_segments s
+                        WHERE s.job_id = j.job_id AND s.serves_until IS NOT NULL
+                          AND s.captured_micros < s.cost_micros) e) h
           JOIN uncharged_usage u ON u.job_id = j.job_id AND u.k <= j.last_k
           JOIN usage_records r ON r.job_id = u.job_id AND r.attempt = u.attempt AND r.rank = u.rank AND r.k = u.k,
                LATERAL (SELECT (date_part('epoch', r.started_at) * 1000000)::bigint / 1000 + r.offset_ms) x(start_ms)),
     cut AS (
-        SELECT *, (k, start_ms, slots, day) IS DISTINCT FROM
-                  (lag(k) OVER run + 1, lag(end_ms) OVER run, lag(slots) OVER run, lag(day) OVER run)
+        SELECT *, (k, start_ms, slots, day, ends_before) IS DISTINCT FROM
+                  (lag(k) OVER run + 1, lag(end_ms) OVER run, lag(slots) OVER run, lag(day) OVER run,
+                   lag(ends_before) OVER run)
                   OR slots IS NULL AS begins
           FROM waiting WINDOW run AS (PARTITION BY job_id, attempt, rank ORDER BY k)),
     numbered AS (
@@ -46,7 +54,8 @@ _STREAKS: Final = b"""
           FROM cut),
     joined AS (
         SELECT job_id, attempt, rank, min(k) AS first_k, max(k) + 1 AS until_k, min(model) AS model,
-               min(start_ms) AS start_ms, max(end_ms) AS end_ms, sum(slot_ms)::bigint AS slot_ms
+               min(start_ms) AS start_ms, max(end_ms) AS end_ms, sum(slot_ms)::bigint AS slot_ms,
+               min(ends_before) AS ends_before
           FROM numbered GROUP BY job_id, attempt, rank, streak)
     SELECT j.*, first_k = 0 OR EXISTS (
                SELECT FROM usage_records p
@@ -67,7 +76,8 @@ class Streak:
     """Records of one run that follow each other without a gap, at the same width, within one local day.
 
     So one price list, one month and one charge hold for all of them; they are the numbers from `first_k` up to
-    `until_k`. Records whose width is no whole number stand alone.
+    `until_k`. Records whose width is no whole number stand alone. `ends_before` is how many ends of what is set aside
+    for the job they come after.
     """
 
     job_id: UUID
@@ -78,6 +88,7 @@ class Streak:
     model: str
     span: Span
     slot_ms: int
+    ends_before: int
     preceded: bool
 
     @property
@@ -147,9 +158,11 @@ def waiting_usage(session: Session, job_ids: Collection[UUID]) -> dict[UUID, Wai
     before: Streak | None = None
     reached = False
     for row in run(session, _STREAKS, (DAY_BEGINS_MS, array(job_ids), bounds)):
-        job_id, attempt, rank, first_k, until_k, model, start_ms, end_ms, slot_ms, preceded = row
+        job_id, attempt, rank, first_k, until_k, model, start_ms, end_ms, slot_ms, ends_before, preceded = row
         span = Span(start_ms, end_ms)
-        streak = Streak(job_id, attempt, rank, first_k, until_k, model, span, slot_ms, preceded)
+        streak = Streak(
+            job_id, attempt, rank, first_k, until_k, model, span, slot_ms, ends_before, preceded=preceded
+        )
         # Behind a streak of the same batch, its own fate decides; behind anything else, whether that is there at all.
         if before is None or not follows(before, streak):
             reached = streak.preceded
@@ -159,7 +172,6 @@ def waiting_usage(session: Session, job_ids: Collection[UUID]) -> dict[UUID, Wai
     return found
 
 
-<<<<<<< HEAD
 def follows(before: Streak, after: Streak) -> bool:
     """Whether the second begins in the same run with the record after the first one's last."""
     return (before.job_id, before.attempt, before.rank, before.until_k) == (
@@ -171,26 +183,14 @@ def follows(before: Streak, after: Streak) -> bool:
 
 
 def by_charge(streaks: Sequence[Streak]) -> list[tuple[tuple[int, str, str], list[Streak]]]:
-    """Usage of a job by attempt, model and month: what becomes one charge."""
-    found: dict[tuple[int, str, str], list[Streak]] = {}
-    for streak in streaks:
-        found.setdefault((streak.attempt, streak.model, streak.month), []).append(streak)
-    return sorted(found.items())
-=======
-def by_charge(
-    records: Sequence[Record], ends_ms: Sequence[int] = ()
-) -> list[tuple[tuple[int, str, str], list[Record]]]:
-    """Records of a job by attempt, model and month: what becomes one charge.
+    """Usage of a job by attempt, model and month: what becomes one charge.
 
-    At `ends_ms`, which are in order, something that is set aside stops paying, so what was used until then is charged
-    by itself, however late that is.
+    Where something that is set aside stops paying, what was used until then is charged by itself, however late that is.
     """
-    found: dict[tuple[int, str, str, int], list[Record]] = {}
-    for record in records:
-        place = bisect_left(ends_ms, record.span.end_ms)
-        found.setdefault((record.attempt, record.model, record.month, place), []).append(record)
+    found: dict[tuple[int, str, str, int], list[Streak]] = {}
+    for streak in streaks:
+        found.setdefault((streak.attempt, streak.model, streak.month, streak.ends_before), []).append(streak)
     return [(key[:3], some) for key, some in sorted(found.items())]
->>>>>>> main
 
 
 def _awaited_runs() -> Select[UUID]:

@@ -55,14 +55,16 @@ def _find_one(shape: Shape, pool: Pool, barred: int) -> Found | None:
 def find_among_lasting(shape: Shape, pool: Pool, barred: int, now_ms: int, leaves_ms: int) -> Found | None:
     """Room for whole devices of one node that will probably be left at `leaves_ms`, where it prolongs least.
 
-    A node is free for a gang when the last job has left it: so short jobs go to nodes that stay in use anyway,
-    and what counts is how much longer the node is in use, times the devices that stand idle meanwhile
-    (lifetime alignment, as LAVA, MLSys '25, does for virtual machines).
+    A node is free for a gang when the last job has left it: so short jobs go to nodes that stay in use anyway
+    (lifetime alignment, as LAVA, MLSys '25, does for virtual machines). Where a node must be in use longer, that
+    is shared by all who can still join the job there: a few long jobs each put beside short ones would keep many
+    nodes from gangs, where together they keep one. Among equals the fullest node is taken.
     """
     devices = shape.devices_per_node
     best: tuple[int, NodeState] | None = None
     for free in range(max(1, devices), len(pool.buckets)):
         nodes = pool.buckets[free] & ~barred
+        sharing = free // devices
         while nodes:
             bit = nodes & -nodes
             nodes ^= bit
@@ -70,7 +72,7 @@ def find_among_lasting(shape: Shape, pool: Pool, barred: int, now_ms: int, leave
             if not _has_room(state, shape):
                 continue
             last_ms = max(state.leaves.values(), default=0)
-            cost = (1 + max(0, leaves_ms - max(now_ms, last_ms))) * free
+            cost = max(0, leaves_ms - max(now_ms, last_ms)) // sharing
             if best is None or cost < best[0]:
                 best = (cost, state)
             if not state.leaves:

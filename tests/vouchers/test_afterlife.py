@@ -142,6 +142,13 @@ def test_after_its_use_by_deadline_a_voucher_pays_only_for_usage_before_it_until
         ends = voucher_of(session, sooner.voucher(session, 1))
         assert ends.use_by_at == ends.expires_at
     assert early in expire_all(world, END)
+    with transaction(world.engine) as session:
+        last_day = world.programme(session, use_by={"clause": "§5(2)", "until": "2026-03-10"})
+        midnight = datetime(2026, 3, 10, 16, 0, tzinfo=UTC)
+        with pytest.raises(ValidityOver):
+            world.voucher(session, world.enterprise(session), last_day, YUAN, issued_at=midnight)
+        in_time = midnight - timedelta(microseconds=1)
+        world.voucher(session, world.enterprise(session), last_day, YUAN, issued_at=in_time)
 
 
 def test_a_recalled_voucher_keeps_only_what_is_set_aside(world: World) -> None:
@@ -192,8 +199,8 @@ def test_holds_whose_far_end_has_come_are_released(world: World) -> None:
     with transaction(world.engine) as session:
         place = world.place(session)
         place_hold(session, place.job(), place.tenant, 100 * YUAN, FACTS, None, NOW)
-        assert place.job() not in lapse_holds(session, NOW + timedelta(days=365))
-        assert place.job() in lapse_holds(session, NOW + timedelta(days=367), limit=1_000)
+        assert place.job() not in lapse_holds(session, NOW + timedelta(days=366, microseconds=-1), limit=1_000)
+        assert place.job() in lapse_holds(session, NOW + timedelta(days=366), limit=1_000)
         assert place.prepaid(session) == 1_000
 
 

@@ -5,7 +5,7 @@ from datetime import timedelta
 from uuid import UUID
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
 from kernel.database import transaction
@@ -22,7 +22,7 @@ from vouchers.errors import ChargeBeyondHold, ChargeFactsDiffer, ChargeNotFound,
 from vouchers.open_holds import open_holds, write_holds
 from vouchers.redemption import extend_hold, place_hold, release_hold
 from vouchers.restoration import restore_charge
-from vouchers.tables import ChargeStretch
+from vouchers.tables import ChargeStretch, CoverageLine, CoveredCharge
 from vouchers.wallets import set_budget
 
 
@@ -89,6 +89,7 @@ def test_a_charge_that_may_be_taken_partly_takes_what_is_set_aside_with_its_card
         rest = _take(session, place, too_much, charges[3], charges[2])
         assert [found.cost_micros for found in (*first, *rest)] == [4 * YUAN, 6 * YUAN, 0, 0]
         assert _stretches(session, place.charge(9)) == [(0, 6 * YUAN, 600)]
+        assert session.get_one(CoveredCharge, place.charge(9)).card_ms == 600
         with pytest.raises(ChargeNotFound):
             coverage_of(session, place.charge(3))
         release_hold(session, place.job(), NOW)
@@ -203,3 +204,26 @@ def test_what_rounding_leaves_is_borne_by_the_centre_until_a_later_charge_or_a_r
         for number, borne, spent in [(1, 2, 4), (0, 1, 2), (2, 0, 0)]:
             restore_charge(session, place.charge(number), reason="lost", by="hub", at=NOW)
             assert standing() == (before - borne, -spent, 50 - spent)
+
+
+def test_two_equal_charges_of_a_hold_are_told_in_equal_words(place: Place) -> None:
+    with transaction(place.world.engine) as session:
+        place.voucher(session, 100)
+        place_hold(session, place.job(3), place.tenant, 10 * YUAN, FACTS, None, NOW)
+        first, second = (
+            capture_charge(session, place.job(3), place.charge(number), 4 * YUAN, FACTS, NOW)
+            for number in (3, 4)
+        )
+        assert first == second
+        assert first.lines[0].sentence.endswith("pays 30 % (Huangyan §3), ¥1.20")
+        least = capture_charge(session, place.job(3), place.charge(5), 1, FACTS, NOW)
+        assert [(line.source, line.amount_micros) for line in least.lines] == [("prepaid", 1)]
+
+
+def test_every_line_that_paid_names_its_transfer(place: Place) -> None:
+    with transaction(place.world.engine) as session:
+        capture_charge(session, place.job(), place.charge(), YUAN, FACTS, NOW)
+        rows = session.scalars(select(CoverageLine).where(CoverageLine.charge_id == place.charge())).all()
+        amounts = select(text("amount")).select_from(text("transfers")).where(text("id = :id"))
+        paid = [session.scalar(amounts, {"id": row.transfer_id}) for row in rows]
+        assert paid == [row.quantity for row in rows] == [YUAN]

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from vouchers.domain.coverage import BUYER_REIMBURSED, Candidate, Plan, TooManyProgrammes, plan_coverage
 from vouchers.domain.segments import Segment, Stretch, Unwound, fill_in_order, unwind
 from vouchers.domain.terms import CNY, Ceiling, Exclusion
+from vouchers.holding import segment_coverage
 
 LEVELS = ("national", "province", "city", "district")
 
@@ -146,6 +147,13 @@ def test_several_grants_of_card_time_share_the_time_and_one_programmes_ratio() -
     assert [share.quantity for share in both.shares(0, 0)] == [0, 0]
     halves = [grant("a", 30, "0.5", "p"), grant("b", 60, "0.5", "p"), grant("c", 60, "0.5", "q")]
     assert amounts(plan_coverage(1000, 100, halves)) == {"a": 300, "b": 200, "c": 500}
+
+
+def test_the_lines_of_a_coverage_add_up_to_its_cost_even_where_no_millisecond_is_drawn() -> None:
+    half = voucher("half", "0.5", 10, asset="card_ms:M")
+    division = Segment(plan_coverage(1_000, 1, [half]), (500,))
+    covered = segment_coverage(division, [("prepaid", "me")], 1_000, 1, 0)
+    assert [(line.amount_micros, line.quantity) for line in covered.lines] == [(500, 0), (500, 500)]
 
 
 def test_ratios_that_add_up_to_one_leave_the_tenant_nothing_at_any_cost() -> None:

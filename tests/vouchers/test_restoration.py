@@ -300,3 +300,19 @@ def test_parts_unwound_in_any_cut_add_up_to_what_was_taken(
         start = divisions[segment].parts(stretch.from_micros, stretch.from_ms)
         for number, (high, low) in enumerate(zip(end.shares, start.shares, strict=True)):
             assert back.get((segment, number), 0) == high.quantity - low.quantity
+
+
+def test_a_restoration_that_is_repeated_leaves_the_claim_made_since_alone(world: World) -> None:
+    timed = ChargeFacts(model="MLU370", card_ms=1_000)
+    with transaction(world.engine) as session:
+        place = world.place(session)
+        place.voucher(session, 100)
+        place.run(session, 100, facts=timed)
+        restore_charge(session, place.charge(), reason="lost", by="hub", at=NOW, lost_ms=500)
+        claim = make_claim(session, place.programme, "2026-03", by="centre", at=NOW)
+        again = restore_charge(session, place.charge(), reason="lost", by="hub", at=NOW, lost_ms=500)
+        assert again == 50 * YUAN
+        (line,) = claim_view(session, claim).lines
+        assert (line.state, line.amount) == ("claimed", 15 * YUAN)
+        whole = restore_charge(session, place.charge(), reason="lost", by="hub", at=NOW, lost_ms=1_000)
+        assert whole == 100 * YUAN

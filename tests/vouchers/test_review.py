@@ -180,6 +180,8 @@ def test_nothing_is_issued_while_the_public_may_object(world: World) -> None:
         objection = raise_objection(session, upheld, by="neighbour", reason="shell company", at=NOW)
         resolve_objection(session, objection, upheld=True, by="bob", resolution="it is", at=NOW)
         assert state(session, upheld) == "rejected"
+        with pytest.raises(ApplicationState):
+            issue_voucher(session, upheld, by="officer", at=over)
 
 
 def test_a_round_closes_at_its_cut_off_but_not_to_revisions(world: World) -> None:
@@ -241,6 +243,7 @@ def test_a_cap_counts_everything_one_actual_controller_holds(world: World) -> No
         with pytest.raises(CapExceeded) as refused:
             issue_voucher(session, second, by="officer", at=NOW)
         assert refused.value.facts["clause"] == "§4(2)"
+        assert refused.value.facts["holder"] == "the group of Ms Wu"
         third = apply(session, place, 40, enterprise=world.enterprise(session))
         assert state(session, third) == "submitted"
 

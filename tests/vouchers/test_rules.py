@@ -93,8 +93,7 @@ def test_card_time_pays_for_its_own_model_only_and_no_tier_is_no_payment() -> No
     firm = replace(FIRM, region="GB", roles=("researcher",))
     assert not isinstance(ratio_for(held(rules, firm), plain), NotApplicable)
     assert isinstance(ratio_for(held(rules, firm), replace(plain, model="other")), NotApplicable)
-    narrow = terms(ratios=[{"clause": "§", "ratio": "0.5", "when": {"roles": ["hero"]}}])
-    assert isinstance(ratio_for(held(narrow), USED), NotApplicable)
+    assert isinstance(ratio_for(held(NO_TIER), USED), NotApplicable)
 
 
 def test_vouchers_burn_by_priority_last_usage_width_age_and_id() -> None:
@@ -110,6 +109,18 @@ def test_vouchers_burn_by_priority_last_usage_width_age_and_id() -> None:
         "centre_claims",
     )
     assert [entry.ratio for entry in made.ceilings] == [Fraction(2, 5)]
+
+
+def test_a_wider_region_burns_later() -> None:
+    widths = [eligible(centre_regions=regions).scope_width for regions in (["330106"], ["3301"], ["33", "32"])]
+    assert [width - widths[0] for width in widths] == [0, 25 - 16, 100 - 16]
+
+
+def test_a_programme_may_last_a_day_and_ranks_in_the_middle_unless_it_says_otherwise() -> None:
+    document = json.loads((EXAMPLES / "huangyan.json").read_text(encoding="utf-8"))
+    del document["priority"]
+    rules = parse_programme(document | {"effective": {"from": "2026-01-01", "until": "2026-01-01"}})
+    assert rules.priority == 100
 
 
 CONDITIONS = [
@@ -273,9 +284,13 @@ def test_a_circle_is_refused_wherever_it_closes() -> None:
     assert related("a", "y", edges, [("z", "q"), ("y", "b")]) == ("a", "y", "b", "y")
 
 
+CONTRACT: Final = ContractFacts(number="c", supplier="B", amount_micros=100, days=1, cost_kind="compute")
+NO_TIER: Final = terms(ratios=[{"clause": "§", "ratio": "0.5", "when": {"roles": ["hero"]}}])
+LARGE_CENTRES: Final = eligible(centre_pflops_above=100)
+
+
 def case(**changed: Any) -> Case:  # noqa: ANN401 - any field
-    contract = ContractFacts(number="c", supplier="B", amount_micros=100, days=1, cost_kind="compute")
-    return replace(Case(terms(), FIRM, contract, 30), **changed)
+    return replace(Case(terms(), FIRM, CONTRACT, 30), **changed)
 
 
 def verdict(found: Case, rule: str) -> str:
@@ -294,6 +309,17 @@ def verdict(found: Case, rule: str) -> str:
         ({"issued_controller": 8_000_000 * YUAN - 29}, "cap_per_controller", "fail"),
         ({"requested": 8_000_000 * YUAN}, "cap_per_enterprise", "pass"),
         ({"requested": 8_000_000 * YUAN}, "cap_per_controller", "pass"),
+        ({"terms": NO_TIER, "requested": 1}, "within_contract", "fail"),
+        (
+            {"terms": LARGE_CENTRES, "contract": replace(CONTRACT, centre_pflops=100)},
+            "contract_eligible",
+            "fail",
+        ),
+        (
+            {"terms": LARGE_CENTRES, "contract": replace(CONTRACT, centre_pflops=101)},
+            "contract_eligible",
+            "pass",
+        ),
         ({"enterprise": replace(FIRM, region="310000")}, "enterprise_eligible", "fail"),
         ({"relation": ("A", "B")}, "supplier_unrelated", "look"),
         ({"contract_used_by": ("x",)}, "no_duplicate", "look"),
@@ -305,6 +331,14 @@ def test_checks_turn_at_their_edges(changed: dict[str, Any], rule: str, expected
     loose = replace(FIRM, yearly_contract_micros=500_000 * YUAN)
     found = case(**({"enterprise": loose} | changed))
     assert verdict(found, rule) == expected
+
+
+def test_a_face_within_the_contract_is_checked_by_the_ratios_clause_where_there_is_one() -> None:
+    clauses = [
+        next(check.clause for check in run_checks(case(terms=rules)) if check.rule == "within_contract")
+        for rules in (terms(), NO_TIER)
+    ]
+    assert clauses == ["Hangzhou 2025 §3", "Hangzhou 2025 §1"]
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,10 @@ def test_a_claim_goes_from_checks_to_reconciled_money(world: World) -> None:
         assert {check.rule: check.verdict for check in found} == dict.fromkeys(
             ("adds_up", "not_taken_back", "tenants_unrelated", "tenants_honest", "vouchers_stand"), "pass"
         )
-        review_claim(session, claim, by="first", at=NOW)
+        for _ in range(2):
+            review_claim(session, claim, by="first", at=NOW)
+        with pytest.raises(ClaimState):
+            review_claim(session, claim, by="another", at=NOW)
         for _ in range(2):
             assert approve_claim(session, claim, by="second", at=NOW) == 180 * YUAN
         for _ in range(2):
@@ -106,17 +109,13 @@ def test_a_claim_goes_from_checks_to_reconciled_money(world: World) -> None:
             reconcile_claim(session, claim, received=179 * YUAN, statement="s1", by="auditor", at=NOW)
         totals = programme_totals(session, place.programme)
         assert (totals.captured, totals.claimed, totals.disbursed) == (180 * YUAN, 0, 180 * YUAN)
-        steps = session.scalars(
-            select(ClaimStep.step).where(ClaimStep.claim_id == claim).order_by(ClaimStep.number)
+        steps = session.execute(
+            select(ClaimStep.number, ClaimStep.step)
+            .where(ClaimStep.claim_id == claim)
+            .order_by(ClaimStep.number)
         ).all()
-        assert steps == [
-            "submitted",
-            "automatic checks",
-            "first review",
-            "final approval",
-            "disbursed",
-            "reconciled",
-        ]
+        names = ("submitted", "automatic checks", "first review", "final approval", "disbursed", "reconciled")
+        assert steps == list(enumerate(names, start=1))
 
 
 def test_the_first_reviewer_cannot_approve_a_claim_by_rule_nor_by_database(world: World) -> None:
@@ -150,6 +149,30 @@ def test_disputed_lines_are_claimed_again_and_refused_ones_never(world: World) -
             resubmit_claim(session, claim, evidence={}, by="centre", at=NOW)
         with pytest.raises(NothingToClaim):
             make_claim(session, place.programme, "2026-04", by="centre", at=NOW + timedelta(days=40))
+
+
+def test_the_last_millionth_can_be_claimed_and_what_was_given_back_cannot(world: World) -> None:
+    with transaction(world.engine) as session:
+        place = world.place(session)
+        place.voucher(session, 1)
+        for number in (1, 2):
+            place_hold(session, place.job(number), place.tenant, 4, FACTS, None, NOW)
+            capture_charge(session, place.job(number), place.charge(number), 4, FACTS, NOW)
+        restore_charge(session, place.charge(1), reason="lost", by="hub", at=NOW)
+        (line,) = claim_view(session, make_claim(session, place.programme, PERIOD, by="c", at=NOW)).lines
+        assert (line.charge_id, line.amount) == (place.charge(2), 1)
+
+
+def test_usage_that_ends_with_the_period_is_claimed_with_the_next(world: World) -> None:
+    midnight = datetime(2026, 3, 31, 16, 0, tzinfo=UTC)
+    with transaction(world.engine) as session:
+        place = world.place(session)
+        place.voucher(session, 100)
+        place.run(session, 10, at=midnight)
+        with pytest.raises(NothingToClaim):
+            make_claim(session, place.programme, PERIOD, by="c", at=midnight)
+        april = make_claim(session, place.programme, "2026-04", by="c", at=midnight)
+        assert claim_view(session, april).amount == 3 * YUAN
 
 
 def test_what_is_reported_late_goes_into_the_next_periods_claim(world: World) -> None:
@@ -231,6 +254,12 @@ def test_the_buyer_is_reimbursed_on_invoice_and_delivery_proof(world: World) -> 
         assert approved(session, made) == 30 * YUAN
         disburse_claim(session, made, bank_reference=f"b {made}", by="cashier", at=NOW)
         assert net(session, accounts.disbursed(programme, str(buyer), "CNY")) == [30]
+
+        second = Place(world, programme, world.enterprise(session, region="440305"))
+        world.voucher(session, second.tenant, programme, 1_000 * YUAN, NOW - timedelta(days=9), issued_at=NOW)
+        world.fund(session, second.tenant, 1_000)
+        second.run(session, 200, facts=facts)
+        assert claim_view(session, claim(proof, second.tenant)).amount == 60 * YUAN
 
 
 def test_the_reserve_fund_is_used_up_before_the_bank(world: World) -> None:

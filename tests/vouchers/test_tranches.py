@@ -11,7 +11,7 @@ from tests.vouchers.world import NOW, YUAN, Place, World
 from vouchers import accounts
 from vouchers.afterlife import recall_voucher
 from vouchers.applications import checks_of, submit_application
-from vouchers.errors import GrantIndivisible
+from vouchers.errors import GrantIndivisible, NotApplicationsVoucher
 from vouchers.issuing import issue_voucher, release_tranche, voucher_of
 
 HALVES: Final = [
@@ -75,3 +75,24 @@ def test_a_tranche_released_next_year_is_money_of_its_grants_year(world: World) 
         recall_voucher(session, second.id, by="officer", reason="closed", at=NEXT_YEAR)
         after = accounts.available(session, pools)
         assert [after[pool.id] - before[pool.id] for pool in pools] == [50 * YUAN, 0]
+
+
+def test_each_report_releases_the_next_part_until_every_part_is_released(world: World) -> None:
+    parts = [
+        {"clause": f"§5({number})", "parts": parts, "needs": "progress_report" if number else "award"}
+        for number, parts in enumerate((1, 2, 4))
+    ]
+    with transaction(world.engine) as session:
+        place = world.place(session, tranches=parts)
+        voucher = voucher_of(session, world.voucher(session, place.tenant, place.programme, 10))
+        application, faces = voucher.application_id, [voucher.face]
+        promised = accounts.promised(application, "CNY")
+        assert accounts.available(session, [promised])[promised.id] == 9
+        for report, face in (("first", 3), ("first", 3), ("second", 6)):
+            released = voucher_of(session, release_tranche(session, application, report=report, by="o", at=NOW))
+            faces.append(released.face)
+            assert released.face == face
+        assert faces == [1, 3, 3, 6]
+        assert accounts.available(session, [promised])[promised.id] == 0
+        with pytest.raises(NotApplicationsVoucher):
+            release_tranche(session, application, report="third", by="o", at=NOW)

@@ -76,7 +76,7 @@ def test_prepaid_money_is_used_before_the_credit_line_and_payment_makes_that_goo
         assert wallet_balance(session, place.tenant).credit_available_micros == 60 * YUAN
         with pytest.raises(NoFunding) as refused:
             quote(session, place.tenant, 61 * YUAN, FACTS, None, NOW)
-        assert refused.value.facts["short"] == YUAN
+        assert (refused.value.facts["short"], refused.value.facts["available"]) == (YUAN, 60 * YUAN)
         with pytest.raises(InsufficientFunds):
             withdraw_credit(session, place.tenant, 61 * YUAN, "less", NOW)
         repay_credit(session, place.tenant, 40 * YUAN, f"invoice {place.tenant}", NOW)
