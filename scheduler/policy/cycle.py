@@ -73,7 +73,7 @@ class Cycle:
             return Plan(self.now_ms, (), (), state.next_alarm_ms())
         if state.promises.nominations:
             promised = dict(state.promises.by_pool)
-            self._start_nominees()
+            self._start_nominees(planned=False)
             self._make_up(promised)
         if state.promises.by_pool:
             self._start_promised()
@@ -91,7 +91,7 @@ class Cycle:
         state = self.state
         promised = dict(state.promises.by_pool)
         evictions, wake_ms = find_evictions(state, self._unserved, self.now_ms)
-        self._start_nominees()
+        self._start_nominees(planned=True)
         if self._make_up(promised):
             self._hindered.clear()
             self._hold_contests()
@@ -172,15 +172,17 @@ class Cycle:
         state = self.state
         for model, promise in list(state.promises.by_pool.items()):
             queued = state.queued.get(promise.job_id)
-            if queued is None or queued.home is None or not promise.hard:
+            if queued is None or queued.home is None or queued.entry is None:
                 continue
+            if not promise.hard and queued.entry[0] > self.now_ms:
+                continue  # its turn has not come: it goes in its order
             pool = state.capacity.pools[model]
             if pool in allowed_pools(self.state, queued):
                 placed = place(self.state, queued, (pool,), self.now_ms)[0]
                 if placed is not None:
                     self._start(queued, queued.home, *placed)
 
-    def _start_nominees(self) -> None:
+    def _start_nominees(self, *, planned: bool) -> None:
         """Start every claimant whose room is there; void a nomination that nobody is leaving for any more."""
         state = self.state
         nominations = state.promises.nominations
@@ -194,7 +196,10 @@ class Cycle:
                     self._start(queued, home, *placed)
                     continue
             if not nominations.awaits_any(known.pool, state.running):
-                nominations.forget(known.job_id)
+                if planned or not self._may_evict:
+                    nominations.forget(known.job_id)
+                else:  # what it counts on stays kept until it is planned for anew, in this cycle
+                    nominations.make(known._replace(due_ms=self.now_ms))
 
     def _make_up(self, promised: dict[str, Promise]) -> bool:
         """Promise anew what was hard and gave way to a guarantee, before others are asked; whether any gave way."""
