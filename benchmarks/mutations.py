@@ -82,8 +82,7 @@ _PYTHON: Final = (
     (r"\bcredits_posted\b", "debits_posted"),
     (r"\bdebits_pending\b", "debits_posted"),
     (r"\bcredits_pending\b", "credits_posted"),
-    (r"\bdebit=", "credit="),
-    (r"\bcredit=", "debit="),
+    (r"\bdebit=([\w.]+), credit=([\w.]+)", r"debit=\2, credit=\1"),
 )
 
 

@@ -10,7 +10,7 @@ from typing import Final
 from scheduler.policy.capacity import Pool
 from scheduler.policy.contest import Contest
 from scheduler.policy.model import Eviction, Plan, Start
-from scheduler.policy.pending import Entry, JobClass, QueuedJob
+from scheduler.policy.pending import Entry, JobClass, QueuedJob, turn_has_come
 from scheduler.policy.placement import Found, as_placements
 from scheduler.policy.placing import fits_somewhere, gone_before, place, place_nominee
 from scheduler.policy.preemption import CLAIMS_MAX, find_evictions, may_evict
@@ -174,7 +174,7 @@ class Cycle:
             queued = state.queued.get(promise.job_id)
             if queued is None or queued.home is None or queued.entry is None:
                 continue
-            if not promise.hard and queued.entry[0] > self.now_ms:
+            if not promise.hard and not turn_has_come(queued.entry[0], self.now_ms):
                 continue  # its turn has not come: it goes in its order
             pool = state.capacity.pools[model]
             if pool in allowed_pools(self.state, queued):
@@ -390,7 +390,7 @@ class Cycle:
                 and (held.hard or self._before(held.job_id, queued, entry))
             ):
                 continue
-            hard = entry[0] <= self.now_ms
+            hard = turn_has_come(entry[0], self.now_ms)
             if held is not None and held.job_id == job.id and self._stands(held, pool):
                 if hard != held.hard:
                     promises.make(pool.model, held._replace(hard=hard))

@@ -18,7 +18,7 @@ from scheduler.policy.errors import DuplicateJob, MalformedJob, UnknownJob, Unkn
 from scheduler.policy.model import WHOLE_MILLI, Eviction, Job, Node, Placement, Queue, Reservation, Start
 from scheduler.policy.nominations import Nomination
 from scheduler.policy.ordering import Sizes
-from scheduler.policy.pending import JobClass, Pending, QueuedJob
+from scheduler.policy.pending import SMALL, JobClass, Pending, QueuedJob
 from scheduler.policy.prediction import Predictor
 from scheduler.policy.promises import Promises
 from scheduler.policy.queues import QueueState, QueueTree
@@ -261,7 +261,9 @@ class SchedulerState:
         """The job's size in the policy's order; smaller goes first, first come first among equals."""
         order = self.settings.order
         if order is Order.TURN:
-            return self.sizes.turn_ms(queued.job, queued.predicted_ms, queued.leaf.queue.max_wait_ms)
+            max_wait_ms = queued.leaf.queue.max_wait_ms
+            turn_ms, small = self.sizes.turn_of(queued.job, queued.predicted_ms, max_wait_ms)
+            return SMALL + turn_ms if small and max_wait_ms is None else turn_ms
         if order is Order.SUBMITTED:
             return 0
         if order is Order.DURATION:
@@ -416,7 +418,7 @@ class SchedulerState:
     # -- time ----------------------------------------------------------------------------------------
 
     def wake(self, now_ms: int) -> None:
-        """Let jobs whose not-before has come be candidates, and promote those that have waited too long."""
+        """Let jobs whose not-before has come be candidates, and promote those that wait long."""
         while self._alarms and self._alarms[0][0] <= now_ms:
             _, job_id = heappop(self._alarms)
             if not job_id:
@@ -424,10 +426,10 @@ class SchedulerState:
                     pool.freed += 1
             elif job_id in self.queued:
                 self._make_ready(self.queued[job_id], now_ms)
-        for queued in self.congestion.due(now_ms, self.capacity.pools, self.running):
+        for queued, key in self.congestion.due(now_ms, self.capacity.pools, self.running):
             home = queued.home
             if home is not None:
-                home.promote(queued)
+                home.promote(queued, key)
                 self.pending.line_up(queued)
                 self.arrived.append(queued)
 

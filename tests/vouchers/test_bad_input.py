@@ -17,7 +17,7 @@ from tests.vouchers.world import FACTS, NOW, YUAN, Place, World
 from vouchers.afterlife import expire_vouchers, recall_voucher
 from vouchers.capturing import capture_charge
 from vouchers.cases import open_round
-from vouchers.claims import lock_programme, make_claim, resubmit_claim
+from vouchers.claims import lock_terms, make_claim, resubmit_claim
 from vouchers.clawback import claw_back_line
 from vouchers.domain.facts import ChargeFacts
 from vouchers.enterprises import record_controller, register_enterprise
@@ -396,7 +396,7 @@ def test_a_new_version_takes_over_on_its_day_and_old_decisions_keep_theirs(world
             ratios=[{"clause": "Huangyan 2 §3", "ratio": "0.50"}],
         )
         publish_programme(session, document, by="officer", at=NOW)
-        assert lock_programme(session, old.programme).ratios[0].clause == "Huangyan 2 §3"
+        assert lock_terms(session, old.programme).ratios[0].clause == "Huangyan 2 §3"
         later = NOW + timedelta(days=30)
         after = old.voucher(session, 100, later)
         for voucher, clause, micros in ((before, "Huangyan §3", 300_000), (after, "Huangyan 2 §3", 500_000)):

@@ -20,7 +20,7 @@ from vouchers.domain.facts import ChargeFacts
 from vouchers.domain.terms import MS_PER_HOUR
 from vouchers.errors import ChargeBeyondHold, ChargeFactsDiffer, ChargeNotFound, CostOutOfRange, HoldNotFound
 from vouchers.open_holds import open_holds, write_holds
-from vouchers.redemption import extend_hold, place_hold, release_hold
+from vouchers.redemption import extend_hold, place_hold, quote, release_hold
 from vouchers.restoration import restore_charge
 from vouchers.tables import ChargeStretch, CoverageLine, CoveredCharge
 from vouchers.wallets import set_budget
@@ -193,6 +193,8 @@ def test_what_rounding_leaves_is_borne_by_the_centre_until_a_later_charge_or_a_r
             return borne, own - YUAN, limit
 
         before = standing()[0]
+        offered = quote(session, place.tenant, 5, used, None, NOW)
+        assert [line.amount_micros for line in offered.lines] == [1, 1, 2, 1]
         place_hold(session, place.job(), place.tenant, 100, used, None, NOW)
         for number, (shares, borne, spent) in enumerate(
             [([1, 1, 2, 1], 1, 2), ([2, 2, 2, -1], 0, 4), ([1, 1, 2, 1], 1, 6)]

@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sqlalchemy import text
+from sqlalchemy import func, select, text
 from sqlalchemy.orm import Session
 
 from kernel.database import transaction
@@ -36,6 +36,7 @@ from vouchers.settlement import (
     refuse_line,
     review_claim,
 )
+from vouchers.tables import CoverageLine, Restoration
 from vouchers.wallets import set_budget
 
 RESERVE = {"clause": "§5", "amount": "50.00"}
@@ -302,6 +303,22 @@ def test_parts_unwound_in_any_cut_add_up_to_what_was_taken(
             assert back.get((segment, number), 0) == high.quantity - low.quantity
 
 
+def test_a_charge_of_four_millionths_goes_back_one_by_one(world: World) -> None:
+    with transaction(world.engine) as session:
+        place = world.place(session, yuan=1)
+        voucher = place.voucher(session, 1)
+        timed = ChargeFacts(model="MLU370", card_ms=4)
+        place_hold(session, place.job(), place.tenant, 4, timed, None, NOW)
+        capture_charge(session, place.job(), place.charge(), 4, timed, NOW)
+        release_hold(session, place.job(), NOW)
+        sources = [accounts.voucher(voucher, "CNY"), accounts.wallet(place.tenant)]
+        for lost, taken in enumerate(([1, 3], [0, 3], [0, 2], [0, 1], [0, 0])):
+            if lost:
+                restore_charge(session, place.charge(), reason="lost", by="hub", at=NOW, lost_ms=lost)
+            left = accounts.available(session, sources)
+            assert [YUAN - left[source.id] for source in sources] == taken
+
+
 def test_a_restoration_that_is_repeated_leaves_the_claim_made_since_alone(world: World) -> None:
     timed = ChargeFacts(model="MLU370", card_ms=1_000)
     with transaction(world.engine) as session:
@@ -313,6 +330,10 @@ def test_a_restoration_that_is_repeated_leaves_the_claim_made_since_alone(world:
         again = restore_charge(session, place.charge(), reason="lost", by="hub", at=NOW, lost_ms=500)
         assert again == 50 * YUAN
         (line,) = claim_view(session, claim).lines
-        assert (line.state, line.amount) == ("claimed", 15 * YUAN)
+        assert (line.state, line.amount, line.sampled) == ("claimed", 15 * YUAN, False)
         whole = restore_charge(session, place.charge(), reason="lost", by="hub", at=NOW, lost_ms=1_000)
         assert whole == 100 * YUAN
+        of_lines = select(func.sum(Restoration.amount_micros)).join(
+            CoverageLine, CoverageLine.id == Restoration.line_id
+        )
+        assert session.scalar(of_lines.where(CoverageLine.charge_id == place.charge())) == 100 * YUAN

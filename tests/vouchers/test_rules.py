@@ -1,6 +1,7 @@
 """The rules that decide amounts, one by one at their edges, without a database."""
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from fractions import Fraction
@@ -8,6 +9,7 @@ from typing import Any, Final
 
 import pytest
 
+from kernel.money import MICROS_MAX
 from tests.vouchers.world import EXAMPLES
 from vouchers.domain.applicability import HeldVoucher, NotApplicable, candidate, ratio_for
 from vouchers.domain.calendar import (
@@ -26,6 +28,8 @@ from vouchers.domain.forecast import Forecast, forecast
 from vouchers.domain.sampling import draw
 from vouchers.domain.terms import (
     MS_PER_HOUR,
+    YEAR_MAX,
+    YEAR_MIN,
     Condition,
     ProgrammeInvalid,
     Terms,
@@ -34,6 +38,8 @@ from vouchers.domain.terms import (
     parse_amount,
 )
 from vouchers.domain.tranches import tranche_faces
+from vouchers.errors import CostOutOfRange
+from vouchers.holding import check_cost
 from vouchers.programmes import parse_programme, shares_of
 
 SHANGHAI: Final = "Asia/Shanghai"
@@ -121,6 +127,27 @@ def test_a_programme_may_last_a_day_and_ranks_in_the_middle_unless_it_says_other
     del document["priority"]
     rules = parse_programme(document | {"effective": {"from": "2026-01-01", "until": "2026-01-01"}})
     assert rules.priority == 100
+    parse_programme(document | {"effective": {"from": f"{YEAR_MIN}-01-01", "until": f"{YEAR_MAX}-12-31"}})
+
+
+@pytest.mark.parametrize(
+    ("cost", "card_ms", "refused"),
+    [
+        (1, 0, None),
+        (MICROS_MAX, MICROS_MAX, None),
+        (0, 0, ("cost_micros", 0, 1)),
+        (MICROS_MAX + 1, 0, ("cost_micros", MICROS_MAX + 1, 1)),
+        (1, -1, ("card_ms", -1, 0)),
+        (1, MICROS_MAX + 1, ("card_ms", MICROS_MAX + 1, 0)),
+    ],
+)
+def test_a_cost_is_from_one_millionth_and_card_time_from_nothing_to_the_most(
+    cost: int, card_ms: int, refused: tuple[str, int, int] | None
+) -> None:
+    with nullcontext() if refused is None else pytest.raises(CostOutOfRange) as found:
+        check_cost(cost, replace(USED, card_ms=card_ms))
+    if refused is not None and found is not None:
+        assert tuple(found.value.facts[name] for name in ("field", "value", "least")) == refused
 
 
 CONDITIONS = [

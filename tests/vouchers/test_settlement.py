@@ -95,6 +95,8 @@ def test_a_claim_goes_from_checks_to_reconciled_money(world: World) -> None:
             review_claim(session, claim, by="another", at=NOW)
         for _ in range(2):
             assert approve_claim(session, claim, by="second", at=NOW) == 180 * YUAN
+        with pytest.raises(ClaimState):
+            approve_claim(session, claim, by="another", at=NOW)
         for _ in range(2):
             assert (
                 disburse_claim(session, claim, bank_reference=f"b {claim}", by="cashier", at=NOW) == 180 * YUAN
