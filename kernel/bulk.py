@@ -62,8 +62,8 @@ def run(session: Session, statement: bytes, arguments: Sequence[object]) -> list
         return cursor.fetchall() if cursor.description is not None else []
 
 
-def call(session: Session, statement: bytes, arguments: Sequence[bytes | None]) -> list[tuple[str | None, ...]]:
-    """Ask a function of the database; arguments ($1, $2, …) and what it returns are in PostgreSQL's text forms.
+def call(session: Session, statement: bytes, arguments: Sequence[bytes | None]) -> list[tuple[Any, ...]]:
+    """Ask a function of the database; arguments ($1, $2, …) and answers are in PostgreSQL's text forms, NULL is None.
 
     One round trip straight through libpq: adapting values and waiting in Python cost a client more than such a call
     costs the server. A signal is handled after the answer. Nothing is prepared, because psycopg forgets what is

@@ -90,7 +90,7 @@ def _post(session: Session, transfers: Sequence[Transfer], at: datetime, *, link
     return [
         Outcome(
             transfer,
-            Status(status),
+            Status(str(status)),
             None if amount is None else int(amount),
             None if account_id is None else UUID(account_id),
             None if available is None else int(available),
@@ -110,7 +110,7 @@ def _post_plain(session: Session, transfer: Transfer, at: datetime) -> bool:
         transfer.cause,
     )
     ((done,),) = call(session, _POST_PLAIN, [str(value).encode() for value in (*arguments, at)])
-    return done == "t"
+    return bool(done == "t")
 
 
 def _columns(transfers: Sequence[Transfer]) -> tuple[str, ...]:

@@ -6,11 +6,22 @@ from uuid import UUID
 
 from fastapi import APIRouter, Query
 from pydantic import Field
-from sqlalchemy import select
+from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
 from compute_hub.api.call import Caller
-from compute_hub.api.shapes import Body, Limit, NeededReason, Page, Party, Text, View, Yuan, page_of
+from compute_hub.api.shapes import (
+    PARTY_PATTERN,
+    Body,
+    Limit,
+    NeededReason,
+    Page,
+    Party,
+    Text,
+    View,
+    Yuan,
+    page_of,
+)
 from kernel.money import format_yuan, parse_yuan
 from vouchers.enterprises import (
     enterprise_facts,
@@ -20,10 +31,12 @@ from vouchers.enterprises import (
     register_enterprise,
 )
 from vouchers.errors import EnterpriseNotFound
-from vouchers.tables import Enterprise
+from vouchers.tables import Controller, Enterprise, RelatedParty
 
 router = APIRouter(prefix="/v1", tags=["enterprises"])
 
+PartyQuery = Annotated[str, Query(pattern=PARTY_PATTERN)]
+PartyCursor = Annotated[str, Query(pattern=rf"{PARTY_PATTERN}|^$")]
 Role = Annotated[Text, Field(pattern=r"^[a-z][a-z_-]{0,62}$")]
 
 
@@ -173,6 +186,37 @@ def control(body: Control, call: Caller) -> ControlView:
         return ControlView(controlled=body.controlled, controller=body.controller)
 
     return call.once(ControlView, body, action)
+
+
+@router.get("/controllers", name="list_controllers")
+def controls(call: Caller, limit: Limit = 100, after: PartyCursor = "") -> Page[ControlView]:
+    """Who directly controls whom, by the controlled party."""
+
+    def action(session: Session) -> Page[ControlView]:
+        rows = session.scalars(
+            select(Controller).where(Controller.controlled > after).order_by(Controller.controlled).limit(limit)
+        )
+        items = [ControlView(controlled=row.controlled, controller=row.controller) for row in rows]
+        return page_of(items, limit, items[-1].controlled if items else "")
+
+    return call.read(action)
+
+
+@router.get("/related-parties", name="list_related")
+def relations(call: Caller, party: PartyQuery) -> Page[RelationView]:
+    """The first hundred parties that are related to one otherwise than by control, and why."""
+
+    def action(session: Session) -> Page[RelationView]:
+        rows = session.scalars(
+            select(RelatedParty)
+            .where(or_(RelatedParty.one == party, RelatedParty.other == party))
+            .order_by(RelatedParty.one, RelatedParty.other)
+            .limit(100)
+        )
+        items = [RelationView(one=row.one, other=row.other, reason=row.reason) for row in rows]
+        return Page(items=items, next=None)
+
+    return call.read(action)
 
 
 @router.post("/related-parties", status_code=201, name="record_related")

@@ -20,6 +20,7 @@ from kernel.money import MICROS_MAX
 
 _DEPTH_MAX: Final = 24
 _YEARS: Final = range(2000, 2201)
+PARTY_PATTERN: Final = r"^[0-9A-Za-z][0-9A-Za-z:._-]{0,63}$"
 SLUG_PATTERN: Final = r"^[a-z][a-z0-9-]{1,62}$"
 
 
@@ -97,7 +98,7 @@ CardMs = Annotated[int, Field(ge=1, le=MICROS_MAX)]
 Id = Annotated[UUID, Field(strict=False)]
 Instant = Annotated[AwareDatetime, Field(strict=False), AfterValidator(_within_years)]
 Project = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
-Party = Annotated[str, StringConstraints(pattern=r"^[0-9A-Za-z][0-9A-Za-z:._-]{0,63}$")]
+Party = Annotated[str, StringConstraints(pattern=PARTY_PATTERN)]
 Slug = Annotated[str, StringConstraints(pattern=SLUG_PATTERN)]
 
 Limit = Annotated[int, Query(ge=1, le=200, description="At most so many.")]

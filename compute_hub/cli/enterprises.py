@@ -96,6 +96,22 @@ def set_controller(controlled: Party, controller: Party, *, as_json: AsJson = Fa
 
 
 @app.command()
+def controllers(*, as_json: AsJson = False) -> None:
+    """List who directly controls whom."""
+    with client() as hub:
+        found = list(hub.pages("/v1/controllers"))
+    show(found, {"controlled": "party", "controller": "controlled by"}, as_json=as_json)
+
+
+@app.command()
+def related(party: Party, *, as_json: AsJson = False) -> None:
+    """List who is related to a party otherwise than by control, and how."""
+    with client() as hub:
+        found = hub.get("/v1/related-parties", party=party)["items"]
+    show(found, {"one": "party", "other": "related to", "reason": "reason"}, as_json=as_json)
+
+
+@app.command()
 def relate(
     one: Party,
     other: Party,

@@ -64,6 +64,8 @@ DUTIES: Final[Mapping[str, tuple[Role, ...]]] = {
     "set_dishonesty": _AUTHORITY,
     "record_controller": _AUTHORITY,
     "record_related": _AUTHORITY,
+    "list_controllers": _OFFICERS,
+    "list_related": _OFFICERS,
     "make_key": _OPERATOR,
     "list_keys": _BOOKS,
     "revoke_key": _OPERATOR,

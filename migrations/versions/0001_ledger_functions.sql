@@ -276,13 +276,11 @@ BEGIN
             OR (linked AND EXISTS (SELECT FROM unnest(r_status) AS u(s) WHERE u.s NOT IN ('posted', 'replayed')));
         BEGIN
             INSERT INTO transfers
-            SELECT u.id, u.kind, u.debit, u.credit, u.amount, u.hold_id, u.reverses, u.ends, u.movement, u.cause,
-                   posted_at, u.dv, u.ddp, u.dcp, u.ddn, u.dcn, u.cv, u.cdp, u.ccp, u.cdn, u.ccn
-              FROM unnest(r_id, t_kind, r_debit, r_credit, r_amount, t_hold, t_reverses, t_ends, t_movement, t_cause,
-                          d_version, d_dp, d_cp, d_dn, d_cn, c_version, c_dp, c_cp, c_dn, c_cn)
-                AS u(id, kind, debit, credit, amount, hold_id, reverses, ends, movement, cause,
-                     dv, ddp, dcp, ddn, dcn, cv, cdp, ccp, cdn, ccn)
-             WHERE u.id IS NOT NULL;
+            SELECT r_id[u], t_kind[u], r_debit[u], r_credit[u], r_amount[u], t_hold[u], t_reverses[u], t_ends[u],
+                   t_movement[u], t_cause[u], posted_at,
+                   d_version[u], d_dp[u], d_cp[u], d_dn[u], d_cn[u], c_version[u], c_dp[u], c_cp[u], c_dn[u], c_cn[u]
+              FROM generate_series(1, n) AS u
+             WHERE r_id[u] IS NOT NULL;
         EXCEPTION WHEN unique_violation THEN
             -- The same id was posted meanwhile between other accounts: look again, it is visible now.
             IF attempt = 3 THEN RAISE; END IF;

@@ -2,8 +2,11 @@
 
 Beside each pool an imaginary one of equal size is played in strict order of arrival, with predicted durations
 until the true ones are known. The longest wait seen there lately is what a job may have to wait in the real
-pool: who has waited longer is promoted to first-come order. So no constant says how long is long; where first
-come, first served would make people wait for minutes it is minutes, under a heavy load days.
+pool. So no constant says how long is long; where first come, first served would make people wait for minutes it
+is minutes, under a heavy load days. A job is promoted in two steps. When it will soon have waited so long it goes
+before all but small jobs: those are most of a queue and hardly any of its work, so that letting them pass spares
+many a wait and costs the one little. When it has waited so long, it goes before them, too: it is overdue, and the
+overdue go in the order of submission. A queue's own `max_wait` makes its jobs overdue in place of all this.
 Invariant: the imaginary pool never uses more than the pool has, and takes its jobs strictly in their order.
 """
 
@@ -13,9 +16,12 @@ from heapq import heappop, heappush
 from typing import Final, Protocol
 
 from scheduler.policy.capacity import Pool
-from scheduler.policy.pending import QueuedJob
+from scheduler.policy.pending import OVERDUE, PROMOTED, QueuedJob
 
-ALLOWANCE_PERCENT: Final = 105
+PROMOTED_PERCENT: Final = 95
+"""After so much of the longest wait a job is promoted: it still needs its nodes to come free."""
+
+OVERDUE_PERCENT: Final = 105
 """The imaginary pool knows no nodes, so nothing in it is wasted on their edges; the real one may take this long."""
 
 MEMORY_IN_BOUNDS: Final = 20
@@ -51,16 +57,22 @@ class FirstCome:
         self.longest_ms = 0
         self.before_ms = 0
         self.since_ms = 0
+        self._forget_ms = 0
 
     def inherit(self, before: "FirstCome") -> None:
         """Remember the waits an earlier imagination of the same pool has seen."""
         self.longest_ms = max(self.longest_ms, before.longest_ms)
         self.before_ms = max(self.before_ms, before.before_ms)
         self.since_ms = before.since_ms
+        self._settle()
 
-    def bound_ms(self) -> int:
-        """How long a job may wait before it is promoted."""
-        return max(self.longest_ms, self.before_ms) * ALLOWANCE_PERCENT // 100
+    def _settle(self) -> None:
+        """When what is remembered now is forgotten."""
+        self._forget_ms = self.since_ms + MEMORY_IN_BOUNDS * max(self.longest_ms, self.before_ms)
+
+    def bound_ms(self, percent: int = OVERDUE_PERCENT) -> int:
+        """So much of the longest wait remembered: with no other percentage, how long a job may wait."""
+        return max(self.longest_ms, self.before_ms) * percent // 100
 
     def arrived(self, job_id: str, milli: int, lasts_ms: int, now_ms: int) -> None:
         """A job joins the line, unless it stands there already."""
@@ -86,8 +98,9 @@ class FirstCome:
 
     def advance(self, now_ms: int, capacity_milli: int, running: Mapping[str, Started]) -> None:
         """Play until now."""
-        if now_ms - self.since_ms > MEMORY_IN_BOUNDS * max(self.longest_ms, self.before_ms):
+        if now_ms > self._forget_ms:
             self.before_ms, self.longest_ms, self.since_ms = self.longest_ms, 0, now_ms
+            self._settle()
         ends = self._ends
         while ends and ends[0][0] <= now_ms:
             ends_ms, job_id = heappop(ends)
@@ -111,7 +124,9 @@ class FirstCome:
         while line:
             guest = guests.get(line[0])
             if guest is not None:
-                self.longest_ms = max(self.longest_ms, at_ms - guest.arrived_ms)
+                if at_ms - guest.arrived_ms > self.longest_ms:
+                    self.longest_ms = at_ms - guest.arrived_ms
+                    self._settle()
                 if self._used_milli + guest.milli <= capacity_milli:
                     guest.ends_ms = max(at_ms, guest.arrived_ms) + guest.lasts_ms
                     self._used_milli += guest.milli
@@ -123,14 +138,38 @@ class FirstCome:
             line.popleft()
 
 
+class Waiting:
+    """Jobs that may become due, the first due first; those of one instant in the order of their submission."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[int, int, int, QueuedJob]] = []
+        self._counted = 0
+
+    def add(self, at_ms: int, queued: QueuedJob) -> None:
+        """The job is due after `at_ms`."""
+        self._counted += 1
+        heappush(self._heap, (at_ms, queued.sequence, self._counted, queued))
+
+    def before(self, now_ms: int) -> Iterator[QueuedJob]:
+        """Take out who is due and still waits."""
+        heap = self._heap
+        while heap and (heap[0][0] < now_ms or not heap[0][3].ready):
+            queued = heappop(heap)[3]
+            if queued.ready:
+                yield queued
+
+
 class Congestion:
     """The imaginary pools, and who has waited longer than they would have made it wait."""
 
     def __init__(self) -> None:
         self.pools: dict[str, FirstCome] = {}
-        self._patient: dict[str, list[tuple[int, int, int, QueuedJob]]] = {}
+        self._patient: dict[str, Waiting] = {}
         """Per pool the jobs that are not promoted yet, by submission."""
-        self._counted = 0
+        self._promoted: dict[str, Waiting] = {}
+        """Per pool the jobs that are not overdue yet, by submission."""
+        self._bounded = Waiting()
+        """Jobs of queues with a `max_wait`, by the time they are overdue."""
 
     def inherit(self, before: "Congestion") -> None:
         """Remember the waits of an earlier state's imaginary pools."""
@@ -141,14 +180,15 @@ class Congestion:
         """A job may start from now on; it counts in the pool it likes best."""
         if not queued.shape.pools:
             return
-        model, milli = queued.shape.pools[0].model, queued.job.devices_milli
+        model, milli = queued.shape.pools[0].model, queued.shape.demand_milli
         first_come = self.pools.setdefault(model, FirstCome())
         if milli:
             first_come.arrived(queued.job.id, milli, queued.predicted_ms, now_ms)
-        if queued.leaf.queue.max_wait_ms is None:
-            patient = self._patient.setdefault(model, [])
-            self._counted += 1
-            heappush(patient, (queued.job.submitted_ms, queued.sequence, self._counted, queued))
+        max_wait_ms = queued.leaf.queue.max_wait_ms
+        if max_wait_ms is None:
+            self._patient.setdefault(model, Waiting()).add(queued.job.submitted_ms, queued)
+        else:
+            self._bounded.add(queued.job.submitted_ms + max_wait_ms, queued)
 
     def ended(self, job_id: str, ran_ms: int) -> None:
         """A job ran so long and no longer."""
@@ -162,15 +202,19 @@ class Congestion:
 
     def due(
         self, now_ms: int, pools: Mapping[str, Pool], running: Mapping[str, Started]
-    ) -> Iterator[QueuedJob]:
-        """The jobs that have waited too long, those submitted first before the others."""
+    ) -> Iterator[tuple[QueuedJob, int]]:
+        """The jobs that are promoted or overdue from now on, with their new order keys."""
         for model, first_come in self.pools.items():
             first_come.advance(now_ms, pools[model].capacity_milli, running)
             patient = self._patient.get(model)
-            if not patient:
+            if patient is None:
                 continue
-            latest_ms = now_ms - first_come.bound_ms()
-            while patient and (patient[0][0] < latest_ms or not patient[0][3].ready):
-                queued = heappop(patient)[3]
-                if queued.ready:
-                    yield queued
+            promoted = self._promoted.setdefault(model, Waiting())
+            for queued in patient.before(now_ms - first_come.bound_ms(PROMOTED_PERCENT)):
+                promoted.add(queued.job.submitted_ms, queued)
+                if queued.entry is not None and queued.entry[0] > PROMOTED:
+                    yield queued, PROMOTED
+            for queued in promoted.before(now_ms - first_come.bound_ms(OVERDUE_PERCENT)):
+                yield queued, OVERDUE
+        for queued in self._bounded.before(now_ms):
+            yield queued, OVERDUE

@@ -77,7 +77,7 @@ class Queue:
     Attributes:
         parent: None for a child of the root.
         quotas: by pool (model name); a pool that is not named has no guarantee and no bound.
-        max_wait_ms: a job that has waited this long is promoted to first-come order with a hard
+        max_wait_ms: a job that has waited this long is overdue: it goes in first-come order with a hard
             reservation; None lets the policy derive the bound from the congestion the job met.
         half_life_ms: how fast past use is forgotten by fair share.
         user_running_max: running jobs one user may have in this queue.
@@ -147,7 +147,7 @@ class Job:
 
 
 class Reservation(NamedTuple):
-    """Nodes promised away for a span: to jobs or a tenant's jobs (an advance reservation) or to nobody (a drain)."""
+    """Nodes promised away for a span: to jobs and a tenant's jobs (an advance reservation) or to nobody (a drain)."""
 
     id: str
     nodes: tuple[str, ...]

@@ -13,11 +13,24 @@ from scheduler.policy.model import Job
 from scheduler.policy.queues import QueueState
 from scheduler.policy.shapes import Shape
 
-PROMOTED: Final = -(2**62)
+OVERDUE: Final = -(2**62)
 """The order key of a job that has waited longer than first come, first served would have let it."""
+
+SMALL: Final = -(2**61)
+"""Added to the turn of a job so small that it hardly delays whom it passes."""
+
+PROMOTED: Final = -(2**60)
+"""The order key of a job that will soon have waited so long."""
 
 Entry = tuple[int, int, int, "QueuedJob"]
 """(order key, submitted_ms, sequence, job); the sequence makes the order total."""
+
+
+def turn_has_come(key: int, now_ms: int) -> bool:
+    """Whether nobody who arrives later goes before the job with this order key."""
+    if SMALL <= key < PROMOTED:
+        return key - SMALL <= now_ms
+    return key <= now_ms and key != PROMOTED
 
 
 class QueuedJob:
@@ -124,9 +137,9 @@ class JobClass:
         self.by_limit.add(queued)
         self._of_shape.add(queued)
 
-    def promote(self, queued: QueuedJob) -> None:
-        """Put the job before all that are not promoted, in the order of submission among those that are."""
-        queued.entry = (PROMOTED, queued.job.submitted_ms, queued.sequence, queued)
+    def promote(self, queued: QueuedJob, key: int) -> None:
+        """Put the job before all with a later key, in the order of submission among those with the same."""
+        queued.entry = (key, queued.job.submitted_ms, queued.sequence, queued)
         heappush(self.heap, queued.entry)
 
     def restore(self, queued: QueuedJob) -> None:

@@ -164,6 +164,13 @@ def test_credit_lines_budgets_groups_and_the_history_of_a_wallet(house: House) -
     round_trip = {"controlled": codes[0], "controller": codes[1]}
     house.authority.refused(422, "controller_cycle", "POST", "/v1/controllers", round_trip)
     house.authority.post("/v1/related-parties", {"one": codes[0], "other": "person-7", "reason": "owner"})
+    before = codes[1][:-1]
+    assert control in house.auditor.get("/v1/controllers", after=before)["items"]
+    assert house.auditor.get("/v1/controllers", after="z")["items"] == []
+    for party, reasons in ((codes[0], ["owner"]), ("person-7", ["owner"]), (codes[1], [])):
+        found = house.auditor.get("/v1/related-parties", party=party)["items"]
+        assert [one["reason"] for one in found] == reasons
+    parent.refused(403, "wrong_role", "GET", "/v1/controllers")
     assert house.operator.post(f"{path}/affiliates:bind", bind)["affiliate_ids"] == [str(child.tenant_id)]
     assert child.get("/v1/wallet")["payer_id"] == str(parent.tenant_id)
     assert child.post("/v1/jobs:quote", job())["lines"][0]["payer_id"] == str(parent.tenant_id)

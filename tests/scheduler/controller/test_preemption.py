@@ -15,7 +15,8 @@ BORROWER = (
     "/bin/sh",
     "-c",
     (
-        'stop() { echo kept > "$HUB_CHECKPOINTS/step"; echo checkpoint; until [ -e go ]; do sleep 0.05; done; exit; }; '
+        'stop() { echo kept > "$HUB_CHECKPOINTS/step"; echo checkpoint; '
+        "until [ -e go ]; do sleep 0.05; done; exit 0; }; "
         'trap stop TERM; echo attempt $HUB_ATTEMPT $(cat "$HUB_CHECKPOINTS/step" 2>/dev/null); '
         "while :; do sleep 0.05; done"
     ),

@@ -2,7 +2,7 @@
 
 import pytest
 
-from scheduler.policy.congestion import FirstCome
+from scheduler.policy.congestion import Congestion, FirstCome
 from scheduler.policy.cycle import run_cycle
 from scheduler.policy.model import Queue
 from tests.scheduler.policy.builders import job, node, state_of
@@ -81,3 +81,37 @@ def test_who_waits_longer_than_first_come_would_have_let_it_goes_first(
         state.job_withdrawn(f"small-{number}")
     started = [start.job_id for start in run_cycle(state, 2 * HOUR_MS).starts]
     assert started == [first]
+
+
+@pytest.mark.parametrize(
+    ("waited_hours", "order"),
+    [
+        (90, ["small", "medium", "large"]),
+        (96, ["small", "large", "medium"]),
+        (104, ["small", "large", "medium"]),
+        (106, ["large", "small", "medium"]),
+    ],
+    ids=["patient", "promoted", "still-promoted", "overdue"],
+)
+def test_a_job_that_will_soon_be_overdue_is_passed_by_small_jobs_only_and_an_overdue_one_by_nobody(
+    waited_hours: int, order: list[str]
+) -> None:
+    state = state_of([node("n", 1)])
+    now_ms = waited_hours * HOUR_MS
+    state.job_queued(job("running", 1, submitted_ms=now_ms, time_limit_ms=200 * HOUR_MS), now_ms)
+    run_cycle(state, now_ms)
+    seen = Congestion()
+    for model in state.congestion.pools:
+        seen.pools[model] = FirstCome()
+        seen.pools[model].longest_ms = 100 * HOUR_MS
+    state.congestion.inherit(seen)
+    for name, submitted_ms, hours in (("large", 0, 1000), ("medium", now_ms, 400), ("small", now_ms, 1)):
+        asked = job(name, 1, submitted_ms=submitted_ms, time_limit_ms=hours * HOUR_MS)
+        state.job_queued(asked, now_ms)
+    now_ms += 1
+    state.allocation_ended("running", now_ms, succeeded=True)
+    started = []
+    while plan := run_cycle(state, now_ms).starts:
+        started += [start.job_id for start in plan]
+        state.allocation_ended(started[-1], now_ms, succeeded=False)
+    assert started == order

@@ -179,8 +179,13 @@ def test_who_is_gone_before_a_promise_goes_in_order_of_arrival_across_shapes() -
 
 @pytest.mark.parametrize(
     ("hours", "expected"),
-    [(1, "n2"), (4, "n2"), (6, "n3"), (20, "n3")],
-    ids=["prolongs-nothing", "as-long-as-its-neighbour", "prolongs-less", "never-opens-an-idle-node"],
+    [(1, "n2"), (4, "n2"), (6, "n3"), (20, "n1")],
+    ids=[
+        "prolongs-nothing",
+        "as-long-as-its-neighbour",
+        "prolongs-less",
+        "prolongs-a-node-that-others-can-join",
+    ],
 )
 def test_a_job_goes_to_the_node_that_it_keeps_in_use_least_longer(hours: int, expected: str) -> None:
     state = state_of([node("n1", 4), node("n2", 4), node("n3", 4)])
