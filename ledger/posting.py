@@ -90,7 +90,7 @@ def _post(session: Session, transfers: Sequence[Transfer], at: datetime, *, link
     return [
         Outcome(
             transfer,
-            Status(status),
+            Status(str(status)),
             None if amount is None else int(amount),
             None if account_id is None else UUID(account_id),
             None if available is None else int(available),

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 
 from scheduler.policy.errors import SliceTaken, UnknownNode
+from scheduler.policy.free_times import FreeTimes
 from scheduler.policy.model import WHOLE_MILLI, DeviceSlice, Node, Placement
 
 
@@ -80,6 +81,12 @@ class NodeState:
 
     def device_times(self) -> tuple[int, ...]:
         """When, by enforced limits, each healthy device is wholly free (0: now), soonest first."""
+        if self.times is None and not self.shared and not self.busy_mask & ~self.healthy_mask:
+            times = [0] * self.whole_mask.bit_count()
+            for job_id, pieces in self.held.items():
+                times += [self.tenants[job_id][0]] * len(pieces)
+            times.sort()
+            self.times = tuple(times)
         if self.times is None:
             busy: dict[int, int] = {}
             for job_id, pieces in self.held.items():
@@ -99,20 +106,18 @@ class NodeState:
         self.leaves[job_id] = leaves_ms
         self.held[job_id] = pieces
         self.version += 1
-        self.pool.moved += 1
-        self.pool.changes.note(self)
         self.tenants[job_id] = facts
         self.times = None
+        self.pool.moves(self)
 
     def move_out(self, job_id: str) -> None:
         """The job no longer runs here."""
         del self.held[job_id]
         del self.leaves[job_id]
         self.version += 1
-        self.pool.moved += 1
-        self.pool.changes.note(self)
         del self.tenants[job_id]
         self.times = None
+        self.pool.moves(self)
 
     @property
     def whole_free(self) -> int:
@@ -186,6 +191,23 @@ class Pool:
         """Counts everything that could make an impossible placement possible."""
         self.moved = 0
         """Counts everything that changes when its devices will be free."""
+        self._free_times: dict[int, FreeTimes] = {}
+
+    def moves(self, state: NodeState) -> None:
+        """Somebody moved in or out of the node, or it opened or closed."""
+        self.moved += 1
+        if self.changes.wanted:
+            self.changes.note(state)
+        for line in self._free_times.values():
+            line.changed[state.bit] = state
+
+    def free_times(self, devices: int) -> list[tuple[int, int]]:
+        """When each open node certainly has so many devices free (where only devices count), soonest first."""
+        line = self._free_times.get(devices)
+        if line is None:
+            line = self._free_times[devices] = FreeTimes(devices)
+            line.changed.update((state.bit, state) for state in self.states)
+        return line.rows()
 
     def with_at_least(self, devices: int) -> int:
         """The set of open nodes that have so many wholly free devices."""
@@ -200,13 +222,12 @@ class Pool:
             return
         state.opened = True
         state.version += 1
-        self.changes.note(state)
         self.buckets[state.whole_free] |= state.bit
         if state.shared:
             self.sharing |= state.bit
         self.capacity_milli += state.healthy_mask.bit_count() * WHOLE_MILLI
         self.freed += 1
-        self.moved += 1
+        self.moves(state)
 
     def close(self, state: NodeState) -> None:
         """Withhold a node from new jobs; what runs on it is untouched."""
@@ -214,7 +235,7 @@ class Pool:
             return
         state.opened = False
         state.version += 1
-        self.moved += 1
+        self.moves(state)
         self.buckets[state.whole_free] &= ~state.bit
         self.sharing &= ~state.bit
         self.capacity_milli -= state.healthy_mask.bit_count() * WHOLE_MILLI

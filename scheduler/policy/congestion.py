@@ -57,12 +57,18 @@ class FirstCome:
         self.longest_ms = 0
         self.before_ms = 0
         self.since_ms = 0
+        self._forget_ms = 0
 
     def inherit(self, before: "FirstCome") -> None:
         """Remember the waits an earlier imagination of the same pool has seen."""
         self.longest_ms = max(self.longest_ms, before.longest_ms)
         self.before_ms = max(self.before_ms, before.before_ms)
         self.since_ms = before.since_ms
+        self._settle()
+
+    def _settle(self) -> None:
+        """When what is remembered now is forgotten."""
+        self._forget_ms = self.since_ms + MEMORY_IN_BOUNDS * max(self.longest_ms, self.before_ms)
 
     def bound_ms(self, percent: int = OVERDUE_PERCENT) -> int:
         """So much of the longest wait remembered: with no other percentage, how long a job may wait."""
@@ -92,8 +98,9 @@ class FirstCome:
 
     def advance(self, now_ms: int, capacity_milli: int, running: Mapping[str, Started]) -> None:
         """Play until now."""
-        if now_ms - self.since_ms > MEMORY_IN_BOUNDS * max(self.longest_ms, self.before_ms):
+        if now_ms > self._forget_ms:
             self.before_ms, self.longest_ms, self.since_ms = self.longest_ms, 0, now_ms
+            self._settle()
         ends = self._ends
         while ends and ends[0][0] <= now_ms:
             ends_ms, job_id = heappop(ends)
@@ -117,7 +124,9 @@ class FirstCome:
         while line:
             guest = guests.get(line[0])
             if guest is not None:
-                self.longest_ms = max(self.longest_ms, at_ms - guest.arrived_ms)
+                if at_ms - guest.arrived_ms > self.longest_ms:
+                    self.longest_ms = at_ms - guest.arrived_ms
+                    self._settle()
                 if self._used_milli + guest.milli <= capacity_milli:
                     guest.ends_ms = max(at_ms, guest.arrived_ms) + guest.lasts_ms
                     self._used_milli += guest.milli
@@ -171,7 +180,7 @@ class Congestion:
         """A job may start from now on; it counts in the pool it likes best."""
         if not queued.shape.pools:
             return
-        model, milli = queued.shape.pools[0].model, queued.job.devices_milli
+        model, milli = queued.shape.pools[0].model, queued.shape.demand_milli
         first_come = self.pools.setdefault(model, FirstCome())
         if milli:
             first_come.arrived(queued.job.id, milli, queued.predicted_ms, now_ms)

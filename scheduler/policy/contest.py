@@ -30,7 +30,8 @@ class Contest:
         self._hindered = hindered
         self._promises = state.promises.by_pool
         self._queued = state.queued
-        self._capacities = state.capacities()
+        self._capacities: dict[str, int] | None = None
+        self._state = state
         self._shapes = shapes
         self._waiting = state.pending.by_leaf
         self._classes: dict[QueueState, list[JobClass]] = {}
@@ -188,8 +189,10 @@ class Contest:
         return True
 
     def _row(self, queue: QueueState) -> tuple[Tier, int, str, QueueState]:
-        if queue.lonely:
-            return (Tier.BORROWING, 0, queue.name, queue)
+        if queue.lonely and queue.row is not None:
+            return queue.row
+        if self._capacities is None:
+            self._capacities = self._state.capacities()
         share = queue.share(self._capacities, self._now_ms)
         head = self._heads.get(queue)
         if head is None:
@@ -197,4 +200,4 @@ class Contest:
             return queue.row
         shape = head[0].shape
         pool = shape.pools[0].model if shape.pools else ""
-        return (queue.tier(pool, shape.demand_milli()), share, queue.name, queue)
+        return (queue.tier(pool, shape.demand_milli), share, queue.name, queue)

@@ -9,14 +9,14 @@ from typing import Final
 
 from scheduler.policy.capacity import Pool
 from scheduler.policy.contest import Contest
-from scheduler.policy.imagination import leaves_nominated_quota
 from scheduler.policy.model import Eviction, Plan, Start
 from scheduler.policy.pending import Entry, JobClass, QueuedJob, turn_has_come
-from scheduler.policy.placement import Found, as_placements, find
-from scheduler.policy.placing import place
+from scheduler.policy.placement import Found, as_placements
+from scheduler.policy.placing import fits_somewhere, gone_before, place, place_nominee
 from scheduler.policy.preemption import CLAIMS_MAX, find_evictions, may_evict
-from scheduler.policy.promises import FOREVER_MS, Promise, earliest
+from scheduler.policy.promises import Promise, earliest
 from scheduler.policy.queues import QueueState
+from scheduler.policy.rights import allowed_pools
 from scheduler.policy.settings import Backfill
 from scheduler.policy.shapes import Shape
 from scheduler.policy.state import SchedulerState
@@ -53,7 +53,7 @@ class Cycle:
         self._vacant: dict[Pool, QueuedJob] = {}
         """Pools that promise nothing yet, and the first job known not to fit there."""
         self._may_evict = may_evict(state)
-        self._nominated = dict(state.promises.nominations.by_job)
+        self._nominated = dict(state.promises.nominations.by_job) if state.promises.nominations else {}
 
     def run(self) -> Plan:
         """The pipeline.
@@ -68,21 +68,34 @@ class Cycle:
         """
         state = self.state
         state.wake(self.now_ms)
-        self._start_promised()
-        self._start_nominees()
+        if not state.pending.classes:
+            state.arrived.clear()  # nobody waits: there is nothing to decide
+            return Plan(self.now_ms, (), (), state.next_alarm_ms())
+        if state.promises.nominations:
+            promised = dict(state.promises.by_pool)
+            self._start_nominees(planned=False)
+            self._make_up(promised)
+        if state.promises.by_pool:
+            self._start_promised()
         self._hold_contests()
         evictions: tuple[Eviction, ...] = ()
-        wakes = [state.next_alarm_ms()]
+        next_wake_ms = state.next_alarm_ms()
         if self._may_evict:
-            promised = len(state.promises.by_pool)
-            evictions, wake = find_evictions(state, self._unserved, self.now_ms)
-            wakes.append(wake)
-            self._start_nominees()
-            if len(state.promises.by_pool) < promised:
-                self._hindered.clear()
-                self._hold_contests()
-        next_wake = min((wake for wake in wakes if wake is not None), default=None)
-        return Plan(self.now_ms, tuple(self.starts), evictions, next_wake)
+            evictions, wake_ms = self._preempt()
+            if wake_ms is not None and (next_wake_ms is None or wake_ms < next_wake_ms):
+                next_wake_ms = wake_ms
+        return Plan(self.now_ms, tuple(self.starts), evictions, next_wake_ms)
+
+    def _preempt(self) -> tuple[tuple[Eviction, ...], int | None]:
+        """Whom to stop, and when to look again; a promise that gave way to a nomination is a chance for others."""
+        state = self.state
+        promised = dict(state.promises.by_pool)
+        evictions, wake_ms = find_evictions(state, self._unserved, self.now_ms)
+        self._start_nominees(planned=True)
+        if self._make_up(promised):
+            self._hindered.clear()
+            self._hold_contests()
+        return evictions, wake_ms
 
     def _hold_contests(self) -> None:
         for _ in range(CONTESTS_MAX):
@@ -95,7 +108,8 @@ class Cycle:
         self._redeemed = False
         shapes = self._fitting_shapes()
         if not shapes:
-            self._fill_vacancies(None, 0)
+            if self._vacant:
+                self._fill_vacancies(None, 0)
             return False
         contest = Contest(self.state, self.now_ms, shapes, self._hindered)
         narrowed = False
@@ -114,7 +128,8 @@ class Cycle:
             self._consider(contest, leaf, job_class, entry)
             if narrowed and not self._hindered:
                 break  # a promise was redeemed: what it hindered is offered to everybody again
-        self._fill_vacancies(None, 0)
+        if self._vacant:
+            self._fill_vacancies(None, 0)
         return self._redeemed
 
     def _who_may_still_start(self, shapes: list[Shape]) -> set[QueueState] | None:
@@ -157,38 +172,43 @@ class Cycle:
         state = self.state
         for model, promise in list(state.promises.by_pool.items()):
             queued = state.queued.get(promise.job_id)
-            if queued is None or queued.home is None or not promise.hard:
+            if queued is None or queued.home is None or queued.entry is None:
                 continue
+            if not promise.hard and not turn_has_come(queued.entry[0], self.now_ms):
+                continue  # its turn has not come: it goes in its order
             pool = state.capacity.pools[model]
-            if pool in self._allowed_pools(queued):
+            if pool in allowed_pools(self.state, queued):
                 placed = place(self.state, queued, (pool,), self.now_ms)[0]
                 if placed is not None:
                     self._start(queued, queued.home, *placed)
 
-    def _start_nominees(self) -> None:
+    def _start_nominees(self, *, planned: bool) -> None:
         """Start every claimant whose room is there; void a nomination that nobody is leaving for any more."""
         state = self.state
         nominations = state.promises.nominations
         for known in list(nominations.by_job.values()):
             queued, pool = state.queued[known.job_id], state.capacity.pools[known.pool]
             home = queued.home
-            pools = self._allowed_pools(queued)
+            pools = allowed_pools(self.state, queued)
             if home is not None and pool in pools:
-                found = find(queued.shape, pool, ~known.nodes | self._reserved(queued, pool))
-                placed = (
-                    (pool, found) if found is not None else place(self.state, queued, pools, self.now_ms)[0]
-                )
+                placed = place_nominee(state, queued, pool, pools, self.now_ms)
                 if placed is not None:
                     self._start(queued, home, *placed)
                     continue
             if not nominations.awaits_any(known.pool, state.running):
-                nominations.forget(known.job_id)
+                if planned or not self._may_evict:
+                    nominations.forget(known.job_id)
+                else:  # what it counts on stays kept until it is planned for anew, in this cycle
+                    nominations.make(known._replace(due_ms=self.now_ms))
 
-    def _reserved(self, queued: QueuedJob, pool: Pool) -> int:
-        job = queued.job
-        return self.state.promises.reserved_from(
-            pool.model, job.id, self.now_ms, self.now_ms + job.time_limit_ms
-        )
+    def _make_up(self, promised: dict[str, Promise]) -> bool:
+        """Promise anew what was hard and gave way to a guarantee, before others are asked; whether any gave way."""
+        state = self.state
+        void = [held for model, held in promised.items() if model not in state.promises.by_pool]
+        for model, held in promised.items():
+            if held in void and held.hard and held.job_id in state.queued:
+                self._promise(state.queued[held.job_id], (state.capacity.pools[model],))
+        return bool(void)
 
     def _fitting_shapes(self) -> list[Shape]:
         """Shapes that fit now; the first job of those that do not is promised nodes."""
@@ -201,12 +221,13 @@ class Cycle:
                 shape.resolve(capacity)
                 found.append(shape)
             return found
-        freed = False
+        freed, version = False, capacity.shape_version
         for shape in state.pending.by_shape:
-            pools = shape.resolve(capacity)
+            if shape.pools_version != version:
+                shape.resolve(capacity)
             if not shape.may_fit():
                 continue
-            if shape.scored or any(find(shape, pool) is not None for pool in pools):
+            if shape.scored or fits_somewhere(shape):
                 found.append(shape)
             else:
                 shape.does_not_fit()
@@ -224,7 +245,7 @@ class Cycle:
         for queued in arrived:
             if queued.entry is not None and queued.ready and not queued.shape.may_fit():
                 self._claim(queued)
-                pools = self._allowed_pools(queued, once_free=True)
+                pools = allowed_pools(self.state, queued, once_free=True)
                 self._promise(queued, tuple(pool for pool in pools if pool.model in state.promises.by_pool))
                 freed = freed or len(state.promises.by_pool) < len(state.capacity.pools)
         for model, pool in state.capacity.pools.items():
@@ -248,7 +269,7 @@ class Cycle:
                 del self._vacant[pool]
             elif entry is None or _goes_before(first, priority, entry):
                 del self._vacant[pool]
-                if pool in self._allowed_pools(first, once_free=True):
+                if pool in allowed_pools(self.state, first, once_free=True):
                     self._promise(first, (pool,))
 
     def _first_unfit(self, pool: Pool) -> QueuedJob | None:
@@ -281,7 +302,7 @@ class Cycle:
         return not shape.may_fit() or shape in self._hindered
 
     def _due(self, queued: QueuedJob, pool: Pool) -> bool:
-        return pool in self._allowed_pools(queued, once_free=True)
+        return pool in allowed_pools(self.state, queued, once_free=True)
 
     def _consider(self, contest: Contest, leaf: QueueState, job_class: JobClass, entry: Entry) -> None:
         queued = entry[3]
@@ -289,7 +310,7 @@ class Cycle:
             self._pass_over(job_class, queued, entry)
             contest.drop(leaf, job_class)
             return
-        pools = self._allowed_pools(queued)
+        pools = allowed_pools(self.state, queued)
         if not pools:
             self._pass_over(job_class, queued, entry)
             contest.drop(leaf, job_class)
@@ -309,7 +330,7 @@ class Cycle:
                 shape.does_not_fit()
                 self._hindered[shape] = 0
             elif pools is shape.pools:
-                self._hindered[shape] = self._gone_before(shape, pools)
+                self._hindered[shape] = gone_before(self.state, shape, pools, self.now_ms)
         self._not_served(job_class, queued)
         if self.state.settings.backfill is Backfill.NONE:
             contest.close(leaf)
@@ -324,9 +345,10 @@ class Cycle:
         """Whether no pool has so many slots free at all; then nobody's job of this shape can start."""
         if self.state.settings.backfill is Backfill.NONE or shape in self._hindered:
             return False
-        demand = shape.demand_milli()
-        if any(pool.free_milli >= demand for pool in shape.pools):
-            return False
+        demand = shape.demand_milli
+        for pool in shape.pools:
+            if pool.free_milli >= demand:
+                return False
         shape.does_not_fit()
         self._hindered[shape] = 0
         return True
@@ -346,20 +368,6 @@ class Cycle:
                 if held.job_id in state.queued:
                     later.append((state.queued[held.job_id], pool))
         return later
-
-    def _gone_before(self, shape: Shape, pools: tuple[Pool, ...]) -> int:
-        """How long a job may last that uses promised nodes of these pools without breaking a promise; never 0."""
-        promises = self.state.promises
-        if promises.spans:
-            return FOREVER_MS
-        until_ms = [self.now_ms]
-        for pool in pools:
-            nominated = promises.nominations.nodes_in(pool.model)
-            if nominated and not shape.scored and find(shape, pool, nominated) is None:
-                continue  # what is nominated is for nobody else, however soon it would be gone
-            held = promises.by_pool.get(pool.model)
-            until_ms.append(FOREVER_MS if held is None else held.from_ms)
-        return max(1, max(until_ms) - self.now_ms)
 
     def _not_served(self, job_class: JobClass, queued: QueuedJob) -> None:
         if job_class.shape.pools:
@@ -394,6 +402,7 @@ class Cycle:
                 again = beside or bool(promises.spans) or bool(promises.nominations)
                 moved = -1 if again else pool.moved
                 promises.make(pool.model, Promise(job.id, found[1], found[0], hard, pool.freed, moved))
+                self._redeemed = self._redeemed or (beside and any(self._hindered.values()))
                 made = True
         return made
 
@@ -411,7 +420,7 @@ class Cycle:
         """Nobody of the class fits or may start now; its head may still be due a promise."""
         self._not_served(job_class, queued)
         if self.state.settings.backfill is Backfill.RESERVED and self._deserves_promise(queued, entry):
-            self._promise(queued, self._allowed_pools(queued, once_free=True))
+            self._promise(queued, allowed_pools(self.state, queued, once_free=True))
 
     def _deserves_promise(self, queued: QueuedJob, entry: Entry) -> bool:
         """Whether some pool promises nothing yet, or to somebody who comes later."""
@@ -431,32 +440,6 @@ class Cycle:
             return True
         return (-holder.job.priority, holder.entry[:3]) < (-queued.job.priority, entry[:3])
 
-    def _allowed_pools(self, queued: QueuedJob, *, once_free: bool = False) -> tuple[Pool, ...]:
-        """The pools in which quota and limits allow the job now, or would `once_free` is what others use there."""
-        state, job, leaf = self.state, queued.job, queued.leaf
-        pools = queued.shape.pools
-        if state.queues.plain and not job.array_running_max:
-            return pools
-        if state.queues.full_for(leaf, job.user) is not None:
-            return ()
-        if job.array_running_max and state.array_running[job.array_id] >= job.array_running_max:
-            return ()
-        milli, spare, queues = job.devices_milli, job.preemptible, state.queues
-        contested = bool(state.promises.nominations)
-        allowed = []
-        for pool in pools:
-            refusing = queues.refusal(leaf, pool.model, milli, pool.capacity_milli, opportunistic=spare)
-            if refusing is None:
-                if once_free or not contested or leaves_nominated_quota(state, queued, pool):
-                    allowed.append(pool)
-            elif (
-                once_free
-                and refusing.parent is None
-                and queues.ever_allows(leaf, pool.model, milli, pool.capacity_milli, opportunistic=spare)
-            ):
-                allowed.append(pool)
-        return pools if len(allowed) == len(pools) else tuple(allowed)
-
     def _start(self, queued: QueuedJob, job_class: JobClass, pool: Pool, found: Found) -> None:
         state, job = self.state, queued.job
         whole = queued.shape.whole
@@ -470,7 +453,8 @@ class Cycle:
             node.memory_free_mib -= job.memory_mib
         placements = as_placements(found)
         job_class.drop(queued)
-        state.pending.forget_empty(job_class)
+        if not job_class.size:
+            state.pending.forget_empty(job_class)
         queued.ready = False
         del state.queued[job.id]
         promises = state.promises

@@ -6,7 +6,7 @@ planned one after another never count on the same room or the same share of a gu
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -14,12 +14,16 @@ from scheduler.policy.capacity import Pool
 from scheduler.policy.pending import QueuedJob
 from scheduler.policy.placement import Found, as_placements, find
 from scheduler.policy.queues import QueueState, Tier
+from scheduler.policy.rights import overrides
 from scheduler.policy.state import RunningJob, SchedulerState
 
 GUARANTEE: Final = "reclaims its guarantee"
 BORROWING: Final = "may borrow what was lent beyond a borrow limit"
 PRIORITY: Final = "has a higher priority"
 FAIRNESS: Final = "is further below its fair share"
+
+ATTEMPTS_MAX: Final = 16
+"""How often one claim is tried again without a victim that turned out to be beyond its rights."""
 
 
 class Outcome(NamedTuple):
@@ -42,6 +46,8 @@ class _Attempt:
 
     claim: QueuedJob
     pool: Pool
+    guaranteed: bool
+    """Whether the claim was inside a guarantee before anybody was imagined gone for it."""
     barred: int
     taken: list[RunningJob]
     reasons: dict[str, str]
@@ -62,9 +68,11 @@ class _Asked(dict[QueueState, bool]):
 class Imagination:
     """The state with imagined ends and starts on top of it."""
 
-    def __init__(self, state: SchedulerState, now_ms: int) -> None:
+    def __init__(self, state: SchedulerState, now_ms: int, claims: Iterable[QueuedJob]) -> None:
         self._state = state
         self._now_ms = now_ms
+        self._inside = {claim.job.id for claim in claims if in_guarantee(claim)}
+        """Claims that are inside a guarantee as things are, not only once others have left."""
         self._freed = {pool: pool.freed for pool in state.capacity.pools.values()}
         self._gone: dict[str, RunningJob] = {}
         self._known: dict[str, tuple[list[RunningJob], list[RunningJob]]] = {}
@@ -216,9 +224,10 @@ class Imagination:
             return rows
         return sorted(rows, key=lambda one: self._yielding.leads(claim.job.id, one.job.id))
 
-    def _reason(self, claim: QueuedJob, victim: RunningJob, pool: Pool) -> str | None:
+    def _reason(self, attempt: _Attempt, victim: RunningJob) -> str | None:
         """The rule by which the claim may stop the job as things are imagined, or None."""
-        job, model = claim.job, pool.model
+        claim, model = attempt.claim, attempt.pool.model
+        job = claim.job
         levels = apart(victim.leaf, claim.leaf)
         if levels and victim.covered:
             return None  # its queue's guarantee is its own: who came later, beyond it, has to go first
@@ -226,6 +235,7 @@ class Imagination:
             levels
             and self._is_borrowing(levels, model)
             and self._state.queues.guarantees(claim.leaf, victim.leaf, model, job.devices_milli)
+            and (attempt.guaranteed or not self._yielding.leads(job.id, victim.job.id))
         ):
             return GUARANTEE
         if not victim.job.preemptible or self._is_spared(claim, victim):
@@ -250,16 +260,33 @@ class Imagination:
         self, claim: QueuedJob, pool: Pool, rows: list[RunningJob], *, guaranteed: bool
     ) -> tuple[Outcome, _Attempt, Found] | None:
         """Imagine victims gone in order until the claim has room and quota, then take back whom it can spare."""
-        attempt = _Attempt(claim, pool, self._barred(claim, pool, guaranteed=guaranteed), [], {})
-        found = self._take_until_it_fits(attempt, rows, guaranteed=guaranteed)
-        if found is not None:
-            found = self._spare(attempt, found)
+        attempt = _Attempt(claim, pool, guaranteed, self._barred(claim, pool, guaranteed=guaranteed), [], {})
+        found: Found | None = None
+        for _ in range(ATTEMPTS_MAX):
+            found = self._take_until_it_fits(attempt, rows, guaranteed=guaranteed)
+            if found is None:
+                break
+            self._spare(attempt, found)
+            without_right = self._first_without_right(attempt)
+            if without_right is None:
+                found = self._fit(attempt)
+                break
+            found = None  # once the others are gone nothing speaks for this one: the claim must do without it
+            rows = [one for one in rows if one is not without_right]
+            self._put_back(attempt)
         outcome = None
         if found is not None and (guaranteed or attempt.taken):
             outcome = self._outcome(attempt, found)
         for victim in reversed(attempt.taken):
             self._lower(victim)
         return None if outcome is None or found is None else (outcome, attempt, found)
+
+    def _put_back(self, attempt: _Attempt) -> None:
+        """Imagine all of its victims back."""
+        for victim in reversed(attempt.taken):
+            self._lower(victim)
+        attempt.taken.clear()
+        attempt.reasons.clear()
 
     def _barred(self, claim: QueuedJob, pool: Pool, *, guaranteed: bool) -> int:
         """Nodes the claim may not use: reserved ones, and those promised to a claim as strong as itself."""
@@ -272,11 +299,8 @@ class Imagination:
         holder = self._state.queued.get(promise.job_id)
         if holder is None or promise.job_id in promises.nominations.by_job:
             return barred  # what has been nominated to it takes the promise's place
-        if guaranteed and holder.leaf is not claim.leaf:
-            guarantees = self._state.queues.guarantees
-            stronger = guarantees(claim.leaf, holder.leaf, pool.model, job.devices_milli)
-            if stronger and not guarantees(holder.leaf, claim.leaf, pool.model, holder.job.devices_milli):
-                return barred
+        if guaranteed and job.id in self._inside and overrides(self._state, claim, holder, pool):
+            return barred
         return barred | promise.nodes
 
     def _fit(self, attempt: _Attempt) -> Found | None:
@@ -298,7 +322,7 @@ class Imagination:
             grown = False
             skipped: list[RunningJob] = []
             for victim in rows:
-                reason = self._reason(attempt.claim, victim, attempt.pool)
+                reason = self._reason(attempt, victim)
                 if reason is None or (reason != GUARANTEE and not self._is_ripe(victim)):
                     skipped.append(victim)
                     continue
@@ -312,37 +336,36 @@ class Imagination:
             rows = skipped
         return found
 
-    def _spare(self, attempt: _Attempt, found: Found) -> Found | None:
+    def _spare(self, attempt: _Attempt, found: Found) -> None:
         """Take back everybody who need not go: first all who are elsewhere, then one by one, the last first."""
         nodes = {state.node.name for state, _ in found}
         elsewhere = [one for one in attempt.taken if not any(part.node in nodes for part in one.placements)]
         self._can_do_without(attempt, elsewhere)
         for victim in sorted(attempt.taken, key=lambda one: (-one.started_ms, one.job.id)):
             self._can_do_without(attempt, [victim])
-        return self._fit(attempt) if self._all_entitled(attempt) else None
 
     def _can_do_without(self, attempt: _Attempt, victims: list[RunningJob]) -> bool:
         """Put these back if the claim then still has room, quota and a right to all the others."""
         for victim in victims:
             self._lower(victim)
             attempt.taken.remove(victim)
-        if self._fit(attempt) is not None and self._all_entitled(attempt):
+        if self._fit(attempt) is not None and self._first_without_right(attempt) is None:
             return True
         for victim in victims:
             self._lift(victim)
             attempt.taken.append(victim)
         return False
 
-    def _all_entitled(self, attempt: _Attempt) -> bool:
-        """Whether each one left is still given up by a rule once the others are gone."""
+    def _first_without_right(self, attempt: _Attempt) -> RunningJob | None:
+        """The first one taken that no rule gives up any more once the others are gone."""
         for victim in list(attempt.taken):
             self._lower(victim)
-            reason = self._reason(attempt.claim, victim, attempt.pool)
+            reason = self._reason(attempt, victim)
             self._lift(victim)
             if reason is None or (reason != GUARANTEE and not self._is_ripe(victim)):
-                return False
+                return victim
             attempt.reasons[victim.job.id] = reason
-        return True
+        return None
 
     def _outcome(self, attempt: _Attempt, found: Found) -> Outcome:
         victims = tuple(sorted(attempt.taken, key=lambda one: one.job.id))
@@ -413,36 +436,6 @@ class Imagination:
         after = (mine.used.get(model, 0) + claim.job.devices_milli) * theirs.quota(model).weight
         before = (self._runs_milli(theirs, model) - victim.job.devices_milli) * mine.quota(model).weight
         return after < before
-
-
-def leaves_nominated_quota(state: SchedulerState, queued: QueuedJob, pool: Pool) -> bool:
-    """Whether a job may start without using up quota that a claim counts on which makes way for nobody like it.
-
-    Room is kept by nodes, but the first of several victims to go leaves quota that any node would do for. Of two
-    claimants the earlier nominated one goes first.
-    """
-    supposed: list[tuple[QueueState, int]] = []
-    for known in state.promises.nominations.by_job.values():
-        if known.job_id == queued.job.id:
-            break
-        claimant = state.queued[known.job_id]
-        leaf, milli = claimant.leaf, claimant.job.devices_milli
-        if known.pool != pool.model or not (
-            leaf is queued.leaf or state.queues.guarantees(leaf, queued.leaf, pool.model, milli)
-        ):
-            continue
-        supposed.append((leaf, milli))
-        leaving = (state.running.get(victim) for victim in known.victims)
-        supposed += [(one.leaf, -one.job.devices_milli) for one in leaving if one is not None]
-    for leaf, milli in supposed:
-        state.queues.suppose(leaf, pool.model, milli)
-    job = queued.job
-    refusing = state.queues.refusal(
-        queued.leaf, pool.model, job.devices_milli, pool.capacity_milli, opportunistic=job.preemptible
-    )
-    for leaf, milli in supposed:
-        state.queues.suppose(leaf, pool.model, -milli)
-    return refusing is None
 
 
 def apart(leaf: QueueState, other: QueueState) -> tuple[QueueState, ...]:

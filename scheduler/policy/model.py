@@ -147,7 +147,7 @@ class Job:
 
 
 class Reservation(NamedTuple):
-    """Nodes promised away for a span: to jobs or a tenant's jobs (an advance reservation) or to nobody (a drain)."""
+    """Nodes promised away for a span: to jobs and a tenant's jobs (an advance reservation) or to nobody (a drain)."""
 
     id: str
     nodes: tuple[str, ...]

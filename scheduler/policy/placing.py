@@ -6,7 +6,10 @@ Invariant: what is found bars no promise; nothing is taken here.
 from scheduler.policy.capacity import Pool
 from scheduler.policy.pending import QueuedJob
 from scheduler.policy.placement import Found, find, find_among_lasting
+from scheduler.policy.promises import FOREVER_MS
+from scheduler.policy.rights import overrides
 from scheduler.policy.settings import PlacementRule
+from scheduler.policy.shapes import Shape
 from scheduler.policy.state import SchedulerState
 
 
@@ -50,3 +53,52 @@ def _by_score(
         if best is not None:
             return (best[0], ((best[1], best[2]),)), False
     return None, any(bars) and state.boards.find(shape, pools, (0,) * len(pools)) is not None
+
+
+def place_nominee(
+    state: SchedulerState, queued: QueuedJob, pool: Pool, pools: tuple[Pool, ...], now_ms: int
+) -> tuple[Pool, Found] | None:
+    """Room on the nodes nominated to the claimant in the pool; else anywhere in its pools.
+
+    If need be also where it is promised to somebody against whom the claim is guaranteed: that promise is void then.
+    """
+    promises, job = state.promises, queued.job
+    end_ms = now_ms + job.time_limit_ms
+    reserved = promises.reserved_from(pool.model, job.id, now_ms, end_ms)
+    found = find(queued.shape, pool, ~promises.nominations.own(pool.model, job.id) | reserved)
+    if found is not None:
+        return pool, found
+    placed = place(state, queued, pools, now_ms)[0]
+    for other in pools if placed is None else ():
+        held = promises.by_pool.get(other.model)
+        holder = None if held is None else state.queued.get(held.job_id)
+        if holder is None or not overrides(state, queued, holder, other):
+            continue
+        nominated = promises.nominations.nodes_in(other.model) & ~promises.nominations.own(other.model, job.id)
+        reserved = promises.reserved_from(other.model, job.id, now_ms, end_ms)
+        found = find(queued.shape, other, nominated | reserved)
+        if found is not None:
+            del promises.by_pool[other.model]
+            return other, found
+    return placed
+
+
+def fits_somewhere(shape: Shape) -> bool:
+    """Whether one of its pools has room for the gang, whoever it is promised to."""
+    demand = shape.demand_milli
+    return any(pool.free_milli >= demand and find(shape, pool) is not None for pool in shape.pools)
+
+
+def gone_before(state: SchedulerState, shape: Shape, pools: tuple[Pool, ...], now_ms: int) -> int:
+    """How long a job may last that uses promised nodes of these pools without breaking a promise; never 0."""
+    promises = state.promises
+    if promises.spans:
+        return FOREVER_MS
+    until_ms = [now_ms]
+    for pool in pools:
+        nominated = promises.nominations.nodes_in(pool.model)
+        if nominated and not shape.scored and find(shape, pool, nominated) is None:
+            continue  # what is nominated is for nobody else, however soon it would be gone
+        held = promises.by_pool.get(pool.model)
+        until_ms.append(FOREVER_MS if held is None else held.from_ms)
+    return max(1, max(until_ms) - now_ms)

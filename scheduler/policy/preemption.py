@@ -13,6 +13,7 @@ room and quota are verified on what is then free; the room is nominated to the c
 victims that are not past their minimum yet: their nodes are nominated at once, so that its wait has an end.
 """
 
+from collections import Counter
 from typing import Final
 
 from scheduler.policy.imagination import Imagination, Outcome, in_guarantee
@@ -45,16 +46,13 @@ def find_evictions(
 ) -> tuple[tuple[Eviction, ...], int | None]:
     """Evictions for the claims in their order, and when the next protected victim has run its minimum."""
     nominations = state.promises.nominations
-    again = [state.queued[job_id] for job_id in nominations.due(now_ms)]
-    for queued in again:
-        nominations.forget(queued.job.id)  # its victims are ripe: it is planned for anew, on what is true now
     wakes: list[int] = []
     evictions: list[Eviction] = []
     told: set[str] = set()
     postponed: set[str] = set()
-    claims = _claims(state, unserved, again)
+    claims = _strongest_first(state, unserved, now_ms)
     if claims and len(nominations.by_job) < OUTSTANDING_MAX:
-        imagination = Imagination(state, now_ms)
+        imagination = Imagination(state, now_ms, claims)
         for claim in claims:
             if len(nominations.by_job) >= OUTSTANDING_MAX:
                 break
@@ -87,6 +85,19 @@ def find_evictions(
     return tuple(evictions), min((max(wake, now_ms + 1) for wake in wakes), default=None)
 
 
+def _strongest_first(state: SchedulerState, unserved: list[QueuedJob], now_ms: int) -> list[QueuedJob]:
+    """The claims in their order; those whose nominations come due or are outranked lose them and claim anew."""
+    nominations = state.promises.nominations
+    again = [state.queued[job_id] for job_id in nominations.due(now_ms)]
+    for queued in again:
+        nominations.forget(queued.job.id)  # its victims are ripe: it is planned for anew, on what is true now
+    claims = _claims(state, unserved, again)
+    outranked = _outranked(state, claims)
+    for queued in outranked:
+        nominations.forget(queued.job.id)
+    return _in_order([*claims, *outranked], [*again, *outranked]) if outranked else claims
+
+
 def _nominate(state: SchedulerState, claim: QueuedJob, outcome: Outcome, now_ms: int) -> None:
     victims = tuple(victim.job.id for victim in (*outcome.victims, *outcome.beside))
     due_ms = outcome.due_ms or now_ms
@@ -108,7 +119,6 @@ def _claims(state: SchedulerState, unserved: list[QueuedJob], again: list[Queued
     few = len(state.pending.classes) <= CLASSES_FEW
     most = CLASSES_FEW if few else CLAIMS_MAX
     claims = dict.fromkeys(again)
-    waited = {queued.job.id: place for place, queued in enumerate(again)}
     for key in state.pending.rotation(most):
         job_class = state.pending.classes[key]
         if job_class.shape.pools:
@@ -123,7 +133,15 @@ def _claims(state: SchedulerState, unserved: list[QueuedJob], again: list[Queued
         and state.claims_of[claim.job.id] < CLAIMS_PER_JOB_MAX
         and _may_claim(state, claim)
     ]
-    rows.sort(
+    rows = _in_order(rows, again)
+    return rows if few else rows[:CLAIMS_MAX]
+
+
+def _in_order(claims: list[QueuedJob], again: list[QueuedJob]) -> list[QueuedJob]:
+    """The strongest claims first; among equals those that were nominated before."""
+    waited = {queued.job.id: place for place, queued in enumerate(again)}
+    return sorted(
+        claims,
         key=lambda one: (
             not in_guarantee(one),
             not _inside_own(one),
@@ -131,9 +149,37 @@ def _claims(state: SchedulerState, unserved: list[QueuedJob], again: list[Queued
             -one.job.priority,
             one.entry or (0,),
             one.sequence,
-        )
+        ),
     )
-    return rows if few else rows[:CLAIMS_MAX]
+
+
+def _outranked(state: SchedulerState, claims: list[QueuedJob]) -> list[QueuedJob]:
+    """Nominated claimants beyond their own queue's guarantee, in pools that somebody claims who is inside his.
+
+    What is being cleared for them counts as theirs while others plan; so whoever is stronger has it planned anew, and
+    themselves after him.
+    """
+    known = state.promises.nominations.by_job
+    if not known:
+        return []
+    coming: Counter[tuple[str, str]] = Counter()
+    for one in known.values():
+        queued = state.queued[one.job_id]
+        coming[queued.leaf.name, one.pool] += queued.job.devices_milli
+    claimed = {
+        pool.model
+        for claim in claims
+        for pool in claim.shape.pools
+        if claim.leaf.tier(pool.model, claim.job.devices_milli + coming[claim.leaf.name, pool.model])
+        is Tier.GUARANTEED
+    }
+    return [
+        queued
+        for one in known.values()
+        if one.pool in claimed
+        and (queued := state.queued[one.job_id]).leaf.tier(one.pool, queued.job.devices_milli)
+        is not Tier.GUARANTEED
+    ]
 
 
 def _inside_own(claim: QueuedJob) -> bool:
@@ -144,7 +190,7 @@ def _inside_own(claim: QueuedJob) -> bool:
 
 def _claims_of_class(job_class: JobClass, most: int) -> int:
     """How many jobs of a class its queue's guarantee has room for; at least the first may try."""
-    milli = max(1, job_class.shape.demand_milli())
+    milli = max(1, job_class.shape.demand_milli)
     rooms = (
         (level.quota(pool.model).guarantee_milli - level.used.get(pool.model, 0)) // milli
         for pool in job_class.shape.pools

@@ -145,7 +145,7 @@ def earliest(
     needed = shape.nodes + bool(shape.tail_devices)
     shut = promises.barred(pool.model, job_id, now_ms, FOREVER_MS)
     if not shut and not shape.cpu_milli and not shape.memory_mib and not shape.tail_devices:
-        times = _free_times(pool, shape.devices_per_node)
+        times = pool.free_times(shape.devices_per_node)
     else:
         times = []
         for state in pool.states:
@@ -156,30 +156,15 @@ def earliest(
                 at = _beside_others(state, promises, job_id, at, limit_ms)
             if at < FOREVER_MS:
                 times.append((at, state.bit))
+        times.sort()
     if len(times) < needed:
         return None
-    if needed == 1:
-        at, nodes = min(times)
-        return max(at, now_ms), nodes
-    times.sort()
-    if shape.topology is Topology.SAME_SWITCH and pool.domains:
+    if needed > 1 and shape.topology is Topology.SAME_SWITCH and pool.domains:
         return _earliest_in_domain(pool, times, needed)
     nodes = 0
     for _, bit in times[:needed]:
         nodes |= bit
     return max(times[needed - 1][0], now_ms), nodes
-
-
-def _free_times(pool: Pool, devices: int) -> list[tuple[int, int]]:
-    """When each open node has so many devices free, where only devices count and nothing is promised."""
-    last = devices - 1
-    if last < 0:
-        return [(0, state.bit) for state in pool.states if state.opened]
-    return [
-        (times[last], state.bit)
-        for state in pool.states
-        if state.opened and len(times := state.times or state.device_times()) > last
-    ]
 
 
 def _beside_others(state: NodeState, promises: Promises, job_id: str, at: int, limit_ms: int) -> int:

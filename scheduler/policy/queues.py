@@ -5,7 +5,7 @@ stand idle, and what others may use of an idle guarantee is its lend limit, for 
 inner queue is the sum of its children's.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from enum import IntEnum
 from typing import Final
 
@@ -22,6 +22,7 @@ from scheduler.policy.model import WHOLE_MILLI, Queue, Quota
 
 ROOT: Final = ""
 SHARE_UNIT: Final = 1_000_000
+_NEVER_MS: Final = 2**62
 _FREE_FOR_ALL: Final = Quota()
 
 
@@ -85,7 +86,6 @@ class QueueState:
         self.recent: dict[str, tuple[int, int]] = {}
         """Per pool: the half-life average of use, and when it was brought up to date."""
         self.lonely = False
-        """Without siblings its share is never compared, and so never worked out."""
         self.running = 0
         self.running_by_user: dict[str, int] = {}
         self.share_known = 0
@@ -97,6 +97,12 @@ class QueueState:
             parent is not None and parent.user_limited
         )
         self.limited = queue.running_max is not None or queue.user_running_max is not None
+
+    def stands_alone(self, lonely: bool) -> None:  # noqa: FBT001 - a fact, not a switch
+        """Say whether it has no siblings: then its share is never compared, and so never worked out."""
+        self.lonely = lonely
+        self.row = (Tier.BORROWING, 0, self.name, self) if lonely else None
+        self.share_until_ms = _NEVER_MS if lonely else -1
 
     def path(self) -> "Iterator[QueueState]":
         """This queue and its ancestors, the root last."""
@@ -189,7 +195,7 @@ class QueueTree:
         for name in known:
             self._settle(name, known, ())
         for state in self.states.values():
-            state.lonely = state.parent is None or len(state.parent.children) == 1
+            state.stands_alone(state.parent is None or len(state.parent.children) == 1)
         for state in reversed(list(self.states.values())):
             self._raise_floors(state)
 
@@ -218,7 +224,7 @@ class QueueTree:
         state = self._settle(queue.name, {queue.name: queue}, ())
         assert state.parent is not None  # noqa: S101 - only the root has none
         for child in state.parent.children:
-            child.lonely = len(state.parent.children) == 1
+            child.stands_alone(len(state.parent.children) == 1)
         was_plain = self.plain
         limited = queue.running_max is not None or queue.user_running_max is not None
         self.plain = was_plain and not queue.quotas and not limited
@@ -230,14 +236,14 @@ class QueueTree:
         for name, state in self.states.items():
             if name in before.states:
                 state.recent = dict(before.states[name].recent)
-                state.share_until_ms, state.row = -1, None
+                state.stands_alone(state.lonely)
 
     def remember(self, leaf: QueueState, pool: str, recent_milli: int, now_ms: int) -> None:
         """Say what half-life average a leaf's use of a pool comes to, where it was not seen happening."""
         for state in leaf.path():
             before = 0 if state is leaf else state.recent.get(pool, (0, now_ms))[0]
             state.recent[pool] = (before + recent_milli, now_ms)
-            state.share_until_ms, state.row = -1, None
+            state.stands_alone(state.lonely)
 
     def _recount(self) -> None:
         """Work out `inner` and `effective` of every queue from what the leaves use."""
@@ -297,11 +303,19 @@ class QueueTree:
                     )
 
     def refusal(
-        self, leaf: QueueState, pool: str, milli: int, capacity_milli: int, *, opportunistic: bool
+        self,
+        leaf: QueueState,
+        pool: str,
+        milli: int,
+        capacity_milli: int,
+        *,
+        opportunistic: bool,
+        firm: Container[QueueState] = (),
     ) -> QueueState | None:
         """The lowest queue whose bound a claim of `milli` would exceed, or None when it may be made.
 
-        An opportunistic claim may exceed borrow limits; what a sibling does not lend is kept from it as well.
+        An opportunistic claim may exceed borrow limits but for those of `firm` queues; what a sibling does not lend
+        is kept from it as well.
         """
         delta = milli
         for state in leaf.path():
@@ -309,7 +323,7 @@ class QueueTree:
             if state.parent is None:
                 return state if before + delta > capacity_milli else None
             inner = state.inner.get(pool, 0) if state.children else state.used.get(pool, 0)
-            bound = None if opportunistic else state.bound(pool)
+            bound = None if opportunistic and state not in firm else state.bound(pool)
             if bound is not None and inner + delta > bound:
                 return state
             delta = max(inner + delta, state.floor.get(pool, 0)) - before
@@ -374,7 +388,8 @@ class QueueTree:
         delta = milli
         for state in leaf.path():
             state.used[pool] = state.used.get(pool, 0) + milli
-            state.row = None
+            if not state.lonely:
+                state.row = None
             if self.plain:
                 continue
             if state.children:

@@ -85,6 +85,8 @@ def impossible(state: SchedulerState, queued: QueuedJob) -> tuple[str, str] | No
         shape.possible = tuple(pool for pool in pools if could_ever_fit(shape, pool))
     if not shape.possible:
         return "too_large", f"asks for {wording(shape)}, more than this cluster has even when it is empty"
+    if state.queues.plain and not shape.tail_devices:
+        return None  # what holds the gang has as many devices, and no queue has a bound
     milli, spare = queued.job.devices_milli, queued.job.preemptible
     if not any(
         state.queues.ever_allows(queued.leaf, pool.model, milli, pool.installed_milli, opportunistic=spare)
@@ -166,12 +168,12 @@ def _no_room(state: SchedulerState, queued: QueuedJob, pools: list[Pool], now_ms
     shape = queued.shape
     if not shape.devices_per_node:
         return "capacity", f"waiting for {wording(shape)}{_expected(state, pools, now_ms)}"
-    total = whole_devices(shape.demand_milli())
+    total = whole_devices(shape.demand_milli)
     model = " or ".join(shape.models) or " or ".join(pool.model for pool in pools)
     parts = [f"waiting for {total} free {model}{_where(shape)}"]
     free = max(_free_together(shape, pool) for pool in pools)
     parts.append(f"{whole_devices(free)} free")
-    if free >= shape.demand_milli():
+    if free >= shape.demand_milli:
         fitting = max(fitting_nodes(shape, pool).bit_count() for pool in pools)
         parts.append(
             f"on {fitting} of the nodes a part would fit" if shape.nodes > 1 else "on no node together"

@@ -17,6 +17,7 @@ class Shape:
 
     __slots__ = (
         "cpu_milli",
+        "demand_milli",
         "devices_per_node",
         "freed_seen",
         "memory_mib",
@@ -46,6 +47,8 @@ class Shape:
         self.memory_mib = job.memory_mib
         self.topology = job.topology
         self.whole = job.slots_milli == WHOLE_MILLI
+        self.demand_milli = job.devices_milli
+        """Milli-slots of the whole gang."""
         self.scored = (
             job.nodes == 1
             and not job.tail_devices
@@ -70,10 +73,6 @@ class Shape:
             self.possible = None
         return self.pools
 
-    def demand_milli(self) -> int:
-        """Milli-slots of the whole gang."""
-        return self.nodes * self.devices_per_node * self.slots_milli + self.tail_devices * WHOLE_MILLI
-
     def freed_now(self) -> int:
         """The sum of its pools' freed counters: it has changed if and only if something was freed there."""
         pools = self.pools
@@ -83,7 +82,8 @@ class Shape:
 
     def may_fit(self) -> bool:
         """Whether anything changed for the better since it was last found not to fit."""
-        return self.freed_seen != self.freed_now()
+        pools = self.pools
+        return self.freed_seen != (pools[0].freed if len(pools) == 1 else self.freed_now())
 
     def does_not_fit(self) -> None:
         """Remember that it does not fit as things are."""

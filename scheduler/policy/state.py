@@ -51,13 +51,16 @@ class RunningJob:
 
 
 class _JobsOf(Container[object]):
-    """The ids of a tenant's waiting jobs, whichever they are when it is asked."""
+    """The ids named, and those of a tenant's waiting jobs, whichever they are when it is asked."""
 
-    def __init__(self, state: "SchedulerState", tenant: str) -> None:
+    def __init__(self, state: "SchedulerState", tenant: str, named: Container[object]) -> None:
         self._state = state
         self._tenant = tenant
+        self._named = named
 
     def __contains__(self, job_id: object) -> bool:
+        if job_id in self._named:
+            return True
         known = self._state.queued.get(str(job_id))
         return known is not None and known.job.tenant == self._tenant
 
@@ -168,7 +171,7 @@ class SchedulerState:
     def reserved(self, reservation: Reservation) -> None:
         """Nodes are promised away for a span: an advance reservation or a drain."""
         tenant = reservation.for_tenant
-        for_jobs = _JobsOf(self, tenant) if tenant else reservation.for_jobs
+        for_jobs = _JobsOf(self, tenant, reservation.for_jobs) if tenant else reservation.for_jobs
         self.promises.reserve(reservation, for_jobs, self.capacity.nodes)
         heappush(self._alarms, (reservation.from_ms, ""))
         heappush(self._alarms, (reservation.to_ms, ""))
@@ -204,6 +207,22 @@ class SchedulerState:
         self._make_ready(queued, now)
 
     def _check(self, job: Job) -> None:
+        possible = (
+            job.nodes >= 1
+            and job.devices_per_node >= 0
+            and 1 <= job.slots_milli <= WHOLE_MILLI
+            and job.time_limit_ms >= 1
+            and job.tail_devices >= 0
+        )
+        if not possible:
+            self._refuse(job)
+        for model in job.models:
+            if model not in self.capacity.pools:
+                known = ", ".join(sorted(self.capacity.pools)) or "none"
+                raise UnknownModel(field="models", model=model, known=known)
+
+    @staticmethod
+    def _refuse(job: Job) -> None:
         facts = (
             ("nodes", job.nodes, job.nodes >= 1, "at least 1"),
             ("devices_per_node", job.devices_per_node, job.devices_per_node >= 0, "not negative"),
@@ -214,10 +233,6 @@ class SchedulerState:
         for field, value, possible, why in facts:
             if not possible:
                 raise MalformedJob(field=field, value=value, job=job.id, why=f"it must be {why}")
-        for model in job.models:
-            if model not in self.capacity.pools:
-                known = ", ".join(sorted(self.capacity.pools)) or "none"
-                raise UnknownModel(field="models", model=model, known=known)
 
     def _make_ready(self, queued: QueuedJob, now_ms: int) -> None:
         job = queued.job
@@ -327,7 +342,7 @@ class SchedulerState:
         nodes = self.capacity.nodes
         for name, pieces in placements:
             nodes[name].move_in(job.id, pieces, facts, now_ms + queued.predicted_ms)
-        self.queues.charge(queued.leaf, pool, job.devices_milli, now_ms)
+        self.queues.charge(queued.leaf, pool, queued.shape.demand_milli, now_ms)
         if not self.queues.plain:
             running.covered, running.exceeding = self.queues.standing(queued.leaf, pool)
         self.queues.count(queued.leaf, job.user, 1)
@@ -359,7 +374,7 @@ class SchedulerState:
         for name, _ in running.placements:
             nodes[name].move_out(job_id)
         self.capacity.give(running.placements, job.cpu_milli, job.memory_mib)
-        self.queues.charge(running.leaf, running.pool, -job.devices_milli, now_ms)
+        self.queues.charge(running.leaf, running.pool, -running.shape.demand_milli, now_ms)
         self.queues.count(running.leaf, job.user, -1)
         self.preemptible_running -= job.preemptible
         if job.array_id:
@@ -390,7 +405,9 @@ class SchedulerState:
     def job_succeeded(self, job_id: str, now_ms: int) -> None:
         """Jobs that depend on it may go (also used at a rebuild, for jobs that ended before)."""
         self.succeeded.add(job_id)
-        for waiting in sorted(self._awaiting.pop(job_id, ())):
+        if job_id not in self._awaiting:
+            return
+        for waiting in sorted(self._awaiting.pop(job_id)):
             if waiting in self.queued:
                 self._make_ready(self.queued[waiting], now_ms)
 

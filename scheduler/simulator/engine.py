@@ -20,7 +20,7 @@ TIMED_OUT = "timed_out"
 PREEMPTED = "preempted"
 NODE_LOST = "node_lost"
 
-_END, _LOST, _BACK, _WAKE = range(4)
+_END, _STOPPED, _LOST, _BACK, _WAKE = range(5)
 
 
 class Run(NamedTuple):
@@ -115,7 +115,7 @@ class Simulation:
             self.state.eviction_ordered(eviction)
             job = self.state.running[eviction.job_id].job
             end = now + self.state.settings.grace_ms
-            heappush(self._events, (end, _END, PREEMPTED + " " + job.id, job.attempt))
+            heappush(self._events, (end, _STOPPED, job.id, job.attempt))
         wake = plan.next_wake_ms
         if wake is not None and wake != self._woken and wake > now:
             self._woken = wake
@@ -128,20 +128,19 @@ class Simulation:
 
     def _happen(self, event: tuple[int, int, str, int], now: int) -> None:
         _, kind, name, attempt = event
-        if kind == _END:
-            self._end(name, attempt, now)
+        if kind <= _STOPPED:
+            self._end(name, attempt, now, stopped=kind == _STOPPED)
         elif kind == _LOST:
             for job_id in self.state.node_left(name):
                 self._stop(job_id, now, NODE_LOST)
         elif kind == _BACK:
             self.state.node_joined(self._nodes[name])
 
-    def _end(self, name: str, attempt: int, now: int) -> None:
-        evicted, _, job_id = name.rpartition(" ")
+    def _end(self, job_id: str, attempt: int, now: int, *, stopped: bool) -> None:
         running = self.state.running.get(job_id)
         if running is None or running.job.attempt != attempt:
             return
-        if evicted:
+        if stopped:
             self._stop(job_id, now, PREEMPTED)
             return
         timed_out = self._durations[job_id] > running.job.time_limit_ms

@@ -40,7 +40,7 @@ def write_report(file: Path, cluster: Cluster, rows: list[Row]) -> None:
         "<!doctype html><html lang='en'><head><meta charset='utf-8'><title>Simulation</title>",
         f"<style>{_STYLE}</style></head><body><h1>Simulation</h1>",
         f"<p>{len(cluster.nodes)} nodes with {sum(len(node.devices) for node in cluster.nodes)} devices, ",
-        f"{rows[0][2]['jobs']} jobs finished.</p>",
+        f"{rows[0][2]['jobs']:,} jobs finished.</p>",
         _comparison(rows),
         _legend(rows),
         "<h2>Allocation rate</h2>",
@@ -59,7 +59,9 @@ def write_report(file: Path, cluster: Cluster, rows: list[Row]) -> None:
 def _table(head: list[str], body: list[list[str]]) -> str:
     heads = "".join(f"<th>{escape(cell)}</th>" for cell in head)
     lines = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in body)
-    return f"<table><thead><tr>{heads}</tr></thead><tbody>{lines}</tbody></table>"
+    return f"<table><thead><tr>{heads}</tr></thead><tbody>{lines}</tbody></table>".replace(
+        " s</th>", "&nbsp;s</th>"
+    )
 
 
 def _comparison(rows: list[Row]) -> str:
@@ -72,7 +74,7 @@ def _comparison(rows: list[Row]) -> str:
             *(f"{summary[key]:,.0f}" for key in keys),
             f"{summary['bounded_slowdown']:.2f}",
             f"{summary['utilisation']:.1%}",
-            str(summary["preemptions"]),
+            f"{summary['preemptions']:,}",
             str(len(summary["impossible_jobs"])),
         ]
         for name, _, summary in rows
@@ -190,7 +192,7 @@ def _by_size(rows: list[Row]) -> str:
         body.append(
             [
                 size,
-                str(max(cell["jobs"] for cell in cells if cell)),
+                f"{max(cell['jobs'] for cell in cells if cell):,}",
                 *(
                     f"{cell['mean_queue_s']:,.0f} / {cell['max_queue_s']:,.0f}" if cell else ""
                     for cell in cells

@@ -48,6 +48,58 @@ ROOM_ANOTHERS_VICTIM_LEAVES_IS_COUNTED_ON_TOGETHER: list[Row] = [
 ]
 
 
+OPPORTUNISTIC_JOBS_LEAVE_THE_QUOTA_A_CLAIM_COUNTS_ON: list[Row] = [
+    ("a", 250, 1703, 1703, 1, 0),
+    ("b", 152, 128, 384, 1, 0),
+    ("a", 150, 265, 265, 1, 0),
+    ("b", 196, 598, 598, 1, 0),
+    ("a", 34, 226, 226, 1, 0),
+]
+WHO_LOSES_ITS_RIGHT_TO_ONE_VICTIM_TAKES_ANOTHER: list[Row] = [
+    ("a", 90, 945, 2835, 1, 0),
+    ("b", 114, 519, 1557, 1, 0),
+    ("a", 281, 2246, 2246, 1, 0),
+    ("a", 271, 1616, 2424, 1, 0),
+    ("b", 60, 3861, 3861, 1, 0),
+]
+WHAT_IS_CLEARED_FOR_ONE_BEYOND_ITS_GUARANTEE_GOES_TO_ONE_INSIDE: list[Row] = [
+    ("b", 358, 1050, 3150, 1, 0),
+    ("a", 1048, 31, 31, 1, 0),
+    ("b", 467, 394, 394, 1, 0),
+    ("b", 381, 1700, 5100, 1, 0),
+    ("a", 150, 3569, 3569, 1, 0),
+    ("b", 560, 409, 1227, 1, 0),
+    ("b", 1044, 6, 6, 1, 1),
+]
+A_CLAIM_GOES_BEFORE_A_PROMISE_IT_IS_GUARANTEED_AGAINST: list[Row] = [
+    ("b", 63, 2663, 2663, 1, 0),
+    ("a", 194, 487, 487, 1, 0),
+    ("c", 107, 1263, 1263, 1, 0),
+    ("c", 39, 346, 346, 1, 0),
+    ("a", 268, 354, 1062, 1, 0),
+    ("c", 160, 453, 1359, 1, 0),
+]
+A_PROMISE_THAT_GAVE_WAY_IS_MADE_ANEW_TO_THE_SAME_JOB: list[Row] = [
+    ("b", 745, 291, 291, 1, 0),
+    ("c", 364, 461, 1383, 1, 0),
+    ("b", 0, 1239, 1858, 2, 0),
+    ("b", 282, 52, 156, 2, 0),
+    ("c", 83, 1270, 1270, 1, 0),
+    ("a", 538, 3114, 9342, 1, 0),
+    ("a", 357, 511, 766, 1, 0),
+    ("b", 30, 946, 1419, 1, 0),
+]
+
+
+def firms_and_c(firms: Quota, a: Quota, b: Quota, c: Quota) -> tuple[Queue, ...]:
+    return (
+        Queue("firms", quotas={"device": firms}),
+        Queue("a", "firms", {"device": a}),
+        Queue("b", "firms", {"device": b}),
+        Queue("c", quotas={"device": c}),
+    )
+
+
 def work_of(rows: list[Row], devices: int = 1, preemptible: str = "") -> tuple[TraceJob, ...]:
     jobs = []
     for number, (queue, submitted_s, duration_s, limit_s, nodes, priority) in enumerate(rows):
@@ -59,7 +111,7 @@ def work_of(rows: list[Row], devices: int = 1, preemptible: str = "") -> tuple[T
             nodes=nodes,
             devices_per_node=devices,
             priority=priority,
-            preemptible=preemptible == f"j{number:02d}",
+            preemptible=f"j{number:02d}" in preemptible.split(),
         )
         jobs.append(TraceJob(job, duration_s * 1000))
     return tuple(jobs)
@@ -77,6 +129,66 @@ def test_a_claim_inside_its_guarantee_has_it_back_in_time(
 ) -> None:
     rules = replace(POLICIES["default"], min_run_ms=min_run_ms, grace_ms=grace_ms)
     log, _ = judged(replace(uniform_cluster(4, 1), queues=queues), work_of(rows), queues, rules)
+    assert faults(log) == []
+    assert reclaims(log, {one.job: one for one in log.asked}) == []
+
+
+@pytest.mark.parametrize(
+    ("queues", "rows", "preemptible", "size", "min_run_ms", "grace_ms"),
+    [
+        (
+            firms_and_c(Quota(2000, 0), Quota(0, 2000), Quota(2000, 2000), Quota(6000, 0)),
+            OPPORTUNISTIC_JOBS_LEAVE_THE_QUOTA_A_CLAIM_COUNTS_ON,
+            "j00",
+            (2, 4),
+            300_000,
+            5000,
+        ),
+        (
+            firms_and_c(Quota(3000, 0), Quota(3000), Quota(0, None, 0), Quota(1000, 0)),
+            WHO_LOSES_ITS_RIGHT_TO_ONE_VICTIM_TAKES_ANOTHER,
+            "j03",
+            (1, 4),
+            0,
+            0,
+        ),
+        (
+            firms_and_c(Quota(4000, 2000), Quota(2000, 2000), Quota(2000, 2000), Quota(0, 0, 0)),
+            WHAT_IS_CLEARED_FOR_ONE_BEYOND_ITS_GUARANTEE_GOES_TO_ONE_INSIDE,
+            "j05",
+            (1, 4),
+            0,
+            5000,
+        ),
+        (
+            firms_and_c(Quota(2000, 2000), Quota(2000), Quota(0, None, 0), Quota(2000, 0)),
+            A_CLAIM_GOES_BEFORE_A_PROMISE_IT_IS_GUARANTEED_AGAINST,
+            "j05",
+            (4, 1),
+            300_000,
+            0,
+        ),
+        (
+            firms_and_c(Quota(4000), Quota(1000, 0), Quota(3000, 0, 0), Quota(0, 2000)),
+            A_PROMISE_THAT_GAVE_WAY_IS_MADE_ANEW_TO_THE_SAME_JOB,
+            "",
+            (4, 1),
+            300_000,
+            5000,
+        ),
+    ],
+)
+def test_a_claim_beside_borrowers_opportunists_and_promises_has_its_guarantee_back_in_time(
+    queues: tuple[Queue, ...],
+    rows: list[Row],
+    preemptible: str,
+    size: tuple[int, int],
+    min_run_ms: int,
+    grace_ms: int,
+) -> None:
+    rules = replace(POLICIES["default"], min_run_ms=min_run_ms, grace_ms=grace_ms)
+    place = replace(uniform_cluster(*size), queues=queues)
+    log, _ = judged(place, work_of(rows, preemptible=preemptible), queues, rules)
     assert faults(log) == []
     assert reclaims(log, {one.job: one for one in log.asked}) == []
 

@@ -17,10 +17,11 @@ from tests.scheduler.validity.facts import (
     Promised,
     Stop,
 )
+from tests.scheduler.validity.idling import idle
 from tests.scheduler.validity.lives import lives
 from tests.scheduler.validity.machines import gangs, hosts, reservations, slots
 from tests.scheduler.validity.quotas import lending, quotas
-from tests.scheduler.validity.waiting import idle, patience, promises
+from tests.scheduler.validity.waiting import patience, promises
 
 __all__ = [
     "Asked",
