@@ -22,7 +22,7 @@ from vouchers.errors import ChargeBeyondHold, ChargeFactsDiffer, ChargeNotFound,
 from vouchers.open_holds import open_holds, write_holds
 from vouchers.redemption import extend_hold, place_hold, quote, release_hold
 from vouchers.restoration import restore_charge
-from vouchers.tables import ChargeStretch, CoverageLine, CoveredCharge
+from vouchers.tables import ChargeStretch, CoverageLine, CoveredCharge, Restoration
 from vouchers.wallets import set_budget
 
 
@@ -126,6 +126,11 @@ def test_card_hours_are_taken_from_each_segment_in_step_with_its_cost(world: Wor
         ]
         at_once = capture_charge(session, place.job(), place.charge(2), 1, hours(0), NOW)
         assert [(line.amount_micros, line.quantity) for line in at_once.lines] == [(1, 0)]
+        restore_charge(session, place.charge(2), reason="lost", by="hub", at=NOW)
+        given = select(Restoration.amount_micros, Restoration.quantity).join(
+            CoverageLine, CoverageLine.id == Restoration.line_id
+        )
+        assert session.execute(given.where(CoverageLine.charge_id == place.charge(2))).all() == [(1, 0)]
 
 
 @pytest.mark.parametrize(("captured", "freed"), [(100, 0), (40, 18)])

@@ -317,6 +317,10 @@ def test_a_charge_of_four_millionths_goes_back_one_by_one(world: World) -> None:
                 restore_charge(session, place.charge(), reason="lost", by="hub", at=NOW, lost_ms=lost)
             left = accounts.available(session, sources)
             assert [YUAN - left[source.id] for source in sources] == taken
+        given = select(func.sum(Restoration.quantity)).join(
+            CoverageLine, CoverageLine.id == Restoration.line_id
+        )
+        assert session.scalar(given.where(CoverageLine.charge_id == place.charge())) == 4
 
 
 def test_a_restoration_that_is_repeated_leaves_the_claim_made_since_alone(world: World) -> None:

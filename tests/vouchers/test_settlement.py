@@ -165,6 +165,19 @@ def test_the_last_millionth_can_be_claimed_and_what_was_given_back_cannot(world:
         assert (line.charge_id, line.amount) == (place.charge(2), 1)
 
 
+def test_usage_that_ends_with_the_period_is_claimed_with_it_and_later_usage_with_the_next(world: World) -> None:
+    midnight = datetime(2026, 3, 31, 16, 0, tzinfo=UTC)
+    with transaction(world.engine) as session:
+        place = world.place(session)
+        place.voucher(session, 100)
+        place.run(session, 10, at=midnight + timedelta(microseconds=1))
+        with pytest.raises(NothingToClaim):
+            make_claim(session, place.programme, PERIOD, by="c", at=midnight)
+        place.run(session, 20, 2, at=midnight)
+        march = make_claim(session, place.programme, PERIOD, by="c", at=midnight)
+        assert claim_view(session, march).amount == 6 * YUAN
+
+
 def test_what_is_reported_late_goes_into_the_next_periods_claim(world: World) -> None:
     with transaction(world.engine) as session:
         place = world.place(session)
