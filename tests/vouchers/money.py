@@ -434,7 +434,9 @@ class Money:
             return
         lines, clawed = self.run(act, how)
         model.periods.add(period)
-        model.now += timedelta(seconds=1)  # what is captured at a claim's own instant counts as left over from it
+        model.now += timedelta(
+            seconds=1
+        )  # what is captured at a claim's own instant counts as left over from it
         for line in lines:
             drawn = min(model.reserve, line.amount) if paid else 0
             model.reserve -= drawn
