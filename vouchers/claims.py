@@ -254,7 +254,7 @@ def _unclaimed(
 ) -> list[_Waiting]:
     """Captured coverage, oldest first, that no standing claim holds, less what was given back.
 
-    Of a period whose claim is `decided`, only what that had no room for: it was captured by then, and never in a claim.
+    Of a period whose claim is `decided`, only what that had no room for: it was captured before, and never in a claim.
     """
     query = (
         _waiting()
@@ -264,7 +264,7 @@ def _unclaimed(
     )
     if decided is not None:
         before = exists().where(ClaimLine.coverage_line_id == CoverageLine.id)
-        query = query.where(CoveredCharge.captured_at <= decided.made_at, ~before)
+        query = query.where(CoveredCharge.captured_at < decided.made_at, ~before)
     if claimant_id is None:
         query = query.where(CoverageLine.direction == CENTRE_CLAIMS)
     else:

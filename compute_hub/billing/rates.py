@@ -34,7 +34,7 @@ from kernel.errors import Invalid
 from kernel.ids import derived_id
 from scheduler.tables import JobRow
 
-_DATED: Final[dict[UUID, Dated]] = {}
+_DATED: Final[dict[tuple[UUID, UUID, datetime], Dated]] = {}
 _DATED_MAX: Final = 10_000
 
 _LOCK: Final = 0x7261_7465
@@ -123,15 +123,19 @@ def tariffs_of(session: Session, wanted: Collection[tuple[UUID, str]]) -> dict[t
 
 
 def dated(row: RateRow) -> Dated:
-    """A stored card in the words of the rules; read once per process, because a card never changes."""
-    known = _DATED.get(row.id)
+    """A stored card in the words of the rules; read once per process, because a card never changes.
+
+    One that was set and taken back with its transaction may be set again under the same id, by somebody or later.
+    """
+    key = (row.id, row.set_by, row.set_at)
+    known = _DATED.get(key)
     if known is None:
         if len(_DATED) >= _DATED_MAX:
             _DATED.clear()
         until = None if row.effective_until is None else unix_ms(row.effective_until)
         card = RateCard.from_json(row.terms)
         known = Dated(row.id, card, unix_ms(row.effective_from), until, row.changes_running)
-        _DATED[row.id] = known
+        _DATED[key] = known
     return known
 
 
