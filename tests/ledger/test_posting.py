@@ -239,6 +239,12 @@ def test_a_refusal_names_the_account_it_rests_on(funded: Engine, refused: Transf
     assert posting(funded, refused)[0].account_id == account.id
 
 
+def test_a_refusal_says_nothing_of_the_one_before_it(funded: Engine) -> None:
+    wishes = [move("x", POOL, SPENT, 101), take("y", "none", 1), move("z", POOL, CARDS, 1), undo("u", "none")]
+    found = [(outcome.account_id, outcome.available) for outcome in posting(funded, *wishes)]
+    assert found == [(POOL.id, 100), (None, None), (CARDS.id, None), (None, None)]
+
+
 def test_opening_again_with_other_content_is_refused(funded: Engine) -> None:
     with transaction(funded) as session:
         open_accounts(session, [POOL], at=LATER)

@@ -112,3 +112,16 @@ def test_a_batch_of_which_one_id_is_taken_meanwhile_sets_the_rest_aside_between_
         kept = holds(session, [ident("b")])[ident("b")]
     assert (kept.debit, kept.credit, kept.held, kept.captured) == (SPENT.id, POOL.id, 2, 1)
     assert totals(funded, POOL) == (5, 101, 10, 1)
+
+
+def test_a_reversal_is_posted_though_another_id_of_its_batch_is_taken_meanwhile(
+    funded: Engine, other: Engine, root: Engine
+) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        with transaction(funded) as session:
+            assert post(session, [move("a", WORLD, OWED, 1)], at=T0)[0].accepted
+            waiting = pool.submit(posting, other, undo("u", "paid"), move("a", SPENT, POOL, 1))
+            await_a_waiter(root, waiting)
+        statuses = [outcome.status for outcome in waiting.result()]
+    assert statuses == [Status.POSTED, Status.ID_REUSED_WITH_OTHER_CONTENT]
+    assert totals(funded, POOL) == (5, 105, 10, 0)

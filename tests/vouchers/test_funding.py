@@ -11,9 +11,10 @@ from ledger.domain.accounts import CNY, card_time
 from tests.vouchers.world import FACTS, NOW, YUAN, World
 from vouchers import accounts
 from vouchers.domain.facts import ChargeFacts
-from vouchers.errors import BudgetSpent, NoFunding, VoucherNotApplicable, VoucherSpent
+from vouchers.errors import BudgetSpent, HoldNotFound, NoFunding, VoucherNotApplicable, VoucherSpent
+from vouchers.holding import HoldRequest, place_holds
 from vouchers.issuing import voucher_of
-from vouchers.redemption import extend_hold, held_facts, place_hold, quote
+from vouchers.redemption import extend_hold, held_coverage, held_facts, place_hold, quote
 from vouchers.wallets import set_budget
 
 STORAGE = replace(FACTS, cost_kind="storage")
@@ -41,6 +42,10 @@ def test_a_vouchers_last_millionth_pays_and_a_spent_one_is_refused_by_name(world
         place_hold(session, place.job(), place.tenant, YUAN, FACTS, [voucher], NOW)
         with pytest.raises(VoucherSpent):
             quote(session, place.tenant, YUAN, FACTS, [voucher], NOW)
+        with pytest.raises(VoucherSpent):
+            place_hold(session, place.job(2), place.tenant, YUAN, FACTS, [voucher], NOW)
+        asked = HoldRequest(place.job(2), place.tenant, YUAN, FACTS, [voucher], NOW, extends=False)
+        assert [type(outcome) for outcome in place_holds(session, [asked], NOW)] == [VoucherSpent]
         assert quote(session, place.tenant, YUAN, FACTS, None, NOW).public_micros == 0
 
 
@@ -84,6 +89,20 @@ def test_a_budget_binds_from_its_first_instant_until_its_end_which_is_the_next_o
                 quote(session, place.tenant, YUAN, facts, None, bound)
         for free in (begins - instant, ends):
             assert quote(session, place.tenant, YUAN, facts, None, free).tenant_micros == YUAN
+
+
+def test_each_segment_is_told_as_it_was_set_aside(world: World) -> None:
+    with transaction(world.engine) as session:
+        place = world.place(session)
+        place.voucher(session, 40)
+        first = place_hold(session, place.job(), place.tenant, 100 * YUAN, FACTS, None, NOW)
+        second = extend_hold(session, place.job(), 150 * YUAN, FACTS, NOW)
+        assert (first.public_micros, second.public_micros) == (30 * YUAN, 10 * YUAN)
+        told = [held_coverage(session, place.job(), segment=number) for number in (0, 1)]
+        assert [coverage.tenant_micros for coverage in told] == [70 * YUAN, 40 * YUAN]
+        assert [coverage.public_micros for coverage in told] == [30 * YUAN, 10 * YUAN]
+        with pytest.raises(HoldNotFound):
+            held_coverage(session, place.job(), segment=2)
 
 
 def test_what_a_job_was_held_for_is_told_by_model_and_as_it_was_first(world: World) -> None:
