@@ -128,6 +128,19 @@ def test_a_hold_is_extended_captured_in_parts_and_released(funded: Engine) -> No
     assert [line.debits_pending for line in lines] == [0, 50, 70, 40, 35, 0]
 
 
+def test_holds_of_one_batch_keep_their_own_accounts_beside_one_that_was_there(funded: Engine) -> None:
+    posting(funded, held("h", 50))
+    posting(
+        funded, more("e", "h", 1), held("k", 7, SPENT, POOL), held("l", 3), take("c", "h", 2), take("d", "k", 1)
+    )
+    with transaction(funded) as session:
+        found = holds(session, [ident(name) for name in "hkl"])
+    kept = [(one.debit, one.credit, one.held, one.captured) for one in (found[ident(name)] for name in "hkl")]
+    pool, spent = POOL.id, SPENT.id
+    assert kept == [(pool, spent, 51, 2), (spent, pool, 7, 1), (pool, spent, 3, 0)]
+    assert totals(funded, POOL) == (2, 101, 52, 6)
+
+
 def test_a_hold_captured_to_the_end_is_still_released_once(funded: Engine) -> None:
     outcomes = posting(funded, held("h", 50), take("c", "h", 50), free("r", "h"), free("r2", "h"))
     assert outcomes[2].amount == 0
