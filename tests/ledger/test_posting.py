@@ -193,9 +193,11 @@ def test_a_posting_that_begins_its_transaction_is_undone_with_it(funded: Engine,
 def test_a_linked_batch_is_posted_whole_or_not_at_all(funded: Engine) -> None:
     with transaction(funded) as session:
         with pytest.raises(InsufficientFunds) as caught:
-            post_all(session, [move("a", POOL, SPENT, 60), move("b", POOL, SPENT, 41)], at=T0)
+            wishes = [move("a", POOL, SPENT, 60), move("b", POOL, SPENT, 41), move("c", POOL, SPENT, 1)]
+            post_all(session, wishes, at=T0)
         assert caught.value.facts["available"] == 40
         assert caught.value.facts["required"] == 41
+        assert balances(session, [POOL.id])[POOL.id] == Balance(POOL, 0, 100, 0, 0, 1)
         post_all(session, [move("a", POOL, SPENT, 60), move("b", POOL, SPENT, 40)], at=T0)
     assert totals(funded, POOL) == (100, 100, 0, 0)
 
