@@ -171,6 +171,7 @@ def test_an_extension_may_move_the_end_of_a_hold(funded: Engine) -> None:
     posting(funded, held("h", 50), longer)
     assert posting(funded, take("c", "h", 51), at=LATER)[0].accepted
     assert posting(funded, take("d", "h", 1), at=much_later)[0].status is Status.HOLD_EXPIRED
+    assert totals(funded, POOL) == (51, 100, 0, 0)
 
 
 def test_reversals_mirror_what_was_posted_and_captured(funded: Engine) -> None:
