@@ -78,7 +78,11 @@ TAMPERINGS = [
     ("DELETE FROM holds WHERE id = '{h}'", "holds", "but no record"),
     ("UPDATE holds SET id = '{m}' WHERE id = '{h}'", "holds", "but no transfers"),
     ("UPDATE transfers SET debit_sequence = 90 WHERE id = '{c}'", "holds", "after it was resolved"),
-    ("UPDATE transfers SET debit_sequence = 90 WHERE id = '{h2}'", "holds", "{h2} was used after it was resolved"),
+    (
+        "UPDATE transfers SET debit_sequence = 90 WHERE id = '{h2}'",
+        "holds",
+        "{h2} was used after it was resolved",
+    ),
     ("UPDATE transfers SET amount = 9 WHERE id = '{u}'", "links", "does not mirror"),
     ("UPDATE transfers SET reverses = '{h}' WHERE id = '{u}'", "links", "does not mirror"),
     ("UPDATE transfers SET credit = '{world}' WHERE id = '{c}'", "links", "accounts of its hold"),

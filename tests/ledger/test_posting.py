@@ -55,6 +55,7 @@ REFUSALS = [
         T0,
         Status.INSUFFICIENT_FUNDS,
     ),
+    ([move("o", OWED, WORLD, 9), held("x", 10, WORLD, OWED)], T0, Status.INSUFFICIENT_FUNDS),
     ([held("h", 60), more("x", "h", 41)], T0, Status.INSUFFICIENT_FUNDS),
     ([move("m", POOL, SPENT, 100), undo("x", "fund")], T0, Status.INSUFFICIENT_FUNDS),
     ([held("h", 60), take("x", "h", 61)], T0, Status.HOLD_EXHAUSTED),
@@ -104,6 +105,17 @@ def test_a_transfer_is_posted_and_its_replay_returns_the_first_result(funded: En
     assert first.amount == again.amount == 30
     assert totals(funded, POOL) == (30, 100, 0, 0)
     assert totals(funded, SPENT) == (0, 30, 0, 0)
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_every_kind_is_replayed_with_its_first_amount(funded: Engine, *, together: bool) -> None:
+    wishes = [held("h", 50), more("e", "h", 20), take("c", "h", 30), undo("u", "c"), free("r", "h")]
+    again = posting(funded, *wishes, *wishes)[5:]
+    if not together:
+        again = posting(funded, *wishes)
+    assert {outcome.status for outcome in again} == {Status.REPLAYED}
+    assert [outcome.amount for outcome in again] == [50, 20, 30, 30, 40]
+    assert totals(funded, POOL) == (30, 130, 0, 0)
 
 
 def test_a_single_transfer_moves_between_its_own_accounts_whichever_id_comes_first(funded: Engine) -> None:
@@ -199,7 +211,9 @@ def test_a_linked_batch_is_posted_whole_or_not_at_all(funded: Engine) -> None:
         assert caught.value.facts["available"] == 40
         assert caught.value.facts["required"] == 41
         assert balances(session, [POOL.id])[POOL.id] == Balance(POOL, 0, 100, 0, 0, 1)
-        post_all(session, [move("a", POOL, SPENT, 60), move("b", POOL, SPENT, 40)], at=T0)
+        post_all(session, [move("a", POOL, SPENT, 60)], at=T0)
+        both = post_all(session, [move("a", POOL, SPENT, 60), move("b", POOL, SPENT, 40)], at=T0)
+        assert [outcome.status for outcome in both] == [Status.REPLAYED, Status.POSTED]
     assert totals(funded, POOL) == (100, 100, 0, 0)
 
 
@@ -224,6 +238,12 @@ FACTS = [
     ([held("h", 30)], move("x", POOL, SPENT, 71), POOL, 70),
     ([move("m", POOL, SPENT, 10), held("h", 30)], held("x", 61), POOL, 60),
     ([move("o", OWED, WORLD, 9), held("h", 2, WORLD, OWED)], move("x", WORLD, OWED, 8), OWED, 7),
+    (
+        [move("o", OWED, WORLD, 9), move("b", WORLD, OWED, 2), held("h", 3, WORLD, OWED)],
+        held("x", 5, WORLD, OWED),
+        OWED,
+        4,
+    ),
     ([held("h", 30), take("c", "h", 10)], take("x", "h", 21), POOL, 20),
     ([held("h", 30), take("c", "h", 10)], more("x", "h", 71), POOL, 70),
 ]
