@@ -8,6 +8,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from kernel.database import transaction
+from kernel.money import MICROS_MAX
 from ledger.errors import IdReusedWithOtherContent, InsufficientFunds
 from tests.vouchers.world import FACTS, NOW, YUAN, Place, World
 from vouchers.capturing import capture_charge
@@ -15,6 +16,7 @@ from vouchers.domain.facts import ChargeFacts
 from vouchers.enterprises import enterprise_facts, record_controller
 from vouchers.errors import (
     AlreadyBound,
+    AmountRefused,
     BudgetSpent,
     DatesReversed,
     GroupFull,
@@ -66,6 +68,16 @@ def test_a_banks_reference_is_booked_once(world: World) -> None:
         assert place.prepaid(session) == 1
         with pytest.raises(IdReusedWithOtherContent):
             deposit(session, place.tenant, 2 * YUAN, f"ref {place.tenant}", NOW)
+
+
+def test_the_largest_amount_is_booked_and_not_a_millionth_more(world: World) -> None:
+    with transaction(world.engine) as session:
+        tenant = world.enterprise(session)
+        deposit(session, tenant, MICROS_MAX, f"ref {tenant}", NOW)
+        assert wallet_balance(session, tenant).prepaid_available_micros == MICROS_MAX
+        for refused in (MICROS_MAX + 1, 0):
+            with pytest.raises(AmountRefused):
+                deposit(session, tenant, refused, f"more {tenant}", NOW)
 
 
 def test_prepaid_money_is_used_before_the_credit_line_and_payment_makes_that_good(world: World) -> None:
