@@ -10,9 +10,12 @@ class EnterpriseNotFound(NotFound):
 
 
 class EnterpriseExists(Conflict):
-    """The credit code is registered under another id or with another name."""
+    """The credit code was registered with other facts; they are changed by name and with a reason, not silently."""
 
-    sentence = "Credit code {credit_code} is already registered."
+    sentence = (
+        "{field}: credit code {credit_code} was registered with {registered!r}, so it cannot be registered with "
+        "{asked!r}; change the enterprise's facts instead."
+    )
 
 
 class MalformedProfile(Invalid):

@@ -11,7 +11,8 @@ from typing import Any, Self
 class EnterpriseFacts:
     """An enterprise as the rules see it.
 
-    `region` is a GB/T 2260 division code; `yearly_contract_micros` is what it contracted for compute in a year.
+    `region` is a GB/T 2260 division code; `yearly_contract_micros` is what it contracted for compute in a year;
+    `version` says which of its dated facts these are.
     """
 
     credit_code: str
@@ -23,6 +24,7 @@ class EnterpriseFacts:
     dishonest: bool = False
     clean_years: int = 0
     roles: tuple[str, ...] = ()
+    version: int = 1
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object."""

@@ -28,8 +28,8 @@ from tests.vouchers.world import World
 from vouchers.afterlife import expire_vouchers, recall_voucher
 from vouchers.claims import make_claim
 from vouchers.domain.facts import CentreFacts, ContractFacts
+from vouchers.enterprises import FactChanges, change_facts
 from vouchers.settlement import refuse_line
-from vouchers.tables import Enterprise
 from vouchers.wallets import deposit
 
 AFTER = timedelta(minutes=11)
@@ -362,8 +362,7 @@ def test_a_programme_pays_for_usage_in_a_centre_of_its_region_and_size(
     approved = datetime(2026, 2, 1, 2, 0, tzinfo=UTC)
     with transaction(engine) as session:
         place = {"chengdu": "510107", "henan": "410100"}[programme]
-        session.get_one(Enterprise, house.tenant).region = place
-        session.flush()
+        change_facts(session, house.tenant, FactChanges(region=place), reason="moved", by="o", at=NOW)
         contract = ContractFacts(centre_region=place, centre_pflops=101)
         world.voucher(
             session,
