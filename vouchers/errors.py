@@ -332,6 +332,21 @@ class NotRelated(Conflict):
     sentence = "Enterprises {affiliate} and {payer} have no common actual controller and are not related."
 
 
+class BankReferenceUsed(Conflict):
+    """A bank transfer is one movement: it is booked once, to one enterprise, for one purpose."""
+
+    sentence = (
+        "reference: {reference!r} was booked as a {movement} of {amount} micro-yuan before; "
+        "one bank transfer is booked once, so give the reference of another one."
+    )
+
+
+class NothingOwed(Conflict):
+    """A repayment where nothing has been used of a credit line."""
+
+    sentence = "Enterprise {enterprise} owes nothing on its credit line; book bank transfer {reference!r} as a deposit."
+
+
 class AmountRefused(Invalid):
     """An amount that this movement cannot have."""
 
