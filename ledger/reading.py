@@ -134,9 +134,8 @@ class Posted:
 
 def transfers(session: Session, transfer_ids: Collection[UUID]) -> dict[UUID, Posted]:
     """Those of these transfers that exist."""
-    columns = (TransferRow.id, TransferRow.debit, TransferRow.credit, TransferRow.amount, TransferRow.movement)
-    rows = session.execute(select(*columns).where(TransferRow.id.in_(transfer_ids)))
-    return {id_: Posted(*facts) for id_, *facts in rows}
+    rows = session.scalars(select(TransferRow).where(TransferRow.id.in_(transfer_ids)))
+    return {row.id: Posted(row.debit, row.credit, row.amount, row.movement) for row in rows}
 
 
 def moved_between(session: Session, debit: UUID, credit: UUID) -> int:

@@ -147,6 +147,7 @@ DUTIES: Final[Mapping[str, tuple[Role, ...]]] = {
     "claw_back_claim_line": _AUTHORITY,
     # the centre and its books
     "show_cluster": _EVERYBODY,
+    "list_environments": _EVERYBODY,
     "show_demand": _BOOKS,
     "cordon_node": _OPERATOR,
     "drain_node": _OPERATOR,

@@ -3,8 +3,11 @@
 Decisions are replayed from these facts alone, so they are stored with the decision.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Self
+from typing import Any, Final, Self
+
+COMPUTE: Final = "compute"
 
 
 @dataclass(frozen=True)
@@ -38,10 +41,18 @@ class EnterpriseFacts:
 
 @dataclass(frozen=True)
 class CentreFacts:
-    """A compute centre as the rules see it: its division code, and its installed peak in whole PFLOPS."""
+    """A compute centre as the rules see it: its division code, and its installed peak in whole PFLOPS.
+
+    `cost_kinds` says which of its services, by name, are usage of another kind than compute.
+    """
 
     region: str
     pflops: int
+    cost_kinds: Mapping[str, str] = field(default_factory=dict)
+
+    def cost_kind(self, service: str) -> str:
+        """What kind of cost usage of a service is."""
+        return self.cost_kinds.get(service, COMPUTE)
 
 
 @dataclass(frozen=True)
@@ -53,7 +64,7 @@ class ChargeFacts:
 
     model: str
     hardware: str = "domestic"
-    cost_kind: str = "compute"
+    cost_kind: str = COMPUTE
     region: str = "331003"
     centre_pflops: int = 0
     card_ms: int = 0
@@ -72,7 +83,7 @@ class ContractFacts:
     supplier: str = ""
     amount_micros: int = 0
     days: int = 0
-    cost_kind: str = "compute"
+    cost_kind: str = COMPUTE
     centre_region: str = ""
     centre_pflops: int = 0
     other_subsidies: tuple[str, ...] = field(default=())

@@ -361,3 +361,4 @@ def test_nodes_are_drained_reserved_and_opened_again_by_commands(terminal: Termi
     terminal.types(firm, "node", "drain", "a", *why, status=1)
     firm.post("/v1/jobs", job())
     assert MODEL in terminal.types(operator, "cluster", "demand")[0]
+    assert "serve --model" in terminal.types(operator, "cluster", "environments")[0]
