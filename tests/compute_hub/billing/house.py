@@ -64,6 +64,7 @@ class House:
         grace_ms: int = 5000,
         models: tuple[str, ...] = tuple(PRICE),
         vouchers: Sequence[UUID] | None = (),
+        project: str | None = None,
     ) -> UUID:
         job_id = new_id()
         request = JobRequest(
@@ -84,7 +85,9 @@ class House:
                 environments=("e",),
                 at=NOW,
             )
-            pledge_funding(session, job, vouchers, centre=self.centre, horizon_ms=HOUR_MS, at=NOW)
+            pledge_funding(
+                session, job, vouchers, project=project, centre=self.centre, horizon_ms=HOUR_MS, at=NOW
+            )
         return job_id
 
     def admit(self, job_id: UUID, model: str = "sim-a", at: datetime = NOW) -> str | None:
