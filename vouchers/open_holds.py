@@ -238,7 +238,7 @@ def _read_lines(
     )
     by_segment: dict[tuple[UUID, int], list[HeldLine]] = {}
     for row in rows:
-        line = HeldLine(*row)
+        line = HeldLine(*tuple(row))
         jobs[line.job_id].lines.append(line)
         by_segment.setdefault((line.job_id, line.segment), []).append(line)
     return by_segment

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from openpyxl import load_workbook
+from openpyxl.utils import get_column_letter
 from sqlalchemy import Engine
 
 from compute_hub.billing.corrections import correct_charge, records_of
@@ -192,7 +193,7 @@ def test_nothing_in_the_workbook_is_cut_off_by_what_stands_beside_it(house: Hous
             for cell, beside in pairwise(line):
                 text = f"{cell.value:,.6f}" if isinstance(cell.value, float) else str(cell.value or "")
                 shown = sum(2 if east_asian_width(letter) in "WF" else 1 for letter in text)
-                room = sheet.column_dimensions[cell.column_letter].width
+                room = sheet.column_dimensions[get_column_letter(cell.column)].width
                 assert shown <= room or beside.value is None, text
 
 
