@@ -79,16 +79,18 @@ class Fleet:
         self._obey_epoch(request.epoch)
         self._forget_acknowledged(request)
         now_ms = boottime_ms()
-        as_of_ms = now_ms if request.as_of_boot_ms is None else min(request.as_of_boot_ms, now_ms)
-        lease_until_ms = as_of_ms + request.lease_ms
-        if as_of_ms < self._began_ms or lease_until_ms <= now_ms or request.number < self._number:
+        mine = request.is_for(self._hello.instance, self._began_ms, now_ms)
+        if not mine or request.number < self._number:
             return self._report(())
+        as_of_ms = now_ms if request.as_of_boot_ms is None else request.as_of_boot_ms
+        lease_until_ms = as_of_ms + request.lease_ms
         self._number = request.number
         memory = self._spool.memory
         alive = {run_id: Alive(run.spec, run.stopping) for run_id, run in self._runs.items()}
         plan = plan_sync(
             () if self._closing else request.desired,
             alive, memory.known.keys(), memory.ended.keys(), self._config.limits.runs,
+            () if self._closing else request.going_on,
         )  # fmt: skip
         for run_id in plan.stop:
             run = self._runs[run_id]
