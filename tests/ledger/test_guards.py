@@ -279,6 +279,7 @@ def test_raw_callers_are_checked_for_syntax_too(funded: Engine) -> None:
     object.__setattr__(selfish, "credit", POOL.id)
     for outcomes in (posting(funded, wild, selfish), posting(funded, wild) + posting(funded, selfish)):
         assert [o.status for o in outcomes] == [Status.AMOUNT_OUT_OF_RANGE, Status.SAME_ACCOUNT]
+        assert [o.account_id for o in outcomes] == [None, POOL.id]
     assert totals(funded, POOL) == (0, 100, 0, 0)
 
 

@@ -1,5 +1,6 @@
 from dataclasses import replace
 from datetime import datetime, timedelta
+from itertools import permutations
 
 import pytest
 from sqlalchemy import Engine
@@ -103,6 +104,14 @@ def test_a_transfer_is_posted_and_its_replay_returns_the_first_result(funded: En
     assert first.amount == again.amount == 30
     assert totals(funded, POOL) == (30, 100, 0, 0)
     assert totals(funded, SPENT) == (0, 30, 0, 0)
+
+
+def test_a_single_transfer_moves_between_its_own_accounts_whichever_id_comes_first(funded: Engine) -> None:
+    accounts = (OWED, WORLD, SPENT, POOL)
+    pairs = list(permutations(accounts, 2))
+    for amount, (debit, credit) in zip(range(len(pairs), 0, -1), pairs, strict=True):
+        assert posting(funded, move(f"m{amount}", debit, credit, amount))[0].status is Status.POSTED
+    assert [totals(funded, account)[:2] for account in accounts] == [(33, 18), (124, 19), (15, 20), (6, 121)]
 
 
 def test_a_hold_is_extended_captured_in_parts_and_released(funded: Engine) -> None:
@@ -230,6 +239,12 @@ def test_a_refusal_names_the_account_it_rests_on(funded: Engine, refused: Transf
     assert posting(funded, refused)[0].account_id == account.id
 
 
+def test_a_refusal_says_nothing_of_the_one_before_it(funded: Engine) -> None:
+    wishes = [move("x", POOL, SPENT, 101), take("y", "none", 1), move("z", POOL, CARDS, 1), undo("u", "none")]
+    found = [(outcome.account_id, outcome.available) for outcome in posting(funded, *wishes)]
+    assert found == [(POOL.id, 100), (None, None), (CARDS.id, None), (None, None)]
+
+
 def test_opening_again_with_other_content_is_refused(funded: Engine) -> None:
     with transaction(funded) as session:
         open_accounts(session, [POOL], at=LATER)
@@ -237,6 +252,14 @@ def test_opening_again_with_other_content_is_refused(funded: Engine) -> None:
             open_accounts(session, [Account(POOL.id, POOL.name, CNY, Bound.NONE)], at=T0)
         with pytest.raises(AccountNameTaken):
             open_accounts(session, [Account(ident("other"), POOL.name, CNY, Bound.CREDIT)], at=T0)
+
+
+def test_of_several_accounts_that_differ_the_one_of_the_lowest_id_is_named(funded: Engine) -> None:
+    changed = [replace(account, bound=Bound.NONE) for account in (POOL, OWED)]
+    for order in (changed, changed[::-1]):
+        with transaction(funded) as session, pytest.raises(AccountDiffers) as caught:
+            open_accounts(session, order, at=T0)
+        assert caught.value.facts["account"] == OWED.id
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from tests.vouchers.world import FACTS, NOW, YUAN, World
 from vouchers.capturing import capture_charge
 from vouchers.domain.facts import ChargeFacts
 from vouchers.domain.terms import MS_PER_HOUR
-from vouchers.errors import VoucherSpent
+from vouchers.errors import HoldDiffers, HoldReleased, VoucherSpent
 from vouchers.reading import list_vouchers
 from vouchers.redemption import extend_hold, held_coverage, place_hold, release_hold
 from vouchers.wallets import wallet_balance
@@ -30,6 +30,32 @@ def test_an_extension_goes_on_without_a_named_voucher_that_is_spent(world: World
         assert (more.public_micros, more.tenant_micros) == (0, 50 * YUAN)
         with pytest.raises(VoucherSpent):
             place_hold(session, place.job(2), place.tenant, YUAN, FACTS, [voucher], NOW)
+
+
+def test_a_jobs_first_hold_is_placed_again_with_the_same_content_only_and_until_it_is_released(
+    world: World,
+) -> None:
+    used = replace(FACTS, card_ms=7)
+    with transaction(world.engine) as session:
+        place = world.place(session)
+        voucher, stranger = place.voucher(session, 30), world.enterprise(session)
+        mine, job = place.tenant, place.job()
+        first = place_hold(session, job, mine, YUAN, used, [voucher], NOW)
+        assert place_hold(session, job, mine, YUAN, used, [voucher], NOW) == first
+        for tenant, cost, facts, named in (
+            (stranger, YUAN, used, [voucher]),
+            (mine, YUAN + 1, used, [voucher]),
+            (mine, YUAN, FACTS, [voucher]),
+            (mine, YUAN, replace(used, hardware="other"), [voucher]),
+            (mine, YUAN, used, None),
+            (mine, YUAN, used, []),
+        ):
+            with pytest.raises(HoldDiffers):
+                place_hold(session, job, tenant, cost, facts, named, NOW)
+        assert place.left(session, voucher)[1:] == (0, 0, 29)
+        release_hold(session, job, NOW)
+        with pytest.raises(HoldReleased):
+            place_hold(session, job, mine, YUAN, used, [voucher], NOW)
 
 
 def test_a_job_that_moves_to_another_model_is_charged_from_that_models_hold(world: World) -> None:
