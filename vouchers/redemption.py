@@ -231,12 +231,10 @@ def read_plan(row: HoldSegment) -> Plan:
     return Plan(row.cost_micros, row.card_ms, tuple(Candidate.from_json(stored) for stored in row.plan))
 
 
-def hold_lines(session: Session, job_id: UUID, segment: int | None = None) -> list[HoldLine]:
-    """What each source set aside, of one segment or of all, in order."""
-    query = select(HoldLine).where(HoldLine.job_id == job_id).order_by(HoldLine.segment, HoldLine.line)
-    if segment is not None:
-        query = query.where(HoldLine.segment == segment)
-    return list(session.scalars(query))
+def hold_lines(session: Session, job_id: UUID, segment: int) -> list[HoldLine]:
+    """What each source set aside for one segment, in order."""
+    query = select(HoldLine).where(HoldLine.job_id == job_id, HoldLine.segment == segment)
+    return list(session.scalars(query.order_by(HoldLine.line)))
 
 
 def _granted(outcome: Coverage | HubError) -> Coverage:

@@ -211,11 +211,12 @@ def test_an_affiliate_uses_its_own_money_first_and_then_the_payers(world: World)
         world.fund(session, affiliate, 30)
         bind_affiliate(session, payer.tenant, affiliate, by="boss", at=NOW)
         mine = Place(world, payer.programme, affiliate)
-        coverage = mine.run(session, 100)
-        assert [(line.payer, line.amount_micros // YUAN) for line in coverage.lines] == [
-            (str(affiliate), 30),
-            (str(payer.tenant), 70),
-        ]
+        offered = quote(session, affiliate, 100 * YUAN, FACTS, None, NOW)
+        for coverage in (offered, mine.run(session, 100)):
+            assert [(line.payer, line.amount_micros // YUAN) for line in coverage.lines] == [
+                (str(affiliate), 30),
+                (str(payer.tenant), 70),
+            ]
         assert (mine.prepaid(session), payer.prepaid(session)) == (0, 930)
         unbind_affiliate(session, payer.tenant, affiliate)
         with pytest.raises(NoFunding):

@@ -4,7 +4,7 @@ Decisions are replayed from these facts alone, so they are stored with the decis
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any, Final, Self
 
 COMPUTE: Final = "compute"
@@ -72,7 +72,13 @@ class ChargeFacts:
 
     def kind(self) -> dict[str, Any]:
         """Everything but the quantity, as a JSON object: what all charges against one hold must agree in."""
-        return {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "card_ms"}
+        kind = vars(self).copy()
+        del kind["card_ms"]
+        return kind
+
+    def lasting(self, card_ms: int) -> Self:
+        """The same usage for so much card time."""
+        return type(self)(**(vars(self) | {"card_ms": card_ms}))
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,7 @@ class House:
         models: tuple[str, ...] = tuple(PRICE),
         vouchers: Sequence[UUID] | None = (),
         environment: str = "e",
+        project: str | None = None,
     ) -> UUID:
         job_id = new_id()
         request = JobRequest(
@@ -85,7 +86,9 @@ class House:
                 environments=(environment,),
                 at=NOW,
             )
-            pledge_funding(session, job, vouchers, centre=self.centre, horizon_ms=HOUR_MS, at=NOW)
+            pledge_funding(
+                session, job, vouchers, project=project, centre=self.centre, horizon_ms=HOUR_MS, at=NOW
+            )
         return job_id
 
     def admit(self, job_id: UUID, model: str = "sim-a", at: datetime = NOW) -> str | None:
