@@ -93,8 +93,9 @@ class Fleet:
         for run_id in plan.stop:
             run = self._runs[run_id]
             run.stop(EndReason.STOPPED, "It was no longer wanted.", run.spec.grace_ms)
+        for run in self._runs.values():  # of those on their way out, too: their grace ends with it
+            run.lease_until_ms = lease_until_ms
         for run_id in plan.renew:
-            self._runs[run_id].lease_until_ms = lease_until_ms
             if run_id in request.notices:
                 self._runs[run_id].notify(request.notices[run_id])
         if not self._runs:
@@ -197,8 +198,7 @@ class Fleet:
         now_ms = boottime_ms()
         due_ms = now_ms + _TICK_MS_MAX
         for run in list(self._runs.values()):
-            run.lapse(now_ms)
-            due_ms = min(due_ms, run.tick(now_ms), NEVER_MS if run.stopping else run.lease_until_ms)
+            due_ms = min(due_ms, run.lapse(now_ms), run.tick(now_ms))
         self._keep_meters(now_ms)
         self._keep_reserve(now_ms)
         by_ms = min((run.gone_by_ms for run in self._runs.values()), default=NEVER_MS)

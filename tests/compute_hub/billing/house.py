@@ -64,13 +64,14 @@ class House:
         grace_ms: int = 5000,
         models: tuple[str, ...] = tuple(PRICE),
         vouchers: Sequence[UUID] | None = (),
+        environment: str = "e",
     ) -> UUID:
         job_id = new_id()
         request = JobRequest(
             name="job",
             argv=("x",),
             models=models,
-            environment="e",
+            environment=environment,
             time_limit_ms=limit_ms,
             grace_ms=grace_ms,
         )
@@ -81,7 +82,7 @@ class House:
                 request,
                 tenant_id=self.tenant,
                 submitted_by=new_id(),
-                environments=("e",),
+                environments=(environment,),
                 at=NOW,
             )
             pledge_funding(session, job, vouchers, centre=self.centre, horizon_ms=HOUR_MS, at=NOW)

@@ -333,7 +333,7 @@ def test_a_day_shows_balances_before_and_after_and_what_moved_them(house: House)
     job_id = run(house, HOUR_MS)
     with transaction(house.engine) as session:
         grant_credit(session, house.tenant, 5 * YUAN, "line", NOW)
-        repay_credit(session, house.tenant, YUAN, "paid", NOW + timedelta(days=1))
+        grant_credit(session, house.tenant, YUAN, "more", NOW + timedelta(days=1))
         day = daily_statement(session, house.tenant, date(2026, 3, 10))
         after = daily_statement(session, house.tenant, date(2026, 3, 11))
     assert [(job.job_id, job.cost_micros) for job in day.jobs] == [(job_id, 36 * YUAN)]
