@@ -31,6 +31,8 @@ JOBS = [
     ({"max_retries": 101}, 422, "malformed_request", "max_retries"),
     ({"retry_on": "always"}, 422, "malformed_request", "retry_on"),
     ({"env": {f"V{n}": "x" * 8000 for n in range(9)}}, 422, "malformed_request", "at most 65536 are allowed"),
+    ({"argv": ["x" * 4000] * 17}, 422, "malformed_request", "at most 65536 are allowed"),
+    ({"slots_milli": 19}, 422, "malformed_request", "slots_milli"),
     ({"environment": "windows"}, 422, "unknown_environment", "there are digits, ray. Choose one"),
     ({"time_limit_s": 0}, 422, "malformed_request", "time_limit_s"),
     ({"time_limit_s": "600"}, 422, "malformed_request", "time_limit_s"),
