@@ -86,17 +86,20 @@ def place_hold(
     *,
     usage_until: datetime | None = None,
     again: bool = False,
+    payers: Sequence[UUID] = (),
 ) -> Coverage:
     """Set aside what the first stretch of a job may cost. Placing it again returns the first result.
 
-    Arguments and refusals are those of `quote`; `again` is that of `HoldRequest`. Besides:
+    Arguments and refusals are those of `quote`; `again` and `payers` are those of `HoldRequest`. Besides:
 
     Raises:
         HoldDiffers: the job has a hold for other content.
         HoldReleased: its hold was released.
     """
     until = usage_until or at
-    first = HoldRequest(job_id, tenant_id, cost_micros, facts, voucher_ids, until, extends=False, again=again)
+    first = HoldRequest(
+        job_id, tenant_id, cost_micros, facts, voucher_ids, until, extends=False, again=again, payers=payers
+    )
     (outcome,) = place_holds(session, [first], at)
     if isinstance(outcome, HoldDiffers):
         _check_same(session, first)
@@ -228,12 +231,10 @@ def read_plan(row: HoldSegment) -> Plan:
     return Plan(row.cost_micros, row.card_ms, tuple(Candidate.from_json(stored) for stored in row.plan))
 
 
-def hold_lines(session: Session, job_id: UUID, segment: int | None = None) -> list[HoldLine]:
-    """What each source set aside, of one segment or of all, in order."""
-    query = select(HoldLine).where(HoldLine.job_id == job_id).order_by(HoldLine.segment, HoldLine.line)
-    if segment is not None:
-        query = query.where(HoldLine.segment == segment)
-    return list(session.scalars(query))
+def hold_lines(session: Session, job_id: UUID, segment: int) -> list[HoldLine]:
+    """What each source set aside for one segment, in order."""
+    query = select(HoldLine).where(HoldLine.job_id == job_id, HoldLine.segment == segment)
+    return list(session.scalars(query.order_by(HoldLine.line)))
 
 
 def _granted(outcome: Coverage | HubError) -> Coverage:

@@ -28,11 +28,13 @@ from compute_hub.api.job_views import (
 )
 from compute_hub.api.shapes import After, Limit, Page, View, page_of
 from compute_hub.billing.funding import pledge_alike, pledge_funding
+from compute_hub.environments import check_use
 from compute_hub.telemetry.tracing import about, traceparent
 from compute_hub.uploads import Incoming, find_upload
 from kernel.clock import utc_now
 from kernel.ids import new_id
 from scheduler.jobs import (
+    JobRequest,
     cancel_array,
     cancel_job,
     change_dependencies,
@@ -236,7 +238,7 @@ def submit_many(body: ArraySubmission, call: Caller) -> ArrayView:
         array = submit_array(
             session,
             new_id(),
-            replace(body.job.request(), traceparent=traceparent()),
+            _request(body.job, call),
             size=body.size,
             running_max=body.running_max or 0,
             tenant_id=call.tenant_id,
@@ -293,13 +295,20 @@ def queue_job(session: Session, body: JobSubmission, call: Call, at: datetime) -
     return submit_job(
         session,
         new_id(),
-        replace(body.request(), traceparent=traceparent()),
+        _request(body, call),
         tenant_id=call.tenant_id,
         submitted_by=call.principal.id,
         environments=list(call.settings.environments),
         at=at,
         live_max=call.settings.live_jobs_per_tenant_max,
     )
+
+
+def _request(body: JobSubmission, call: Call) -> JobRequest:
+    """What is asked of the scheduler. Raises ServiceOnly."""
+    request = body.request()
+    check_use(call.settings.environments, request)
+    return replace(request, traceparent=traceparent())
 
 
 def _find_upload(body: JobSubmission, call: Call) -> None:

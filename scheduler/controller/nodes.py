@@ -10,8 +10,8 @@ from typing import Final
 
 from scheduler.node.protocol import Report, RunSpec, RunState, SyncRequest
 
-STOP_MARGIN_MS: Final = 2500
-"""After a lease lapsed: the grace of a lapsed run (1 s), the dead man's margin (1 s) and the kill itself."""
+STOP_MARGIN_MS: Final = 2000
+"""After a lease lapsed: the grace of a lapsed run (0.5 s), the dead man's margin (1 s) and the kill itself."""
 
 
 @dataclass

@@ -253,7 +253,7 @@ def test_the_last_single_posting_fills_a_total_exactly(funded: Engine, database:
 
 
 @pytest.mark.parametrize(
-    "words", ['quote " and \\ backslash', "{a,b}", "NULL", "算力券 一号", "comma, and 'single'"]
+    "words", ['quote " and \\ backslash', "{a,b}", "NULL", "x", "算力券 一号", "comma, and 'single'"]
 )
 def test_words_arrive_as_they_were_sent(funded: Engine, words: str) -> None:
     wish = posted(ident("x"), debit=POOL.id, credit=SPENT.id, amount=1, movement=words, cause=words)
@@ -279,6 +279,7 @@ def test_raw_callers_are_checked_for_syntax_too(funded: Engine) -> None:
     object.__setattr__(selfish, "credit", POOL.id)
     for outcomes in (posting(funded, wild, selfish), posting(funded, wild) + posting(funded, selfish)):
         assert [o.status for o in outcomes] == [Status.AMOUNT_OUT_OF_RANGE, Status.SAME_ACCOUNT]
+        assert [o.account_id for o in outcomes] == [None, POOL.id]
     assert totals(funded, POOL) == (0, 100, 0, 0)
 
 

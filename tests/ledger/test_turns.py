@@ -10,6 +10,7 @@ from kernel.database import open_engine, transaction
 from ledger.domain.outcomes import Outcome, Status
 from ledger.domain.transfers import Transfer
 from ledger.posting import post
+from ledger.reading import holds
 from tests.ledger.world import (
     CARDS,
     OWED,
@@ -19,6 +20,7 @@ from tests.ledger.world import (
     WORLD,
     free,
     held,
+    ident,
     more,
     move,
     posting,
@@ -44,6 +46,8 @@ TURNS = [
     (move("a", WORLD, POOL, 60), move("b", POOL, SPENT, 145), Status.POSTED, 145),
     (move("a", WORLD, OWED, 5), move("b", SPENT, OWED, 5), Status.INSUFFICIENT_FUNDS, 5),
     (move("a", OWED, WORLD, 5), held("b", 14, SPENT, OWED), Status.POSTED, 14),
+    (move("a", WORLD, POOL, 60), move("b", WORLD, SPENT, 5), Status.POSTED, 5),
+    (move("a", SPENT, POOL, 60), move("b", OWED, POOL, 5), Status.POSTED, 5),
     (move("a", WORLD, POOL, 60), held("b", 145), Status.POSTED, 145),
     (held("a", 60), held("b", 60), Status.INSUFFICIENT_FUNDS, 60),
     (take("a", "open", 4), free("b", "open"), Status.POSTED, 6),
@@ -91,3 +95,33 @@ def test_nobody_waits_for_a_posting_between_other_accounts(
         post(session, [move("a", POOL, SPENT, 1)], at=T0)
         unhurried.execute(text("SET LOCAL lock_timeout = '2s'"))
         assert post(unhurried, [second], at=T0)[0].status in {Status.POSTED, Status.ASSET_MISMATCH}
+
+
+def test_a_batch_of_which_one_id_is_taken_meanwhile_sets_the_rest_aside_between_the_right_accounts(
+    funded: Engine, other: Engine, root: Engine
+) -> None:
+    batch = [held("a", 1), held("b", 2, SPENT, POOL), take("c", "b", 1)]
+    with ThreadPoolExecutor(1) as pool:
+        with transaction(funded) as session:
+            assert post(session, [move("a", WORLD, OWED, 1)], at=T0)[0].accepted
+            waiting = pool.submit(posting, other, *batch)
+            await_a_waiter(root, waiting)
+        statuses = [outcome.status for outcome in waiting.result()]
+    assert statuses == [Status.ID_REUSED_WITH_OTHER_CONTENT, Status.POSTED, Status.POSTED]
+    with transaction(funded) as session:
+        kept = holds(session, [ident("b")])[ident("b")]
+    assert (kept.debit, kept.credit, kept.held, kept.captured) == (SPENT.id, POOL.id, 2, 1)
+    assert totals(funded, POOL) == (5, 101, 10, 1)
+
+
+def test_a_reversal_is_posted_though_another_id_of_its_batch_is_taken_meanwhile(
+    funded: Engine, other: Engine, root: Engine
+) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        with transaction(funded) as session:
+            assert post(session, [move("a", WORLD, OWED, 1)], at=T0)[0].accepted
+            waiting = pool.submit(posting, other, undo("u", "paid"), move("a", SPENT, POOL, 1))
+            await_a_waiter(root, waiting)
+        statuses = [outcome.status for outcome in waiting.result()]
+    assert statuses == [Status.POSTED, Status.ID_REUSED_WITH_OTHER_CONTENT]
+    assert totals(funded, POOL) == (5, 105, 10, 0)

@@ -98,6 +98,15 @@ def test_the_stacking_ceiling_binds_all_who_pay_with_it() -> None:
     assert [ceiling.clause for ceiling in plan.ceilings_reached(100)] == ["city §9"]
 
 
+def test_what_a_reached_ceiling_keeps_out_takes_no_part_at_all() -> None:
+    ceiling = Ceiling("city §9", "", Fraction("0.30"))
+    city, nation = voucher("city", ceilings=(ceiling,)), voucher("nation", "0.10", burn=(100, "z"))
+    plan = plan_coverage(100, 0, [city, nation])
+    assert plan.candidates == (city,)
+    assert plan.ceilings_reached(100) == (ceiling,)
+    assert Plan(100, 0, (city, nation)).ceilings_reached(100) == (ceiling,)
+
+
 def test_only_a_ceiling_that_lets_nothing_more_through_is_said_to_be_reached() -> None:
     roomy = voucher("roomy", "0.30", ceilings=(Ceiling("r §9", "", Fraction("0.31")),))
     assert plan_coverage(100, 0, [roomy]).ceilings_reached(100) == ()
