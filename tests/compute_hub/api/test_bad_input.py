@@ -32,6 +32,8 @@ JOBS = [
     ({"retry_on": "always"}, 422, "malformed_request", "retry_on"),
     ({"env": {f"V{n}": "x" * 8000 for n in range(9)}}, 422, "malformed_request", "at most 65536 are allowed"),
     ({"environment": "windows"}, 422, "unknown_environment", "there are digits, llm, ray. Choose one"),
+    ({"argv": ["x" * 4000] * 17}, 422, "malformed_request", "at most 65536 are allowed"),
+    ({"slots_milli": 19}, 422, "malformed_request", "slots_milli"),
     ({"time_limit_s": 0}, 422, "malformed_request", "time_limit_s"),
     ({"time_limit_s": "600"}, 422, "malformed_request", "time_limit_s"),
     ({"argv": []}, 422, "malformed_request", "argv"),
