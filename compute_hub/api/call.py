@@ -19,7 +19,7 @@ from compute_hub.identity.duties import check_duty
 from compute_hub.identity.keys import Principal, authenticate
 from compute_hub.settings import Settings
 from kernel.clock import utc_now
-from kernel.database import transaction
+from kernel.database import glance, transaction
 from kernel.errors import Conflict, Invalid
 
 _TRIES: Final = 3
@@ -159,7 +159,7 @@ def _call(
     ] = None,
 ) -> Call:
     engine: Engine = request.app.state.engine
-    with transaction(engine) as session:
+    with glance(engine) as session:
         principal = authenticate(session, authorization)
     check_duty(principal, request.scope["route"].name)
     path = f"{request.method} {request.url.path}"

@@ -18,7 +18,7 @@ from scheduler.store import Store
 from scheduler.tables import JobRow, NodeRow, RunRow
 
 _MASTER_PORT = 29_500
-_WANTED = ("placed", "starting", "running")
+_WANTED = ("placed", "running")
 
 
 @dataclass

@@ -23,12 +23,11 @@ from scheduler.leadership import Leadership, fence
 from scheduler.node.protocol import EndReason, Refusal, Report, RunState, RunStatus
 from scheduler.tables import AllocationRow, DeviceRow, JobRow, RunRow
 
-_ORDER: Final = {"placed": 0, "starting": 1, "running": 2, "stopping": 3, "ended": 4}
+_ORDER: Final = {"placed": 0, "starting": 0, "running": 1, "stopping": 2, "ended": 3}
+"""That a node prepares a run is not written down: it would cost every job a transaction and decides nothing."""
 
 _FOR_NOW: Final = frozenset({"taken", "node_full"})
 """Refusals that only say "not now": the run is asked for again with the next sync."""
-
-_NOT_RUNNING: Final = frozenset({"placed", "starting"})
 
 _log = structlog.get_logger(__name__)
 
@@ -203,7 +202,7 @@ def _miss(run: RunRow, at: datetime) -> bool:
 
     A run it has not started is not in its journal, and no record of it will ever come.
     """
-    if run.state in _NOT_RUNNING:
+    if run.state == "placed":
         _end_run(run, "never_started", "it was stopped before it was started", None, at)
     else:
         _end_run(run, "supervisor_lost", f"node {run.node} has forgotten it", None, at)
