@@ -5,11 +5,13 @@ own statements fail. PostgreSQL's text forms are built here, because adapting ea
 """
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from functools import cache
 from typing import Any, Final, TypeVar, cast
+from uuid import UUID
 
 import psycopg
 from psycopg.pq import ExecStatus, TransactionStatus
@@ -23,6 +25,9 @@ from kernel.database import Table
 
 _T = TypeVar("_T")
 _Driver = psycopg.Connection[tuple[Any, ...]]
+
+_PLAIN: Final = re.compile(r"[^\\\t\n\r]*").fullmatch
+"""Of texts that COPY takes as they are."""
 
 _ESCAPES: Final = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
 
@@ -42,9 +47,12 @@ def copy_rows(session: Session, into: type[Table], rows: Sequence[Mapping[str, A
         return
     session.flush()
     columns = [into.__mapper__.columns[name] for name in rows[0]]
-    written = [(name, _text_form(column.type)) for name, column in zip(rows[0], columns, strict=True)]
     names = ", ".join(f'"{column.name}"' for column in columns)
-    text = "".join(["\t".join([form(row[key]) for key, form in written]) + "\n" for row in rows])
+    written = [
+        _text_forms(column.type, [row[name] for row in rows])
+        for name, column in zip(rows[0], columns, strict=True)
+    ]
+    text = "\n".join(["\t".join(values) for values in zip(*written, strict=True)])
     statement = f"COPY {into.__tablename__} ({names}) FROM STDIN"
     with (
         driver(session, statement) as connection,
@@ -122,6 +130,19 @@ def _quoted(value: str) -> str:
     return f'"{escaped}"'
 
 
+def _text_forms(kind: TypeEngine[Any], values: Sequence[Any]) -> list[str]:
+    """A column in COPY's text format; what stands below itself, as an id or an instant often does, is written once."""
+    form = _text_form(kind)
+    last: object = None
+    text = "\\N"
+    texts = []
+    for value in values:
+        if value is not last:
+            last, text = value, form(value)
+        texts.append(text)
+    return texts
+
+
 @cache
 def _text_form(kind: TypeEngine[Any]) -> Callable[[Any], str]:
     """How a value of a column is written in COPY's text format."""
@@ -140,7 +161,9 @@ def _plain_form(value: object) -> str:
     if value is None:
         return "\\N"
     if type(value) is str:
-        return value.translate(_ESCAPES)
+        return value if _PLAIN(value) else value.translate(_ESCAPES)
+    if type(value) is UUID:
+        return value.hex
     if isinstance(value, datetime):
         return value.isoformat()
     return str(value)

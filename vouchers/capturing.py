@@ -213,7 +213,7 @@ def _capture(money: JobMoney, capture: Capture, written: Written, at: datetime) 
             )
         if available == 0:
             return Coverage(0, ())
-        part = replace(capture.facts, card_ms=capture.facts.card_ms - time_left)
+        part = capture.facts.lasting(capture.facts.card_ms - time_left)
         capture = replace(capture, cost_micros=available, facts=part)
     taken: list[_Taken] = []
     for row, cost, time in parts:

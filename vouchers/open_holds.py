@@ -11,14 +11,14 @@ from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import and_, or_, select
+from sqlalchemy import Text, and_, or_, select
 from sqlalchemy.orm import Session
 
 from kernel.bulk import among, array, copy_rows, run
 from ledger.domain.transfers import Transfer
 from ledger.posting import post_all
 from vouchers import accounts
-from vouchers.domain.coverage import Candidate, Plan
+from vouchers.domain.coverage import stored_plan
 from vouchers.domain.segments import Segment
 from vouchers.tables import ChargeStretch, CoverageLine, CoveredCharge, HoldLine, HoldSegment, JobHold, Voucher
 
@@ -238,7 +238,7 @@ def _read_lines(
     )
     by_segment: dict[tuple[UUID, int], list[HeldLine]] = {}
     for row in rows:
-        line = HeldLine(*(value for value in row))
+        line = HeldLine(*tuple(row))
         jobs[line.job_id].lines.append(line)
         by_segment.setdefault((line.job_id, line.segment), []).append(line)
     return by_segment
@@ -254,7 +254,7 @@ def _read_segments(
             HoldSegment.cost_micros,
             HoldSegment.card_ms,
             HoldSegment.facts,
-            HoldSegment.plan,
+            HoldSegment.plan.cast(Text),
             HoldSegment.serves_until,
             HoldSegment.captured_micros,
             HoldSegment.captured_ms,
@@ -265,10 +265,8 @@ def _read_segments(
     )
     for job_id, number, cost, card_ms, facts, plan, serves_until, micros, ms in rows:
         lines = by_segment.get((job_id, number), [])
-        division = Segment(
-            Plan(cost, card_ms, tuple(Candidate.from_json(stored) for stored in plan)),
-            tuple(line.held for line in lines if line.source in OWN),
-        )
+        limits = tuple(line.held for line in lines if line.source in OWN)
+        division = Segment(stored_plan(cost, card_ms, plan), limits)
         jobs[job_id].segments.append(
             OpenSegment(job_id, number, cost, facts, serves_until, micros, ms, division, lines)
         )

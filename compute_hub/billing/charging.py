@@ -9,7 +9,7 @@ of statements does not depend on the number of jobs.
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final
 from uuid import UUID
@@ -126,11 +126,14 @@ def charge_jobs(session: Session, job_ids: Collection[UUID], at: datetime, *, wa
     released by `release_job`.
     """
     jobs = _locked_jobs(session, job_ids, wait=wait)
-    waiting = waiting_usage(session, jobs)
+    waiting = waiting_usage(session, jobs) if jobs else {}
     late = [job.id for job in jobs.values() if waiting[job.id].behind and job.is_late(at)]
     for job_id in late:
         open_gap_cases(session, job_id, at)
     closing = _closing(session, jobs, waiting, late)
+    jobs = {id_: job for id_, job in jobs.items() if id_ in closing or _all(waiting[id_])}
+    if not jobs:
+        return Billed((), (), {})
     holds = open_holds(session, jobs, releasing=closing)
     biller = _Biller(
         session,
@@ -248,7 +251,7 @@ class _Biller:
             Capture(
                 charge.charge_id,
                 charge.cost_micros,
-                replace(self.facts[job.id, charge.stretch.model], card_ms=charge.stretch.slot_ms // 1000),
+                self.facts[job.id, charge.stretch.model].lasting(charge.stretch.slot_ms // 1000),
                 from_unix_ms(max(streak.span.end_ms for streak in charge.stretch.streaks)),
                 partly=True,
             )

@@ -7,11 +7,13 @@ CREATE TABLE api_keys (
     principal_name TEXT NOT NULL,
     role TEXT NOT NULL,
     tenant_id UUID,
+    authority TEXT,
     created_at TIMESTAMP WITH TIME ZONE NOT NULL,
     revoked_at TIMESTAMP WITH TIME ZONE,
     CONSTRAINT pk_api_keys PRIMARY KEY (id),
     CONSTRAINT ck_api_keys_role CHECK (role IN ('authority', 'first_reviewer', 'approver', 'operator', 'tenant', 'auditor')),
     CONSTRAINT ck_api_keys_tenant CHECK ((role = 'tenant') = (tenant_id IS NOT NULL)),
+    CONSTRAINT ck_api_keys_authority CHECK (authority IS NULL OR role IN ('authority', 'first_reviewer', 'approver')),
     CONSTRAINT ck_api_keys_digest CHECK (length(key_sha256) = 32),
     CONSTRAINT uq_api_keys_key_sha256 UNIQUE (key_sha256)
 );
@@ -394,6 +396,7 @@ CREATE TABLE alert_rules (
     id UUID NOT NULL,
     tenant_id UUID NOT NULL,
     kind TEXT NOT NULL,
+    project TEXT,
     threshold_micros BIGINT NOT NULL,
     channel TEXT NOT NULL,
     target TEXT NOT NULL,
@@ -402,7 +405,8 @@ CREATE TABLE alert_rules (
     set_at TIMESTAMP WITH TIME ZONE NOT NULL,
     ended_at TIMESTAMP WITH TIME ZONE,
     CONSTRAINT pk_alert_rules PRIMARY KEY (id),
-    CONSTRAINT ck_alert_rules_kind CHECK (kind IN ('balance', 'spending')),
+    CONSTRAINT ck_alert_rules_kind CHECK (kind IN ('balance', 'spending', 'budget')),
+    CONSTRAINT ck_alert_rules_project CHECK ((kind = 'budget') = (project IS NOT NULL)),
     CONSTRAINT ck_alert_rules_channel CHECK (channel IN ('webhook', 'email')),
     CONSTRAINT ck_alert_rules_threshold CHECK (threshold_micros >= 0)
 );

@@ -1,119 +1,198 @@
-"""What a child of the supervisor does between fork and exec, to become the first process of a job.
+"""The nursery: a small program that makes the first process of each job, so that the supervisor need not copy itself.
 
-It is one process that becomes another, never a chain of children: the death signal of a parent of another uid
-without capabilities would not be delivered. Nothing here allocates much or waits; whatever fails is said on
-standard error, which is the job's log, and ends the child.
+Run by file, without the hub's packages and without most of Python's, because every page it has is copied for each job.
+It reads requests from the supervisor on standard input. A request is answered with the pid of a new process, which
+waits for a word at its gate and then becomes the job: one process that becomes another, never a chain of children, as
+the death signal of a parent of another uid without capabilities would not be delivered. The new process is the
+supervisor's child, not this program's (CLONE_PARENT): the supervisor waits for it, and it dies with the supervisor.
+
+Whatever fails in a new process is said on its standard error, which is the job's log, and ends it.
 """
 
+from __future__ import annotations
+
+import _signal  # type: ignore[import-not-found] # `signal` itself would bring much along
+import _socket
 import ctypes
+import gc
+import marshal
 import os
 import resource
-import signal
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Final
 
-_LIBC: Final = ctypes.CDLL(None, use_errno=True)
+TYPE_CHECKING = False  # typing itself would be a third of this program's memory
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
 
-_PR_SET_PDEATHSIG: Final = 1
-_PR_CAPBSET_DROP: Final = 24
-_CAPABILITIES: Final = range(64)
-_CLONE_NEWNS: Final = 0x20000
-_MS_BIND: Final = 0x1000
-_MS_REC: Final = 0x4000
-_MS_PRIVATE: Final = 0x40000
+    Request = tuple[
+        list[str], dict[str, str], str, list[str], list[str], list[tuple[str, str]], str, str, list[tuple[int, int]],
+        int | None,
+    ]  # fmt: skip
 
-FAILED: Final = 1
+FAILED = 1
+DESCRIPTORS_MAX = 250
+"""So many can travel with a request."""
+
+FIRST_DESCRIPTOR = 300
+"""A request's descriptors get this number and the following ones in the new process; all others are closed."""
+
+_HEADER_BYTES = 4
+_ANSWER_BYTES = 8
+
+_PR_SET_PDEATHSIG = 1
+_PR_CAPBSET_DROP = 24
+_CAPABILITIES = 64
+_CLONE_PARENT = 0x8000
+_CLONE_NEWNS = 0x20000
+_MS_BIND = 0x1000
+_MS_REC = 0x4000
+_MS_PRIVATE = 0x40000
+_MNT_DETACH = 2
+_SYS_CLONE = {"x86_64": 56, "aarch64": 220}[os.uname().machine]
+
+_LIBC = ctypes.CDLL(None, use_errno=True)
 
 
-@dataclass(frozen=True, slots=True)
-class Becoming:
-    """All that the child needs, prepared by its parent.
-
-    Args:
-        supervisor_pid: the child goes on only as long as this is its parent.
-        cgroup_joins: files to write itself into.
-        namespaces: files of namespaces to enter, in this order.
-        binds: (host path, place) pairs made in a mount namespace of its own; `stage`, which contains the
-            places, then covers `staged`. No mount namespace is made when it is empty.
-        limits: (resource, value) pairs, soft and hard.
-        uid: whom to become, with a group of the same number and no capability; None to stay.
-    """
-
-    supervisor_pid: int
-    cgroup_joins: tuple[str, ...]
-    namespaces: tuple[str, ...]
-    binds: tuple[tuple[str, str], ...]
-    stage: str
-    staged: str
-    limits: tuple[tuple[int, int], ...]
-    uid: int | None
-
-    def __call__(self) -> None:
-        """Run in the child."""
-        for step, act in self._steps():
-            try:
-                act()
-            except OSError as error:
-                os.write(2, f"{step}: {error}\n".encode())
-                os._exit(FAILED)
-
-    def _steps(self) -> tuple[tuple[str, Callable[[], None]], ...]:
-        return (
-            ("parent", self._end_with_parent),
-            ("memory", _go_first),
-            ("cgroup", self._join_cgroups),
-            ("namespace", self._enter_namespaces),
-            ("mount", self._bind),
-            ("limit", self._limit),
-            ("uid", self._change_uid),
-            ("parent", self._end_with_parent),
-        )
-
-    def _end_with_parent(self) -> None:
-        _check(_LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0))
-        if os.getppid() != self.supervisor_pid:
-            os._exit(FAILED)
-
-    def _join_cgroups(self) -> None:
-        for path in self.cgroup_joins:
-            file = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-            os.write(file, b"0")
-            os.close(file)
-
-    def _enter_namespaces(self) -> None:
-        for file in [os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path in self.namespaces]:
-            _check(_LIBC.setns(file, 0))
-            os.close(file)
-
-    def _bind(self) -> None:
-        if not self.binds:
+def serve(line: _socket.socket) -> None:
+    """Answer requests until the supervisor hangs up."""
+    supervisor_pid = os.getppid()
+    _end_with(supervisor_pid)
+    _prepare()
+    while True:
+        data, descriptors = _receive(line)
+        if not data:
             return
-        _check(_LIBC.unshare(_CLONE_NEWNS))
-        _mount("none", "/", _MS_REC | _MS_PRIVATE)
-        for source, place in self.binds:
-            _mount(source, place, _MS_BIND | _MS_REC)
-        _mount(self.stage, self.staged, _MS_BIND | _MS_REC)
-
-    def _limit(self) -> None:
-        for kind, value in self.limits:
-            resource.setrlimit(kind, (value, value))
-
-    def _change_uid(self) -> None:
-        if self.uid is None:
-            return
-        for capability in _CAPABILITIES:
-            _LIBC.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)
-        os.setgroups([])
-        os.setresgid(self.uid, self.uid, self.uid)
-        os.setresuid(self.uid, self.uid, self.uid)
+        pid = _LIBC.syscall(_SYS_CLONE, _CLONE_PARENT | _signal.SIGCHLD, 0, 0, 0, 0)
+        if pid == 0:
+            _begin(marshal.loads(data), descriptors, supervisor_pid)  # noqa: S302 - written by the supervisor
+        answer = pid if pid > 0 else -ctypes.get_errno()
+        line.sendall(answer.to_bytes(_ANSWER_BYTES, "little", signed=True))
+        for descriptor in descriptors:
+            os.close(descriptor)
 
 
-def _go_first() -> None:
+def _prepare() -> None:
+    """Do once what every new process inherits."""
+    for number in (_signal.SIGPIPE, _signal.SIGXFSZ):
+        _signal.signal(number, _signal.SIG_DFL)  # Python has them ignored
     # When the host itself runs out of memory, jobs go before the supervisor that bills them.
     file = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
     os.write(file, b"500")
     os.close(file)
+    if os.geteuid() == 0:
+        for capability in range(_CAPABILITIES):
+            _LIBC.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)
+    gc.disable()
+    gc.freeze()
+
+
+def _receive(line: _socket.socket) -> tuple[bytes, list[int]]:
+    """One request and its descriptors; empty when the supervisor has hung up."""
+    room = _socket.CMSG_SPACE(4 * (DESCRIPTORS_MAX + 2))
+    data, ancillary, _, _ = line.recvmsg(1 << 16, room, _socket.MSG_CMSG_CLOEXEC)
+    descriptors = []
+    for level, kind, raw in ancillary:
+        if level == _socket.SOL_SOCKET and kind == _socket.SCM_RIGHTS:
+            whole = memoryview(raw)[: len(raw) // 4 * 4]
+            descriptors += whole.cast("i").tolist()
+    if not data:
+        return b"", descriptors
+    while len(data) < _HEADER_BYTES or len(data) - _HEADER_BYTES < int.from_bytes(
+        data[:_HEADER_BYTES], "little"
+    ):
+        more = line.recv(1 << 16)
+        if not more:
+            return b"", descriptors
+        data += more
+    return data[_HEADER_BYTES:], descriptors
+
+
+def _begin(request: Request, descriptors: list[int], supervisor_pid: int) -> None:
+    """In the new process: become what the request says; never returns."""
+    step = "start"
+    try:
+        gate, output, *passed = descriptors
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        if os.read(gate, 1) != b"!":
+            os._exit(FAILED)  # the supervisor never heard of us
+        for name, act in _steps(request, passed, supervisor_pid):
+            step = name
+            act()
+    except BaseException as error:  # noqa: BLE001 - whatever it was, it is said
+        os.write(2, f"{step}: {error}\n".encode())
+    os._exit(FAILED)
+
+
+def _steps(
+    request: Request, passed: list[int], supervisor_pid: int
+) -> tuple[tuple[str, Callable[[], object]], ...]:
+    argv, env, directory, joins, namespaces, binds, stage, staged, limits, uid = request
+    return (
+        ("parent", lambda: _end_with(supervisor_pid)),
+        ("start", lambda: _detach(passed, directory)),
+        ("cgroup", lambda: _join(joins)),
+        ("namespace", lambda: _enter(namespaces)),
+        ("mount", lambda: _bind(binds, stage, staged)),
+        ("limit", lambda: _limit(limits)),
+        ("uid", lambda: _change_uid(uid)),
+        ("parent", lambda: _end_with(supervisor_pid)),
+        ("program", lambda: os.execve(argv[0], argv, env)),  # noqa: S606 - that is its whole purpose
+    )
+
+
+def _end_with(supervisor_pid: int) -> None:
+    _check(_LIBC.prctl(_PR_SET_PDEATHSIG, _signal.SIGKILL, 0, 0, 0))
+    if os.getppid() != supervisor_pid:
+        os._exit(FAILED)
+
+
+def _detach(passed: Sequence[int], directory: str) -> None:
+    """A session of its own, nothing to read, and of all descriptors only those it was given, in their places."""
+    os.setsid()
+    os.umask(0o022)
+    nothing = os.open("/dev/null", os.O_RDONLY)
+    os.dup2(nothing, 0)
+    for place, descriptor in enumerate(passed, FIRST_DESCRIPTOR):
+        os.dup2(descriptor, place)
+    os.closerange(3, FIRST_DESCRIPTOR)
+    os.chdir(directory)
+
+
+def _join(joins: Sequence[str]) -> None:
+    for path in joins:
+        file = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        os.write(file, b"0")
+        os.close(file)
+
+
+def _enter(namespaces: Sequence[str]) -> None:
+    for file in [os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path in namespaces]:
+        _check(_LIBC.setns(file, 0))
+        os.close(file)
+
+
+def _bind(binds: Sequence[tuple[str, str]], stage: str, staged: str) -> None:
+    if not binds:
+        return
+    _check(_LIBC.unshare(_CLONE_NEWNS))
+    _mount("none", "/", _MS_REC | _MS_PRIVATE)
+    for source, place in binds:
+        _mount(source, place, _MS_BIND | _MS_REC)
+    _mount(stage, staged, _MS_BIND | _MS_REC)
+    # Nothing of it is shown, and bubblewrap reads the whole table of mounts again and again.
+    _LIBC.umount2(b"/sys", _MNT_DETACH)
+
+
+def _limit(limits: Sequence[tuple[int, int]]) -> None:
+    for kind, value in limits:
+        resource.setrlimit(kind, (value, value))
+
+
+def _change_uid(uid: int | None) -> None:
+    if uid is not None:
+        os.setgroups([])
+        os.setresgid(uid, uid, uid)
+        os.setresuid(uid, uid, uid)
 
 
 def _mount(source: str, target: str, flags: int) -> None:
@@ -124,3 +203,7 @@ def _check(result: int, path: str | None = None) -> None:
     if result != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), path)
+
+
+if __name__ == "__main__":
+    serve(_socket.socket(fileno=0))

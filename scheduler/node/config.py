@@ -84,7 +84,7 @@ class Limits:
     tmp_bytes: int = 256 * 1024 * 1024
     shm_bytes: int = 256 * 1024 * 1024
     nofile: int = 65_536
-    lease_grace_ms: int = 1000
+    lease_grace_ms: int = 500
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,22 +79,25 @@ class Fleet:
         self._obey_epoch(request.epoch)
         self._forget_acknowledged(request)
         now_ms = boottime_ms()
-        as_of_ms = now_ms if request.as_of_boot_ms is None else min(request.as_of_boot_ms, now_ms)
-        lease_until_ms = as_of_ms + request.lease_ms
-        if as_of_ms < self._began_ms or lease_until_ms <= now_ms or request.number < self._number:
+        mine = request.is_for(self._hello.instance, self._began_ms, now_ms)
+        if not mine or request.number < self._number:
             return self._report(())
+        as_of_ms = now_ms if request.as_of_boot_ms is None else request.as_of_boot_ms
+        lease_until_ms = as_of_ms + request.lease_ms
         self._number = request.number
         memory = self._spool.memory
         alive = {run_id: Alive(run.spec, run.stopping) for run_id, run in self._runs.items()}
         plan = plan_sync(
             () if self._closing else request.desired,
             alive, memory.known.keys(), memory.ended.keys(), self._config.limits.runs,
+            () if self._closing else request.going_on,
         )  # fmt: skip
         for run_id in plan.stop:
             run = self._runs[run_id]
             run.stop(EndReason.STOPPED, "It was no longer wanted.", run.spec.grace_ms)
+        for run in self._runs.values():  # of those on their way out, too: their grace ends with it
+            run.lease_until_ms = lease_until_ms
         for run_id in plan.renew:
-            self._runs[run_id].lease_until_ms = lease_until_ms
             if run_id in request.notices:
                 self._runs[run_id].notify(request.notices[run_id])
         if not self._runs:
@@ -197,8 +200,7 @@ class Fleet:
         now_ms = boottime_ms()
         due_ms = now_ms + _TICK_MS_MAX
         for run in list(self._runs.values()):
-            run.lapse(now_ms)
-            due_ms = min(due_ms, run.tick(now_ms), NEVER_MS if run.stopping else run.lease_until_ms)
+            due_ms = min(due_ms, run.lapse(now_ms), run.tick(now_ms))
         self._keep_meters(now_ms)
         self._keep_reserve(now_ms)
         by_ms = min((run.gone_by_ms for run in self._runs.values()), default=NEVER_MS)

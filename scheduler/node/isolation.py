@@ -7,19 +7,21 @@ and none was waived, so every run is refused.
 
 import os
 import platform
+import select
 import shutil
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from scheduler.node.config import NodeConfig, SandboxMode
+from scheduler.node.nursery import Nursery, abandon, await_child
 from scheduler.node.protocol import Isolation, Network
 from scheduler.node.sandbox import View, compose, make_stage
 from scheduler.node.seccomp import ARCHITECTURES
 
 _PROGRAMS: Final = ("bwrap", "prlimit", "flock", "env")
 _PROBE_S: Final = 20
+_SAID_BYTES: Final = 4096
 _NO_UIDS: Final = "All jobs run under the supervisor's own uid, because it is not root."
 _NO_CGROUPS: Final = (
     "Memory is limited per process and process counts per sandbox, because no cgroup can be written."
@@ -38,14 +40,14 @@ class Examination:
     problem: str
 
 
-def examine(config: NodeConfig, etc: Path, uid: int | None, *, cgroups: bool) -> Examination:
+def examine(config: NodeConfig, etc: Path, uid: int | None, nursery: Nursery, *, cgroups: bool) -> Examination:
     """Build a sandbox and look."""
     weaknesses = [] if uid is not None else [_NO_UIDS]
     if not cgroups:
         weaknesses.append(_NO_CGROUPS)
     if config.sandbox is SandboxMode.PROCESS:
         return Examination(Isolation("process", (_NO_SANDBOX, *weaknesses)), "")
-    problem = _missing_program() or _try_sandbox(config, etc, uid)
+    problem = _missing_program() or _try_sandbox(config, etc, uid, nursery)
     if problem:
         sentence = f"No sandbox can be built on this node: {problem}"
         return Examination(Isolation("unavailable", (sentence, *weaknesses)), sentence)
@@ -59,7 +61,7 @@ def _missing_program() -> str:
     return f"/usr/bin/{missing[0]} is not installed (packages bubblewrap and util-linux)." if missing else ""
 
 
-def _try_sandbox(config: NodeConfig, etc: Path, uid: int | None) -> str:
+def _try_sandbox(config: NodeConfig, etc: Path, uid: int | None, nursery: Nursery) -> str:
     workspace = Path(config.state_directory) / "probe"
     shutil.rmtree(workspace, ignore_errors=True)
     workspace.mkdir()
@@ -67,19 +69,29 @@ def _try_sandbox(config: NodeConfig, etc: Path, uid: int | None) -> str:
         os.chown(workspace, uid, uid)
     stage = make_stage(Path(config.state_directory))
     view = probe_view(str(workspace), str(etc), str(stage), uid)
+    output = os.memfd_create("said", os.MFD_CLOEXEC)
     try:
-        with Path(os.devnull).open("wb") as status, compose(view, os.getpid(), status.fileno()) as launch:
-            done = subprocess.run(
-                launch.argv, env={}, cwd="/", stdin=subprocess.DEVNULL, capture_output=True, check=False,
-                pass_fds=launch.descriptors, preexec_fn=launch.become,
-                timeout=_PROBE_S,
-            )  # fmt: skip
-    except (OSError, subprocess.TimeoutExpired) as error:
+        with Path(os.devnull).open("wb") as status, compose(view, status.fileno()) as launch:
+            left = _await_end(nursery.start(launch, output))
+        os.lseek(output, 0, os.SEEK_SET)
+        said = os.read(output, _SAID_BYTES).decode(errors="replace").strip()
+    except OSError as error:
         return f"{error}."
     finally:
+        os.close(output)
         shutil.rmtree(workspace, ignore_errors=True)
-    said = done.stderr.decode(errors="replace").strip()
-    return "" if done.returncode == 0 else f"{said or f'the trial left with status {done.returncode}'}."
+    return "" if left == 0 else f"{said or f'the trial left with status {left}'}."
+
+
+def _await_end(pid: int) -> int:
+    handle = os.pidfd_open(pid)
+    try:
+        if select.select([handle], [], [], _PROBE_S)[0]:
+            return await_child(pid)
+        abandon(pid)
+        raise TimeoutError(f"the trial took longer than {_PROBE_S} s")
+    finally:
+        os.close(handle)
 
 
 def probe_view(workspace: str, etc: str, stage: str, uid: int | None) -> View:

@@ -8,7 +8,6 @@ import asyncio
 import json
 import os
 import signal
-import subprocess
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -17,9 +16,10 @@ from typing import Final
 from scheduler.node.cgroups import RunCgroup
 from scheduler.node.config import SandboxMode
 from scheduler.node.logs import LogSink
+from scheduler.node.nursery import Nursery, abandon, await_child
 from scheduler.node.processes import cpu_ms, kill_pidfd, resident_bytes, signal_first, signal_members
 from scheduler.node.protocol import EndReason
-from scheduler.node.sandbox import Launch, View, compose, unconfined
+from scheduler.node.sandbox import View, compose, unconfined
 from scheduler.node.watching import Watch
 
 _STATUS_BYTES: Final = 4096
@@ -49,6 +49,7 @@ class Launched:
         watch: Watch,
         lent: ExitStack,
         mode: SandboxMode,
+        nursery: Nursery,
     ) -> None:
         self.log = log
         self.watch = watch
@@ -56,7 +57,8 @@ class Launched:
         self._cgroup = cgroup
         self._lent = lent
         self._mode = mode
-        self._process: subprocess.Popen[bytes] | None = None
+        self._nursery = nursery
+        self._pid: int | None = None
         self._handles: list[int] = []
         self._first_pid: int | None = None
         self._running: Callable[[int], None] = lambda _: None
@@ -70,23 +72,19 @@ class Launched:
         """Start them; `running` is told the host pid of the first process of the sandbox. Raises OSError."""
         status, status_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         try:
-            if self._mode is SandboxMode.PROCESS:
-                launch = unconfined(self._view, os.getpid())
-                self._process = self._spawn(launch, self._view.env, self._view.workspace)
-            else:
-                with compose(self._view, os.getpid(), status_end) as launch:
-                    self._process = self._spawn(launch, {}, "/")
+            pid = self._spawn(status_end)
         except BaseException:
             os.close(status)
             raise
         finally:
             os.close(status_end)
         self.log.started()
-        self._watch(os.pidfd_open(self._process.pid))
+        self._pid = pid
+        self._watch(os.pidfd_open(pid))
         self._running = running
         if self._mode is SandboxMode.PROCESS:
             os.close(status)
-            self._found(self._process.pid)
+            self._found(pid)
         else:
             self._outstanding += 1
             asyncio.get_running_loop().add_reader(status, self._status_readable, status)
@@ -148,8 +146,8 @@ class Launched:
 
     def collect(self) -> Outcome:
         """After `gone`: how it went; gives everything back."""
-        assert self._process is not None  # noqa: S101 - gone() returned, so start() has set it
-        status = self._process.wait()
+        assert self._pid is not None  # noqa: S101 - gone() returned, so start() has set it
+        status, self._pid = await_child(self._pid), None
         used_ms, memory_bytes = self.cpu_ms(), self.memory_bytes()
         oom_kills = self._cgroup.oom_kills() if self._cgroup is not None else 0
         exit_code = self._exit_code(status)
@@ -160,26 +158,21 @@ class Launched:
         return Outcome(exit_code, used_ms, memory_bytes, oom_kills, failed)
 
     def discard(self) -> None:
-        """Give everything back."""
+        """Give everything back; what was never counted out is killed."""
+        if self._pid is not None:
+            abandon(self._pid)
+            self._pid = None
         self.log.close()
         for handle in self._handles:
             os.close(handle)
         self._handles.clear()
         self._lent.close()
 
-    def _spawn(self, launch: Launch, env: dict[str, str], directory: str) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
-            launch.argv,
-            env=env,
-            cwd=directory,
-            stdin=subprocess.DEVNULL,
-            stdout=self.log.write_end,
-            stderr=self.log.write_end,
-            pass_fds=launch.descriptors,
-            preexec_fn=launch.become,  # noqa: PLW1509 - the supervisor has one thread, so its child may
-            start_new_session=True,
-            umask=0o022,
-        )
+    def _spawn(self, status_end: int) -> int:
+        if self._mode is SandboxMode.PROCESS:
+            return self._nursery.start(unconfined(self._view), self.log.write_end)
+        with compose(self._view, status_end) as launch:
+            return self._nursery.start(launch, self.log.write_end)
 
     def _exit_code(self, status: int) -> int | None:
         if self._mode is SandboxMode.PROCESS:

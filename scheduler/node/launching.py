@@ -24,6 +24,7 @@ from scheduler.node.gangs import GangNetworks
 from scheduler.node.identities import UidPool
 from scheduler.node.launched import Launched, remove_cgroup
 from scheduler.node.logs import LogSink, open_log
+from scheduler.node.nursery import Nursery
 from scheduler.node.protocol import Bundle, Network, RunSpec, Scope
 from scheduler.node.reconcile import nested
 from scheduler.node.sandbox import View, make_stage
@@ -48,7 +49,7 @@ class Launcher:
 
     def __init__(
         self, config: NodeConfig, etc: Path, cgroups: CgroupTree, uids: UidPool | None, gangs: GangNetworks,
-        problem: str,
+        nursery: Nursery, problem: str,
     ) -> None:  # fmt: skip
         self._config = config
         self._etc = etc
@@ -56,6 +57,7 @@ class Launcher:
         self._cgroups = cgroups
         self._uids = uids
         self._gangs = gangs
+        self._nursery = nursery
         self._problem = problem
         self._root = Path(config.workspace_root)
 
@@ -107,7 +109,7 @@ class Launcher:
             log = self._open_log(spec, log_full)
             memory_bytes = 0 if cgroup is not None else view.memory_bytes
             watch = Watch(directories, self._config.limits, memory_bytes=memory_bytes)
-            return Launched(view, log, cgroup, watch, lent.pop_all(), self._config.sandbox)
+            return Launched(view, log, cgroup, watch, lent.pop_all(), self._config.sandbox, self._nursery)
 
     def _view(self, spec: RunSpec, uid: int | None, enter_pid: int | None, joins: tuple[str, ...]) -> View:
         limits = self._config.limits

@@ -70,6 +70,7 @@ class Run:
         self._stop_sentence = ""
         self._notice = ""
         self._kill_at_ms = NEVER_MS
+        self._killed = False
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -146,15 +147,26 @@ class Run:
     @property
     def gone_by_ms(self) -> int:
         """The boot time by which it has been killed, unless it is renewed or we are no longer awake."""
-        if self.stopping:
-            return self._kill_at_ms
-        return self.lease_until_ms + self._around.config.limits.lease_grace_ms
+        if self._killed:
+            return NEVER_MS
+        lapsed_ms = self.lease_until_ms + self._around.config.limits.lease_grace_ms
+        return min(lapsed_ms, self._kill_at_ms)
 
-    def lapse(self, now_ms: int) -> None:
-        """Stop the run if nobody renewed its lease."""
-        if now_ms >= self.lease_until_ms:
-            grace_ms = min(self.spec.grace_ms, self._around.config.limits.lease_grace_ms)
-            self.stop(EndReason.LEASE_LOST, "Its lease was not renewed in time.", grace_ms)
+    def lapse(self, now_ms: int) -> int:
+        """Stop the run if nobody renewed its lease, and cut short the grace of one that is on its way out.
+
+        Returns:
+            The boot time at which to come again for it.
+        """
+        if now_ms < self.lease_until_ms:
+            return self.lease_until_ms
+        lease_grace_ms = self._around.config.limits.lease_grace_ms
+        if self.stopping and not self._killed:
+            self._kill_at_ms = min(self._kill_at_ms, self.lease_until_ms + lease_grace_ms)
+        self.stop(
+            EndReason.LEASE_LOST, "Its lease was not renewed in time.", min(self.spec.grace_ms, lease_grace_ms)
+        )
+        return NEVER_MS
 
     def read_meter(self, now_ms: int) -> Meter | None:
         """Take a reading of time and CPU."""
@@ -296,7 +308,7 @@ class Run:
         _log.info(event, **run, request_id=request_id(spec.traceparent), **facts)
 
     def _kill(self) -> None:
-        self._kill_at_ms = NEVER_MS
+        self._kill_at_ms, self._killed = NEVER_MS, True
         if self._launched is not None:
             self._launched.kill()
 

@@ -19,9 +19,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from scheduler.node.becoming import Becoming
+from scheduler.node.becoming import DESCRIPTORS_MAX, FIRST_DESCRIPTOR
 from scheduler.node.environment import CHECKPOINTS, JOB_HOME, loader_variables
 from scheduler.node.errors import StartFailed
+from scheduler.node.nursery import Becoming, Launch
 from scheduler.node.protocol import Network
 from scheduler.node.seccomp import job_filter
 
@@ -29,6 +30,8 @@ INSIDE_UID: Final = 1000
 HOSTNAME: Final = "hub"
 
 STAGE_PLACES: Final = 64
+SECRETS_MAX: Final = DESCRIPTORS_MAX - 3
+"""Each has a descriptor; so have the status, the arguments and the filter."""
 _PIDS_OF_THE_SANDBOX: Final = 8
 
 _STAGED: Final = "/tmp"  # noqa: S108 - covered in the job's own mount namespace
@@ -67,18 +70,9 @@ class View:
     secrets: dict[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Launch:
-    """A command line, the descriptors it needs, and what the child does first; its environment is empty."""
-
-    argv: tuple[str, ...]
-    descriptors: tuple[int, ...]
-    become: Becoming
-
-
 @contextmanager
-def compose(view: View, supervisor_pid: int, status_fd: int) -> Iterator[Launch]:
-    """The command that runs the view; its descriptors are closed when the block ends.
+def compose(view: View, status_fd: int) -> Iterator[Launch]:
+    """The command that runs the view; its descriptors are closed when the block ends, but for `status_fd`.
 
     bubblewrap writes its JSON status (pid of the sandbox's first process, exit code) to `status_fd`.
     Raises StartFailed, OSError.
@@ -91,22 +85,24 @@ def compose(view: View, supervisor_pid: int, status_fd: int) -> Iterator[Launch]
         with os.fdopen(os.dup(handle), "wb") as file:
             file.write(data)
         os.lseek(handle, 0, os.SEEK_SET)
-        return handle
+        return FIRST_DESCRIPTOR + len(opened)
 
+    if len(view.secrets) > SECRETS_MAX:
+        raise StartFailed(why=f"A sandbox can show at most {SECRETS_MAX} secrets.")
     try:
         staged = _Stage(view.stage) if view.uid is not None else None
-        inner = memory_file(_packed(_inner(view, staged, status_fd, memory_file)))
+        inner = memory_file(_packed(_inner(view, staged, memory_file)))
         argv = ("/usr/bin/bwrap", "--args", str(inner), "--", *_command(view))
         binds = tuple(staged.binds) if staged is not None else ()
-        yield Launch(argv, (status_fd, *opened), _become(view, supervisor_pid, binds))
+        yield Launch(argv, {}, "/", (status_fd, *opened), _become(view, binds))
     finally:
         for handle in opened:
             os.close(handle)
 
 
-def unconfined(view: View, supervisor_pid: int) -> Launch:
-    """The command without a sandbox, for nodes whose operator chose that; to be started in the workspace."""
-    return Launch(_command(view), (), _become(view, supervisor_pid, ()))
+def unconfined(view: View) -> Launch:
+    """The command without a sandbox, for nodes whose operator chose that."""
+    return Launch(_command(view), view.env, view.workspace, (), _become(view, ()))
 
 
 class _Stage:
@@ -138,7 +134,7 @@ def make_stage(state_directory: Path) -> Path:
     return stage
 
 
-def _inner(view: View, staged: _Stage | None, status_fd: int, memory_file: _MemoryFile) -> list[str]:
+def _inner(view: View, staged: _Stage | None, memory_file: _MemoryFile) -> list[str]:
     def show(option: str, source: str, target: str) -> tuple[str, str, str]:
         return (option, staged.place(source) if staged else source, target)
 
@@ -175,12 +171,11 @@ def _inner(view: View, staged: _Stage | None, status_fd: int, memory_file: _Memo
         if name not in loaders:
             words += ["--setenv", name, value]
     words += ["--seccomp", str(memory_file(job_filter()))]
-    return [*words, "--json-status-fd", str(status_fd)]
+    return [*words, "--json-status-fd", str(FIRST_DESCRIPTOR)]
 
 
-def _become(view: View, supervisor_pid: int, binds: tuple[tuple[str, str], ...]) -> Becoming:
+def _become(view: View, binds: tuple[tuple[str, str], ...]) -> Becoming:
     return Becoming(
-        supervisor_pid=supervisor_pid,
         cgroup_joins=view.cgroup_joins,
         namespaces=_namespaces(view),
         binds=binds,

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from kernel.clock import boot_id, boottime_ms, unix_ms, utc_now
+from kernel.collecting import collect_seldom
 from kernel.errors import HubError
 from kernel.ids import new_secret
 from kernel.logs import configure_logs
@@ -30,6 +31,7 @@ from scheduler.node.identities import UidPool
 from scheduler.node.inventory import open_inventory
 from scheduler.node.isolation import Examination, examine
 from scheduler.node.launching import Launcher
+from scheduler.node.nursery import Nursery
 from scheduler.node.recovery import bury
 from scheduler.node.server import Server
 from scheduler.node.spool import Spool
@@ -58,17 +60,22 @@ async def supervise(config: NodeConfig) -> None:
     uids = UidPool(host / "uids", config.uid_base, config.uid_count) if os.geteuid() == 0 else None
     gangs = GangNetworks(host)
     etc = make_etc(state)
-    found = _examine(config, etc, uids, cgroups)
-    launcher = Launcher(config, etc, cgroups, uids, gangs, found.problem)
+    nursery = Nursery()
+    found = _examine(config, etc, uids, cgroups, nursery)
+    launcher = Launcher(config, etc, cgroups, uids, gangs, nursery, found.problem)
     instance = new_secret()[:16]
     fleet = Fleet(config, boot_id(), instance, spool, launcher, found.isolation, os.getpid(), inventory)
     server = Server(config.socket_path, fleet)
+    collect_seldom()
     await server.open()
     await stop.wait()
     await server.close()
     await fleet.stop_all()
     for leftover in cgroups.leftovers():
         await _clear(leftover)
+    nursery.close()
+    if uids is not None:
+        uids.close()
     cgroups.close()
     gangs.sweep()
     spool.close()
@@ -107,12 +114,14 @@ async def _clear(leftover: RunCgroup) -> None:
         await asyncio.sleep(_REMOVE_PAUSE_S)
 
 
-def _examine(config: NodeConfig, etc: Path, uids: UidPool | None, cgroups: CgroupTree) -> Examination:
+def _examine(
+    config: NodeConfig, etc: Path, uids: UidPool | None, cgroups: CgroupTree, nursery: Nursery
+) -> Examination:
     if uids is None:
-        return examine(config, etc, None, cgroups=cgroups.available)
+        return examine(config, etc, None, nursery, cgroups=cgroups.available)
     lease = uids.lease()
     try:
-        return examine(config, etc, lease.uid, cgroups=cgroups.available)
+        return examine(config, etc, lease.uid, nursery, cgroups=cgroups.available)
     finally:
         lease.release()
 

@@ -11,10 +11,11 @@ take part, so the sets of conditional programmes are tried one by one; the best 
 and among equals the one that burns earlier vouchers first.
 """
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 from itertools import combinations, product
 from math import lcm
 from operator import attrgetter
@@ -27,6 +28,8 @@ _Poured = tuple[int, str]
 """What a voucher pays, in parts of a micro-yuan, and the words for what kept it from paying more."""
 
 CONDITIONAL_PROGRAMMES_MAX: Final = 10
+_KNOWN_MAX: Final = 8
+_STORED_MAX: Final = 8_192
 ALL_LEVELS: Final = ""
 CENTRE_CLAIMS: Final = "centre_claims"
 BUYER_REIMBURSED: Final = "buyer_reimbursed"
@@ -178,8 +181,16 @@ class Plan:
     def _filled(self, cost_micros: int) -> tuple[list[_Poured], list["_Room"]]:
         """What `_fill` finds, which is asked several times for the few costs that a charge lies between."""
         if cost_micros not in self._known:
+            if len(self._known) == _KNOWN_MAX:
+                self._known.clear()
             self._known[cost_micros] = _fill(self, cost_micros, self.scale)
         return self._known[cost_micros]
+
+
+@lru_cache(_STORED_MAX)
+def stored_plan(cost_micros: int, card_ms: int, candidates: str) -> Plan:
+    """The plan of a hold whose candidates were written as JSON; a running job's is asked for at each of its charges."""
+    return Plan(cost_micros, card_ms, tuple(Candidate.from_json(stored) for stored in json.loads(candidates)))
 
 
 def plan_coverage(cost_micros: int, card_ms: int, candidates: Sequence[Candidate]) -> Plan:

@@ -59,6 +59,28 @@ def test_a_run_whose_lease_nobody_renews_is_stopped(node: Node) -> None:
     assert status.end_reason in {EndReason.LEASE_LOST, EndReason.STOPPED}
 
 
+def test_a_run_in_its_grace_is_killed_when_nobody_is_heard_of_any_more(node: Node) -> None:
+    spec = node.begin(node.spec("/bin/sh", "-c", STUBBORN, grace_ms=600_000))
+    await_line(spec, "ready")
+    seq = node.sync(lease_ms=1500).seq
+    seq = node.sync(lease_ms=1500, desired=()).seq
+    with node.client() as client:
+        assert client.wait_for_change(seq, 30_000).seq != seq
+    assert node.status(spec).end_reason is EndReason.STOPPED
+
+
+def test_a_run_keeps_its_grace_as_long_as_its_controller_is_heard_of(node: Node) -> None:
+    spec = node.begin(node.spec("/bin/sh", "-c", STUBBORN, grace_ms=3000))
+    await_line(spec, "ready")
+    node.desired.clear()
+    began = node.sync(lease_ms=1000)
+    report = began
+    while report.runs[0].state is not RunState.ENDED:
+        report = node.sync(lease_ms=1000)
+    assert report.runs[0].ended_boot_ms is not None
+    assert report.runs[0].ended_boot_ms - began.boot_ms >= 3000
+
+
 def test_a_replaced_controller_is_refused_and_changes_nothing(node: Node) -> None:
     spec = node.begin(node.spec("/bin/sh", "-c", FOREVER))
     node.sync(epoch=5)

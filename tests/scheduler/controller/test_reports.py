@@ -1,0 +1,138 @@
+"""What controllers make of nodes that answer strangely."""
+
+from dataclasses import replace
+
+import psycopg
+import pytest
+from sqlalchemy import Engine, text
+
+from kernel.clock import boottime_ms, unix_ms, utc_now
+from kernel.database import transaction
+from scheduler.controller import desired
+from scheduler.controller.admitting import admit
+from scheduler.controller.live_state import LiveState
+from scheduler.controller.nodes import STOP_MARGIN_MS, Nodes
+from scheduler.controller.wakeups import notifications
+from scheduler.jobs import WAKE_CHANNEL, change_dependencies
+from scheduler.leadership import acquire
+from scheduler.node.protocol import EndReason, Report, RunState
+from scheduler.policy.settings import policy_named
+from tests.conftest import Database
+from tests.scheduler.controller.counted import Centre, simulated
+
+
+def test_a_sentence_with_what_the_database_cannot_keep_costs_its_node_nothing(centre: Centre) -> None:
+    spoilt, neighbour = centre.started(), centre.started()
+
+    def spoil(report: Report) -> Report:
+        runs = (
+            replace(run, state=RunState.ENDED, end_reason=EndReason.START_FAILED, reason="\0\udcff" * 9000)
+            if run.job_id == str(spoilt)
+            else run
+            for run in report.runs
+        )
+        return replace(report, runs=tuple(runs))
+
+    centre.machines.falsified = spoil
+    centre.tick()
+    assert centre.job(spoilt).state == "failed"
+    assert "\N{REPLACEMENT CHARACTER}" in centre.job(spoilt).reason
+    centre.tick()
+    assert len(centre.machines.requests[-1][1].going_on) == 1
+    assert centre.job(neighbour).state == "running"
+
+
+def test_a_run_that_its_node_has_forgotten_is_lost_and_not_started_again(centre: Centre) -> None:
+    job_id = centre.started()
+    centre.machines.nodes["n"] = simulated("n", instance="second")
+    centre.tick()
+    assert centre.ends(job_id) == ["supervisor_lost"]
+    assert centre.job(job_id).state == "failed"
+
+
+def test_another_host_of_the_same_name_waits_until_the_first_is_given_up(
+    centre: Centre, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job_id = centre.started()
+    first = centre.machines.nodes["n"]
+    centre.machines.nodes["n"] = simulated("n", host="another", instance="other")
+    centre.tick()
+    assert centre.job(job_id).state == "running"
+    assert "node_answers_from_another_host" in capsys.readouterr().out
+    centre.machines.nodes["n"] = first
+    centre.tick()
+    assert centre.ends(job_id) == [None]
+
+
+def test_a_supervisor_obeys_no_request_that_follows_anothers_report(centre: Centre) -> None:
+    centre.submit()
+    centre.tick()
+    request = next(one for _, one in centre.machines.requests if one.desired)
+    now_ms = boottime_ms()
+    namesake = simulated("n", instance="other")
+    report, _ = namesake.sync(request, now_ms, unix_ms(utc_now()))
+    assert report.runs == ()
+    of_a_later_boot = replace(request, instance="other", as_of_boot_ms=now_ms + 3_600_000)
+    report, _ = namesake.sync(of_a_later_boot, now_ms, unix_ms(utc_now()))
+    assert report.runs == ()
+
+
+def test_what_runs_is_named_and_what_is_new_is_told_in_portions(
+    centre: Centre, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(desired, "PORTION_BYTES", 3000)
+    jobs = [centre.submit(env={"A": "x" * 2000}) for _ in range(3)]
+    centre.tick()
+    assert {centre.job(job_id).state for job_id in jobs} == {"running"}
+    assert max(len(request.desired) for _, request in centre.machines.requests) == 1
+    centre.tick()
+    request = centre.machines.requests[-1][1]
+    assert (request.desired, len(request.going_on)) == ((), 3)
+
+
+def test_a_job_told_to_wait_for_another_since_it_was_planned_is_not_started(centre: Centre) -> None:
+    needed, job_id = centre.submit(held=True), centre.submit()
+    live, now = LiveState(policy_named("default")), utc_now()
+    with transaction(centre.engine) as session:
+        session.execute(text("UPDATE scheduler_leader SET expires_at = now() - interval '1 hour'"))
+        leadership = acquire(session, "other", now - now, now)
+        live.refresh(session, unix_ms(now), frozenset({"n"}))
+    assert leadership is not None
+    plan = live.plan(unix_ms(now))
+    assert [start.job_id for start in plan.starts] == [str(job_id)]
+    with transaction(centre.engine) as session:
+        change_dependencies(session, job_id, [needed], tenant_id=centre.tenant)
+    with transaction(centre.engine) as session:
+        assert not admit(session, leadership, live, plan, centre.free, now).steps
+    assert centre.job(job_id).state == "queued"
+
+
+def test_a_node_that_was_given_up_is_nothing_to_wait_for() -> None:
+    nodes = Nodes(lease_ms=6000, began_boot_ms=0)
+    nodes.request("n", 1, (), (), {})
+    assert nodes.lost(["n"], 6000) == []
+    assert nodes.lost_next() == 6000 + STOP_MARGIN_MS
+    assert nodes.lost(["n"], 6000 + STOP_MARGIN_MS) == ["n"]
+    nodes.forget("n")
+    nodes.request("n", 1, (), (), {})
+    assert nodes.lost_next() is None
+    assert nodes.lost([], 60_000) == []
+    assert nodes.lost_next() is None
+
+
+def test_of_several_words_said_at_once_none_is_lost(database: Database, engine: Engine) -> None:
+    wait_once = notifications(database.url, WAKE_CHANNEL)
+    assert wait_once() == WAKE_CHANNEL
+    with transaction(engine) as session:
+        session.execute(text(f"NOTIFY {WAKE_CHANNEL}, 'submitted'"))
+        session.execute(text(f"NOTIFY {WAKE_CHANNEL}"))
+    assert wait_once() == WAKE_CHANNEL
+    with transaction(engine) as session:
+        session.execute(text(f"NOTIFY {WAKE_CHANNEL}, 'submitted'"))
+    assert wait_once() == "submitted"
+    with transaction(engine) as session:
+        session.execute(
+            text("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN%'")
+        )
+    with pytest.raises(psycopg.Error):
+        wait_once()
