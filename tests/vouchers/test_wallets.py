@@ -155,6 +155,21 @@ def test_prepaid_money_is_used_before_the_credit_line_and_payment_makes_that_goo
         assert wallet_balance(session, place.tenant).credit_available_micros == 0
 
 
+def test_a_millionth_that_is_owed_is_repaid_and_nothing_where_nothing_is(world: World) -> None:
+    with transaction(world.engine) as session:
+        place = world.place(session, yuan=0)
+        assert owed_micros(session, place.tenant) == 0
+        grant_credit(session, place.tenant, YUAN, "2026", NOW)
+        assert owed_micros(session, place.tenant) == 0
+        with pytest.raises(NothingOwed):
+            repay_credit(session, place.tenant, 1, f"early {place.tenant}", NOW)
+        place_hold(session, place.job(), place.tenant, 1, FACTS, None, NOW)
+        capture_charge(session, place.job(), place.charge(), 1, FACTS, NOW)
+        assert owed_micros(session, place.tenant) == 1
+        repay_credit(session, place.tenant, 1, f"in time {place.tenant}", NOW)
+        assert owed_micros(session, place.tenant) == 0
+
+
 def test_a_projects_budget_limits_what_the_enterprise_pays_itself(world: World) -> None:
     with transaction(world.engine) as session:
         place = world.place(session)
