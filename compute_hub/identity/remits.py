@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import Select, bindparam, select
+from sqlalchemy import BindParameter, Select, bindparam, select
 from sqlalchemy.orm import Session
 
 from compute_hub.identity.duties import DUTIES
@@ -17,7 +17,7 @@ from compute_hub.identity.roles import Role
 from kernel.errors import Forbidden
 from vouchers.tables import Application, Claim, Objection, ProgrammeVersion, Voucher
 
-_ID: Final = bindparam("id")
+_ID: Final[BindParameter[UUID]] = bindparam("id")
 _SLUGS: Final[Mapping[str, Select[str]]] = {
     "application_id": select(ProgrammeVersion.slug)
     .join(Application, Application.version_id == ProgrammeVersion.id)
