@@ -20,7 +20,7 @@ from compute_hub.identity.keys import Principal, authenticate
 from compute_hub.identity.remits import check_remit
 from compute_hub.settings import Settings
 from kernel.clock import utc_now
-from kernel.database import transaction
+from kernel.database import glance, transaction
 from kernel.errors import Conflict, Invalid
 
 _TRIES: Final = 3
@@ -160,7 +160,7 @@ def _call(
     ] = None,
 ) -> Call:
     engine: Engine = request.app.state.engine
-    with transaction(engine) as session:
+    with glance(engine) as session:
         principal = authenticate(session, authorization)
         operation = request.scope["route"].name
         check_duty(principal, operation)
