@@ -4,13 +4,16 @@ The Session is the unit of work. A use case takes it as its first argument and n
 with `transaction` does. Nothing talks to the network while one is open.
 """
 
+import select
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, DateTime, Engine, MetaData, Text, create_engine
+import psycopg
+from sqlalchemy import BigInteger, DateTime, Engine, MetaData, Text, create_engine, event
 from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.exc import InvalidatePoolError
 from sqlalchemy.orm import DeclarativeBase, Session
 
 
@@ -36,7 +39,7 @@ class Table(DeclarativeBase):
 
 
 def open_engine(
-    url: str, *, part: str = "", pool_size: int = 8, idle_ms: int = 10_000, ping: bool = True
+    url: str, *, part: str = "", pool_size: int = 8, idle_ms: int = 10_000, look: bool = True
 ) -> Engine:
     """An engine on PostgreSQL whose sessions run in UTC at READ COMMITTED.
 
@@ -46,20 +49,40 @@ def open_engine(
         pool_size: connections kept; as many again may be opened under load.
         idle_ms: a transaction that does nothing for so long is ended by the server, so that a stopped process
             (SIGSTOP, a lost machine) keeps no lock.
-        ping: ask before each transaction whether the connection still stands; false for a worker that repeats
-            what failed anyway.
+        look: before each transaction, whether the server has hung up; false for a worker that repeats what failed
+            anyway.
     """
-    return create_engine(
+    engine = create_engine(
         url,
         pool_size=pool_size,
         max_overflow=pool_size,
-        pool_pre_ping=ping,
         isolation_level="READ COMMITTED",
         connect_args={
             "options": f"-c timezone=UTC -c idle_in_transaction_session_timeout={idle_ms}",
             "application_name": f"compute-hub {part}".strip(),
         },
     )
+    if look:
+        event.listen(engine, "checkout", _refuse_if_hung_up)
+    return engine
+
+
+def _refuse_if_hung_up(connection: psycopg.Connection, *_: object) -> None:
+    """A server says nothing on an idle connection but its farewell, so whether there is something to read tells all.
+
+    It costs no round trip, and a pool whose server was started anew is replaced as a whole.
+    """
+    poll = select.poll()
+    poll.register(connection.fileno(), select.POLLIN)
+    if poll.poll(0):
+        raise InvalidatePoolError
+
+
+@contextmanager
+def glance(engine: Engine) -> Iterator[Session]:
+    """A Session for one statement that reads; it is its own transaction, which spares two round trips."""
+    with Session(engine.execution_options(isolation_level="AUTOCOMMIT"), expire_on_commit=False) as session:
+        yield session
 
 
 @contextmanager

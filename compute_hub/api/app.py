@@ -46,6 +46,7 @@ from compute_hub.telemetry.metrics import centre_metrics
 from compute_hub.telemetry.serving import serve_metrics
 from compute_hub.telemetry.tracing import open_spans
 from compute_hub.vault import open_vault
+from kernel.collecting import collect_seldom
 from kernel.database import open_engine
 from kernel.logs import configure_logs
 from scheduler.controller.forecasting import Forecaster
@@ -136,7 +137,9 @@ def worker() -> FastAPI:
     chosen = settings_of_this_process()
     configure_logs("api")
     serving = serve_metrics(chosen, "api")
-    return create_app(chosen, open_engine(application_url(chosen), part="api", pool_size=16), serving.withdraw)
+    app = create_app(chosen, open_engine(application_url(chosen), part="api", pool_size=16), serving.withdraw)
+    collect_seldom()
+    return app
 
 
 def run_api(settings: Settings) -> None:

@@ -33,6 +33,7 @@ from compute_hub.telemetry.serving import serve_metrics
 from compute_hub.telemetry.tracing import open_spans
 from compute_hub.workers.alerts import keep_alerting
 from kernel.clock import boottime_ms, unix_ms, utc_now
+from kernel.collecting import collect_seldom
 from kernel.database import open_engine, transaction
 from kernel.errors import HubError
 from kernel.logs import configure_logs
@@ -69,7 +70,7 @@ def run_biller(settings: Settings) -> None:
     serve_metrics(settings, "biller")
     url = application_url(settings)
     os.nice(_NICENESS)
-    engine = open_engine(url, part="biller", pool_size=4, ping=False)
+    engine = open_engine(url, part="biller", pool_size=4, look=False)
     wakeups = Wakeups()
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -81,6 +82,7 @@ def run_biller(settings: Settings) -> None:
     auditing = keep_auditing(engine, settings.audit_interval_ms, stopping)
     estimating = keep_estimating(engine, live_queues(settings), stopping)
     alerting = keep_alerting(engine, settings.state_directory.resolve() / "mail", stopping)
+    collect_seldom()
     while not stopping.is_set():
         wakeups.wait(settings.tick_ms / 1000)
         wakeups.gather(max(_GATHER_S, (rested - boottime_ms()) / 1000))

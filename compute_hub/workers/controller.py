@@ -19,6 +19,7 @@ from compute_hub.telemetry.journeys import Journeys
 from compute_hub.telemetry.serving import serve_metrics
 from compute_hub.telemetry.tracing import open_spans
 from compute_hub.vault import open_vault
+from kernel.collecting import collect_seldom
 from kernel.database import open_engine
 from kernel.logs import configure_logs
 from scheduler.controller.inventory import links_of
@@ -43,7 +44,7 @@ def run_controller(settings: Settings, schedule: Path | None = None) -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, stopping)
     export_ray_environment(settings)  # for the courier
     url = application_url(settings)
-    engine = open_engine(url, part="controller", pool_size=2, idle_ms=settings.leader_lease_ms, ping=False)
+    engine = open_engine(url, part="controller", pool_size=2, idle_ms=settings.leader_lease_ms, look=False)
     wakeups = Wakeups()
     machines = _machines(settings, engine, wakeups, schedule)
     spans = open_spans(settings, "controller")
@@ -58,6 +59,7 @@ def run_controller(settings: Settings, schedule: Path | None = None) -> None:
         queues=live_queues(settings),
         watcher=ControllerGauge(Journeys(spans).moved),
     )
+    collect_seldom()
     threading.Thread(target=_stop_when_told, args=(controller, stopping), daemon=True).start()
     wakeups.watch("database", notifications(url, WAKE_CHANNEL))
     serve_metrics(settings, "controller")  # says that it is ready to lead

@@ -124,7 +124,8 @@ def _begin(
     asked = [
         Admission(may[job_id], _slots_by_model(placed[job_id], live)) for job_id in placed if job_id in may
     ]
-    refused = accounting.admit(session, asked, at)
+    with session.no_autoflush:  # what is refused is never written, the rest in one statement
+        refused = accounting.admit(session, asked, at)
     for job in jobs:
         if job.id in refused:
             job.attempt -= 1

@@ -34,7 +34,7 @@ PORTION_BYTES: Final = FRAME_BYTES_MAX // 2
 """Of new runs told to a node at once, as JSON; a node takes no longer message than a frame."""
 
 _MASTER_PORT = 29_500
-_WANTED = ("placed", "starting", "running")
+_WANTED = ("placed", "running")
 
 
 @dataclass

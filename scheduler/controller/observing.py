@@ -23,12 +23,11 @@ from scheduler.leadership import Leadership, fence
 from scheduler.node.protocol import EndReason, Refusal, Report, RunState, RunStatus
 from scheduler.tables import AllocationRow, DeviceRow, JobRow, RunRow
 
-_ORDER: Final = {"placed": 0, "starting": 1, "running": 2, "stopping": 3, "ended": 4}
+_ORDER: Final = {"placed": 0, "starting": 0, "running": 1, "stopping": 2, "ended": 3}
+"""That a node prepares a run is not written down: it would cost every job a transaction and decides nothing."""
 
 _FOR_NOW: Final = frozenset({"taken", "node_full"})
 """Refusals that only say "not now": the run is asked for again with the next sync."""
-
-_NOT_RUNNING: Final = frozenset({"placed", "starting"})
 
 _DETAIL_MAX: Final = 4000
 
@@ -145,7 +144,7 @@ def _apply(session: Session, observed: Mapping[str, Observed], at: datetime) -> 
         if (
             _ORDER[status.state] > _ORDER[state]
             if status is not None
-            else at_node in refusals or at_node[1] not in observed[node].asked or state not in _NOT_RUNNING
+            else at_node in refusals or at_node[1] not in observed[node].asked or state != "placed"
         ):
             told.append(run_id)
     if not told:
@@ -206,7 +205,7 @@ def _miss(run: RunRow, at: datetime) -> bool:
     A run it has not started is not in its journal, and no record of it will ever come. One that runs stays in its
     reports until its end is acknowledged; where it is missing, the supervisor is another one or has lost its journal.
     """
-    if run.state in _NOT_RUNNING:
+    if run.state == "placed":
         _end_run(run, "never_started", "it was stopped before it was started", None, at)
     else:
         _end_run(run, "supervisor_lost", f"node {run.node} has forgotten it", None, at)

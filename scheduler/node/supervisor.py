@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from kernel.clock import boot_id, boottime_ms, unix_ms, utc_now
+from kernel.collecting import collect_seldom
 from kernel.errors import HubError
 from kernel.ids import new_secret
 from kernel.logs import configure_logs
@@ -67,6 +68,7 @@ async def supervise(config: NodeConfig) -> None:
     instance = new_secret()[:16]
     fleet = Fleet(config, boot_id(), instance, spool, launcher, found.isolation, os.getpid(), inventory)
     server = Server(config.socket_path, fleet)
+    collect_seldom()
     await server.open()
     await stop.wait()
     await server.close()

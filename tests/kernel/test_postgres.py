@@ -4,7 +4,7 @@ import psycopg
 import pytest
 from sqlalchemy import text
 
-from kernel.database import open_engine, transaction
+from kernel.database import glance, open_engine, transaction
 from kernel.postgres import PostgresDidNotStart, PrivatePostgres
 
 
@@ -42,3 +42,21 @@ def test_a_failed_block_leaves_nothing_behind(postgres: PrivatePostgres) -> None
         assert session.execute(text("SELECT count(*) FROM notes")).scalar_one() == 0
     engine.dispose()
     postgres.drop_database("scratch")
+
+
+def test_connections_the_server_has_closed_are_not_used_again_and_a_glance_leaves_none_changed(
+    postgres: PrivatePostgres,
+) -> None:
+    postgres.create_database("glances")
+    engine = open_engine(postgres.url("glances"), pool_size=3)
+    with transaction(engine) as one, transaction(engine) as two, transaction(engine) as three:
+        pids = [session.scalar(text("SELECT pg_backend_pid()")) for session in (one, two, three)]
+    with postgres.superuser() as root:
+        for pid in pids:
+            root.execute("SELECT pg_terminate_backend(%s, 5000)", [pid])
+    with glance(engine) as session:
+        assert session.scalar(text("SELECT 42")) == 42
+    with transaction(engine) as session:
+        first = session.scalar(text("SELECT pg_current_xact_id()"))
+        assert session.scalar(text("SELECT pg_current_xact_id()")) == first
+    engine.dispose()
