@@ -12,10 +12,13 @@ INSERT INTO devices (node, index, model, vendor, healthy)
   SELECT 'node-' || lpad((n / 8)::text, 5, '0'), n % 8, (CAST(:models AS text[]))[1 + n / 8 % 4], 'simulated', true
   FROM generate_series(0, :devices - 1) n ORDER BY n;
 
-INSERT INTO enterprises (id, credit_code, name, region, industry, size_class, yearly_contract_micros, clean_years,
-  dishonest, roles, registered_at)
-  SELECT pg_temp.numbered(n), '91331003' || lpad(n::text, 10, '0'), '第' || n || '号制造有限公司',
-  '331003', 'industry-' || n % 20, (ARRAY['micro', 'small', 'medium', 'large'])[1 + n % 4], 0, 3, false, '[]', now()
+WITH registered AS (
+  INSERT INTO enterprises (id, credit_code, version, registered_at)
+  SELECT pg_temp.numbered(n), '91331003' || lpad(n::text, 10, '0'), 1, now() FROM generate_series(1, :tenants) n)
+INSERT INTO enterprise_versions (enterprise_id, version, name, region, industry, size_class, yearly_contract_micros,
+  clean_years, dishonest, roles, reason, recorded_by, recorded_at)
+  SELECT pg_temp.numbered(n), 1, '第' || n || '号制造有限公司', '331003', 'industry-' || n % 20,
+  (ARRAY['micro', 'small', 'medium', 'large'])[1 + n % 4], 0, 3, false, '[]', '', 'x', now()
   FROM generate_series(1, :tenants) n;
 
 INSERT INTO accounts (id, name, asset, bound, credits_posted, debits_posted, opened_at)

@@ -28,7 +28,7 @@ from pydantic_settings import (
 from compute_hub.billing.domain.terms import GENERAL, STANDARD, Seller, TaxRate, Terms
 from compute_hub.metering.energy import Draw
 from kernel.errors import Invalid
-from vouchers.domain.facts import CentreFacts
+from vouchers.domain.facts import COMPUTE, CentreFacts
 
 _DEFAULT_CONFIG: Final = Path(__file__).resolve().parent.parent / "deploy" / "hub.toml"
 
@@ -89,10 +89,23 @@ class Node(_Part):
 
 
 class Environment(_Part):
-    """A read-only directory the operator offers to jobs, mounted where it lies and put first on PATH."""
+    """A read-only directory the operator offers to jobs, mounted where it lies and put first on PATH.
+
+    Usage in it is of a cost kind, which decides what voucher programmes pay for it. One of another kind than compute
+    is a service: its jobs run the operator's command, so that no tenant makes compute something else by its own word.
+    """
 
     directory: Path
     also_mounted: tuple[Path, ...] = ()
+    cost_kind: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z_-]{0,62}$")] = COMPUTE
+    command: tuple[Annotated[str, StringConstraints(min_length=1, max_length=4096)], ...] = ()
+
+    @model_validator(mode="after")
+    def _services_say_their_command(self) -> Self:
+        if self.cost_kind != COMPUTE and not self.command:
+            message = f"an environment whose usage is {self.cost_kind} names the command that its jobs run"
+            raise ValueError(message)
+        return self
 
 
 class Price(_Part):
@@ -296,7 +309,8 @@ class Settings(BaseSettings):
         if pflops is None:
             parts = [part for node in self.nodes for part in node.devices if part.model in self.models]
             pflops = sum(part.count * self.models[part.model].tflops for part in parts) // 1000
-        return CentreFacts(self.centre.region, pflops)
+        kinds = {name: one.cost_kind for name, one in self.environments.items() if one.cost_kind != COMPUTE}
+        return CentreFacts(self.centre.region, pflops, kinds)
 
     @property
     def seller(self) -> Seller:

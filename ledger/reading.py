@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from ledger.domain.accounts import Account, Balance, Bound
 from ledger.domain.transfers import Kind
-from ledger.tables import AccountRow, HoldRow, entries
+from ledger.tables import AccountRow, HoldRow, TransferRow, entries
 
 _BALANCES: Final = select(
     AccountRow.id,
@@ -120,6 +120,30 @@ def history(session: Session, account_id: UUID, *, after: int = 0, limit: int = 
         )
         for row in found
     ]
+
+
+@dataclass(frozen=True, slots=True)
+class Posted:
+    """A transfer as it was posted."""
+
+    debit: UUID
+    credit: UUID
+    amount: int
+    movement: str
+
+
+def transfers(session: Session, transfer_ids: Collection[UUID]) -> dict[UUID, Posted]:
+    """Those of these transfers that exist."""
+    rows = session.scalars(select(TransferRow).where(TransferRow.id.in_(transfer_ids)))
+    return {row.id: Posted(row.debit, row.credit, row.amount, row.movement) for row in rows}
+
+
+def moved_between(session: Session, debit: UUID, credit: UUID) -> int:
+    """What transfers have moved straight from one account to another, in all."""
+    query = select(func.coalesce(func.sum(TransferRow.amount), 0)).where(
+        TransferRow.debit == debit, TransferRow.credit == credit, TransferRow.kind == Kind.POSTED
+    )
+    return int(session.scalars(query).one())
 
 
 def holds(session: Session, hold_ids: Collection[UUID]) -> dict[UUID, Hold]:

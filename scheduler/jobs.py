@@ -221,13 +221,14 @@ def find_array(
     session: Session, array_id: UUID, *, tenant_id: UUID | None, for_update: bool = False
 ) -> list[JobRow]:
     """The jobs of an array by index; another tenant's is as if it did not exist. Raises ArrayNotFound."""
-    query = select(JobRow).where(JobRow.array_id == array_id).order_by(JobRow.array_index)
+    query = select(JobRow).where(JobRow.array_id == array_id).order_by(JobRow.id)
     if tenant_id is not None:
         query = query.where(JobRow.tenant_id == tenant_id)
-    jobs = list(session.scalars(query.with_for_update() if for_update else query))
+    # Locked in the order in which the controller locks jobs, or the two could wait for each other.
+    jobs = session.scalars(query.with_for_update() if for_update else query).all()
     if not jobs:
         raise ArrayNotFound(array_id=array_id)
-    return jobs
+    return sorted(jobs, key=lambda job: job.array_index or 0)
 
 
 def find_job(session: Session, job_id: UUID, *, tenant_id: UUID | None, for_update: bool = False) -> JobRow:

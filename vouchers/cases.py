@@ -7,16 +7,17 @@ from datetime import datetime
 from typing import Final
 from uuid import UUID
 
-from sqlalchemy import func, select
+from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.orm import Session
 
+from kernel.bulk import among
 from kernel.ids import derived_id
 from vouchers import accounts
 from vouchers.domain.calendar import budget_cycle
 from vouchers.domain.eligibility import Case
 from vouchers.domain.facts import ContractFacts, EnterpriseFacts
-from vouchers.domain.terms import Terms
-from vouchers.enterprises import enterprise_facts, relation
+from vouchers.domain.terms import Cap, Terms
+from vouchers.enterprises import enterprise_facts, enterprises_of, relation
 from vouchers.errors import DatesReversed, RoundDiffers, RoundNotFound
 from vouchers.programmes import terms_of
 from vouchers.tables import Application, Round, Voucher
@@ -63,6 +64,7 @@ def case_of(session: Session, application: Application, at: datetime, *, request
         requested=application.requested if requested is None else requested,
         issued_enterprise=issued.get("enterprise", 0),
         issued_controller=issued.get("controller", 0),
+        issued_left=_issued_to_who_left(session, terms, enterprise, at),
         contract_used_by=_same_contract(session, application, contract),
         duplicates=_open_siblings(session, application, terms),
         relation=relation(session, enterprise.credit_code, contract.supplier) if contract.supplier else (),
@@ -70,14 +72,40 @@ def case_of(session: Session, application: Application, at: datetime, *, request
     )
 
 
-def issued_sum(session: Session, slug: str, cycle: str, *, enterprise_id: UUID | None, controller: str) -> int:
-    """Face values issued in a cap's cycle (`once`: ever) to an enterprise, or to all a controller controls.
+def issued_under_cap(
+    session: Session, terms: Terms, cap: Cap, enterprise_id: UUID, controller: str, at: datetime
+) -> int:
+    """Face values that count under a cap: all that was issued in its cycle to the enterprise, or to its group.
+
+    The group are the enterprises whose actual controller is the same now. What an enterprise was issued counts for
+    whoever controls it at this decision, as it is that one's to use: it comes with a firm that is bought and leaves
+    with a firm that is sold (decision 0031).
+    """
+    mine = [enterprise_id] if cap.per == "enterprise" else enterprises_of(session, controller)
+    cycle = budget_cycle(cap.cycle, at, terms.time_zone)
+    return _issued_sum(session, terms.programme, cycle, among(Voucher.enterprise_id, mine))
+
+
+def _issued_to_who_left(session: Session, terms: Terms, enterprise: EnterpriseFacts, at: datetime) -> int:
+    """What was issued under a controller's cap to enterprises that it controlled then and does not control now."""
+    gone = (Voucher.controller == enterprise.controller) & ~among(
+        Voucher.enterprise_id, enterprises_of(session, enterprise.controller)
+    )
+    return max(
+        (
+            _issued_sum(session, terms.programme, budget_cycle(cap.cycle, at, terms.time_zone), gone)
+            for cap in terms.caps_for(enterprise)
+            if cap.per == "controller"
+        ),
+        default=0,
+    )
+
+
+def _issued_sum(session: Session, slug: str, cycle: str, holder: ColumnElement[bool]) -> int:
+    """Face values issued in a cycle (`once`: ever) to some holders.
 
     Tranches that still wait for a report count as issued: they are granted and will be released without asking again.
     """
-    holder = (
-        Voucher.controller == controller if enterprise_id is None else Voucher.enterprise_id == enterprise_id
-    )
     counted = [Voucher.slug == slug, holder]
     if cycle != "once":
         counted.append(Voucher.cap_year == int(cycle))
@@ -93,13 +121,7 @@ def _issued_by_holder(
     session: Session, terms: Terms, enterprise_id: UUID, enterprise: EnterpriseFacts, at: datetime
 ) -> dict[str, int]:
     return {
-        cap.per: issued_sum(
-            session,
-            terms.programme,
-            budget_cycle(cap.cycle, at, terms.time_zone),
-            enterprise_id=enterprise_id if cap.per == "enterprise" else None,
-            controller=enterprise.controller,
-        )
+        cap.per: issued_under_cap(session, terms, cap, enterprise_id, enterprise.controller, at)
         for cap in terms.caps_for(enterprise)
     }
 

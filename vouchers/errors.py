@@ -10,9 +10,12 @@ class EnterpriseNotFound(NotFound):
 
 
 class EnterpriseExists(Conflict):
-    """The credit code is registered under another id or with another name."""
+    """The credit code was registered with other facts; they are changed by name and with a reason, not silently."""
 
-    sentence = "Credit code {credit_code} is already registered."
+    sentence = (
+        "{field}: credit code {credit_code} was registered with {registered!r}, so it cannot be registered with "
+        "{asked!r}; change the enterprise's facts instead."
+    )
 
 
 class MalformedProfile(Invalid):
@@ -327,6 +330,21 @@ class NotRelated(Conflict):
     """Only enterprises of one group may be bound to a payer."""
 
     sentence = "Enterprises {affiliate} and {payer} have no common actual controller and are not related."
+
+
+class BankReferenceUsed(Conflict):
+    """A bank transfer is one movement: it is booked once, to one enterprise, for one purpose."""
+
+    sentence = (
+        "reference: {reference!r} was booked as a {movement} of {amount} micro-yuan before; "
+        "one bank transfer is booked once, so give the reference of another one."
+    )
+
+
+class NothingOwed(Conflict):
+    """A repayment where nothing has been used of a credit line."""
+
+    sentence = "Enterprise {enterprise} owes nothing on its credit line; book bank transfer {reference!r} as a deposit."
 
 
 class AmountRefused(Invalid):

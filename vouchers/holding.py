@@ -60,6 +60,8 @@ class HoldRequest:
         extends: whether the job has a hold, which grows; else this is its first.
         again: whether the usage was paid before and has just been given back: whichever of the named vouchers paid for
             it may do so again, also when it has ended since.
+        payers: who paid for it before, the tenant first, with their rows locked by the caller; who pays for the tenant
+            now if left out.
     """
 
     job_id: UUID
@@ -70,6 +72,7 @@ class HoldRequest:
     usage_until: datetime
     extends: bool
     again: bool = False
+    payers: Sequence[UUID] = ()
 
 
 @dataclass(frozen=True)
@@ -239,7 +242,7 @@ def _wish(request: HoldRequest, payers: Mapping[UUID, Sequence[UUID]], so_far: S
         raise HoldReleased(job=request.job_id)
     card_ms = request.facts.card_ms - (0 if so_far is None else so_far.card_ms)
     facts = ChargeFacts(**(request.facts.kind() | {"card_ms": max(card_ms, 0)}))
-    return Wish(payers[request.tenant_id], facts, request.voucher_ids)
+    return Wish(request.payers or payers[request.tenant_id], facts, request.voucher_ids)
 
 
 def _place(

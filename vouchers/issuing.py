@@ -14,7 +14,7 @@ from ledger.errors import InsufficientFunds
 from ledger.posting import post_all
 from vouchers import accounts, movements
 from vouchers.applications import locked_application, record_step
-from vouchers.cases import issued_sum
+from vouchers.cases import issued_under_cap
 from vouchers.domain.calendar import budget_cycle, expiry, local_day
 from vouchers.domain.terms import Terms
 from vouchers.domain.tranches import tranche_faces
@@ -128,20 +128,18 @@ def voucher_of(session: Session, voucher_id: UUID) -> Voucher:
 def _check_caps(session: Session, application: Application, granted: int, terms: Terms, at: datetime) -> None:
     enterprise = enterprise_facts(session, application.enterprise_id)
     for cap in terms.caps_for(enterprise):
-        cycle = budget_cycle(cap.cycle, at, terms.time_zone)
-        issued = issued_sum(
-            session,
-            terms.programme,
-            cycle,
-            enterprise_id=application.enterprise_id if cap.per == "enterprise" else None,
-            controller=enterprise.controller,
-        )
+        issued = issued_under_cap(session, terms, cap, application.enterprise_id, enterprise.controller, at)
         if issued + granted > cap.amount:
             holder = (
                 enterprise.credit_code if cap.per == "enterprise" else f"the group of {enterprise.controller}"
             )
             raise CapExceeded(
-                clause=cap.clause, holder=holder, issued=issued, cycle=cycle, required=granted, cap=cap.amount
+                clause=cap.clause,
+                holder=holder,
+                issued=issued,
+                cycle=budget_cycle(cap.cycle, at, terms.time_zone),
+                required=granted,
+                cap=cap.amount,
             )
 
 

@@ -120,7 +120,14 @@ def gather_means(session: Session, wishes: Sequence[Wish], at: datetime) -> Mean
     active, named = _vouchers(session, wishes)
     projects = {wish.facts.project for wish in wishes if wish.facts.project is not None}
     means = Means(
-        active, named, _parts(session, named.values(), active, projects), _budgets(session, wishes, at)
+        active,
+        named,
+        _parts(session, named.values(), active, projects),
+        budgets_in_force(
+            session,
+            {(wish.tenant_id, wish.facts.project) for wish in wishes if wish.facts.project is not None},
+            at,
+        ),
     )
     found = balances(session, _accounts(means, wishes))
     means.left.update((account_id, balance.available or 0) for account_id, balance in found.items())
@@ -180,15 +187,16 @@ def _parts(
     return set(session.execute(query).all())
 
 
-def _budgets(session: Session, wishes: Sequence[Wish], at: datetime) -> dict[tuple[UUID, str], Account]:
+def budgets_in_force(
+    session: Session, wanted: Collection[tuple[UUID, str]], at: datetime
+) -> dict[tuple[UUID, str], Account]:
     """Per tenant and project the budget that limits it now; of several the one that began last."""
-    wanted = {(wish.tenant_id, wish.facts.project) for wish in wishes if wish.facts.project is not None}
     if not wanted:
         return {}
     rows = session.execute(
         select(ProjectBudget.enterprise_id, ProjectBudget.project, ProjectBudget.id)
         .where(
-            tuple_(ProjectBudget.enterprise_id, ProjectBudget.project).in_(wanted),
+            tuple_(ProjectBudget.enterprise_id, ProjectBudget.project).in_(set(wanted)),
             ProjectBudget.starts_at <= at,
             at < ProjectBudget.ends_at,
         )

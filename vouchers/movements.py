@@ -92,10 +92,20 @@ def return_part(allotment_id: UUID, voucher: Account, part: Account, amount: int
 # The tenant's own money
 
 
+def bank_transfer_id(reference: str) -> UUID:
+    """What a bank transfer is booked as, whatever it was for: one reference of the bank is one movement."""
+    return derived_id("transfer", "bank transfer", reference)
+
+
+def surplus_id(reference: str) -> UUID:
+    """What a bank transfer brought beyond what was owed is booked as."""
+    return derived_id("transfer", "surplus of a bank transfer", reference)
+
+
 def deposit(enterprise_id: UUID, reference: str, amount_micros: int) -> Transfer:
     """Money arrived at the bank for an enterprise's prepaid balance; the bank's reference makes it unique."""
-    return _move(
-        "deposit", reference, debit=accounts.BANK, credit=accounts.wallet(enterprise_id), amount=amount_micros
+    return _from_bank(
+        bank_transfer_id(reference), "deposit", reference, accounts.wallet(enterprise_id), amount_micros
     )
 
 
@@ -125,12 +135,32 @@ def withdraw_credit(enterprise_id: UUID, reference: str, amount_micros: int) -> 
 
 def repay_credit(enterprise_id: UUID, reference: str, amount_micros: int) -> Transfer:
     """An enterprise paid what it had used before paying; its credit line can be used again."""
-    return _move(
+    return _from_bank(
+        bank_transfer_id(reference),
         "repay_credit",
         reference,
-        debit=accounts.BANK,
-        credit=accounts.credit_line(enterprise_id),
+        accounts.credit_line(enterprise_id),
+        amount_micros,
+    )
+
+
+def keep_surplus(enterprise_id: UUID, reference: str, amount_micros: int) -> Transfer:
+    """What an enterprise paid beyond what it owed goes to its prepaid balance."""
+    return _from_bank(
+        surplus_id(reference), "keep_surplus", reference, accounts.wallet(enterprise_id), amount_micros
+    )
+
+
+def _from_bank(
+    transfer_id: UUID, movement: str, reference: str, credit: Account, amount_micros: int
+) -> Transfer:
+    return transfers.posted(
+        transfer_id,
+        debit=accounts.BANK.id,
+        credit=credit.id,
         amount=amount_micros,
+        movement=movement,
+        cause=reference,
     )
 
 

@@ -1,7 +1,8 @@
 """Recharging: usage that was charged at the wrong cost is given back and charged again, by the very sources that paid.
 
 A voucher that has ended since pays its share of the usage before its end all the same, out of what is given back to it;
-only what is left of that goes on to the pool.
+only what is left of that goes on to the pool. So does an enterprise that paid for the tenant then and no longer does;
+one that pays for it only now is not asked.
 """
 
 from datetime import datetime
@@ -17,10 +18,12 @@ from vouchers import accounts, movements
 from vouchers.capturing import capture_charge, coverage_of
 from vouchers.domain.explanation import Coverage
 from vouchers.domain.facts import ChargeFacts
+from vouchers.enterprises import lock_tenants
 from vouchers.errors import ChargeNotFound
 from vouchers.redemption import place_hold, release_hold
 from vouchers.restoration import restore_charge
 from vouchers.tables import CoveredCharge, HoldLine, Voucher
+from vouchers.wallets import payer_of
 
 
 def recharge(
@@ -46,13 +49,26 @@ def recharge(
     charge = session.get(CoveredCharge, charge_id)
     if charge is None:
         raise ChargeNotFound(charge=charge_id)
-    paid_by = [UUID(line.voucher) for line in coverage_of(session, charge_id).lines if line.voucher]
+    lines = coverage_of(session, charge_id).lines
+    paid_by = [UUID(line.voucher) for line in lines if line.voucher]
+    others = sorted({UUID(line.payer) for line in lines if line.payer} - {charge.tenant_id})
+    now = payer_of(session, charge.tenant_id)
+    lock_tenants(session, [charge.tenant_id, *others, *([] if now is None else [now])])
     restore_charge(session, charge_id, reason=reason, by=by, at=at, forward=False)
     coverage = Coverage(0, ())
     if cost_micros:
         facts, until = ChargeFacts(**(charge.facts | {"card_ms": charge.card_ms})), charge.used_until
         place_hold(
-            session, new_id, charge.tenant_id, cost_micros, facts, paid_by, at, usage_until=until, again=True
+            session,
+            new_id,
+            charge.tenant_id,
+            cost_micros,
+            facts,
+            paid_by,
+            at,
+            usage_until=until,
+            again=True,
+            payers=(charge.tenant_id, *others),
         )
         coverage = capture_charge(session, new_id, new_id, cost_micros, facts, at, used_until=until)
         release_hold(session, new_id, at)

@@ -86,17 +86,20 @@ def place_hold(
     *,
     usage_until: datetime | None = None,
     again: bool = False,
+    payers: Sequence[UUID] = (),
 ) -> Coverage:
     """Set aside what the first stretch of a job may cost. Placing it again returns the first result.
 
-    Arguments and refusals are those of `quote`; `again` is that of `HoldRequest`. Besides:
+    Arguments and refusals are those of `quote`; `again` and `payers` are those of `HoldRequest`. Besides:
 
     Raises:
         HoldDiffers: the job has a hold for other content.
         HoldReleased: its hold was released.
     """
     until = usage_until or at
-    first = HoldRequest(job_id, tenant_id, cost_micros, facts, voucher_ids, until, extends=False, again=again)
+    first = HoldRequest(
+        job_id, tenant_id, cost_micros, facts, voucher_ids, until, extends=False, again=again, payers=payers
+    )
     (outcome,) = place_holds(session, [first], at)
     if isinstance(outcome, HoldDiffers):
         _check_same(session, first)

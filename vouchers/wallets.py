@@ -17,15 +17,17 @@ from kernel.money import MICROS_MAX
 from ledger.domain.accounts import Account
 from ledger.domain.transfers import Transfer
 from ledger.posting import post_all
-from ledger.reading import balances
+from ledger.reading import balances, moved_between, transfers
 from vouchers import accounts, movements
 from vouchers.enterprises import lock_tenants, relation
 from vouchers.errors import (
     AlreadyBound,
     AmountRefused,
+    BankReferenceUsed,
     BudgetDiffers,
     DatesReversed,
     GroupFull,
+    NothingOwed,
     NotRelated,
     VoucherEnded,
     VoucherNotFound,
@@ -33,6 +35,9 @@ from vouchers.errors import (
 from vouchers.tables import GroupMember, ProjectBudget, Voucher, VoucherPart
 
 AFFILIATES_MAX: Final = 6
+ROUNDING_MICROS_MAX: Final = 1_000_000
+"""Invoices ask for whole fen, so what is paid of them can be some fen more than was used of the credit line. So much
+may stay on the line; it is used before the line is."""
 
 _PAYER: Final = select(GroupMember.payer_id).where(GroupMember.affiliate_id == bindparam("affiliate"))
 
@@ -53,9 +58,12 @@ def deposit(session: Session, tenant_id: UUID, amount_micros: int, reference: st
 
     Raises:
         AmountRefused: not an amount.
-        IdReusedWithOtherContent: the reference was booked for another tenant or amount.
+        BankReferenceUsed: the reference was booked for another tenant, amount or purpose.
     """
-    _post_own(session, movements.deposit, tenant_id, reference, amount_micros, at)
+    _check_amount(amount_micros)
+    lock_tenants(session, [tenant_id])
+    if not _is_booked(session, accounts.wallet(tenant_id), reference, amount_micros):
+        _post(session, tenant_id, [movements.deposit(tenant_id, reference, amount_micros)], at)
 
 
 def grant_credit(session: Session, tenant_id: UUID, amount_micros: int, reference: str, at: datetime) -> None:
@@ -71,8 +79,37 @@ def withdraw_credit(
 
 
 def repay_credit(session: Session, tenant_id: UUID, amount_micros: int, reference: str, at: datetime) -> None:
-    """Book a payment for what was used before paying; the credit line can be used again."""
-    _post_own(session, movements.repay_credit, tenant_id, reference, amount_micros, at)
+    """Book a bank transfer for what was used before paying; the credit line can be used again.
+
+    What it brings beyond what is owed (and `ROUNDING_MICROS_MAX`) goes to the prepaid balance, as the line is what the
+    centre grants and no payment raises it. The bank's reference is booked once.
+
+    Raises:
+        AmountRefused: not an amount.
+        NothingOwed: the credit line is not in use.
+        BankReferenceUsed: the reference was booked for another tenant, amount or purpose.
+    """
+    _check_amount(amount_micros)
+    lock_tenants(session, [tenant_id])
+    if _is_booked(session, accounts.credit_line(tenant_id), reference, amount_micros):
+        return
+    owed = owed_micros(session, tenant_id)
+    if owed <= 0:
+        raise NothingOwed(enterprise=tenant_id, reference=reference)
+    repaid = min(amount_micros, owed + ROUNDING_MICROS_MAX)
+    booked = [movements.repay_credit(tenant_id, reference, repaid)]
+    if amount_micros > repaid:
+        booked.append(movements.keep_surplus(tenant_id, reference, amount_micros - repaid))
+    _post(session, tenant_id, booked, at)
+
+
+def owed_micros(session: Session, tenant_id: UUID) -> int:
+    """What an enterprise has used of its credit line and not paid; what is only set aside is not owed yet."""
+    line = accounts.credit_line(tenant_id)
+    granted = moved_between(session, accounts.CREDIT_GRANTED.id, line.id)
+    granted -= moved_between(session, line.id, accounts.CREDIT_GRANTED.id)
+    balance = balances(session, [line.id]).get(line.id)
+    return granted - (0 if balance is None else balance.net)
 
 
 def wallet_balance(session: Session, tenant_id: UUID) -> WalletBalance:
@@ -228,9 +265,25 @@ def _post_own(
 ) -> None:
     _check_amount(amount_micros)
     lock_tenants(session, [tenant_id])
+    _post(session, tenant_id, [movement(tenant_id, reference, amount_micros)], at)
+
+
+def _post(session: Session, tenant_id: UUID, booked: Sequence[Transfer], at: datetime) -> None:
     own = [accounts.wallet(tenant_id), accounts.credit_line(tenant_id)]
     accounts.ensure(session, [*own, accounts.BANK, accounts.CREDIT_GRANTED], at)
-    post_all(session, [movement(tenant_id, reference, amount_micros)], at=at)
+    post_all(session, booked, at=at)
+
+
+def _is_booked(session: Session, place: Account, reference: str, amount_micros: int) -> bool:
+    """Whether a bank transfer has been booked to this place. Raises BankReferenceUsed: it was booked otherwise."""
+    bank_id = movements.bank_transfer_id(reference)
+    booked = transfers(session, [bank_id, movements.surplus_id(reference)])
+    if bank_id not in booked:
+        return False
+    amount, movement = sum(part.amount for part in booked.values()), booked[bank_id].movement
+    if (booked[bank_id].credit, amount) != (place.id, amount_micros):
+        raise BankReferenceUsed(reference=reference, movement=movement.replace("_", " "), amount=amount)
+    return True
 
 
 def _places(session: Session, payer_id: UUID) -> Sequence[int]:

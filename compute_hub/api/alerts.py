@@ -10,7 +10,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from compute_hub.api.call import Caller
-from compute_hub.api.shapes import After, Body, Id, Limit, Page, View, Yuan, page_of
+from compute_hub.api.shapes import After, Body, Id, Limit, Page, Project, View, Yuan, page_of
 from compute_hub.billing.alerting import end_alert_rule, set_alert_rule
 from compute_hub.billing.tables import AlertRow, AlertRuleRow
 from kernel.errors import Invalid
@@ -26,10 +26,15 @@ class AlertTargetRefused(Invalid):
 
 
 class AlertRuleSetting(Body):
-    """Tell somebody when what a tenant can still spend of its own falls below, or a month's spending rises above."""
+    """Tell somebody when a tenant's money crosses a line.
+
+    `balance`: what it can still spend of its own falls below; `spending`: a month's spending rises above; `budget`:
+    what the budget of a project still allows in its period falls below.
+    """
 
     tenant_id: Id
-    kind: Literal["balance", "spending"]
+    kind: Literal["balance", "spending", "budget"]
+    project: Project | None = None
     threshold_cny: Yuan
     channel: Literal["webhook", "email"]
     target: Annotated[str, StringConstraints(min_length=3, max_length=500, pattern=r"^[\x21-\x7e]+$")]
@@ -41,6 +46,7 @@ class AlertRuleView(View):
     id: UUID
     tenant_id: UUID
     kind: str
+    project: str | None
     threshold_cny: str
     channel: str
     target: str
@@ -63,7 +69,7 @@ class AlertView(View):
 
 @router.post("/alert-rules", status_code=201, name="set_alert_rule")
 def set_rule(body: AlertRuleSetting, call: Caller) -> AlertRuleView:
-    """Watch a tenant's balance or its month's spending."""
+    """Watch a tenant's balance, its month's spending or the budget of one of its projects."""
     wanted = ("https://", "http://") if body.channel == "webhook" else ()
     if wanted and not body.target.startswith(wanted):
         raise AlertTargetRefused(channel=body.channel, wanted="an address that begins with https:// or http://")
@@ -78,6 +84,7 @@ def set_rule(body: AlertRuleSetting, call: Caller) -> AlertRuleView:
             threshold_micros=parse_yuan(body.threshold_cny, field="threshold_cny"),
             channel=body.channel,
             target=body.target,
+            project=body.project,
             by=call.principal.id,
             at=at,
         )
@@ -146,6 +153,7 @@ def _rule(row: AlertRuleRow) -> AlertRuleView:
         id=row.id,
         tenant_id=row.tenant_id,
         kind=row.kind,
+        project=row.project,
         threshold_cny=format_yuan(row.threshold_micros),
         channel=row.channel,
         target=row.target,

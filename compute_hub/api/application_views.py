@@ -14,8 +14,9 @@ from compute_hub.api.shapes import Body, CardMs, Id, NeededReason, Page, Reason,
 from kernel.money import parse_yuan
 from vouchers.applications import checks_of, steps_of
 from vouchers.domain.facts import CentreFacts, ContractFacts
+from vouchers.enterprises import in_force
 from vouchers.errors import ApplicationNotFound
-from vouchers.tables import Application, Enterprise, Objection, ProgrammeVersion
+from vouchers.tables import Application, Enterprise, EnterpriseVersion, Objection, ProgrammeVersion
 
 Code = Annotated[str, StringConstraints(max_length=18)]
 Number = Annotated[str, StringConstraints(max_length=100)]
@@ -222,9 +223,10 @@ def notice_views(
 ) -> Page[NoticeView]:
     """Approved applications under public notice, newest first; or the one named."""
     query = (
-        select(Application, ProgrammeVersion, Enterprise.name)
+        select(Application, ProgrammeVersion, EnterpriseVersion.name)
         .join(ProgrammeVersion, ProgrammeVersion.id == Application.version_id)
         .join(Enterprise, Enterprise.id == Application.enterprise_id)
+        .join(EnterpriseVersion, in_force())
         .where(Application.state == "approved", Application.notice_ends_at.is_not(None))
         .order_by(Application.id.desc())
         .limit(limit)

@@ -50,6 +50,23 @@ class ClusterView(View):
     nodes: list[NodeView]
 
 
+class EnvironmentView(View):
+    """Software of the centre that jobs run in, and what kind of cost their usage is, which vouchers look at.
+
+    One with a command is a service: its jobs begin with that command and bring no variables of their own.
+    """
+
+    name: str
+    cost_kind: str
+    command: list[str]
+
+
+class EnvironmentsView(View):
+    """All environments by name."""
+
+    environments: list[EnvironmentView]
+
+
 class DemandView(View):
     """Jobs that wait with one shape: each needs `nodes` machines with so much on each of them, all at once."""
 
@@ -67,6 +84,17 @@ class DemandsView(View):
     """What an autoscaler would have to add for every job that could start now to start."""
 
     demands: list[DemandView]
+
+
+@router.get("/environments", name="list_environments")
+def environments(call: Caller) -> EnvironmentsView:
+    """The software environments that the operator offers to jobs."""
+    return EnvironmentsView(
+        environments=[
+            EnvironmentView(name=name, cost_kind=offered.cost_kind, command=list(offered.command))
+            for name, offered in sorted(call.settings.environments.items())
+        ]
+    )
 
 
 @router.get("/cluster", name="show_cluster")

@@ -27,11 +27,13 @@ from compute_hub.api.job_views import (
 )
 from compute_hub.api.shapes import After, Limit, Page, View, page_of
 from compute_hub.billing.funding import pledge_alike, pledge_funding
+from compute_hub.environments import check_use
 from compute_hub.telemetry.tracing import about, traceparent
 from compute_hub.uploads import find_upload, keep_upload
 from kernel.clock import utc_now
 from kernel.ids import new_id
 from scheduler.jobs import (
+    JobRequest,
     cancel_array,
     cancel_job,
     change_dependencies,
@@ -225,7 +227,7 @@ def submit_many(body: ArraySubmission, call: Caller) -> ArrayView:
         array = submit_array(
             session,
             new_id(),
-            replace(body.job.request(), traceparent=traceparent()),
+            _request(body.job, call),
             size=body.size,
             running_max=body.running_max or 0,
             tenant_id=call.tenant_id,
@@ -281,12 +283,19 @@ def queue_job(session: Session, body: JobSubmission, call: Call, at: datetime) -
     return submit_job(
         session,
         new_id(),
-        replace(body.request(), traceparent=traceparent()),
+        _request(body, call),
         tenant_id=call.tenant_id,
         submitted_by=call.principal.id,
         environments=list(call.settings.environments),
         at=at,
     )
+
+
+def _request(body: JobSubmission, call: Call) -> JobRequest:
+    """What is asked of the scheduler. Raises ServiceOnly."""
+    request = body.request()
+    check_use(call.settings.environments, request)
+    return replace(request, traceparent=traceparent())
 
 
 def _find_upload(body: JobSubmission, call: Call) -> None:

@@ -121,7 +121,7 @@ def withdraw(tenant_id: UUID, body: Booking, call: Caller) -> WalletView:
 
 @router.post("/enterprises/{tenant_id}/credit:repay", status_code=201, name="repay_credit")
 def repay(tenant_id: UUID, body: Booking, call: Caller) -> WalletView:
-    """Book a payment for what was used before paying."""
+    """Book a bank transfer for what was used before paying; what it brings beyond goes to the prepaid balance."""
     return _book(tenant_id, body, call, repay_credit)
 
 

@@ -151,12 +151,13 @@ def hardware_of(session: Session, models: Collection[str]) -> dict[str, str]:
 
 
 def charge_facts(
-    centre: CentreFacts, model: str, hardware: Mapping[str, str], slot_ms: int, project: str | None
+    centre: CentreFacts, job: JobRow, model: str, hardware: Mapping[str, str], slot_ms: int, project: str | None
 ) -> ChargeFacts:
-    """What the voucher rules look at in some usage of a model in this centre."""
+    """What the voucher rules look at in a job's usage of a model in this centre."""
     return ChargeFacts(
         model=model,
         hardware=hardware[model],
+        cost_kind=centre.cost_kind(job.environment),
         region=centre.region,
         centre_pflops=centre.pflops,
         card_ms=slot_ms // 1000,
@@ -196,7 +197,7 @@ def _request(
     So neither a device that left nor a centre that grew while a job runs takes its holds away from it.
     """
     ahead = entry.ahead
-    facts = held or charge_facts(centre, ahead.model, hardware, 0, ahead.funded.project)
+    facts = held or charge_facts(centre, ahead.job, ahead.model, hardware, 0, ahead.funded.project)
     return HoldRequest(
         job_id=ahead.job.id,
         tenant_id=ahead.job.tenant_id,

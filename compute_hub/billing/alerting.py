@@ -15,15 +15,23 @@ from sqlalchemy.orm import Session
 from compute_hub.billing.domain.days import month_of
 from compute_hub.billing.tables import AlertRow, AlertRuleRow, ChargeRow
 from kernel.clock import unix_ms
-from kernel.errors import NotFound
+from kernel.errors import Invalid, NotFound
 from kernel.ids import new_id
 from kernel.money import format_yuan
+from vouchers import accounts
 from vouchers.enterprises import lock_tenants
+from vouchers.means import budgets_in_force
 from vouchers.open_holds import OWN
 from vouchers.tables import CoverageLine, Restoration
 from vouchers.wallets import wallet_balance
 
 TRIES_MAX: Final = 10
+
+
+class AlertProjectMisplaced(Invalid):
+    """A budget rule without a project, or another rule with one."""
+
+    sentence = "project: {project!r} with a {kind} alert; a budget alert, and only that, names a project."
 
 
 class AlertRuleNotFound(NotFound):
@@ -42,17 +50,34 @@ def set_alert_rule(
     target: str,
     by: UUID,
     at: datetime,
+    project: str | None = None,
 ) -> AlertRuleRow:
-    """Watch a tenant's own money (`balance` below, or a month's `spending` above a threshold).
+    """Watch a tenant's own money.
+
+    Args:
+        session: whose transaction this belongs to.
+        tenant_id: whose money.
+        kind: `balance`: what it can still spend falls below the threshold; `spending`: what it spent of it in a month
+            rises above; `budget`: what the budget of a project still allows in its period falls below.
+        threshold_micros: the line.
+        channel: `webhook` or `email`.
+        target: the webhook's address or the mail's.
+        by: who sets it.
+        at: now.
+        project: of a `budget` rule, and only there.
 
     Raises:
         EnterpriseNotFound: there is no such tenant.
+        AlertProjectMisplaced: a project is missing, or named for another kind.
     """
+    if (kind == "budget") != (project is not None):
+        raise AlertProjectMisplaced(kind=kind, project=project)
     lock_tenants(session, [tenant_id])
     row = AlertRuleRow(
         id=new_id(),
         tenant_id=tenant_id,
         kind=kind,
+        project=project,
         threshold_micros=threshold_micros,
         channel=channel,
         target=target,
@@ -86,8 +111,8 @@ def raise_alerts(session: Session, at: datetime) -> int:
     ).all()
     for rule in rules:
         figure = _figure(session, rule, at)
-        crossed = figure < rule.threshold_micros if rule.kind == "balance" else figure > rule.threshold_micros
-        if crossed and not rule.crossed:
+        crossed = figure is not None and _is_beyond(rule, figure)
+        if figure is not None and crossed and not rule.crossed:
             sentence = _sentence(rule, figure, at)
             session.add(
                 AlertRow(id=new_id(), rule_id=rule.id, raised_at=at, sentence=sentence, tries=0, failure="")
@@ -120,10 +145,19 @@ def note_delivery(session: Session, alert_id: UUID, failure: str, at: datetime) 
     session.flush()
 
 
-def _figure(session: Session, rule: AlertRuleRow, at: datetime) -> int:
+def _is_beyond(rule: AlertRuleRow, figure: int) -> bool:
+    return figure > rule.threshold_micros if rule.kind == "spending" else figure < rule.threshold_micros
+
+
+def _figure(session: Session, rule: AlertRuleRow, at: datetime) -> int | None:
+    """What a rule watches; None where it has nothing to watch now: a project without a budget is not limited."""
     if rule.kind == "balance":
         own = wallet_balance(session, rule.tenant_id)
         return own.prepaid_available_micros + own.credit_available_micros
+    if rule.project is not None:
+        place = (rule.tenant_id, rule.project)
+        budget = budgets_in_force(session, {place}, at).get(place)
+        return None if budget is None else accounts.available(session, [budget])[budget.id]
     return _spent_micros(session, rule.tenant_id, month_of(unix_ms(at)))
 
 
@@ -143,5 +177,8 @@ def _spent_micros(session: Session, tenant_id: UUID, month: str) -> int:
 def _sentence(rule: AlertRuleRow, figure: int, at: datetime) -> str:
     if rule.kind == "balance":
         return f"¥{format_yuan(figure)} can still be spent, less than ¥{format_yuan(rule.threshold_micros)}."
+    if rule.kind == "budget":
+        left = f"¥{format_yuan(figure)} of the budget of project {rule.project} can still be spent"
+        return f"{left}, less than ¥{format_yuan(rule.threshold_micros)}."
     month = month_of(unix_ms(at))
     return f"¥{format_yuan(figure)} was spent in {month}, more than ¥{format_yuan(rule.threshold_micros)}."

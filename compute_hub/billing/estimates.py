@@ -135,7 +135,7 @@ def _cover(
     lasting = None if voucher_ids is None else [voucher for voucher in voucher_ids if voucher not in gone]
     slots = job.node_count * job.devices_per_node * job.slots_milli
     hardware = hardware_of(session, [cost.model])
-    facts = charge_facts(centre, cost.model, hardware, slots * cost.duration_ms, project)
+    facts = charge_facts(centre, job, cost.model, hardware, slots * cost.duration_ms, project)
     try:
         coverage = quote(session, job.tenant_id, cost.cost_micros, facts, lasting, at, usage_until=until)
     except Unfunded as unfunded:

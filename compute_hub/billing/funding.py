@@ -76,7 +76,7 @@ def pledge_funding(
     stretch_ms = _stretch_ms(job, 0, horizon_ms)
     price, model = dearest_model(session, job, at, priced_ahead(at, stretch_ms))
     slot_ms = _slots(job) * stretch_ms
-    facts = charge_facts(centre, model, hardware_of(session, [model]), slot_ms, project)
+    facts = charge_facts(centre, job, model, hardware_of(session, [model]), slot_ms, project)
     coverage = quote(session, job.tenant_id, hold_micros(slot_ms, price), facts, voucher_ids, at)
     pledge_alike(session, [job], voucher_ids, project)
     return coverage

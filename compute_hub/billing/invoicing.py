@@ -26,9 +26,7 @@ from kernel.ids import derived_id
 from ledger.domain.transfers import Transfer, posted
 from ledger.posting import post_all
 from vouchers import accounts
-from vouchers.enterprises import lock_tenants
-from vouchers.errors import EnterpriseNotFound
-from vouchers.tables import Enterprise
+from vouchers.enterprises import lock_tenants, profile
 
 
 class MonthNotOver(Conflict):
@@ -281,9 +279,7 @@ def _write(
     terms: Terms,
 ) -> InvoiceRow:
     """Number an invoice, write it and its lines, and post what rounding to the fen moves."""
-    buyer = session.get(Enterprise, draft.tenant_id)
-    if buyer is None:
-        raise EnterpriseNotFound(enterprise=draft.tenant_id)
+    credit_code, buyer = profile(session, draft.tenant_id)
     series = f"{'INV' if kind == 'invoice' else 'CN'}-{local_date(unix_ms(at)).year}"
     sequence = _next_number(session, series)
     totals = draft.totals
@@ -296,7 +292,7 @@ def _write(
         number=f"{series}-{sequence:06d}",
         month=draft.month,
         refers_to=refers_to,
-        buyer={"name": buyer.name, "credit_code": buyer.credit_code},
+        buyer={"name": buyer.name, "credit_code": credit_code},
         gross_micros=totals.gross_micros,
         voucher_micros=totals.voucher_micros,
         tenant_micros=totals.tenant_micros,

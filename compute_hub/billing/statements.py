@@ -1,10 +1,12 @@
 """A tenant's day: what was charged, by job; what came in and went out of its own money; balances before and after.
 
-Derived from charges and the ledger alone; a day that is over never changes, because both are only added to.
+Derived from charges and the ledger alone, by the instant at which each was made; a day that is over never changes,
+because both are only added to: usage that is reported later is charged later, and stands on that day.
 """
 
 from dataclasses import dataclass
 from datetime import date
+from typing import Final
 from uuid import UUID
 
 from sqlalchemy import text
@@ -13,6 +15,19 @@ from sqlalchemy.orm import Session
 from compute_hub.billing.domain.days import day_span
 from kernel.clock import from_unix_ms
 from vouchers import accounts
+
+_MOVED: Final = text("""
+    SELECT movement, sum(CASE side WHEN 'credit' THEN amount ELSE -amount END) FROM entries
+     WHERE account_id = :account AND at >= :since AND at < :until AND kind IN ('posted', 'capture', 'reversal')
+     GROUP BY movement ORDER BY movement""")
+# What was posted until an instant may follow, in the account's own order, what was posted at it: two who post at
+# midnight read two clocks. So the latest balance of all is taken, less everything from that instant on.
+_BALANCE: Final = text("""
+    SELECT coalesce((SELECT credits_posted - debits_posted FROM entries WHERE account_id = :account
+                      ORDER BY sequence DESC LIMIT 1), 0)
+         - coalesce((SELECT sum(CASE side WHEN 'credit' THEN amount ELSE -amount END) FROM entries
+                      WHERE account_id = :account AND at >= :until
+                        AND kind IN ('posted', 'capture', 'reversal')), 0)""")
 
 
 @dataclass(frozen=True)
@@ -69,16 +84,13 @@ def daily_statement(session: Session, tenant_id: UUID, day: date) -> Statement:
     moved = [
         Movement(name, movement, int(micros))
         for name, account in own.items()
-        for movement, micros in session.execute(
-            text("""
-                SELECT movement, sum(CASE side WHEN 'credit' THEN amount ELSE -amount END) FROM entries
-                WHERE account_id = :account AND at >= :since AND at < :until
-                  AND kind IN ('posted', 'capture', 'reversal') GROUP BY movement ORDER BY movement"""),
-            asked | {"account": account},
-        )
+        for movement, micros in session.execute(_MOVED, asked | {"account": account})
     ]
     before = {name: _balance(session, account, asked["since"]) for name, account in own.items()}
-    after = {name: _balance(session, account, asked["until"]) for name, account in own.items()}
+    after = {
+        name: balance + sum(one.micros for one in moved if one.account == name)
+        for name, balance in before.items()
+    }
     return Statement(
         day=day,
         prepaid_before_micros=before["prepaid"],
@@ -92,8 +104,4 @@ def daily_statement(session: Session, tenant_id: UUID, day: date) -> Statement:
 
 def _balance(session: Session, account: UUID, until: object) -> int:
     """What an account had posted before an instant."""
-    query = text("""
-        SELECT credits_posted - debits_posted FROM entries WHERE account_id = :account AND at < :until
-        ORDER BY sequence DESC LIMIT 1""")
-    found = session.scalars(query, {"account": account, "until": until}).one_or_none()
-    return int(found or 0)
+    return int(session.scalars(_BALANCE, {"account": account, "until": until}).one())

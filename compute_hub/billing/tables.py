@@ -332,11 +332,15 @@ class SettledRestorationRow(Table):
 
 
 class AlertRuleRow(Table):
-    """A line that a tenant's money may cross, and who is told; `crossed` is how it was when last looked at."""
+    """A line that a tenant's money may cross, and who is told; `crossed` is how it was when last looked at.
+
+    A `budget` rule watches what the budget of its project still allows; the others watch the tenant as a whole.
+    """
 
     __tablename__ = "alert_rules"
     __table_args__ = (
-        CheckConstraint("kind IN ('balance', 'spending')", name="kind"),
+        CheckConstraint("kind IN ('balance', 'spending', 'budget')", name="kind"),
+        CheckConstraint("(kind = 'budget') = (project IS NOT NULL)", name="project"),
         CheckConstraint("channel IN ('webhook', 'email')", name="channel"),
         CheckConstraint("threshold_micros >= 0", name="threshold"),
     )
@@ -344,6 +348,7 @@ class AlertRuleRow(Table):
     id: Mapped[UUID] = mapped_column(primary_key=True)
     tenant_id: Mapped[UUID]
     kind: Mapped[str] = mapped_column(Text)
+    project: Mapped[str | None] = mapped_column(Text)
     threshold_micros: Mapped[int]
     channel: Mapped[str] = mapped_column(Text)
     target: Mapped[str] = mapped_column(Text)

@@ -49,6 +49,16 @@ def show_(*, as_json: AsJson = False) -> None:
 
 
 @app.command()
+def environments(*, as_json: AsJson = False) -> None:
+    """List what jobs may run in, and what kind of cost their usage is, which vouchers look at."""
+    with client() as hub:
+        rows = hub.get("/v1/environments")["environments"]
+    if not as_json:
+        rows = [{**row, "command": " ".join(row["command"])} for row in rows]
+    show(rows, {"name": "environment", "cost_kind": "usage is", "command": "runs"}, as_json=as_json)
+
+
+@app.command()
 def demand(*, as_json: AsJson = False) -> None:
     """Show by shape what waiting jobs would need; for whoever adds machines."""
     with client() as hub:

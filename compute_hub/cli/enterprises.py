@@ -17,6 +17,26 @@ _COLUMNS = {
     "industry": "industry",
     "size_class": "size",
 }
+_FACTS = {
+    "version": "version",
+    "recorded_at": "since",
+    "name": "name",
+    "region": "region",
+    "industry": "industry",
+    "size_class": "size",
+    "yearly_contract_cny": "contracts, yuan",
+    "clean_years": "clean years",
+    "dishonest": "dishonest",
+    "recorded_by": "by",
+    "reason": "reason",
+}
+_CONTROL = {
+    "controlled": "party",
+    "controller": "controlled by",
+    "recorded_at": "since",
+    "ended_at": "until",
+    "reason": "reason",
+}
 _KEYS = {
     "id": "key",
     "role": "role",
@@ -40,6 +60,7 @@ def register(
     size: Annotated[str, typer.Option(help="micro, small, medium, large or startup.")] = "small",
     yearly_contract: Annotated[str, typer.Option(help="Contracted for compute in a year, in yuan.")] = "0",
     clean_years: Annotated[int, typer.Option(help="Years without a record.")] = 0,
+    role: Annotated[list[str] | None, typer.Option(help="A role, such as chain_leader; repeatable.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Register an enterprise as a tenant."""
@@ -51,6 +72,7 @@ def register(
         "size_class": size,
         "yearly_contract_cny": yearly_contract,
         "clean_years": clean_years,
+        "roles": role or [],
     }
     with client() as hub:
         show([hub.post("/v1/enterprises", body)], _COLUMNS, as_json=as_json)
@@ -74,33 +96,77 @@ def show_(enterprise: Enterprise, *, as_json: AsJson = False) -> None:
         details(found)
 
 
-@app.command("mark-dishonest")
-def mark_dishonest(
+@app.command()
+def change(
     enterprise: Enterprise,
+    reason: Annotated[str, typer.Option(help="Why, such as the registry's notice.")],
     *,
-    off: Annotated[bool, typer.Option(help="Take it off the list.")] = False,
+    name: Annotated[str | None, typer.Option(help="The registered name.")] = None,
+    region: Annotated[str | None, typer.Option(help="Division code, such as 331003.")] = None,
+    industry: Annotated[str | None, typer.Option(help="The industry.")] = None,
+    size: Annotated[str | None, typer.Option(help="micro, small, medium, large or startup.")] = None,
+    yearly_contract: Annotated[
+        str | None, typer.Option(help="Contracted for compute in a year, in yuan.")
+    ] = None,
+    clean_years: Annotated[int | None, typer.Option(help="Years without a record.")] = None,
+    dishonest: Annotated[
+        bool | None,
+        typer.Option("--dishonest/--honest", help="On the list of dishonest enterprises, or off it."),
+    ] = None,
+    role: Annotated[list[str] | None, typer.Option(help="All its roles from now on; repeatable.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Put an enterprise on the list of dishonest ones."""
+    """Change what the rules know of an enterprise from now on; what was decided keeps the facts it saw."""
+    body = {
+        "reason": reason,
+        "name": name,
+        "region": region,
+        "industry": industry,
+        "size_class": size,
+        "yearly_contract_cny": yearly_contract,
+        "clean_years": clean_years,
+        "dishonest": dishonest,
+        "roles": role or None,
+    }
     with client() as hub:
-        answer = hub.post(f"/v1/enterprises/{enterprise}:mark-dishonest", {"dishonest": not off})
-    show([answer], {**_COLUMNS, "dishonest": "dishonest"}, as_json=as_json)
-
-
-@app.command("set-controller")
-def set_controller(controlled: Party, controller: Party, *, as_json: AsJson = False) -> None:
-    """Record who directly controls a party."""
-    with client() as hub:
-        answer = hub.post("/v1/controllers", {"controlled": controlled, "controller": controller})
-    show([answer], {"controlled": "party", "controller": "controlled by"}, as_json=as_json)
+        answer = hub.post(f"/v1/enterprises/{enterprise}:change-facts", body)
+    show([answer], {**_COLUMNS, "dishonest": "dishonest", "version": "version"}, as_json=as_json)
 
 
 @app.command()
-def controllers(*, as_json: AsJson = False) -> None:
-    """List who directly controls whom."""
+def history(enterprise: Enterprise, *, as_json: AsJson = False) -> None:
+    """List what the rules knew of an enterprise from when on, who changed it and why."""
     with client() as hub:
-        found = list(hub.pages("/v1/controllers"))
-    show(found, {"controlled": "party", "controller": "controlled by"}, as_json=as_json)
+        show(list(hub.pages(f"/v1/enterprises/{enterprise}/facts")), _FACTS, as_json=as_json)
+
+
+@app.command("set-controller")
+def set_controller(
+    controlled: Party,
+    controller: Party,
+    reason: Annotated[str, typer.Option(help="How it is known.")],
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Record who directly controls a party from now on."""
+    body = {"controlled": controlled, "controller": controller, "reason": reason}
+    with client() as hub:
+        show([hub.post("/v1/controllers", body)], _CONTROL, as_json=as_json)
+
+
+@app.command()
+def controllers(
+    *,
+    party: Annotated[str | None, typer.Option(help="Whose controllers, past ones too.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List who directly controls whom, or who ever controlled one party."""
+    with client() as hub:
+        if party is None:
+            found = list(hub.pages("/v1/controllers"))
+        else:
+            found = hub.get("/v1/controllers/history", party=party)["items"]
+    show(found, _CONTROL, as_json=as_json)
 
 
 @app.command()

@@ -85,7 +85,7 @@ def withdraw_credit(
 def repay_credit(
     enterprise: Enterprise, amount: Amount, reference: Reference, *, as_json: AsJson = False
 ) -> None:
-    """Book a payment for what was used on credit."""
+    """Book a bank transfer for what was used on credit; what it brings beyond goes to the prepaid balance."""
     _book(enterprise, "credit:repay", amount, reference, as_json=as_json)
 
 

@@ -88,6 +88,7 @@ DECLARE
     a_dp bigint[]; a_cp bigint[]; a_dn bigint[]; a_cn bigint[];
     h_id uuid[]; h_debit uuid[]; h_credit uuid[]; h_held bigint[]; h_captured bigint[]; h_freed bigint[];
     h_ends timestamptz[]; h_state text[]; h_fate text[];
+    t_place bigint[];
     r_status text[]; r_account uuid[]; r_available bigint[];
     r_id uuid[]; r_reverses uuid[]; r_debit uuid[]; r_credit uuid[]; r_amount bigint[];
     d_version bigint[]; d_dp bigint[]; d_cp bigint[]; d_dn bigint[]; d_cn bigint[];
@@ -123,6 +124,11 @@ BEGIN
                    array_agg('kept'::text)
               INTO h_id, h_debit, h_credit, h_held, h_captured, h_freed, h_ends, h_state, h_fate
               FROM holds x WHERE x.id = ANY (t_hold);
+            -- Where each transfer's hold stands there, found for all at once: array_position would look through them all
+            -- for each. One that this batch makes is looked for when its turn comes.
+            SELECT array_agg(x.place ORDER BY t.i) INTO t_place
+              FROM unnest(t_hold) WITH ORDINALITY AS t(id, i)
+              LEFT JOIN unnest(h_id) WITH ORDINALITY AS x(id, place) ON x.id = t.id;
         END IF;
 
         -- 3. Decide, each transfer on what the ones before it left.
@@ -201,7 +207,7 @@ BEGIN
                     verdict := 'already_reversed';
                 END IF;
             ELSIF kind IN ('extend', 'capture', 'release', 'expire') THEN
-                h := array_position(h_id, t_hold[i]);
+                h := coalesce(t_place[i], array_position(h_id, t_hold[i]));
                 d := array_position(a_id, h_debit[h]);
                 c := array_position(a_id, h_credit[h]);
                 IF d IS NULL OR c IS NULL THEN

@@ -22,12 +22,13 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
+    op.get_bind().exec_driver_sql("ALTER TABLE enterprises DROP CONSTRAINT fk_enterprises_version")
     op.get_bind().exec_driver_sql(
         "DROP TABLE "
         "restorations, charge_stretches, claim_lines, voucher_parts, hold_lines, coverage_lines, "
         "vouchers, objections, application_steps, application_checks, hold_segments, "
         "covered_charges, cycle_closings, claim_steps, appropriations, applications, rounds, "
         "reserve_advances, project_budgets, programme_versions, job_holds, group_members, "
-        "claims, related_parties, programmes, enterprises, controllers"
+        "claims, related_parties, programmes, enterprise_versions, enterprises, controllers"
     )
     op.get_bind().exec_driver_sql("DROP FUNCTION controllers_refuse_cycle")

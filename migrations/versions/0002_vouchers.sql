@@ -2,16 +2,22 @@
 
 CREATE TABLE controllers (
     controlled TEXT NOT NULL,
+    version BIGINT NOT NULL,
     controller TEXT NOT NULL,
+    reason TEXT NOT NULL,
     recorded_by TEXT NOT NULL,
     recorded_at TIMESTAMPTZ NOT NULL,
-    CONSTRAINT pk_controllers PRIMARY KEY (controlled),
-    CONSTRAINT ck_controllers_not_itself CHECK (controlled <> controller)
+    ended_at TIMESTAMPTZ,
+    CONSTRAINT pk_controllers PRIMARY KEY (controlled, version),
+    CONSTRAINT ck_controllers_not_itself CHECK (controlled <> controller),
+    CONSTRAINT ck_controllers_version CHECK (version > 0)
 );
+
+CREATE UNIQUE INDEX uq_controllers_in_force ON controllers (controlled) WHERE ended_at IS NULL;
 
 CREATE INDEX ix_controllers_controller ON controllers (controller);
 
--- Control is a forest, whoever writes and however many at once.
+-- What is in force of control is a forest, whoever writes and however many at once.
 CREATE FUNCTION controllers_refuse_cycle() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM pg_advisory_xact_lock(hashtext('controllers'));
@@ -20,6 +26,7 @@ BEGIN
             SELECT NEW.controller
             UNION
             SELECT c.controller FROM controllers c JOIN chain ON c.controlled = chain.party
+            WHERE c.ended_at IS NULL
         )
         SELECT FROM chain WHERE party = NEW.controlled
     ) THEN
@@ -29,11 +36,21 @@ BEGIN
     RETURN NEW;
 END $$;
 CREATE TRIGGER controllers_are_a_forest BEFORE INSERT OR UPDATE ON controllers
-    FOR EACH ROW EXECUTE FUNCTION controllers_refuse_cycle();
+    FOR EACH ROW WHEN (NEW.ended_at IS NULL) EXECUTE FUNCTION controllers_refuse_cycle();
 
 CREATE TABLE enterprises (
     id UUID NOT NULL,
     credit_code TEXT NOT NULL,
+    version BIGINT NOT NULL,
+    registered_at TIMESTAMPTZ NOT NULL,
+    CONSTRAINT pk_enterprises PRIMARY KEY (id),
+    CONSTRAINT uq_enterprises_credit_code UNIQUE (credit_code)
+);
+
+-- Dated facts: a change is one more version, and the enterprise says which of them is in force.
+CREATE TABLE enterprise_versions (
+    enterprise_id UUID NOT NULL,
+    version BIGINT NOT NULL,
     name TEXT NOT NULL,
     region TEXT NOT NULL,
     industry TEXT NOT NULL,
@@ -42,12 +59,18 @@ CREATE TABLE enterprises (
     clean_years BIGINT NOT NULL,
     dishonest BOOLEAN NOT NULL,
     roles JSONB NOT NULL,
-    registered_at TIMESTAMPTZ NOT NULL,
-    CONSTRAINT pk_enterprises PRIMARY KEY (id),
-    CONSTRAINT ck_enterprises_yearly_contract CHECK (yearly_contract_micros >= 0),
-    CONSTRAINT ck_enterprises_clean_years CHECK (clean_years >= 0),
-    CONSTRAINT uq_enterprises_credit_code UNIQUE (credit_code)
+    reason TEXT NOT NULL,
+    recorded_by TEXT NOT NULL,
+    recorded_at TIMESTAMPTZ NOT NULL,
+    CONSTRAINT pk_enterprise_versions PRIMARY KEY (enterprise_id, version),
+    CONSTRAINT ck_enterprise_versions_version CHECK (version > 0),
+    CONSTRAINT ck_enterprise_versions_yearly_contract CHECK (yearly_contract_micros >= 0),
+    CONSTRAINT ck_enterprise_versions_clean_years CHECK (clean_years >= 0),
+    CONSTRAINT fk_enterprise_versions_enterprise_id FOREIGN KEY(enterprise_id) REFERENCES enterprises (id)
 );
+
+ALTER TABLE enterprises ADD CONSTRAINT fk_enterprises_version FOREIGN KEY (id, version)
+    REFERENCES enterprise_versions (enterprise_id, version) DEFERRABLE INITIALLY DEFERRED;
 
 CREATE TABLE programmes (
     slug TEXT NOT NULL,
@@ -510,14 +533,15 @@ CREATE TABLE restorations (
 
 GRANT SELECT, INSERT ON
     application_checks, application_steps, applications, appropriations, charge_stretches, claim_lines,
-    claim_steps, claims, controllers, coverage_lines, covered_charges, cycle_closings, enterprises, group_members,
+    claim_steps, claims, controllers, coverage_lines, covered_charges, cycle_closings, enterprise_versions,
+    enterprises, group_members,
     hold_lines, hold_segments, job_holds, objections, programme_versions, programmes,
     project_budgets, related_parties, reserve_advances, restorations, rounds, voucher_parts,
     vouchers
 TO hub_app;
 
-GRANT UPDATE (name, region, industry, size_class, yearly_contract_micros, clean_years, dishonest, roles) ON enterprises TO hub_app;
-GRANT UPDATE (controller, recorded_by, recorded_at) ON controllers TO hub_app;
+GRANT UPDATE (version) ON enterprises TO hub_app;
+GRANT UPDATE (ended_at) ON controllers TO hub_app;
 GRANT UPDATE (first_published_at) ON programmes TO hub_app;
 GRANT UPDATE (effective_until) ON programme_versions TO hub_app;
 GRANT UPDATE (version_id, requested, contract, state, revision, submitted_at, first_reviewer, approver, granted, notice_ends_at) ON applications TO hub_app;

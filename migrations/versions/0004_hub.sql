@@ -394,6 +394,7 @@ CREATE TABLE alert_rules (
     id UUID NOT NULL,
     tenant_id UUID NOT NULL,
     kind TEXT NOT NULL,
+    project TEXT,
     threshold_micros BIGINT NOT NULL,
     channel TEXT NOT NULL,
     target TEXT NOT NULL,
@@ -402,7 +403,8 @@ CREATE TABLE alert_rules (
     set_at TIMESTAMP WITH TIME ZONE NOT NULL,
     ended_at TIMESTAMP WITH TIME ZONE,
     CONSTRAINT pk_alert_rules PRIMARY KEY (id),
-    CONSTRAINT ck_alert_rules_kind CHECK (kind IN ('balance', 'spending')),
+    CONSTRAINT ck_alert_rules_kind CHECK (kind IN ('balance', 'spending', 'budget')),
+    CONSTRAINT ck_alert_rules_project CHECK ((kind = 'budget') = (project IS NOT NULL)),
     CONSTRAINT ck_alert_rules_channel CHECK (channel IN ('webhook', 'email')),
     CONSTRAINT ck_alert_rules_threshold CHECK (threshold_micros >= 0)
 );

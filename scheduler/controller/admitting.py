@@ -55,7 +55,8 @@ def admit(
 ) -> Admitted:
     """Commit a plan's starts and evictions; a job whose funds are missing waits and says so.
 
-    What became of a job since the picture was taken is looked at again: one that was cancelled or held stays.
+    What became of a job since the picture was taken is looked at again: one that was cancelled, held or told to wait
+    for others stays.
 
     Args:
         session: of one transaction.
@@ -116,7 +117,7 @@ def _begin(
     placed = {UUID(start.job_id): machines_of(start.placements) for start in starts}
     # Locked in the order of tenants, as money is; asked for in the order of the plan.
     query = select(JobRow).where(JobRow.id.in_(placed)).order_by(JobRow.tenant_id, JobRow.id).with_for_update()
-    jobs = [job for job in session.scalars(query) if _may_start(job)]
+    jobs = [job for job in session.scalars(query) if _may_start(job) and live.is_as_seen(job)]
     for job in jobs:
         job.attempt += 1
     may = {job.id: job for job in jobs}

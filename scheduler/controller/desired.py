@@ -1,21 +1,37 @@
 """What every node should be running, computed from the database alone.
 
-What a run is started with never changes, so that of a run that runs is kept; who loses it computes it again.
+A node is told of a run whole until it reports that the run runs, and by its id from then on: so nothing starts again by
+being asked for again, and a request does not grow with what runs. What is new is told in portions.
 """
 
+import json
 from collections.abc import Collection, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
+from typing import Final
 from uuid import UUID
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from scheduler.node.protocol import PIDS, Bundle, DeviceShare, Gang, Network, RunSpec, Scope
+from scheduler.node.codec import encode
+from scheduler.node.protocol import (
+    FRAME_BYTES_MAX,
+    PIDS,
+    Bundle,
+    DeviceShare,
+    Gang,
+    Network,
+    RunSpec,
+    Scope,
+)
 from scheduler.ray import private
 from scheduler.secrets import opened_secrets
 from scheduler.store import Store
 from scheduler.tables import JobRow, NodeRow, RunRow
+
+PORTION_BYTES: Final = FRAME_BYTES_MAX // 2
+"""Of new runs told to a node at once, as JSON; a node takes no longer message than a frame."""
 
 _MASTER_PORT = 29_500
 _WANTED = ("placed", "running")
@@ -23,43 +39,56 @@ _WANTED = ("placed", "running")
 
 @dataclass
 class Wanted:
-    """What one node should be running, and by run what its program is to be told."""
+    """What one node should be running, and by run what its program is to be told.
+
+    Attributes:
+        runs: not seen running there yet.
+        going_on: ids of those that were.
+        later: ids of runs that did not fit into this portion.
+        notices: by run id.
+    """
 
     runs: list[RunSpec] = field(default_factory=list)
+    going_on: list[str] = field(default_factory=list)
+    later: list[str] = field(default_factory=list)
     notices: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def asked(self) -> frozenset[str]:
+        """Ids of all of them: a run that is not among them need not be there."""
+        return frozenset((*(spec.run_id for spec in self.runs), *self.going_on, *self.later))
 
-class Desires:
-    """What nodes are to be asked for; remembers of every run that runs what it was started with."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self._known: dict[str, dict[UUID, RunSpec]] = {}
+def desired_runs(session: Session, store: Store, names: Collection[str]) -> dict[str, Wanted]:
+    """By node, every run that should exist there now; a run whose job is to stop is left out, which stops it.
 
-    def of(self, session: Session, names: Collection[str]) -> dict[str, Wanted]:
-        """By node, every run that should exist there now; a run whose job is to stop is left out, which stops it.
-
-        Args:
-            session: to read with.
-            names: the nodes to look at.
-        """
-        live = session.execute(
-            select(RunRow.node, RunRow.id, RunRow.state, JobRow.notice)
-            .join(JobRow, JobRow.id == RunRow.job_id)
-            .where(RunRow.node.in_(names), RunRow.state.in_(_WANTED), JobRow.stop_reason.is_(None))
-            .order_by(RunRow.node, RunRow.id)
-        ).all()
-        known = {run_id: spec for name in names for run_id, spec in self._known.pop(name, {}).items()}
-        # One that runs has its secrets; they are sent no more often than they must, and not kept.
-        known |= _specs(session, self._store, [run_id for _, run_id, _, _ in live if run_id not in known])
-        found = {node: Wanted() for node, _, _, _ in live}
-        for node, run_id, state, notice in live:
-            found[node].runs.append(known[run_id])
-            if notice:
-                found[node].notices[str(run_id)] = notice
-            if state == "running":
-                self._known.setdefault(node, {})[run_id] = known[run_id]
-        return found
+    Args:
+        session: to read with.
+        store: where the jobs' files lie.
+        names: the nodes to look at.
+    """
+    live = session.execute(
+        select(RunRow.node, RunRow.id, RunRow.state, JobRow.notice)
+        .join(JobRow, JobRow.id == RunRow.job_id)
+        .where(RunRow.node.in_(names), RunRow.state.in_(_WANTED), JobRow.stop_reason.is_(None))
+        .order_by(RunRow.node, RunRow.id)
+    ).all()
+    found = {name: Wanted() for name in names}
+    new = _specs(session, store, [run_id for _, run_id, state, _ in live if state != "running"])
+    left = dict.fromkeys(names, PORTION_BYTES)
+    for node, run_id, state, notice in live:
+        wanted = found[node]
+        if notice:
+            wanted.notices[str(run_id)] = notice
+        if state == "running":
+            wanted.going_on.append(str(run_id))
+            continue
+        left[node] -= len(json.dumps(encode(new[run_id])))
+        if left[node] >= 0 or not wanted.runs:
+            wanted.runs.append(new[run_id])
+        else:
+            wanted.later.append(str(run_id))
+    return found
 
 
 def _specs(session: Session, store: Store, run_ids: Sequence[UUID]) -> dict[UUID, RunSpec]:

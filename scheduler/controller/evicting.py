@@ -59,7 +59,7 @@ def order_evictions(
     claims: list[Step] = []
     for claimant_id, ordered in sorted(victims_of.items()):
         model = live.policy.running[ordered[0].job_id].pool
-        if not _could_pay(session, claimant_id, model, accounting, at):
+        if not _could_pay(session, claimant_id, model, live, accounting, at):
             live.shelve(claimant_id, unix_ms(at), unfunded_ms)
             continue
         victims = [UUID(eviction.job_id) for eviction in ordered if _order(session, eviction)]
@@ -88,10 +88,12 @@ def _order(session: Session, eviction: Eviction) -> bool:
     return True
 
 
-def _could_pay(session: Session, job_id: UUID, model: str, accounting: Accounting, at: datetime) -> bool:
-    """Whether the claimant's funds would be found; whatever is set aside to see that is given back at once."""
+def _could_pay(
+    session: Session, job_id: UUID, model: str, live: LiveState, accounting: Accounting, at: datetime
+) -> bool:
+    """Whether the claimant still waits and its funds would be found; what is set aside to see that is given back."""
     job = session.scalars(select(JobRow).where(JobRow.id == job_id).with_for_update()).one()
-    if job.state != "queued" or job.stop_reason is not None:
+    if job.state != "queued" or job.stop_reason is not None or not live.is_as_seen(job):
         return False
     trial = session.begin_nested()
     job.attempt += 1

@@ -1,8 +1,9 @@
 """Writes down why each waiting job waits, where that changed. Jobs alike to the policy share one explanation."""
 
+from typing import Final
 from uuid import UUID
 
-from sqlalchemy import select, update
+from sqlalchemy import bindparam, select, update
 from sqlalchemy.orm import Session
 
 from kernel.clock import unix_ms
@@ -11,6 +12,13 @@ from scheduler.policy.pending import QueuedJob
 from scheduler.policy.reasons import explain
 from scheduler.tables import JobRow
 
+_WAITS: Final = (JobRow.state == "queued") & JobRow.stop_reason.is_(None) & ~JobRow.held
+
+_WRITE: Final = (
+    update(JobRow).where(JobRow.id == bindparam("job_id"), _WAITS).values(reason=bindparam("sentence"))
+)
+"""Only where it still waits: somebody may have held it since it was read, and its reason is another then."""
+
 
 def explain_waiting(session: Session, live: LiveState, now_ms: int) -> None:
     """One query for what is written, one statement for what changed; the rest is memory."""
@@ -18,9 +26,7 @@ def explain_waiting(session: Session, live: LiveState, now_ms: int) -> None:
     sentence: str | None
     changes = []
     rows = session.execute(
-        select(JobRow.id, JobRow.reason, JobRow.not_before, JobRow.retry_at)
-        .where(JobRow.state == "queued", JobRow.stop_reason.is_(None), ~JobRow.held)
-        .order_by(JobRow.id)
+        select(JobRow.id, JobRow.reason, JobRow.not_before, JobRow.retry_at).where(_WAITS).order_by(JobRow.id)
     )
     for job_id, written, not_before, retry_at in rows:
         if retry_at is not None and unix_ms(retry_at) > now_ms:
@@ -30,9 +36,9 @@ def explain_waiting(session: Session, live: LiveState, now_ms: int) -> None:
         else:
             sentence = _sentence(live, job_id, now_ms, sentences)
         if sentence is not None and sentence != written:
-            changes.append({"id": job_id, "reason": sentence})
+            changes.append({"job_id": job_id, "sentence": sentence})
     if changes:
-        session.execute(update(JobRow), changes)
+        session.connection().execute(_WRITE, changes)
 
 
 def _sentence(

@@ -1,6 +1,6 @@
 """What the centre has: nodes and devices as their supervisors describe them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -71,6 +71,14 @@ def record_node(session: Session, report: Report, at: datetime) -> bool:
             _record_health(session, row, healthy=healthy, failed=failed, reason=reason, at=at)
     session.flush()
     return back
+
+
+def hosts_of(session: Session, names: Collection[str]) -> dict[str, str]:
+    """By node that was not given up, the host on which its runs are: another one that says its name has to wait."""
+    rows = session.execute(
+        select(NodeRow.name, NodeRow.host_id).where(NodeRow.name.in_(names), NodeRow.state != "down")
+    )
+    return dict(rows.all())
 
 
 def _record_health(

@@ -92,6 +92,11 @@ class LiveState:
         kept = self._shelved.get(job_id)
         return kept is not None and kept.until_ms > now_ms
 
+    def is_as_seen(self, job: JobRow) -> bool:
+        """Whether nobody has changed what a job waits for since it was taken into the picture."""
+        known = self._known.get(job.id)
+        return known is not None and known.version == (job.attempt, job.revision)
+
     def refresh(self, session: Session, now_ms: int, answering: AbstractSet[str]) -> None:
         """Bring the picture up to the database. Only nodes that answer are offered to new jobs."""
         live = session.execute(_LIVE).all()

@@ -19,9 +19,9 @@ from kernel.clock import boottime_ms, unix_ms, utc_now
 from kernel.database import transaction
 from scheduler.controller.admitting import admit
 from scheduler.controller.clearing import order_clearing
-from scheduler.controller.desired import Desires, Wanted
+from scheduler.controller.desired import desired_runs
 from scheduler.controller.explaining import explain_waiting
-from scheduler.controller.inventory import record_node
+from scheduler.controller.inventory import hosts_of, record_node
 from scheduler.controller.lease import Lease, renewals_ms, take_lease
 from scheduler.controller.live_state import LiveState
 from scheduler.controller.nodes import Nodes
@@ -79,7 +79,6 @@ class _Term:
     nodes: Nodes
     live: LiveState
     stopwatch: Stopwatch
-    desires: Desires
     ticks: int = 0
 
     @property
@@ -199,7 +198,7 @@ class Controller:
             return False
         _log.info("leading", epoch=lease.leadership.epoch, holder=self._holder)
         nodes = Nodes(self._pace.node_lease_ms, boottime_ms())
-        self._term = _Term(lease, nodes, self._prepared, Stopwatch(), Desires(self._store))
+        self._term = _Term(lease, nodes, self._prepared, Stopwatch())
         self._prepared = LiveState(self._policy, self._queues)
         return True
 
@@ -306,23 +305,22 @@ class Controller:
         """One round trip to these nodes; whether devices were given back, and the nodes worth another one."""
         term = self._led
         with transaction(self._engine) as session:
-            desired = term.desires.of(session, names)
+            desired = desired_runs(session, self._store, names)
+            hosts = hosts_of(session, names)
         requests: dict[str, SyncRequest] = {}
-        for name in sorted(names):
-            wanted = desired.get(name) or Wanted()
-            requests[name] = term.nodes.request(name, term.leadership.epoch, wanted.runs, wanted.notices)
+        for name, wanted in sorted(desired.items()):
+            requests[name] = term.nodes.request(
+                name, term.leadership.epoch, wanted.runs, wanted.going_on, wanted.notices
+            )
         term.lease.proceed()
         reports = {
             name: report
             for name, report in self._machines.sync(requests).items()
-            if _is_from(name, report) and name in requests
+            if name in requests and _is_from(name, hosts.get(name), report)
         }
         heard_ms, at = boottime_ms(), utc_now()
         term.lease.proceed()
-        observed = {
-            name: Observed(report, frozenset(spec.run_id for spec in requests[name].desired))
-            for name, report in reports.items()
-        }
+        observed = {name: Observed(report, desired[name].asked) for name, report in reports.items()}
         with transaction(self._engine) as session:
             fence(session, term.leadership)
             self._describe(session, reports)
@@ -330,7 +328,13 @@ class Controller:
         self._watcher.moved(settled.steps)
         for name in kept:
             term.nodes.answered(name, reports[name], heard_ms)
-        more = {name for name in kept if reports[name].usage_pending or not requests[name].as_of_boot_ms}
+        more = {
+            name
+            for name in kept
+            if reports[name].usage_pending
+            or desired[name].later
+            or reports[name].instance != requests[name].instance  # which has only answered
+        }
         return settled.freed, set(reachable) if settled.stopping else more
 
     def _describe(self, session: Session, reports: Mapping[str, Report]) -> None:
@@ -376,7 +380,11 @@ class Controller:
         return self._term
 
 
-def _is_from(name: str, report: Report) -> bool:
+def _is_from(name: str, host_id: str | None, report: Report) -> bool:
+    """Whether a report is the asked node's: of its name, and of its host, until what ran there is certainly dead."""
     if report.node != name:
         _log.error("node_answers_for_another", asked=name, answered=report.node)
+    elif host_id not in {None, report.host_id}:
+        _log.error("node_answers_from_another_host", node=name, host=host_id, answered=report.host_id)
+        return False
     return report.node == name

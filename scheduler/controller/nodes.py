@@ -20,6 +20,8 @@ class _Node:
     """When its last answer came; no lease there goes on longer than one lease after this (see `SyncRequest`)."""
     as_of_boot_ms: int = 0
     """When the node gave that answer, by its own clock."""
+    instance: str = ""
+    """Which supervisor gave it."""
     answering: bool = False
     """Whether it answered this controller, and its last request."""
     acknowledged_usage: tuple[str, ...] = ()
@@ -39,6 +41,7 @@ class Nodes:
         self._lease_ms = lease_ms
         self._began_boot_ms = began_boot_ms
         self._nodes: dict[str, _Node] = {}
+        self._up: frozenset[str] = frozenset()
         self._asked = 0
 
     def answering(self) -> frozenset[str]:
@@ -46,7 +49,12 @@ class Nodes:
         return frozenset(name for name, node in self._nodes.items() if node.answering)
 
     def request(
-        self, name: str, epoch: int, desired: Sequence[RunSpec], notices: Mapping[str, str]
+        self,
+        name: str,
+        epoch: int,
+        desired: Sequence[RunSpec],
+        going_on: Sequence[str],
+        notices: Mapping[str, str],
     ) -> SyncRequest:
         """What to ask of a node. One that was never heard of only answers: it obeys from the second request on."""
         node = self._node(name)
@@ -56,17 +64,20 @@ class Nodes:
             epoch,
             self._lease_ms,
             tuple(desired),
+            tuple(going_on),
             node.acknowledged_usage,
             node.acknowledged_exits,
             dict(notices),
             as_of_boot_ms=node.as_of_boot_ms,
+            instance=node.instance,
             number=self._asked,
         )
 
     def answered(self, name: str, report: Report, heard_boot_ms: int) -> None:
         """Its report came then, is safe in the database and need not be repeated."""
         node = self._node(name)
-        node.answering, node.heard_boot_ms, node.as_of_boot_ms = True, heard_boot_ms, report.boot_ms
+        node.answering, node.heard_boot_ms = True, heard_boot_ms
+        node.as_of_boot_ms, node.instance = report.boot_ms, report.instance
         node.acknowledged_usage = tuple(record.id for record in report.usage)
         node.acknowledged_exits = tuple(run.run_id for run in report.runs if run.state is RunState.ENDED)
         node.described = description(report)
@@ -76,18 +87,18 @@ class Nodes:
         return self._node(name).described != description(report)
 
     def lost(self, names: Iterable[str], now_ms: int) -> list[str]:
-        """Of these nodes, those on which every lease has lapsed for certain."""
-        return [name for name in sorted(names) if now_ms >= self._lost_at(name)]
+        """Of these nodes, which are all that were not given up, those on which every lease has lapsed for certain."""
+        self._up = frozenset(names)
+        return [name for name in sorted(self._up) if now_ms >= self._lost_at(name)]
 
     def lost_next(self) -> int | None:
-        """When the first of the nodes that do not answer will be lost; None while all answer."""
-        return min(
-            (self._lost_at(name) for name, node in self._nodes.items() if not node.answering), default=None
-        )
+        """When the first of the nodes that do not answer will be lost; None while all answer that were not given up."""
+        return min((self._lost_at(name) for name in self._up if not self._node(name).answering), default=None)
 
     def forget(self, name: str) -> None:
         """The node was given up; it is asked anew, as one that was never heard of."""
         self._nodes.pop(name, None)
+        self._up -= {name}
 
     def _lost_at(self, name: str) -> int:
         return self._node(name).heard_boot_ms + self._lease_ms + STOP_MARGIN_MS

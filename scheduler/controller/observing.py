@@ -29,6 +29,8 @@ _ORDER: Final = {"placed": 0, "starting": 0, "running": 1, "stopping": 2, "ended
 _FOR_NOW: Final = frozenset({"taken", "node_full"})
 """Refusals that only say "not now": the run is asked for again with the next sync."""
 
+_DETAIL_MAX: Final = 4000
+
 _log = structlog.get_logger(__name__)
 
 
@@ -142,7 +144,7 @@ def _apply(session: Session, observed: Mapping[str, Observed], at: datetime) -> 
         if (
             _ORDER[status.state] > _ORDER[state]
             if status is not None
-            else at_node in refusals or at_node[1] not in observed[node].asked
+            else at_node in refusals or at_node[1] not in observed[node].asked or state != "placed"
         ):
             told.append(run_id)
     if not told:
@@ -198,9 +200,10 @@ def _refuse(run: RunRow, refusal: Refusal, at: datetime) -> bool:
 
 
 def _miss(run: RunRow, at: datetime) -> bool:
-    """The node certainly does not have a run that is no longer asked of it.
+    """The node certainly does not have a run that is no longer asked of it, or that it said was running.
 
-    A run it has not started is not in its journal, and no record of it will ever come.
+    A run it has not started is not in its journal, and no record of it will ever come. One that runs stays in its
+    reports until its end is acknowledged; where it is missing, the supervisor is another one or has lost its journal.
     """
     if run.state == "placed":
         _end_run(run, "never_started", "it was stopped before it was started", None, at)
@@ -210,8 +213,14 @@ def _miss(run: RunRow, at: datetime) -> bool:
 
 
 def _end_run(run: RunRow, reason: str, detail: str, code: int | None, ended: datetime) -> None:
-    run.state, run.end_reason, run.end_detail = "ended", reason, detail
+    run.state, run.end_reason, run.end_detail = "ended", reason, _storable(detail)
     run.exit_code, run.ended_at = code, ended
+
+
+def _storable(sentence: str) -> str:
+    """A node's sentence, which may hold what a job printed, without what the database cannot keep."""
+    text = sentence[:_DETAIL_MAX].encode(errors="replace").decode()
+    return text.replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
 def _free(session: Session, runs: Sequence[RunRow], at: datetime) -> None:

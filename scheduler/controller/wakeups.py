@@ -66,7 +66,7 @@ class Wakeups:
 def notifications(url: str, channel: str) -> Callable[[], str | None]:
     """A `wait_once` that listens on a PostgreSQL channel over a connection of its own; the word is what was said there.
 
-    Where nothing particular was said it is the channel's own name.
+    Where nothing particular was said it is the channel's own name, which stands for anything that is said there.
 
     Args:
         url: SQLAlchemy URL; the driver part is left out for the plain connection.
@@ -80,11 +80,11 @@ def notifications(url: str, channel: str) -> Callable[[], str | None]:
             connection[0].execute(f"LISTEN {channel}".encode())
             return channel  # something may have been said while nobody listened
         try:
-            for said in connection[0].notifies(timeout=5, stop_after=1):
-                return said.payload or channel
+            # To the end: of several that came together, all but the first would be lost.
+            said = {one.payload or channel for one in connection[0].notifies(timeout=5, stop_after=1)}
         except psycopg.Error:
             connection[0].close()
             raise
-        return None
+        return channel if channel in said else next(iter(sorted(said)), None)
 
     return wait_once

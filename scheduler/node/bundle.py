@@ -24,6 +24,7 @@ from typing import BinaryIO, Final
 _ARCHIVE: Final = 0
 _MEMORY_BYTES: Final = 512 * 1024 * 1024
 _COPY_BYTES: Final = 1024 * 1024
+_DEPTH_MAX: Final = 200
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _GZIP_MAGIC: Final = b"\x1f\x8b"
 
@@ -42,12 +43,16 @@ def unpack(archive: BinaryIO, top: int, *, sha256: str, bytes_max: int, entries_
     plain: BinaryIO = gzip.GzipFile(fileobj=archive) if magic == _GZIP_MAGIC else archive  # type: ignore[assignment]
     bounded = io.BufferedReader(_Bounded(plain, bytes_max + entries_max * 2048))
     left = bytes_max
+    folders: set[tuple[str, ...]] = set()
     try:
         with tarfile.open(fileobj=bounded, mode="r|") as tar:
             for number, member in enumerate(tar):
-                if number >= entries_max:
+                # One name may stand for as many folders as it has slashes.
+                folders.update(_above(_parts(member.name)))
+                folders.update(_above(_parts(member.linkname)) if member.islnk() else ())
+                if number + len(folders) >= entries_max:
                     raise Refused(f"it has more than {entries_max} entries")
-                left -= member.size
+                left -= max(0, member.size)
                 if left < 0:
                     raise Refused(f"it unpacks to more than {bytes_max} bytes")
                 _place(tar, member, top)
@@ -100,6 +105,8 @@ def _place(tar: tarfile.TarFile, member: tarfile.TarInfo, top: int) -> None:
             os.symlink(member.linkname, name, dir_fd=folder)
         elif member.islnk():
             target = _parts(member.linkname)
+            if not target:
+                raise Refused(f"the link {member.name!r} leads to no file")
             with _folder(top, target[:-1]) as other:
                 os.link(target[-1], name, src_dir_fd=other, dst_dir_fd=folder, follow_symlinks=False)
         else:
@@ -121,7 +128,14 @@ def _parts(name: str) -> tuple[str, ...]:
     parts = tuple(part for part in name.split("/") if part not in {"", "."})
     if name.startswith("/") or ".." in parts or "\0" in name:
         raise Refused(f"{name!r} points outside the working directory")
+    if len(parts) > _DEPTH_MAX:
+        raise Refused(f"{name[:80]!r}… lies more than {_DEPTH_MAX} folders deep")
     return parts
+
+
+def _above(parts: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    """The folders that a name lies in."""
+    return (parts[:depth] for depth in range(1, len(parts)))
 
 
 def _check_link(member: tarfile.TarInfo, parts: tuple[str, ...]) -> None:

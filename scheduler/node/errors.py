@@ -15,6 +15,12 @@ class StartFailed(HubError):
     sentence = "{why}"
 
 
+class NestedTooDeep(HubError):
+    """Folders of a job deeper within each other than anybody walks."""
+
+    sentence = "Its folders lie more than {most} deep within each other."
+
+
 class InvalidRun(Invalid):
     """A run that cannot be meant."""
 

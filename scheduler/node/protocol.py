@@ -216,10 +216,15 @@ class SyncRequest:
     """What the controller of an epoch wants on this node: exactly these runs, for `lease_ms` from `as_of` on.
 
     Args:
+        desired: what is to run here and was not seen running yet.
+        going_on: ids of runs that this node has reported as running and that are to go on; one that is not known here
+            is not started, and is missing from the report.
         as_of_boot_ms: `boot_ms` of the node's last report that the sender has; None counts from the arrival. A request
             that was so long on its way that its lease is over, or is older than the supervisor, is only answered,
             never obeyed: whatever was delayed, no lease goes on longer than `lease_ms` after the sender last heard
             of the node, and a run that an answer does not name is not started by what was asked before.
+        instance: whose report that was. A request that follows another supervisor's report (an earlier one of this
+            node, or one of the same name elsewhere) is only answered, too.
         number: counts the requests of an epoch; one that was overtaken by a later one is only answered, too.
         acknowledged_usage: ids of usage records that are safe with the controller.
         acknowledged_exits: run ids whose end is safe with the controller.
@@ -229,11 +234,20 @@ class SyncRequest:
     epoch: int
     lease_ms: int
     desired: tuple[RunSpec, ...] = ()
+    going_on: tuple[str, ...] = ()
     acknowledged_usage: tuple[str, ...] = ()
     acknowledged_exits: tuple[str, ...] = ()
     notices: dict[str, str] = field(default_factory=dict)
     as_of_boot_ms: int | None = None
+    instance: str = ""
     number: int = 0
+
+    def is_for(self, instance: str, began_ms: int, now_ms: int) -> bool:
+        """Whether a supervisor may obey it: it follows a report of its own, and its lease is not over."""
+        if self.as_of_boot_ms is None:
+            return True
+        own = began_ms <= self.as_of_boot_ms <= now_ms and self.instance in {"", instance}
+        return own and now_ms < self.as_of_boot_ms + self.lease_ms
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """Decides, purely, what a sync changes: which runs start, which stop, which are refused.
 
-Rules, in this order: a run that ever started here never starts again; what is desired and alive has its lease
-renewed; what is alive and not desired is stopped; a desired run waits for stopping ones that hold its device
+Rules, in this order: a run that ever started here never starts again; what is alive and desired or to go on has its
+lease renewed; what else is alive is stopped; a desired run waits for stopping ones that hold its device
 slots or directories, and is refused (for now) when a desired one holds them.
 """
 
@@ -45,13 +45,16 @@ def plan_sync(
     known: AbstractSet[str],
     ended: AbstractSet[str],
     runs_max: int,
+    going_on: Iterable[str] = (),
 ) -> SyncPlan:
     """What brings this node to what is desired.
 
-    `known` are the ids of all runs that ever started here, `ended` those whose end is still reported.
+    `known` are the ids of all runs that ever started here, `ended` those whose end is still reported; of those that are
+    to go on only the ids are said, so that none can start by it.
     """
     wanted = {spec.run_id: spec for spec in desired}
-    staying = {run_id: run.spec for run_id, run in alive.items() if run_id in wanted and not run.stopping}
+    stay = dict.fromkeys((*wanted, *going_on))
+    staying = {run_id: run.spec for run_id, run in alive.items() if run_id in stay and not run.stopping}
     leaving = {run_id: run.spec for run_id, run in alive.items() if run_id not in staying}
     start: list[Start] = []
     refuse: list[Refusal] = []
@@ -75,8 +78,8 @@ def plan_sync(
             staying[spec.run_id] = spec
     return SyncPlan(
         start=tuple(start),
-        renew=tuple(run_id for run_id in wanted if run_id in alive),
-        stop=tuple(sorted(run_id for run_id in alive if run_id not in wanted)),
+        renew=tuple(run_id for run_id in stay if run_id in alive),
+        stop=tuple(sorted(run_id for run_id in alive if run_id not in stay)),
         refuse=tuple(refuse),
     )
 

@@ -110,13 +110,14 @@ class SimulatedNode:
             self._usage.pop(record_id, None)
         for run_id in request.acknowledged_exits:
             self._ended.pop(run_id, None)
-        as_of_ms = now_ms if request.as_of_boot_ms is None else min(request.as_of_boot_ms, now_ms)
-        lease_until_ms = as_of_ms + request.lease_ms
-        if as_of_ms < self._began_ms or lease_until_ms <= now_ms or request.number < self._number:
+        if not request.is_for(self._instance, self._began_ms, now_ms) or request.number < self._number:
             return self._report(now_ms), []
+        as_of_ms = now_ms if request.as_of_boot_ms is None else request.as_of_boot_ms
+        lease_until_ms = as_of_ms + request.lease_ms
         self._number = request.number
         alive = {run_id: Alive(run.spec, stopping=False) for run_id, run in self._runs.items()}
-        plan = plan_sync(request.desired, alive, self._known, self._ended.keys(), _RUNS_MAX)
+        ended = self._ended.keys()
+        plan = plan_sync(request.desired, alive, self._known, ended, _RUNS_MAX, request.going_on)
         stopped = [self._end(run_id, now_ms, unix_ms, EndReason.STOPPED) for run_id in plan.stop]
         for run_id in plan.renew:
             self._runs[run_id].lease_until_ms = lease_until_ms

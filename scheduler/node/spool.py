@@ -1,8 +1,9 @@
 """What the supervisor must not forget: an append-only journal, flushed to the disk before anything is reported.
 
-One JSON object per line, preceded by its CRC-32. What follows the first damaged line is a write that never
-finished and is cut off when the journal is opened. It is rewritten without what has been acknowledged when it
-has grown, into a new file that replaces the old one at once.
+One JSON object per line, preceded by its CRC-32. A damaged line at the end is a write that never finished; one before
+others is a disk's mistake, which costs that line only: the journal is put aside as `spool.damaged`, and it is said. It
+is rewritten without what has been acknowledged when it is opened and when it has grown, into a new file that replaces
+the old one at once; where that fails, the old one goes on.
 
 Invariant: a run whose `started` line is on disk never starts again, and a record that was reported stays until
 it is acknowledged, whatever is killed in between.
@@ -10,11 +11,14 @@ it is acknowledged, whatever is killed in between.
 
 import json
 import os
+import shutil
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
+
+import structlog
 
 from scheduler.node.codec import MalformedMessage, decode, encode
 from scheduler.node.meter import Meter
@@ -25,6 +29,9 @@ REMEMBERED_RUNS: Final = 50_000
 
 _COMPACT_BYTES: Final = 8 * 1024 * 1024
 _RESERVE_BYTES: Final = 4 * 1024 * 1024
+
+
+_log = structlog.get_logger(__name__)
 
 
 class JournalFailed(OSError):
@@ -185,8 +192,11 @@ class Spool:
         self._reserve = path.with_suffix(".reserve")
         self.memory = Memory()
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        self._size = self._replay()
-        os.ftruncate(self._file, self._size)
+        self._size = os.fstat(self._file).st_size
+        if damaged := self._replay():
+            aside = path.with_suffix(".damaged")
+            shutil.copyfile(path, aside)
+            _log.error("journal_damaged", lines=damaged, kept=str(aside))
         self.compact()
         self.keep_reserve()
 
@@ -204,7 +214,7 @@ class Spool:
         for line in lines:
             line.fold(self.memory)
         if self._size > _COMPACT_BYTES + self._compacted_size * 2:
-            self.compact()
+            self._shrink()
 
     def compact(self) -> None:
         """Rewrite the journal to what memory holds. Raises OSError and leaves the old one in place."""
@@ -219,9 +229,17 @@ class Spool:
             os.close(file)
             fresh.unlink(missing_ok=True)
             raise
-        _sync_directory(self._path.parent)
         os.close(self._file)
         self._file, self._size, self._compacted_size = file, len(data), len(data)
+        _sync_directory(self._path.parent)
+
+    def _shrink(self) -> None:
+        """Compact; the lines are on disk either way, and whoever wrote them must not hear that they are not."""
+        try:
+            self.compact()
+        except OSError as error:
+            _log.warning("journal_not_compacted", bytes=self._size, reason=str(error))
+            self._compacted_size = self._size
 
     def release_reserve(self) -> None:
         """Give back the space kept for last words, so that ends can be written on a full disk."""
@@ -250,19 +268,22 @@ class Spool:
         os.close(self._file)
 
     def _replay(self) -> int:
+        """Fold what was written; how many damaged lines stand before whole ones."""
+        damaged = doubtful = 0
         with os.fdopen(os.dup(self._file), "rb") as journal:
             journal.seek(0)
-            size = 0
             for raw in journal:
-                line = _unframe(raw)
-                if line is None:
-                    break
                 try:
-                    self.memory.apply(line)
+                    line = _unframe(raw)
+                    if line is not None:
+                        self.memory.apply(line)
                 except (MalformedMessage, KeyError, TypeError, AttributeError):
-                    break
-                size += len(raw)
-        return size
+                    line = None
+                if line is None:
+                    doubtful += 1
+                else:
+                    damaged, doubtful = damaged + doubtful, 0
+        return damaged
 
 
 def _frame(line: dict[str, Any]) -> bytes:

@@ -1,13 +1,15 @@
 """Watches what no kernel limit covers: how much disk a run's directories take and, without cgroups, its memory.
 
 A census walks them in small steps, as often as its own cost allows, and counts what was deleted but is
-still held open. Between two censuses a run may overshoot; the reserve kept free on the file system bounds what
-that can do to others: when it is touched, the run that takes most is stopped.
+still held open. Between two censuses a run may overshoot. What that can do to others is bounded by looking at the
+file system itself, ten times a second, which costs next to nothing: whoever writes fast is counted at once, and when
+the reserve kept free is touched, the run that takes most is stopped.
 """
 
+import enum
 import os
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -16,12 +18,19 @@ from scheduler.node.config import Limits
 from scheduler.node.processes import descendants, resident_bytes
 from scheduler.node.workspace import Census
 
+LOOK_MS: Final = 100
+"""Between two looks at the file system while anything runs."""
+
+_SPARED_MS: Final = 1000
+"""After one was stopped, before the next is: what it held must have time to be given back."""
+
 _PAUSE_MS: Final = 1000
 _PAUSE_PER_COST: Final = 20
 _PAUSE_MS_MAX: Final = 30_000
 _STEPS: Final = 4
 _STEP_PAUSE_MS: Final = 10
 _OPEN_FILES_MAX: Final = 20_000
+_OPEN_FILES_AT_ONCE: Final = 64
 
 
 class Watch:
@@ -51,20 +60,19 @@ class Watch:
         if self._census is None:
             if now_ms < self._next_ms:
                 return ""
-            self._census, self._began_ms = Census(self._directories), now_ms
+            self._census, self._began_ms = Census(self._directories, _held_open(pid)), now_ms
         census = self._census
         for _ in range(_STEPS):
             census.step()
             if census.complete:
                 break
-        found = census.bytes + (_deleted_bytes(pid) if census.complete else 0)
-        self.bytes = found if census.complete else max(self.bytes, found)
+        self.bytes = census.bytes if census.complete else max(self.bytes, census.bytes)
         if census.complete:
             census.close()
             self._census = None
             pause_ms = max(_PAUSE_MS, min(_PAUSE_MS_MAX, (now_ms - self._began_ms) * _PAUSE_PER_COST))
             self._next_ms = now_ms + pause_ms
-        return self._complaint(found, census.entries)
+        return census.trouble or self._complaint(census.bytes, census.entries)
 
     def memory(self, pid: int) -> str:
         """A sentence when the run keeps too much memory resident, else empty."""
@@ -86,29 +94,74 @@ class Watch:
         return ""
 
 
+class Order(enum.Enum):
+    """What a look at the file system calls for."""
+
+    NOTHING = enum.auto()
+    COUNT = enum.auto()
+    """Count all workspaces at once."""
+    STOP_LARGEST = enum.auto()
+    """And stop the run that takes most: everybody has been counted since the reserve was touched."""
+
+
+class DiskAlarm:
+    """Decides on what is free of the file system that all workspaces of a node share; reads nothing itself.
+
+    Args:
+        reserve_bytes: to be kept free.
+        step_bytes: so much less than at the last count, and everybody is counted again.
+    """
+
+    def __init__(self, reserve_bytes: int, step_bytes: int) -> None:
+        self._reserve_bytes = reserve_bytes
+        self._step_bytes = step_bytes
+        self._counted_at_bytes: int | None = None
+        self._stop_at_ms: int | None = None
+
+    def look(self, now_ms: int, free: int) -> Order:
+        """What so much free space calls for at this time."""
+        if free < self._reserve_bytes:
+            self._counted_at_bytes = free
+            if self._stop_at_ms is None or now_ms < self._stop_at_ms:
+                self._stop_at_ms = self._stop_at_ms or now_ms + LOOK_MS
+                return Order.COUNT
+            self._stop_at_ms = now_ms + _SPARED_MS
+            return Order.STOP_LARGEST
+        self._stop_at_ms = None
+        if self._counted_at_bytes is None or free > self._counted_at_bytes:
+            self._counted_at_bytes = free
+        if self._counted_at_bytes - free < self._step_bytes:
+            return Order.NOTHING
+        self._counted_at_bytes = free
+        return Order.COUNT
+
+
 def free_bytes(path: Path) -> int:
     """What is left on the file system for ordinary users."""
     found = os.statvfs(path)
     return found.f_bavail * found.f_frsize
 
 
-def _deleted_bytes(pid: int) -> int:
-    held: dict[tuple[int, int], int] = {}
+def _held_open(pid: int) -> Iterator[int | None]:
+    """Sizes of files that were deleted but that a tree of processes still has open; None between two looks."""
+    held: set[tuple[int, int]] = set()
     looked = 0
     for member in descendants(pid):
-        for entry in _open_files(member):
+        yield None
+        for path in _open_files(member):
             looked += 1
             if looked > _OPEN_FILES_MAX:
-                return sum(held.values())
+                return
+            if looked % _OPEN_FILES_AT_ONCE == 0:
+                yield None
             with suppress(OSError):
-                info = entry.stat()
-                if stat.S_ISREG(info.st_mode) and not info.st_nlink:
-                    held[info.st_dev, info.st_ino] = info.st_blocks * 512
-    return sum(held.values())
+                info = os.stat(path)  # noqa: PTH116 - a Path would cost more than the look
+                if stat.S_ISREG(info.st_mode) and not info.st_nlink and (info.st_dev, info.st_ino) not in held:
+                    held.add((info.st_dev, info.st_ino))
+                    yield info.st_blocks * 512
 
 
-def _open_files(pid: int) -> Iterable[Path]:
-    try:
-        return list(Path(f"/proc/{pid}/fd").iterdir())
-    except OSError:
-        return ()
+def _open_files(pid: int) -> Iterator[str]:
+    with suppress(OSError), os.scandir(f"/proc/{pid}/fd") as entries:
+        for entry in entries:
+            yield entry.path

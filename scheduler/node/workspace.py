@@ -13,11 +13,18 @@ from itertools import chain
 from pathlib import Path
 from typing import Final
 
-from scheduler.node.errors import InvalidRun
+from scheduler.node.errors import InvalidRun, NestedTooDeep
 
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 NOTICE: Final = "HUB_NOTICE"
+DEPTH_MAX: Final = 256
+"""Folders within folders that are walked: each is reached from the top, so deeper ones would cost ever more."""
+
 _STEP_ENTRIES: Final = 256
+"""Entries looked at and folders opened between two rests."""
+
+Entry = tuple[int, str, os.stat_result]
+"""A descriptor of its folder, its name, and what it is."""
 
 
 def relative_parts(root: Path, path: str, field: str) -> tuple[str, ...]:
@@ -69,15 +76,21 @@ def leave_notice(directory: int, text: str) -> None:
 
 
 async def adopt(directory: int, uid: int) -> None:
-    """Give a workspace that an earlier attempt left, under another uid, to this attempt's uid, link by link."""
+    """Give a workspace that an earlier attempt left, under another uid, to this attempt's uid, link by link.
+
+    Raises:
+        NestedTooDeep: it has folders too deep within each other.
+    """
     if os.geteuid() != 0 or os.fstat(directory).st_uid == uid:
         return
-    for number, (folder, name, info) in enumerate(walk_entries(directory)):
+    for entry in walk_entries(directory):
+        if entry is None:
+            await asyncio.sleep(0)
+            continue
+        folder, name, info = entry
         if info.st_uid != uid:
             with suppress(FileNotFoundError):
                 os.chown(name, uid, uid, dir_fd=folder, follow_symlinks=False)
-        if number % _STEP_ENTRIES == 0:
-            await asyncio.sleep(0)
 
 
 def open_artifact(workspace: Path, path: str) -> int:
@@ -103,14 +116,19 @@ def open_artifact(workspace: Path, path: str) -> int:
 class Census:
     """How much some directory trees hold, counted in small steps so that nobody waits for it.
 
-    Sparse files count by the blocks they occupy, hard links once per name.
+    Sparse files count by the blocks they occupy, hard links once per name. `trouble` is why it ended early, if it did.
+
+    Args:
+        directories: descriptors of their tops.
+        besides: sizes of what else counts, with None wherever others may have their turn.
     """
 
-    def __init__(self, directories: Iterable[int]) -> None:
+    def __init__(self, directories: Iterable[int], besides: Iterable[int | None] = ()) -> None:
         self.bytes = 0
         self.entries = 0
         self.complete = False
-        self._walk = self._count(tuple(directories))
+        self.trouble = ""
+        self._walk = self._count(tuple(directories), besides)
 
     def step(self) -> None:
         """Count some more entries; sets `complete` at the end."""
@@ -121,34 +139,56 @@ class Census:
         """Stop half-way."""
         self._walk.close()
 
-    def _count(self, tops: Iterable[int]) -> Generator[bool, None, None]:
-        for _, _, info in chain.from_iterable(map(walk_entries, tops)):
-            self.entries += 1
-            self.bytes += info.st_blocks * 512
-            if self.entries % _STEP_ENTRIES == 0:
+    def _count(self, tops: Iterable[int], besides: Iterable[int | None]) -> Generator[bool, None, None]:
+        try:
+            for entry in chain.from_iterable(map(walk_entries, tops)):
+                if entry is None:
+                    yield True
+                    continue
+                self.entries += 1
+                self.bytes += entry[2].st_blocks * 512
+        except NestedTooDeep as deep:
+            self.trouble = str(deep)
+        for size in besides:
+            if size is None:
                 yield True
+            else:
+                self.bytes += size
 
 
-def walk_entries(top: int) -> Iterator[tuple[int, str, os.stat_result]]:
-    """Every entry below the directory `top` as (descriptor of its directory, name, lstat), links not followed.
+def walk_entries(top: int) -> Iterator[Entry | None]:
+    """Every entry below the directory `top`, links not followed; None wherever others may have their turn.
 
-    Entries that vanish meanwhile are left out. The descriptor is valid until the next step.
+    Entries that vanish meanwhile are left out. The descriptor is valid until the next step. However the tree is made,
+    little is done between two of them: nothing here may keep the supervisor from renewing leases.
+
+    Raises:
+        NestedTooDeep: there are folders deeper than `DEPTH_MAX`.
     """
     waiting: list[tuple[str, ...]] = [()]
+    work = 0
     while waiting:
         parts = waiting.pop()
+        work += len(parts) + 1
         directory = _reopen(top, parts)
         if directory is None:
             continue
         try:
-            for name in os.listdir(directory):  # noqa: PTH208 - a descriptor, which pathlib cannot list
-                with suppress(FileNotFoundError):
-                    info = os.stat(name, dir_fd=directory, follow_symlinks=False)
-                    if stat.S_ISDIR(info.st_mode):
-                        waiting.append((*parts, name))
-                    yield directory, name, info
+            with os.scandir(directory) as entries:
+                for entry in entries:
+                    with suppress(FileNotFoundError):
+                        info = entry.stat(follow_symlinks=False)
+                        if stat.S_ISDIR(info.st_mode):
+                            waiting.append((*parts, entry.name))
+                        yield directory, entry.name, info
+                    work += 1
+                    if work >= _STEP_ENTRIES:
+                        yield None
+                        work = 0
         finally:
             os.close(directory)
+        if waiting and len(waiting[-1]) > DEPTH_MAX:
+            raise NestedTooDeep(most=DEPTH_MAX)
 
 
 def _reopen(top: int, parts: tuple[str, ...]) -> int | None:

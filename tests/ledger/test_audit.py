@@ -9,7 +9,9 @@ from sqlalchemy.orm import Session
 
 from kernel.database import transaction
 from ledger.audit import audit
+from ledger.reading import sum_of_balances
 from tests.ledger.world import (
+    CARDS,
     LATER,
     OWED,
     POOL,
@@ -76,6 +78,11 @@ TAMPERINGS = [
     ("DELETE FROM holds WHERE id = '{h}'", "holds", "but no record"),
     ("UPDATE holds SET id = '{m}' WHERE id = '{h}'", "holds", "but no transfers"),
     ("UPDATE transfers SET debit_sequence = 90 WHERE id = '{c}'", "holds", "after it was resolved"),
+    (
+        "UPDATE transfers SET debit_sequence = 90 WHERE id = '{h2}'",
+        "holds",
+        "{h2} was used after it was resolved",
+    ),
     ("UPDATE transfers SET amount = 9 WHERE id = '{u}'", "links", "does not mirror"),
     ("UPDATE transfers SET reverses = '{h}' WHERE id = '{u}'", "links", "does not mirror"),
     ("UPDATE transfers SET credit = '{world}' WHERE id = '{c}'", "links", "accounts of its hold"),
@@ -87,7 +94,7 @@ TAMPERINGS = [
 @pytest.mark.parametrize(("statement", "check", "words"), TAMPERINGS)
 @pytest.mark.usefixtures("busy")
 def test_each_tampering_is_found_and_explained(root: Engine, statement: str, check: str, words: str) -> None:
-    names = {name: ident(name) for name in ("h", "c", "u", "m", "fund")} | {
+    names = {name: ident(name) for name in ("h", "h2", "c", "u", "m", "fund")} | {
         "pool": POOL.id,
         "world": WORLD.id,
         "spent": SPENT.id,
@@ -179,5 +186,48 @@ def test_a_report_lists_no_more_differences_than_asked_and_says_so(root: Engine)
     with tampered(root, "UPDATE accounts SET version = version + 1") as session:
         assert not audit(session).truncated
         cut = audit(session, differences_max=2)
+        whole = audit(session, differences_max=5)
     assert len(cut.differences) == 2
     assert cut.truncated
+    assert (len(whole.differences), whole.truncated) == (5, False)
+
+
+@pytest.mark.parametrize(
+    ("check", "statement"),
+    [
+        ("balances", "UPDATE accounts SET version = version + 1"),
+        ("histories", "UPDATE transfers SET debit_debits_posted = 1000"),
+        ("holds", "UPDATE holds SET expires_at = now()"),
+        ("links", "UPDATE transfers SET debit = '{cards}' WHERE hold_id IS NOT NULL"),
+        ("assets", "UPDATE accounts SET asset = 'card_ms:a' WHERE id = '{world}' OR id = '{spent}'"),
+        ("zero_sum", "UPDATE accounts SET debits_posted = debits_posted + 1"),
+    ],
+)
+@pytest.mark.usefixtures("busy")
+def test_the_differences_of_a_check_are_told_in_one_order(root: Engine, check: str, statement: str) -> None:
+    names = {"cards": CARDS.id, "world": WORLD.id, "spent": SPENT.id}
+    with tampered(root, statement.format(**names)) as session:
+        found = [difference.subject for difference in audit(session).differences if difference.check == check]
+    assert len(found) > 1
+    assert found == sorted(found, key=str)
+
+
+def test_a_hold_that_nothing_covered_is_told_as_overdrawn(root: Engine, funded: Engine) -> None:
+    posting(funded, held("h", 5, SPENT, WORLD))
+    with tampered(root, f"UPDATE accounts SET bound = 'credit' WHERE id = '{SPENT.id}'") as session:
+        (found,) = audit(session).differences
+    assert found.explanation.endswith(f"spent was overdrawn by transfer {ident('h')} (entry 1)")
+
+
+@pytest.mark.parametrize(
+    ("column", "total"), [("credits_posted", 5), ("debits_posted", -5), ("debits_pending", 0)]
+)
+@pytest.mark.usefixtures("busy")
+def test_the_sum_of_all_balances_is_what_was_made_or_lost(root: Engine, column: str, total: int) -> None:
+    with tampered(root, f"UPDATE accounts SET {column} = {column} + 1") as session:
+        assert sum_of_balances(session) == total
+
+
+def test_the_balances_of_an_empty_ledger_sum_to_nothing(engine: Engine) -> None:
+    with transaction(engine) as session:
+        assert sum_of_balances(session) == 0

@@ -253,7 +253,7 @@ def test_the_last_single_posting_fills_a_total_exactly(funded: Engine, database:
 
 
 @pytest.mark.parametrize(
-    "words", ['quote " and \\ backslash', "{a,b}", "NULL", "算力券 一号", "comma, and 'single'"]
+    "words", ['quote " and \\ backslash', "{a,b}", "NULL", "x", "算力券 一号", "comma, and 'single'"]
 )
 def test_words_arrive_as_they_were_sent(funded: Engine, words: str) -> None:
     wish = posted(ident("x"), debit=POOL.id, credit=SPENT.id, amount=1, movement=words, cause=words)

@@ -55,6 +55,7 @@ REFUSALS = [
         T0,
         Status.INSUFFICIENT_FUNDS,
     ),
+    ([move("o", OWED, WORLD, 9), held("x", 10, WORLD, OWED)], T0, Status.INSUFFICIENT_FUNDS),
     ([held("h", 60), more("x", "h", 41)], T0, Status.INSUFFICIENT_FUNDS),
     ([move("m", POOL, SPENT, 100), undo("x", "fund")], T0, Status.INSUFFICIENT_FUNDS),
     ([held("h", 60), take("x", "h", 61)], T0, Status.HOLD_EXHAUSTED),
@@ -106,6 +107,17 @@ def test_a_transfer_is_posted_and_its_replay_returns_the_first_result(funded: En
     assert totals(funded, SPENT) == (0, 30, 0, 0)
 
 
+@pytest.mark.parametrize("together", [False, True])
+def test_every_kind_is_replayed_with_its_first_amount(funded: Engine, *, together: bool) -> None:
+    wishes = [held("h", 50), more("e", "h", 20), take("c", "h", 30), undo("u", "c"), free("r", "h")]
+    again = posting(funded, *wishes, *wishes)[5:]
+    if not together:
+        again = posting(funded, *wishes)
+    assert {outcome.status for outcome in again} == {Status.REPLAYED}
+    assert [outcome.amount for outcome in again] == [50, 20, 30, 30, 40]
+    assert totals(funded, POOL) == (30, 130, 0, 0)
+
+
 def test_a_single_transfer_moves_between_its_own_accounts_whichever_id_comes_first(funded: Engine) -> None:
     accounts = (OWED, WORLD, SPENT, POOL)
     pairs = list(permutations(accounts, 2))
@@ -126,6 +138,19 @@ def test_a_hold_is_extended_captured_in_parts_and_released(funded: Engine) -> No
     assert (kept.held, kept.captured, kept.freed, kept.state) == (70, 35, 35, HoldState.RELEASED)
     assert [line.sequence for line in lines] == [1, 2, 3, 4, 5, 6]
     assert [line.debits_pending for line in lines] == [0, 50, 70, 40, 35, 0]
+
+
+def test_holds_of_one_batch_keep_their_own_accounts_beside_one_that_was_there(funded: Engine) -> None:
+    posting(funded, held("h", 50))
+    posting(
+        funded, more("e", "h", 1), held("k", 7, SPENT, POOL), held("l", 3), take("c", "h", 2), take("d", "k", 1)
+    )
+    with transaction(funded) as session:
+        found = holds(session, [ident(name) for name in "hkl"])
+    kept = [(one.debit, one.credit, one.held, one.captured) for one in (found[ident(name)] for name in "hkl")]
+    pool, spent = POOL.id, SPENT.id
+    assert kept == [(pool, spent, 51, 2), (spent, pool, 7, 1), (pool, spent, 3, 0)]
+    assert totals(funded, POOL) == (2, 101, 52, 6)
 
 
 def test_a_hold_captured_to_the_end_is_still_released_once(funded: Engine) -> None:
@@ -158,6 +183,7 @@ def test_an_extension_may_move_the_end_of_a_hold(funded: Engine) -> None:
     posting(funded, held("h", 50), longer)
     assert posting(funded, take("c", "h", 51), at=LATER)[0].accepted
     assert posting(funded, take("d", "h", 1), at=much_later)[0].status is Status.HOLD_EXPIRED
+    assert totals(funded, POOL) == (51, 100, 0, 0)
 
 
 def test_reversals_mirror_what_was_posted_and_captured(funded: Engine) -> None:
@@ -180,10 +206,14 @@ def test_a_posting_that_begins_its_transaction_is_undone_with_it(funded: Engine,
 def test_a_linked_batch_is_posted_whole_or_not_at_all(funded: Engine) -> None:
     with transaction(funded) as session:
         with pytest.raises(InsufficientFunds) as caught:
-            post_all(session, [move("a", POOL, SPENT, 60), move("b", POOL, SPENT, 41)], at=T0)
+            wishes = [move("a", POOL, SPENT, 60), move("b", POOL, SPENT, 41), move("c", POOL, SPENT, 1)]
+            post_all(session, wishes, at=T0)
         assert caught.value.facts["available"] == 40
         assert caught.value.facts["required"] == 41
-        post_all(session, [move("a", POOL, SPENT, 60), move("b", POOL, SPENT, 40)], at=T0)
+        assert balances(session, [POOL.id])[POOL.id] == Balance(POOL, 0, 100, 0, 0, 1)
+        post_all(session, [move("a", POOL, SPENT, 60)], at=T0)
+        both = post_all(session, [move("a", POOL, SPENT, 60), move("b", POOL, SPENT, 40)], at=T0)
+        assert [outcome.status for outcome in both] == [Status.REPLAYED, Status.POSTED]
     assert totals(funded, POOL) == (100, 100, 0, 0)
 
 
@@ -208,6 +238,12 @@ FACTS = [
     ([held("h", 30)], move("x", POOL, SPENT, 71), POOL, 70),
     ([move("m", POOL, SPENT, 10), held("h", 30)], held("x", 61), POOL, 60),
     ([move("o", OWED, WORLD, 9), held("h", 2, WORLD, OWED)], move("x", WORLD, OWED, 8), OWED, 7),
+    (
+        [move("o", OWED, WORLD, 9), move("b", WORLD, OWED, 2), held("h", 3, WORLD, OWED)],
+        held("x", 5, WORLD, OWED),
+        OWED,
+        4,
+    ),
     ([held("h", 30), take("c", "h", 10)], take("x", "h", 21), POOL, 20),
     ([held("h", 30), take("c", "h", 10)], more("x", "h", 71), POOL, 70),
 ]

@@ -12,7 +12,6 @@ from sqlalchemy.orm import Session
 from kernel.database import Table, transaction
 from kernel.errors import HubError
 from kernel.money import MICROS_MAX
-from ledger.errors import IdReusedWithOtherContent
 from tests.vouchers.world import FACTS, NOW, YUAN, Place, World
 from vouchers.afterlife import expire_vouchers, recall_voucher
 from vouchers.capturing import capture_charge
@@ -293,7 +292,7 @@ REFUSED: Final[dict[str, tuple[Case, str]]] = {
     ),
     "a bank reference used for another amount": (
         lambda s, p: deposit(s, p.tenant, 7, f"used {p.tenant}", NOW),
-        IdReusedWithOtherContent.code,
+        "bank_reference_used",
     ),
 }
 

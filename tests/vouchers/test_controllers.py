@@ -3,7 +3,7 @@
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import Connection, text
 from sqlalchemy.exc import IntegrityError
 
 from kernel.database import transaction
@@ -11,7 +11,9 @@ from tests.vouchers.world import NOW, World
 from vouchers.domain.controllers import ControllerCycle
 from vouchers.enterprises import record_controller
 
-INSERT = text("INSERT INTO controllers VALUES (:controlled, :controller, 'x', now())")
+INSERT = text("INSERT INTO controllers VALUES (:controlled, :version, :controller, '', 'x', now())")
+END = text("UPDATE controllers SET ended_at = now() WHERE controlled = :controlled AND ended_at IS NULL")
+REOPEN = text("UPDATE controllers SET ended_at = NULL WHERE controlled = :controlled AND version = 1")
 
 
 def test_two_who_record_each_others_half_of_a_circle_do_not_close_it(world: World) -> None:
@@ -32,15 +34,23 @@ def test_two_who_record_each_others_half_of_a_circle_do_not_close_it(world: Worl
 
 
 def test_the_database_itself_refuses_a_circle(world: World) -> None:
+    def record(connection: Connection, controlled: str, controller: str, version: int = 1) -> None:
+        connection.execute(INSERT, {"controlled": controlled, "controller": controller, "version": version})
+
     with world.engine.begin() as connection:
         for controlled, controller in (("a", "b"), ("b", "c"), ("d", "c")):
-            connection.execute(INSERT, {"controlled": controlled, "controller": controller})
-    with (
-        pytest.raises(IntegrityError, match="already"),
-        world.engine.begin() as connection,
-    ):
-        connection.execute(INSERT, {"controlled": "c", "controller": "a"})
-    with pytest.raises(IntegrityError), world.engine.begin() as connection:
-        connection.execute(text("UPDATE controllers SET controller = 'a' WHERE controlled = 'b'"))
+            record(connection, controlled, controller)
+    with pytest.raises(IntegrityError, match="already"), world.engine.begin() as connection:
+        record(connection, "c", "a")
+    with pytest.raises(IntegrityError, match="already"), world.engine.begin() as connection:
+        connection.execute(END, {"controlled": "b"})
+        record(connection, "b", "a", 2)
+    with pytest.raises(IntegrityError, match="in_force"), world.engine.begin() as connection:
+        record(connection, "b", "e", 2)
     with world.engine.begin() as connection:
-        connection.execute(text("UPDATE controllers SET controller = 'e' WHERE controlled = 'b'"))
+        connection.execute(END, {"controlled": "b"})
+        record(connection, "b", "e", 2)
+        record(connection, "c", "a")
+    with pytest.raises(IntegrityError, match="already"), world.engine.begin() as connection:
+        connection.execute(END, {"controlled": "b"})
+        connection.execute(REOPEN, {"controlled": "b"})

@@ -10,6 +10,7 @@ from kernel.database import transaction
 from ledger.domain.accounts import CNY, card_time
 from tests.vouchers.world import FACTS, NOW, YUAN, World
 from vouchers import accounts
+from vouchers.capturing import capture_charge
 from vouchers.domain.facts import ChargeFacts
 from vouchers.errors import BudgetSpent, HoldNotFound, NoFunding, VoucherNotApplicable, VoucherSpent
 from vouchers.holding import HoldRequest, place_holds
@@ -57,6 +58,9 @@ def test_a_named_voucher_pays_for_usage_that_ends_with_it(world: World, rules: d
         last = voucher_of(session, voucher).use_by_at
         offered = quote(session, place.tenant, YUAN, FACTS, [voucher], NOW, usage_until=last)
         assert offered.public_micros == 300_000
+        place_hold(session, place.job(), place.tenant, YUAN, FACTS, [voucher], NOW, usage_until=last)
+        paid = capture_charge(session, place.job(), place.charge(), YUAN, FACTS, NOW, used_until=last)
+        assert paid.public_micros == 300_000
 
 
 def test_who_never_had_an_account_cannot_pay_a_millionth(world: World) -> None:

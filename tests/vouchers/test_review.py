@@ -27,8 +27,9 @@ from vouchers.domain.eligibility import FAIL, LOOK, Case, run_checks
 from vouchers.domain.facts import ContractFacts, EnterpriseFacts
 from vouchers.domain.terms import read_terms
 from vouchers.enterprises import (
+    FactChanges,
+    change_facts,
     enterprise_facts,
-    mark_dishonest,
     record_controller,
     record_related,
 )
@@ -253,7 +254,8 @@ def test_a_change_between_submission_and_approval_is_seen(world: World) -> None:
         place = world.place(session)
         application = apply(session, place)
         first_review(session, application, by="ann", at=NOW)
-        mark_dishonest(session, place.tenant, dishonest=True)
+        listed = FactChanges(dishonest=True)
+        change_facts(session, place.tenant, listed, reason="list of the court", by="officer", at=NOW)
         with pytest.raises(ChecksFailed) as refused:
             final_approval(session, application, by="bob", at=NOW)
         assert refused.value.facts["rules"] == "not_dishonest"

@@ -31,6 +31,9 @@ FORBIDDEN = [
     "DELETE FROM restorations",
     "DELETE FROM charge_stretches",
     "DELETE FROM controllers",
+    "UPDATE controllers SET controller = 'x'",
+    "DELETE FROM enterprise_versions",
+    "UPDATE enterprise_versions SET size_class = 'startup'",
     "TRUNCATE vouchers CASCADE",
 ]
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from datetime import timedelta
+from fractions import Fraction
 from itertools import pairwise
 
 import pytest
@@ -12,11 +13,15 @@ from kernel.database import transaction
 from kernel.ids import derived_id
 from tests.vouchers.world import FACTS, NOW, YUAN, World
 from vouchers.capturing import capture_charge
+from vouchers.domain.coverage import Candidate, Plan
+from vouchers.domain.explanation import Coverage
 from vouchers.domain.facts import ChargeFacts
+from vouchers.domain.segments import Segment
 from vouchers.domain.terms import MS_PER_HOUR
-from vouchers.errors import HoldDiffers, HoldReleased, VoucherSpent
+from vouchers.errors import ChargeBeyondHold, HoldDiffers, HoldReleased, NoFunding, VoucherSpent
+from vouchers.open_holds import OpenSegment
 from vouchers.reading import list_vouchers
-from vouchers.redemption import extend_hold, held_coverage, place_hold, release_hold
+from vouchers.redemption import extend_hold, give_back_holds, held_coverage, place_hold, release_hold
 from vouchers.wallets import wallet_balance
 
 
@@ -56,6 +61,17 @@ def test_a_jobs_first_hold_is_placed_again_with_the_same_content_only_and_until_
         release_hold(session, job, NOW)
         with pytest.raises(HoldReleased):
             place_hold(session, job, mine, YUAN, used, [voucher], NOW)
+        with pytest.raises(HoldReleased):
+            extend_hold(session, job, 2 * YUAN, used, NOW)
+
+
+def test_an_extension_adds_a_last_millionth_and_nothing_to_what_is_there(world: World) -> None:
+    with transaction(world.engine) as session:
+        place = world.place(session)
+        place_hold(session, place.job(), place.tenant, YUAN, FACTS, None, NOW)
+        assert extend_hold(session, place.job(), YUAN, FACTS, NOW) == Coverage(0, ())
+        assert extend_hold(session, place.job(), YUAN + 1, FACTS, NOW).cost_micros == 1
+        assert wallet_balance(session, place.tenant).prepaid_held_micros == YUAN + 1
 
 
 def test_a_job_that_moves_to_another_model_is_charged_from_that_models_hold(world: World) -> None:
@@ -114,6 +130,54 @@ def test_card_time_is_drawn_with_the_time_used(world: World) -> None:
             MS_PER_HOUR * 3 // 4,
             MS_PER_HOUR * 37 // 4,
         )
+
+
+def test_an_extension_sets_aside_the_card_time_that_is_added(world: World) -> None:
+    grace = ChargeFacts(model="GH200", hardware="other", region="GB")
+    review = {"clause": "c", "first_review": "panel", "final_approval": "board", "notice_days": 0}
+    with transaction(world.engine) as session:
+        programme = world.programme(session, "uk-airr", review=review)
+        tenant = world.enterprise(session, region="GB")
+        world.voucher(session, tenant, programme, 10 * MS_PER_HOUR)
+        job = derived_id("job", tenant)
+        place_hold(session, job, tenant, YUAN, replace(grace, card_ms=MS_PER_HOUR), None, NOW)
+        assert list_vouchers(session, enterprise_id=tenant)[0].held == MS_PER_HOUR
+        extend_hold(session, job, 3 * YUAN, replace(grace, card_ms=3 * MS_PER_HOUR + 1), NOW)
+        assert list_vouchers(session, enterprise_id=tenant)[0].held == 3 * MS_PER_HOUR + 1
+        for card_ms in (3 * MS_PER_HOUR + 1, MS_PER_HOUR):
+            with pytest.raises(NoFunding):
+                extend_hold(session, job, 4 * YUAN, replace(grace, card_ms=card_ms), NOW)
+        whole = replace(grace, card_ms=3 * MS_PER_HOUR + 1)
+        paid = capture_charge(session, job, derived_id("charge", job), 3 * YUAN, whole, NOW)
+        assert (paid.public_micros, sum(line.quantity for line in paid.lines)) == (3 * YUAN, whole.card_ms)
+
+
+def test_what_is_given_back_while_a_job_waits_is_set_aside_anew_when_it_runs_again(world: World) -> None:
+    with transaction(world.engine) as session:
+        place = world.place(session)
+        voucher = place.voucher(session, 100)
+        place_hold(session, place.job(), place.tenant, 100 * YUAN, FACTS, None, NOW)
+        capture_charge(session, place.job(), place.charge(1), 10 * YUAN, FACTS, NOW)
+        (left,) = give_back_holds(session, [place.job(), place.job(2)], NOW).values()
+        assert (left.state, left.segments, left.cost_micros) == ("open", 1, 10 * YUAN)
+        assert place.left(session, voucher) == ("active", 0, 3, 97)
+        with pytest.raises(ChargeBeyondHold):
+            capture_charge(session, place.job(), place.charge(2), YUAN, FACTS, NOW)
+        assert extend_hold(session, place.job(), 30 * YUAN, FACTS, NOW).cost_micros == 20 * YUAN
+        assert place.left(session, voucher) == ("active", 6, 3, 91)
+        capture_charge(session, place.job(), place.charge(2), 20 * YUAN, FACTS, NOW)
+        release_hold(session, place.job(), NOW)
+        assert place.left(session, voucher) == ("active", 0, 9, 91)
+        assert place.prepaid(session) == 1_000 - 21
+
+
+def test_a_segment_takes_all_of_a_cost_whose_card_time_just_fits() -> None:
+    one = Fraction(1)
+    grant = Candidate("grant", "1", "v1", "p", "national", "card_ms:M", one, 100, "§1", (1,))
+    plan = Plan(10, 4, (grant,))
+    segment = OpenSegment(derived_id("job"), 0, 10, {}, None, 5, 2, Segment(plan), ())
+    assert segment.takes(10, 5) == (5, 2)
+    assert segment.takes(10, 6) == (4, 2)
 
 
 @pytest.mark.parametrize(("granted", "drawn"), [(10, (60, 60, 40)), (2, (60, 30, 0))])

@@ -21,7 +21,7 @@ from vouchers.clawback import claw_back_line
 from vouchers.domain.calendar import MalformedPeriod
 from vouchers.domain.facts import ChargeFacts
 from vouchers.domain.sampling import draw
-from vouchers.enterprises import mark_dishonest, record_controller
+from vouchers.enterprises import FactChanges, change_facts, record_controller
 from vouchers.errors import (
     ClaimLineNotFound,
     ClaimPaid,
@@ -340,7 +340,7 @@ def test_automatic_checks_point_at_related_dishonest_and_recalled(world: World) 
         code = session.get_one(Enterprise, place.tenant).credit_code
         record_controller(session, code, f"owner of {code}", by="officer", at=NOW)
         record_controller(session, f"centre {code}", f"owner of {code}", by="officer", at=NOW)
-        mark_dishonest(session, place.tenant, dishonest=True)
+        change_facts(session, place.tenant, FactChanges(dishonest=True), reason="list", by="officer", at=NOW)
         (used,) = list_vouchers(session, enterprise_id=place.tenant)
         recall_voucher(session, used.id, by="officer", reason="false statements", at=NOW)
         found = check_claim(session, claim, centre_code=f"centre {code}", at=NOW)

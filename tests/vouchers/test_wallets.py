@@ -8,21 +8,25 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from kernel.database import transaction
-from ledger.errors import IdReusedWithOtherContent, InsufficientFunds
+from kernel.ids import derived_id
+from ledger.errors import InsufficientFunds
 from tests.vouchers.world import FACTS, NOW, YUAN, Place, World
 from vouchers.capturing import capture_charge
 from vouchers.domain.facts import ChargeFacts
 from vouchers.enterprises import enterprise_facts, record_controller
 from vouchers.errors import (
     AlreadyBound,
+    BankReferenceUsed,
     BudgetSpent,
     DatesReversed,
     GroupFull,
     NoFunding,
+    NothingOwed,
     NotRelated,
     VoucherNotFound,
     VoucherSpent,
 )
+from vouchers.recharging import recharge
 from vouchers.redemption import place_hold, quote, release_hold
 from vouchers.tables import GroupMember
 from vouchers.wallets import (
@@ -30,6 +34,7 @@ from vouchers.wallets import (
     bind_affiliate,
     deposit,
     grant_credit,
+    owed_micros,
     repay_credit,
     set_budget,
     unbind_affiliate,
@@ -63,8 +68,61 @@ def test_a_banks_reference_is_booked_once(world: World) -> None:
         for _ in range(2):
             deposit(session, place.tenant, YUAN, f"ref {place.tenant}", NOW)
         assert place.prepaid(session) == 1
-        with pytest.raises(IdReusedWithOtherContent):
-            deposit(session, place.tenant, 2 * YUAN, f"ref {place.tenant}", NOW)
+        other = world.enterprise(session)
+        for tenant, yuan in ((place.tenant, 2), (other, 1)):
+            with pytest.raises(BankReferenceUsed):
+                deposit(session, tenant, yuan * YUAN, f"ref {place.tenant}", NOW)
+
+
+def test_one_bank_transfer_is_a_deposit_or_a_repayment_and_never_both(world: World) -> None:
+    with transaction(world.engine) as session:
+        place = world.place(session, yuan=0)
+        grant_credit(session, place.tenant, 100 * YUAN, "2026", NOW)
+        place.run(session, 40)
+        for book, again in ((deposit, repay_credit), (repay_credit, deposit)):
+            reference = f"{book.__name__} {place.tenant}"
+            book(session, place.tenant, 20 * YUAN, reference, NOW)
+            book(session, place.tenant, 20 * YUAN, reference, NOW)
+            with pytest.raises(BankReferenceUsed) as refused:
+                again(session, place.tenant, 20 * YUAN, reference, NOW)
+            words = book.__name__.replace("_", " ")
+            assert f"'{reference}' was booked as a {words} of 20000000 micro-yuan" in str(refused.value)
+        found = wallet_balance(session, place.tenant)
+        assert (found.prepaid_available_micros, found.credit_available_micros) == (20 * YUAN, 80 * YUAN)
+
+
+def test_what_is_paid_beyond_the_debt_becomes_prepaid_and_never_raises_the_line(world: World) -> None:
+    with transaction(world.engine) as session:
+        place = world.place(session, yuan=0)
+        grant_credit(session, place.tenant, 120 * YUAN, "2026", NOW)
+        withdraw_credit(session, place.tenant, 20 * YUAN, "less", NOW)
+        place.run(session, 40)
+        place_hold(session, place.job(2), place.tenant, 5 * YUAN, FACTS, None, NOW)
+        assert owed_micros(session, place.tenant) == 40 * YUAN
+
+        def repay(micros: int, reference: str) -> tuple[int, int]:
+            repay_credit(session, place.tenant, micros, f"{reference} {place.tenant}", NOW)
+            found = wallet_balance(session, place.tenant)
+            return found.prepaid_available_micros, found.credit_available_micros + found.credit_held_micros
+
+        assert repay(39 * YUAN, "a") == (0, 99 * YUAN)
+        assert repay(52 * YUAN, "b") == repay(52 * YUAN, "b") == (50 * YUAN, 101 * YUAN)
+        with pytest.raises(BankReferenceUsed):
+            repay(2 * YUAN, "b")
+        assert owed_micros(session, place.tenant) == -YUAN
+        with pytest.raises(NothingOwed, match="as a deposit"):
+            repay(1, "c")
+        release_hold(session, place.job(2), NOW)
+
+
+def test_a_repayment_to_the_fen_stays_on_the_line(world: World) -> None:
+    with transaction(world.engine) as session:
+        place = world.place(session, yuan=0)
+        grant_credit(session, place.tenant, 100 * YUAN, "2026", NOW)
+        place.run(session, 40)
+        repay_credit(session, place.tenant, 41 * YUAN, f"a {place.tenant}", NOW)
+        found = wallet_balance(session, place.tenant)
+        assert (found.prepaid_available_micros, found.credit_available_micros) == (0, 101 * YUAN)
 
 
 def test_prepaid_money_is_used_before_the_credit_line_and_payment_makes_that_good(world: World) -> None:
@@ -163,6 +221,29 @@ def test_an_affiliate_uses_its_own_money_first_and_then_the_payers(world: World)
         unbind_affiliate(session, payer.tenant, affiliate)
         with pytest.raises(NoFunding):
             quote(session, affiliate, YUAN, FACTS, None, NOW)
+
+
+def test_a_late_correction_is_charged_to_whoever_paid_then_and_not_to_who_pays_now(world: World) -> None:
+    with transaction(world.engine) as session:
+        payer, (affiliate,) = group(session, world, 1)
+        world.fund(session, affiliate, 30)
+        bind_affiliate(session, payer.tenant, affiliate, by="boss", at=NOW)
+        mine = Place(world, payer.programme, affiliate)
+        mine.run(session, 100)
+        assert (mine.prepaid(session), payer.prepaid(session)) == (0, 930)
+        unbind_affiliate(session, payer.tenant, affiliate)
+        charge = mine.charge()
+        for bound, cost, own, paid_then in ((None, 90, 0, 940), (payer, 80, 0, 950), (None, 20, 10, 1000)):
+            if bound is not None:
+                newer = world.place(session)
+                codes = [enterprise_facts(session, one).credit_code for one in (payer.tenant, newer.tenant)]
+                record_controller(session, *codes, by="officer", at=NOW)
+                bind_affiliate(session, newer.tenant, affiliate, by="boss", at=NOW)
+            corrected = derived_id("corrected", charge)
+            recharge(session, charge, corrected, cost * YUAN, reason="price", by="operator", at=NOW)
+            charge = corrected
+            assert (mine.prepaid(session), payer.prepaid(session)) == (own, paid_then)
+        assert newer.prepaid(session) == 1_000
 
 
 def test_parts_of_a_voucher_never_exceed_it_and_bind_their_project(world: World) -> None:

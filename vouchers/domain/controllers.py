@@ -31,6 +31,13 @@ def actual_controller(party: str, controllers: Mapping[str, str]) -> str:
     return control_chain(party, controllers)[-1]
 
 
+def group_of(controller: str, controllers: Mapping[str, str]) -> frozenset[str]:
+    """All parties that one actual controller controls, itself among them."""
+    return frozenset(
+        party for party in {controller, *controllers} if actual_controller(party, controllers) == controller
+    )
+
+
 def check_acyclic(controlled: str, controller: str, controllers: Mapping[str, str]) -> None:
     """Refuse a new edge that would close a cycle. Raises ControllerCycle."""
     chain = control_chain(controller, controllers)

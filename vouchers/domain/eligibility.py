@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from vouchers.domain.facts import ContractFacts, EnterpriseFacts
-from vouchers.domain.terms import CNY, Terms, in_region
+from vouchers.domain.terms import CNY, Cap, Terms, in_region
 
 PASS: Final = "pass"  # noqa: S105 - a verdict
 FAIL: Final = "fail"
@@ -29,8 +29,9 @@ class Check:
 class Case:
     """All that the checks look at.
 
-    `issued_enterprise` and `issued_controller` are what has been issued in the cycle; `contract_used_by` and
-    `duplicates` are numbers of other applications; `relation` is how supplier and applicant are related.
+    `issued_enterprise` and `issued_controller` are what has been issued in the cycle, and `issued_left` is what was
+    issued to enterprises that have left the controller's group since; `contract_used_by` and `duplicates` are numbers
+    of other applications; `relation` is how supplier and applicant are related.
     """
 
     terms: Terms
@@ -39,6 +40,7 @@ class Case:
     requested: int
     issued_enterprise: int = 0
     issued_controller: int = 0
+    issued_left: int = 0
     contract_used_by: tuple[str, ...] = ()
     duplicates: tuple[str, ...] = ()
     relation: tuple[str, ...] = ()
@@ -170,22 +172,27 @@ def within_round(case: Case) -> Check:
 
 
 def _caps(case: Case) -> list[Check]:
-    """What was issued to the enterprise, and to its actual controller's group, stays within the cap."""
-    issued = {"enterprise": case.issued_enterprise, "controller": case.issued_controller}
-    return [
-        Check(
-            f"cap_per_{cap.per}",
-            _verdict(issued[cap.per] + case.requested <= cap.amount),
-            cap.clause,
-            {
-                "issued": issued[cap.per],
-                "requested": case.requested,
-                "cap": cap.amount,
-                "controller": case.enterprise.controller,
-            },
-        )
-        for cap in case.terms.caps_for(case.enterprise)
-    ]
+    """What was issued to the enterprise, and to its actual controller's group as it is now, stays within the cap.
+
+    Where only what left the group keeps it within, a person looks whether firms are passed on to be issued more.
+    """
+    return [_cap(case, cap) for cap in case.terms.caps_for(case.enterprise)]
+
+
+def _cap(case: Case, cap: Cap) -> Check:
+    facts: dict[str, Any] = {
+        "issued": case.issued_enterprise,
+        "requested": case.requested,
+        "cap": cap.amount,
+        "controller": case.enterprise.controller,
+    }
+    left = 0
+    if cap.per == "controller":
+        left = case.issued_left
+        facts |= {"issued": case.issued_controller, "issued_to_who_left": left}
+    room = cap.amount - facts["issued"] - case.requested
+    verdict = FAIL if room < 0 else LOOK if room < left else PASS
+    return Check(f"cap_per_{cap.per}", verdict, cap.clause, facts)
 
 
 _RULES: Final[tuple[Callable[[Case], Check], ...]] = (

@@ -3,15 +3,19 @@
 Decisions are replayed from these facts alone, so they are stored with the decision.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Self
+from typing import Any, Final, Self
+
+COMPUTE: Final = "compute"
 
 
 @dataclass(frozen=True)
 class EnterpriseFacts:
     """An enterprise as the rules see it.
 
-    `region` is a GB/T 2260 division code; `yearly_contract_micros` is what it contracted for compute in a year.
+    `region` is a GB/T 2260 division code; `yearly_contract_micros` is what it contracted for compute in a year;
+    `version` says which of its dated facts these are.
     """
 
     credit_code: str
@@ -23,6 +27,7 @@ class EnterpriseFacts:
     dishonest: bool = False
     clean_years: int = 0
     roles: tuple[str, ...] = ()
+    version: int = 1
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object."""
@@ -36,10 +41,18 @@ class EnterpriseFacts:
 
 @dataclass(frozen=True)
 class CentreFacts:
-    """A compute centre as the rules see it: its division code, and its installed peak in whole PFLOPS."""
+    """A compute centre as the rules see it: its division code, and its installed peak in whole PFLOPS.
+
+    `cost_kinds` says which of its services, by name, are usage of another kind than compute.
+    """
 
     region: str
     pflops: int
+    cost_kinds: Mapping[str, str] = field(default_factory=dict)
+
+    def cost_kind(self, service: str) -> str:
+        """What kind of cost usage of a service is."""
+        return self.cost_kinds.get(service, COMPUTE)
 
 
 @dataclass(frozen=True)
@@ -51,7 +64,7 @@ class ChargeFacts:
 
     model: str
     hardware: str = "domestic"
-    cost_kind: str = "compute"
+    cost_kind: str = COMPUTE
     region: str = "331003"
     centre_pflops: int = 0
     card_ms: int = 0
@@ -76,7 +89,7 @@ class ContractFacts:
     supplier: str = ""
     amount_micros: int = 0
     days: int = 0
-    cost_kind: str = "compute"
+    cost_kind: str = COMPUTE
     centre_region: str = ""
     centre_pflops: int = 0
     other_subsidies: tuple[str, ...] = field(default=())

@@ -4,7 +4,7 @@ Amounts that were decided are never updated; what changes is a state, a cursor o
 The application role has exactly these rights.
 """
 
-from vouchers.tables.parties import Controller, Enterprise, GroupMember, RelatedParty
+from vouchers.tables.parties import Controller, Enterprise, EnterpriseVersion, GroupMember, RelatedParty
 from vouchers.tables.programmes import (
     Application,
     ApplicationCheck,
@@ -44,6 +44,7 @@ __all__ = [
     "CoveredCharge",
     "CycleClosing",
     "Enterprise",
+    "EnterpriseVersion",
     "GroupMember",
     "HoldLine",
     "HoldSegment",

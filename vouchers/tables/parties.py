@@ -1,10 +1,10 @@
-"""Enterprises, who controls them, and who pays for whom."""
+"""Enterprises and their dated facts, who controls them, and who pays for whom."""
 
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import CheckConstraint, ForeignKey, UniqueConstraint
+from sqlalchemy import CheckConstraint, ForeignKey, ForeignKeyConstraint, Index, UniqueConstraint, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from kernel.database import Table
@@ -12,12 +12,34 @@ from vouchers.domain.facts import EnterpriseFacts
 
 
 class Enterprise(Table):
-    """A tenant: who it is, and what the rules want to know about it."""
+    """A tenant, and which version of its facts is in force; its row serialises what happens to its money."""
 
     __tablename__ = "enterprises"
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
     credit_code: Mapped[str] = mapped_column(unique=True)
+    version: Mapped[int]
+    registered_at: Mapped[datetime]
+
+    __table_args__ = (
+        ForeignKeyConstraint(
+            ["id", "version"],
+            ["enterprise_versions.enterprise_id", "enterprise_versions.version"],
+            name="fk_enterprises_version",
+            deferrable=True,
+            initially="DEFERRED",
+            use_alter=True,
+        ),
+    )
+
+
+class EnterpriseVersion(Table):
+    """What the rules want to know about an enterprise, from when it was recorded until the next version was."""
+
+    __tablename__ = "enterprise_versions"
+
+    enterprise_id: Mapped[UUID] = mapped_column(ForeignKey("enterprises.id"), primary_key=True)
+    version: Mapped[int] = mapped_column(primary_key=True)
     name: Mapped[str]
     region: Mapped[str]
     industry: Mapped[str]
@@ -26,17 +48,21 @@ class Enterprise(Table):
     clean_years: Mapped[int]
     dishonest: Mapped[bool]
     roles: Mapped[list[Any]]
-    registered_at: Mapped[datetime]
+    reason: Mapped[str]
+    recorded_by: Mapped[str]
+    recorded_at: Mapped[datetime]
 
     __table_args__ = (
+        CheckConstraint("version > 0", name="version"),
         CheckConstraint("yearly_contract_micros >= 0", name="yearly_contract"),
         CheckConstraint("clean_years >= 0", name="clean_years"),
     )
 
-    def facts(self, controller: str) -> EnterpriseFacts:
+    def facts(self, credit_code: str, controller: str) -> EnterpriseFacts:
         """What the rules look at; `controller` is the actual controller of its group."""
         return EnterpriseFacts(
-            credit_code=self.credit_code,
+            credit_code=credit_code,
+            version=self.version,
             region=self.region,
             industry=self.industry,
             size_class=self.size_class,
@@ -49,16 +75,26 @@ class Enterprise(Table):
 
 
 class Controller(Table):
-    """Who controls a party (a credit code or a person's reference); chains end at the actual controller."""
+    """Who controlled a party (a credit code or a person's reference) from when to when; chains end at the actual one.
+
+    What has no end is in force: at most one per party.
+    """
 
     __tablename__ = "controllers"
 
     controlled: Mapped[str] = mapped_column(primary_key=True)
+    version: Mapped[int] = mapped_column(primary_key=True)
     controller: Mapped[str] = mapped_column(index=True)
+    reason: Mapped[str]
     recorded_by: Mapped[str]
     recorded_at: Mapped[datetime]
+    ended_at: Mapped[datetime | None]
 
-    __table_args__ = (CheckConstraint("controlled <> controller", name="not_itself"),)
+    __table_args__ = (
+        CheckConstraint("controlled <> controller", name="not_itself"),
+        CheckConstraint("version > 0", name="version"),
+        Index("uq_controllers_in_force", "controlled", unique=True, postgresql_where=text("ended_at IS NULL")),
+    )
 
 
 class RelatedParty(Table):

@@ -132,7 +132,9 @@ _FIRMS = text("""
           FROM accounts WHERE name::text LIKE 'voucher/%')
     SELECT v.slug, v.asset, e.size_class, e.industry, sum(v.face), coalesce(sum(kept.held), 0),
            coalesce(sum(t.captured), 0), coalesce(sum(owed.claimed), 0), coalesce(sum(owed.disbursed), 0)
-      FROM vouchers v JOIN enterprises e ON e.id = v.enterprise_id LEFT JOIN taken t ON t.voucher_id = v.id
+      FROM vouchers v JOIN enterprises n ON n.id = v.enterprise_id
+      JOIN enterprise_versions e ON e.enterprise_id = n.id AND e.version = n.version
+      LEFT JOIN taken t ON t.voucher_id = v.id
       LEFT JOIN owed ON owed.voucher_id = v.id LEFT JOIN kept ON kept.voucher_id = v.id
      GROUP BY 1, 2, 3, 4""")
 

@@ -56,7 +56,9 @@ INCOME = Family(
     "counter",
 )
 
-_ENTERPRISES = text("SELECT id, credit_code, name, size_class, industry FROM enterprises")
+_ENTERPRISES = text("""
+    SELECT e.id, e.credit_code, f.name, f.size_class, f.industry
+      FROM enterprises e JOIN enterprise_versions f ON f.enterprise_id = e.id AND f.version = e.version""")
 _BALANCES = text("""
     SELECT CAST(split_part(name::text, '/', 2) AS uuid), split_part(name::text, '/', 3),
            credits_posted - debits_posted, debits_pending

@@ -115,7 +115,10 @@ class House:
 
     def __post_init__(self) -> None:
         """Install two nodes of two cards, a price, and a key for each office."""
-        environments: dict[str, Any] = {"digits": {"directory": str(self.folder)}}
+        environments: dict[str, Any] = {
+            "digits": {"directory": str(self.folder)},
+            "llm": {"directory": str(self.folder), "cost_kind": "model", "command": ["serve", "--model"]},
+        }
         self.settings = Settings(
             state_directory=self.folder, environments=environments, upload_bytes_max=100_000
         )

@@ -24,6 +24,36 @@ def test_an_estimate_names_cost_payers_and_start_and_leaves_no_trace(house: Hous
     ]
 
 
+def test_a_model_voucher_pays_for_jobs_of_a_model_service_and_a_tenant_cannot_make_compute_one(
+    house: House,
+) -> None:
+    kinds = {"clause": "§1", "enterprise_regions": ["33"], "centre_regions": ["any"], "cost_kinds": ["model"]}
+    firm, programme = house.enterprise("100.00"), house.programme(eligible=kinds)
+    house.voucher(firm, programme, requested_cny="100.00")
+    serving = job(environment="llm", argv=["serve", "--model", "qwen"], time_limit_s=3600)
+    offered = firm.get("/v1/environments")["environments"]
+    assert offered[1] == {"name": "llm", "cost_kind": "model", "command": ["serve", "--model"]}
+    for path in ("/v1/jobs:quote", "/v1/jobs:estimate"):
+        for asked, sources in ((serving, {"voucher", "prepaid"}), (job(), {"prepaid"})):
+            found = firm.post(path, asked)
+            lines = (found["limit"]["coverage"] if "limit" in found else found)["lines"]
+            assert {line["source"] for line in lines} == sources
+    array = {"job": serving | {"argv": ["serve", "python"]}, "size": 2}
+    for body, field in (
+        (serving | {"argv": ["python", "train.py"]}, "argv"),
+        (serving | {"argv": ["serve"]}, "argv"),
+        (serving | {"env": {"LD_PRELOAD": "mine.so"}}, "env"),
+        (serving | {"kind": "ray"}, "kind"),
+    ):
+        with house.untouched():
+            words = firm.refused(422, "service_only", "POST", "/v1/jobs", body)
+        assert words.startswith(
+            f"{field}: environment 'llm' is a service whose jobs begin with 'serve --model'"
+        )
+    firm.refused(422, "service_only", "POST", "/v1/job-arrays", array)
+    assert firm.post("/v1/jobs", serving)["state"] == "queued"
+
+
 @pytest.mark.parametrize(
     "terms",
     [

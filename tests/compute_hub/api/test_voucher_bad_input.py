@@ -76,10 +76,10 @@ def test_versions_that_would_overlap_are_refused_with_the_way_out(house: House) 
 def test_a_circle_of_control_is_refused(house: House) -> None:
     names = [f"91331003{house.number():09d}X" for _ in range(3)]
     for controlled, controller in pairwise(names):
-        body = {"controlled": controlled, "controller": controller}
+        body = {"controlled": controlled, "controller": controller, "reason": "r"}
         house.authority.post("/v1/controllers", body)
     with house.untouched():
-        body = {"controlled": names[2], "controller": names[0]}
+        body = {"controlled": names[2], "controller": names[0], "reason": "r"}
         words = house.authority.refused(422, "controller_cycle", "POST", "/v1/controllers", body)
     assert words.startswith(f"controller: {names[2]} cannot be controlled by {names[0]}")
     assert "name another controller" in words

@@ -159,13 +159,14 @@ def test_credit_lines_budgets_groups_and_the_history_of_a_wallet(house: House) -
     bind = {"affiliate_id": str(child.tenant_id)}
     house.operator.refused(409, "not_related", "POST", f"{path}/affiliates:bind", bind)
     codes = [asker.get("/v1/enterprises")["items"][0]["credit_code"] for asker in (parent, child)]
-    control = {"controlled": codes[1], "controller": codes[0]}
-    house.authority.post("/v1/controllers", control)
-    round_trip = {"controlled": codes[0], "controller": codes[1]}
+    control = {"controlled": codes[1], "controller": codes[0], "reason": "extract of the register"}
+    recorded = house.authority.post("/v1/controllers", control)
+    assert recorded.items() >= control.items()
+    round_trip = {"controlled": codes[0], "controller": codes[1], "reason": "a mistake"}
     house.authority.refused(422, "controller_cycle", "POST", "/v1/controllers", round_trip)
     house.authority.post("/v1/related-parties", {"one": codes[0], "other": "person-7", "reason": "owner"})
     before = codes[1][:-1]
-    assert control in house.auditor.get("/v1/controllers", after=before)["items"]
+    assert recorded in house.auditor.get("/v1/controllers", after=before)["items"]
     assert house.auditor.get("/v1/controllers", after="z")["items"] == []
     for party, reasons in ((codes[0], ["owner"]), ("person-7", ["owner"]), (codes[1], [])):
         found = house.auditor.get("/v1/related-parties", party=party)["items"]
@@ -194,10 +195,45 @@ def test_credit_lines_budgets_groups_and_the_history_of_a_wallet(house: House) -
 def test_dishonesty_fails_an_application_and_is_shown(house: House) -> None:
     firm, programme = house.enterprise(), house.programme()
     path = f"/v1/enterprises/{firm.tenant_id}"
-    assert house.authority.post(f"{path}:mark-dishonest", {"dishonest": True})["dishonest"]
+    listed = {"dishonest": True, "reason": "list of the court"}
+    assert house.authority.post(f"{path}:change-facts", listed)["dishonest"]
     refused = firm.post("/v1/applications", {"programme": programme, "requested_cny": "1.00"})
     assert [check["rule"] for check in refused["checks"] if check["verdict"] == "fail"] == ["not_dishonest"]
     assert firm.get(path)["dishonest"]
+
+
+def test_facts_change_with_a_reason_from_now_on_and_the_old_ones_stay_on_record(house: House) -> None:
+    firm, stranger = house.enterprise(), house.enterprise()
+    path = f"/v1/enterprises/{firm.tenant_id}"
+    before = firm.get(path)
+    grown = {"size_class": "large", "yearly_contract_cny": "900000.00", "reason": "yearly report"}
+    firm.refused(403, "wrong_role", "POST", f"{path}:change-facts", grown)
+    house.operator.refused(403, "wrong_role", "POST", f"{path}:change-facts", grown)
+    house.authority.refused(422, "malformed_request", "POST", f"{path}:change-facts", {"reason": "nothing"})
+    now = house.authority.post(f"{path}:change-facts", grown)
+    changed = {"version": 2, "size_class": "large", "yearly_contract_cny": "900000.000000"}
+    assert now == before | changed == firm.get(path)
+    first, second = firm.get(f"{path}/facts")["items"]
+    assert (first["size_class"], second["size_class"], second["reason"]) == ("small", "large", "yearly report")
+    assert firm.get(f"{path}/facts", limit=1, after=1)["items"] == [second]
+    stranger.refused(404, "enterprise_not_found", "GET", f"{path}/facts")
+    again = {
+        "credit_code": before["credit_code"],
+        "name": before["name"],
+        "region": "331003",
+        "size_class": "large",
+    }
+    words = house.operator.refused(409, "enterprise_exists", "POST", "/v1/enterprises", again)
+    assert words.startswith(f"size_class: credit code {before['credit_code']} was registered with 'small'")
+    for controller in ("person-1", "person-2"):
+        edge = {"controlled": before["credit_code"], "controller": controller, "reason": "extract"}
+        house.authority.post("/v1/controllers", edge)
+    found = house.auditor.get("/v1/controllers/history", party=before["credit_code"])["items"]
+    assert [(one["controller"], one["ended_at"] is None) for one in found] == [
+        ("person-2", True),
+        ("person-1", False),
+    ]
+    assert firm.get(path)["actual_controller"] == "person-2"
 
 
 def test_a_quote_says_who_pays_by_which_clause_and_a_charge_says_the_same(house: House) -> None:

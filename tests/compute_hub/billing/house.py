@@ -64,13 +64,15 @@ class House:
         grace_ms: int = 5000,
         models: tuple[str, ...] = tuple(PRICE),
         vouchers: Sequence[UUID] | None = (),
+        environment: str = "e",
+        project: str | None = None,
     ) -> UUID:
         job_id = new_id()
         request = JobRequest(
             name="job",
             argv=("x",),
             models=models,
-            environment="e",
+            environment=environment,
             time_limit_ms=limit_ms,
             grace_ms=grace_ms,
         )
@@ -81,10 +83,12 @@ class House:
                 request,
                 tenant_id=self.tenant,
                 submitted_by=new_id(),
-                environments=("e",),
+                environments=(environment,),
                 at=NOW,
             )
-            pledge_funding(session, job, vouchers, centre=self.centre, horizon_ms=HOUR_MS, at=NOW)
+            pledge_funding(
+                session, job, vouchers, project=project, centre=self.centre, horizon_ms=HOUR_MS, at=NOW
+            )
         return job_id
 
     def admit(self, job_id: UUID, model: str = "sim-a", at: datetime = NOW) -> str | None:

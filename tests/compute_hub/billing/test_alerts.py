@@ -4,17 +4,19 @@ import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
-from compute_hub.billing.alerting import end_alert_rule, set_alert_rule
+import pytest
+
+from compute_hub.billing.alerting import AlertProjectMisplaced, end_alert_rule, set_alert_rule
 from compute_hub.workers.alerts import alert_once
 from kernel.database import transaction
 from kernel.ids import new_id
 from tests.compute_hub.billing.house import HOUR_MS, NOW, YUAN, House
 from vouchers.restoration import restore_charge
-from vouchers.wallets import deposit
+from vouchers.wallets import deposit, set_budget
 
 
 @contextmanager
@@ -37,11 +39,20 @@ def webhook(heard: list[dict[str, str]]) -> Iterator[str]:
     server.server_close()
 
 
-def watch(house: House, kind: str, yuan: int, target: str) -> None:
+def watch(house: House, kind: str, yuan: int, target: str, project: str | None = None) -> None:
     channel = "webhook" if "://" in target else "email"
     with transaction(house.engine) as session:
-        facts = {"kind": kind, "threshold_micros": yuan * YUAN, "channel": channel, "target": target}
-        set_alert_rule(session, house.tenant, **facts, by=new_id(), at=NOW)  # type: ignore[arg-type]
+        set_alert_rule(
+            session,
+            house.tenant,
+            kind=kind,
+            project=project,
+            threshold_micros=yuan * YUAN,
+            channel=channel,
+            target=target,
+            by=new_id(),
+            at=NOW,
+        )
 
 
 def test_a_balance_that_falls_is_told_once_and_again_after_it_had_risen(house: House, tmp_path: Path) -> None:
@@ -101,3 +112,48 @@ def test_what_was_given_back_is_not_spent(house: House, tmp_path: Path) -> None:
     house.end(second)
     house.bill()
     assert alert_once(house.engine, tmp_path, NOW) == 1
+
+
+def allow(house: House, yuan: int, starts_at: datetime, reference: str) -> None:
+    with transaction(house.engine) as session:
+        set_budget(
+            session,
+            house.tenant,
+            "lab",
+            starts_at=starts_at,
+            ends_at=starts_at + timedelta(days=30),
+            amount_micros=yuan * YUAN,
+            reference=reference,
+            by="head",
+            at=NOW,
+        )
+
+
+def test_a_projects_budget_that_runs_low_is_told_by_webhook_and_mail_and_anew_in_its_next_period(
+    house: House, tmp_path: Path
+) -> None:
+    heard: list[dict[str, str]] = []
+    following = NOW + timedelta(days=30)
+    with webhook(heard) as url:
+        for target in (url, "lab@works.example"):
+            watch(house, "budget", 40, target, project="lab")
+        assert alert_once(house.engine, tmp_path, NOW) == 0  # nothing limits the project yet
+        allow(house, 100, NOW, "this period")
+        allow(house, 39, following, "the next")
+        job_id = house.submit(limit_ms=2 * HOUR_MS, project="lab")
+        house.admit(job_id)
+        assert alert_once(house.engine, tmp_path, NOW) == 0  # an hour is held, more than 60 are left
+        house.keep(job_id, HOUR_MS)
+        assert [alert_once(house.engine, tmp_path, NOW) for _ in range(2)] == [2, 0]
+        allow(house, 100, NOW, "more")
+        assert alert_once(house.engine, tmp_path, NOW) == 0
+        assert alert_once(house.engine, tmp_path, following) == 2
+    assert [one["kind"] for one in heard] == ["budget", "budget"]
+    assert "project lab" in heard[0]["sentence"]
+    assert len(list(tmp_path.glob("*.eml"))) == 2
+
+
+def test_a_budget_rule_and_only_that_names_a_project(house: House) -> None:
+    for kind, project in (("budget", None), ("balance", "lab")):
+        with pytest.raises(AlertProjectMisplaced, match=kind):
+            watch(house, kind, 1, "books@works.example", project=project)

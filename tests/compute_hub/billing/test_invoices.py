@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from openpyxl import load_workbook
+from openpyxl.utils import get_column_letter
 from sqlalchemy import Engine
 
 from compute_hub.billing.corrections import correct_charge, records_of
@@ -52,7 +53,7 @@ from ledger.audit import audit
 from tests.compute_hub.billing.house import HOUR_MS, NOW, YUAN, House
 from vouchers.enterprises import enterprise_facts, record_controller
 from vouchers.restoration import restore_charge
-from vouchers.wallets import bind_affiliate, grant_credit, repay_credit
+from vouchers.wallets import bind_affiliate, deposit, grant_credit, repay_credit
 
 APRIL = datetime(2026, 4, 1, tzinfo=UTC)  # 08:00 at the centre
 MICROS = st.integers(0, 10**12)
@@ -192,7 +193,7 @@ def test_nothing_in_the_workbook_is_cut_off_by_what_stands_beside_it(house: Hous
             for cell, beside in pairwise(line):
                 text = f"{cell.value:,.6f}" if isinstance(cell.value, float) else str(cell.value or "")
                 shown = sum(2 if east_asian_width(letter) in "WF" else 1 for letter in text)
-                room = sheet.column_dimensions[cell.column_letter].width
+                room = sheet.column_dimensions[get_column_letter(cell.column)].width
                 assert shown <= room or beside.value is None, text
 
 
@@ -333,7 +334,7 @@ def test_a_day_shows_balances_before_and_after_and_what_moved_them(house: House)
     job_id = run(house, HOUR_MS)
     with transaction(house.engine) as session:
         grant_credit(session, house.tenant, 5 * YUAN, "line", NOW)
-        repay_credit(session, house.tenant, YUAN, "paid", NOW + timedelta(days=1))
+        grant_credit(session, house.tenant, YUAN, "more", NOW + timedelta(days=1))
         day = daily_statement(session, house.tenant, date(2026, 3, 10))
         after = daily_statement(session, house.tenant, date(2026, 3, 11))
     assert [(job.job_id, job.cost_micros) for job in day.jobs] == [(job_id, 36 * YUAN)]
@@ -342,6 +343,41 @@ def test_a_day_shows_balances_before_and_after_and_what_moved_them(house: House)
         day.prepaid_before_micros + sum(m.micros for m in day.movements if m.account == "prepaid") == 964 * YUAN
     )
     assert (after.jobs, after.credit_before_micros, after.credit_after_micros) == ((), 5 * YUAN, 6 * YUAN)
+
+
+def test_a_past_day_never_changes_and_what_is_reported_late_stands_on_the_day_it_is_charged(
+    house: House,
+) -> None:
+    job_id = house.submit(limit_ms=2 * HOUR_MS)
+    house.admit(job_id)
+    house.meter(house.record(job_id, 0, HOUR_MS))
+    house.bill()
+    tenth, next_morning = date(2026, 3, 10), NOW + timedelta(days=1)
+    with transaction(house.engine) as session:
+        over = daily_statement(session, house.tenant, tenth)
+    house.meter(house.record(job_id, 1, HOUR_MS // 2, offset_ms=HOUR_MS, final=True), at=next_morning)
+    house.end(job_id)
+    house.bill(next_morning)
+    with transaction(house.engine) as session:
+        assert daily_statement(session, house.tenant, tenth) == over
+        late = daily_statement(session, house.tenant, date(2026, 3, 11))
+    assert [(job.job_id, job.slot_ms) for job in late.jobs] == [(job_id, HOUR_MS // 2 * 1000)]
+    assert late.prepaid_before_micros == over.prepaid_after_micros
+
+
+def test_a_days_balances_and_movements_agree_when_clocks_differ_at_midnight(house: House) -> None:
+    evening, midnight = NOW.replace(hour=15, minute=59, second=59), NOW.replace(hour=16)
+    with transaction(house.engine) as session:
+        deposit(session, house.tenant, 7 * YUAN, "by the clock that is ahead", midnight)
+        deposit(session, house.tenant, 5 * YUAN, "by the clock that is behind", evening)
+        deposit(session, house.tenant, 3 * YUAN, "after both", midnight + timedelta(seconds=1))
+        days = [daily_statement(session, house.tenant, date(2026, 3, day)) for day in (9, 10, 11)]
+    for day in days:
+        moved = sum(movement.micros for movement in day.movements if movement.account == "prepaid")
+        assert day.prepaid_after_micros == day.prepaid_before_micros + moved
+    for day, following in pairwise(days):
+        assert day.prepaid_after_micros == following.prepaid_before_micros
+    assert days[-1].prepaid_after_micros - days[-1].prepaid_before_micros == 10 * YUAN
 
 
 @pytest.mark.parametrize(

@@ -110,6 +110,24 @@ def test_the_story_from_programme_to_reconciliation_by_commands(terminal: Termin
     assert "allot_part" in history
 
 
+def test_officers_change_facts_and_control_by_commands_and_see_what_was_before(terminal: Terminal) -> None:
+    house = terminal.house
+    firm = house.enterprise()
+    who, code = str(firm.tenant_id), firm.get("/v1/enterprises")["items"][0]["credit_code"]
+    change = ["enterprise", "change", who, "--size", "large", "--dishonest", "--role", "leader"]
+    (now,) = terminal.gets(house.authority, *change, "--reason", "list of the court")
+    assert (now["version"], now["size_class"], now["dishonest"], now["roles"]) == (2, "large", True, ["leader"])
+    (now,) = terminal.gets(house.authority, "enterprise", "change", who, "--honest", "--reason", "appeal")
+    assert (now["version"], now["size_class"], now["dishonest"]) == (3, "large", False)
+    reasons = [one["reason"] for one in terminal.gets(firm, "enterprise", "history", who)]
+    assert reasons == ["registered", "list of the court", "appeal"]
+    for party in ("person-1", "person-2"):
+        terminal.types(house.authority, "enterprise", "set-controller", code, party, "--reason", "extract")
+    assert "person-1" not in terminal.types(house.auditor, "enterprise", "controllers")[0]
+    found = terminal.gets(house.auditor, "enterprise", "controllers", "--party", code)
+    assert [one["controller"] for one in found] == ["person-2", "person-1"]
+
+
 def test_everything_an_enterprise_asks_of_a_job_can_be_typed(
     terminal: Terminal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -343,3 +361,4 @@ def test_nodes_are_drained_reserved_and_opened_again_by_commands(terminal: Termi
     terminal.types(firm, "node", "drain", "a", *why, status=1)
     firm.post("/v1/jobs", job())
     assert MODEL in terminal.types(operator, "cluster", "demand")[0]
+    assert "serve --model" in terminal.types(operator, "cluster", "environments")[0]

@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from compute_hub.queues import live_queues
 from compute_hub.settings import MalformedSettings, NoSettingsFile, Settings, settings
@@ -89,6 +90,18 @@ def test_the_default_file_describes_two_nodes_of_four_cards() -> None:
         ("node-1", 4),
         ("node-2", 4),
     ]
+
+
+def test_an_environment_whose_usage_is_not_compute_is_a_service_with_a_command_of_its_own(
+    tmp_path: Path,
+) -> None:
+    service = {"directory": str(tmp_path), "cost_kind": "model", "command": ["serve", "--model"]}
+    plain = {"directory": str(tmp_path)}
+    made = Settings(environments={"llm": service, "plain": plain})
+    assert made.centre_facts.cost_kinds == {"llm": "model"}
+    assert (made.centre_facts.cost_kind("llm"), made.centre_facts.cost_kind("plain")) == ("model", "compute")
+    with pytest.raises(ValidationError, match="names the command that its jobs run"):
+        Settings(environments={"llm": plain | {"cost_kind": "model"}})
 
 
 def test_a_centres_peak_is_what_its_models_add_up_to_unless_it_is_stated() -> None:

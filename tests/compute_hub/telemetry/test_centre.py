@@ -186,7 +186,7 @@ def test_odd_names_in_the_database_break_no_scrape(database: Database, centre: C
     with owner.begin() as connection:
         seed(connection, Size(8, 2, 10))
         connection.execute(
-            text("UPDATE enterprises SET name = E'\"quoted\"\\nand \\\\ ' || repeat('长', 5000)")
+            text("UPDATE enterprise_versions SET name = E'\"quoted\"\\nand \\\\ ' || repeat('长', 5000)")
         )
         connection.execute(text("UPDATE devices SET model = E'odd \"card\"\\n'"))
     owner.dispose()

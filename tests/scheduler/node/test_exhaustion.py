@@ -105,6 +105,18 @@ def test_a_million_small_files_are_ended_and_named(machine: Machine) -> None:
     assert "2000 files" in status.reason
 
 
+def test_folders_without_end_within_each_other_end_their_own_job_only(node: Node) -> None:
+    victim = node.begin(node.spec("/bin/sh", "-c", "echo ready; while :; do sleep 0.2; done"))
+    await_line(victim, "ready")
+    program = "import os, time\nfor n in range(600): os.mkdir('a'); os.chdir('a')\ntime.sleep(60)"
+    status, _ = python(node, program)
+    assert status.end_reason is EndReason.DISK_FULL
+    assert "deep within each other" in status.reason
+    assert node.status(victim).state is RunState.RUNNING
+    node.desired.clear()
+    node.ended(victim)
+
+
 @pytest.mark.parametrize("folder", ["/tmp", "/dev/shm"])  # noqa: S108 - inside the sandbox
 def test_private_memory_folders_have_a_size(machine: Machine, folder: str) -> None:
     node = machine.node(limits={"tmp_bytes": 4 * MIB, "shm_bytes": 4 * MIB})

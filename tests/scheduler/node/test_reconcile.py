@@ -18,9 +18,17 @@ def plan(
     ended: Iterable[str] = (),
     runs_max: int = 10,
     stopping: Iterable[str] = (),
+    going_on: Iterable[str] = (),
 ) -> SyncPlan:
     living = {run.run_id: Alive(run, run.run_id in stopping) for run in alive}
-    return plan_sync(desired, living, {*known, *living}, set(ended), runs_max)
+    return plan_sync(desired, living, {*known, *living}, set(ended), runs_max, going_on)
+
+
+def test_of_what_goes_on_only_the_id_is_said_and_one_that_is_not_here_does_not_start() -> None:
+    found = plan([], alive=[spec("a"), spec("b")], going_on=["a", "c"])
+    assert (found.renew, found.stop, found.start, found.refuse) == (("a",), ("b",), (), ())
+    held = plan([spec("d", DeviceShare(0))], alive=[spec("a", DeviceShare(0))], going_on=["a"])
+    assert [refusal.code for refusal in held.refuse] == ["taken"]
 
 
 def test_what_is_missing_starts_and_what_is_not_desired_stops() -> None:

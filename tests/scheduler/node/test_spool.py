@@ -54,15 +54,36 @@ def test_a_line_torn_by_a_crash_is_cut_off_and_nothing_before_it_is_lost(path: P
     assert Spool(path).memory.open["r"].meter.until_boot_ms == 600
 
 
-def test_a_damaged_line_ends_the_journal(path: Path) -> None:
+def test_a_damaged_line_costs_that_line_only_and_the_journal_is_put_aside(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     spool = started(path)
     before = path.stat().st_size
     spool.append(meter_line({"r": METER.read(500, 3)}))
+    _, record = METER.read(600, 3).cut(final=True)
+    spool.append(usage_line(record), ended_line(replace(STATUS, state=RunState.ENDED)))
     spool.close()
     data = bytearray(path.read_bytes())
     data[before + 30] ^= 1
     path.write_bytes(data)
-    assert Spool(path).memory.open["r"].meter == METER
+    again = Spool(path)
+    assert again.memory.usage == {record.id: record}
+    assert again.memory.ended["r"].state is RunState.ENDED
+    assert "journal_damaged" in capsys.readouterr().out
+    assert path.with_suffix(".damaged").read_bytes() == bytes(data)
+    again.close()
+    assert Spool(path).memory.usage == {record.id: record}
+    assert "journal_damaged" not in capsys.readouterr().out
+
+
+def test_a_journal_that_cannot_be_rewritten_goes_on_and_its_lines_are_written(path: Path) -> None:
+    spool = started(path)
+    path.with_suffix(".new").mkdir()
+    for number in range(50_000):
+        spool.append(meter_line({"r": METER.read(number, 0)}), durable=False)
+    spool.close()
+    path.with_suffix(".new").rmdir()
+    assert Spool(path).memory.open["r"].meter.until_boot_ms == 49_999
 
 
 def test_runs_of_a_dead_supervisor_are_metered_to_the_last_reading_on_disk(path: Path) -> None:

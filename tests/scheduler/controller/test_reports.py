@@ -1,0 +1,234 @@
+"""What controllers make of nodes that answer strangely, on nodes whose programs are only counted."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from uuid import UUID
+
+import psycopg
+import pytest
+from sqlalchemy import Engine, text
+from sqlalchemy.orm import Session
+
+from kernel.clock import boottime_ms, unix_ms, utc_now
+from kernel.database import transaction
+from kernel.ids import new_id
+from scheduler.controller import desired
+from scheduler.controller.admitting import admit
+from scheduler.controller.live_state import LiveState
+from scheduler.controller.loop import Controller, Pace
+from scheduler.controller.nodes import STOP_MARGIN_MS, Nodes
+from scheduler.controller.wakeups import Wakeups, notifications
+from scheduler.jobs import WAKE_CHANNEL, JobRequest, change_dependencies, submit_job
+from scheduler.leadership import acquire
+from scheduler.node.protocol import EndReason, Report, RunState, SyncRequest
+from scheduler.node.simulated import PROGRAM, SimulatedMachine, SimulatedNode
+from scheduler.policy.settings import policy_named
+from scheduler.store import Store
+from scheduler.tables import JobRow, RunRow
+from tests.conftest import Database
+from tests.scheduler.controller.cluster import Free
+
+BEGAN_MS = 1000
+
+
+def simulated(name: str, host: str = "host", instance: str = "first") -> SimulatedNode:
+    machine = SimulatedMachine(name, host, "sim-a", "simulated", 4, 16_000, 16_384)
+    return SimulatedNode(machine, "boot", instance, BEGAN_MS, 60_000)
+
+
+def as_it_is(report: Report) -> Report:
+    return report
+
+
+@dataclass
+class Counted:
+    """Implements `Machines` on simulated nodes; a test may falsify what they say."""
+
+    nodes: dict[str, SimulatedNode] = field(default_factory=dict)
+    falsified: Callable[[Report], Report] = as_it_is
+    requests: list[tuple[str, SyncRequest]] = field(default_factory=list)
+
+    def reachable(self) -> Sequence[str]:
+        return sorted(self.nodes)
+
+    def sync(self, requests: Mapping[str, SyncRequest]) -> Mapping[str, Report]:
+        self.requests += sorted(requests.items())
+        now_ms, wall_ms = boottime_ms(), unix_ms(utc_now())
+        return {
+            name: self.falsified(self.nodes[name].sync(request, now_ms, wall_ms)[0])
+            for name, request in sorted(requests.items())
+            if name in self.nodes
+        }
+
+
+class Centre:
+    """A controller on simulated nodes and the real database, stepped by hand."""
+
+    def __init__(self, engine: Engine, store: Store) -> None:
+        self.engine, self.store = engine, store
+        self.machines = Counted({"n": simulated("n")})
+        self.free = Free()
+        self.tenant = new_id()
+        self.controller = Controller(
+            engine, self.machines, self.free, store,
+            holder="c", pace=Pace(1000, 60_000, 60_000), wakeups=Wakeups(),
+        )  # fmt: skip
+        self.tick()
+
+    def tick(self) -> None:
+        assert self.controller.lead()
+        self.controller.step({WAKE_CHANNEL}, ticking=True)
+
+    def submit(self, milliseconds: int = 600_000, **changes: object) -> UUID:
+        job_id = new_id()
+        facts: dict[str, object] = {"name": "job", "argv": (PROGRAM, str(milliseconds)), "models": ("sim-a",)}
+        facts |= {
+            "environment": "python",
+            "time_limit_ms": 900_000,
+            "memory_mib": 64,
+            "cpu_milli": 100,
+        } | changes
+        with transaction(self.engine) as session:
+            submit_job(
+                session, job_id, JobRequest(**facts),  # type: ignore[arg-type] # whatever the test wants
+                tenant_id=self.tenant, submitted_by=new_id(), environments=("python",), at=utc_now(),
+            )  # fmt: skip
+        return job_id
+
+    def started(self, **changes: object) -> UUID:
+        job_id = self.submit(**changes)  # type: ignore[arg-type] # whatever the test wants
+        self.tick()
+        assert self.job(job_id).state == "running"
+        return job_id
+
+    def job(self, job_id: UUID) -> JobRow:
+        with Session(self.engine) as session:
+            return session.get_one(JobRow, job_id)
+
+    def ends(self, job_id: UUID) -> list[str | None]:
+        with Session(self.engine) as session:
+            runs = session.query(RunRow).where(RunRow.job_id == job_id).order_by(RunRow.attempt, RunRow.rank)
+            return [run.end_reason for run in runs]
+
+
+@pytest.fixture
+def centre(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Centre:
+    folder = tmp_path_factory.mktemp("store")
+    return Centre(engine, Store(folder / "uploads", folder))
+
+
+def test_a_sentence_with_what_the_database_cannot_keep_costs_its_node_nothing(centre: Centre) -> None:
+    spoilt, neighbour = centre.started(), centre.started()
+
+    def spoil(report: Report) -> Report:
+        runs = (
+            replace(run, state=RunState.ENDED, end_reason=EndReason.START_FAILED, reason="\0\udcff" * 9000)
+            if run.job_id == str(spoilt)
+            else run
+            for run in report.runs
+        )
+        return replace(report, runs=tuple(runs))
+
+    centre.machines.falsified = spoil
+    centre.tick()
+    assert centre.job(spoilt).state == "failed"
+    assert "\N{REPLACEMENT CHARACTER}" in centre.job(spoilt).reason
+    centre.tick()
+    assert len(centre.machines.requests[-1][1].going_on) == 1
+    assert centre.job(neighbour).state == "running"
+
+
+def test_a_run_that_its_node_has_forgotten_is_lost_and_not_started_again(centre: Centre) -> None:
+    job_id = centre.started()
+    centre.machines.nodes["n"] = simulated("n", instance="second")
+    centre.tick()
+    assert centre.ends(job_id) == ["supervisor_lost"]
+    assert centre.job(job_id).state == "failed"
+
+
+def test_another_host_of_the_same_name_waits_until_the_first_is_given_up(
+    centre: Centre, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job_id = centre.started()
+    first = centre.machines.nodes["n"]
+    centre.machines.nodes["n"] = simulated("n", host="another", instance="other")
+    centre.tick()
+    assert centre.job(job_id).state == "running"
+    assert "node_answers_from_another_host" in capsys.readouterr().out
+    centre.machines.nodes["n"] = first
+    centre.tick()
+    assert centre.ends(job_id) == [None]
+
+
+def test_a_supervisor_obeys_no_request_that_follows_anothers_report(centre: Centre) -> None:
+    centre.submit()
+    centre.tick()
+    request = next(one for _, one in centre.machines.requests if one.desired)
+    now_ms = boottime_ms()
+    namesake = simulated("n", instance="other")
+    report, _ = namesake.sync(request, now_ms, unix_ms(utc_now()))
+    assert report.runs == ()
+    of_a_later_boot = replace(request, instance="other", as_of_boot_ms=now_ms + 3_600_000)
+    report, _ = namesake.sync(of_a_later_boot, now_ms, unix_ms(utc_now()))
+    assert report.runs == ()
+
+
+def test_what_runs_is_named_and_what_is_new_is_told_in_portions(
+    centre: Centre, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(desired, "PORTION_BYTES", 3000)
+    jobs = [centre.submit(env={"A": "x" * 2000}) for _ in range(3)]
+    centre.tick()
+    assert {centre.job(job_id).state for job_id in jobs} == {"running"}
+    assert max(len(request.desired) for _, request in centre.machines.requests) == 1
+    centre.tick()
+    request = centre.machines.requests[-1][1]
+    assert (request.desired, len(request.going_on)) == ((), 3)
+
+
+def test_a_job_told_to_wait_for_another_since_it_was_planned_is_not_started(centre: Centre) -> None:
+    needed, job_id = centre.submit(held=True), centre.submit()
+    live, now = LiveState(policy_named("default")), utc_now()
+    with transaction(centre.engine) as session:
+        session.execute(text("UPDATE scheduler_leader SET expires_at = now() - interval '1 hour'"))
+        leadership = acquire(session, "other", now - now, now)
+        live.refresh(session, unix_ms(now), frozenset({"n"}))
+    assert leadership is not None
+    plan = live.plan(unix_ms(now))
+    assert [start.job_id for start in plan.starts] == [str(job_id)]
+    with transaction(centre.engine) as session:
+        change_dependencies(session, job_id, [needed], tenant_id=centre.tenant)
+    with transaction(centre.engine) as session:
+        assert not admit(session, leadership, live, plan, centre.free, now).steps
+    assert centre.job(job_id).state == "queued"
+
+
+def test_a_node_that_was_given_up_is_nothing_to_wait_for() -> None:
+    nodes = Nodes(lease_ms=6000, began_boot_ms=0)
+    nodes.request("n", 1, (), (), {})
+    assert nodes.lost(["n"], 6000) == []
+    assert nodes.lost_next() == 6000 + STOP_MARGIN_MS
+    assert nodes.lost(["n"], 6000 + STOP_MARGIN_MS) == ["n"]
+    nodes.forget("n")
+    nodes.request("n", 1, (), (), {})
+    assert nodes.lost_next() is None
+    assert nodes.lost([], 60_000) == []
+    assert nodes.lost_next() is None
+
+
+def test_of_several_words_said_at_once_none_is_lost(database: Database, engine: Engine) -> None:
+    wait_once = notifications(database.url, WAKE_CHANNEL)
+    assert wait_once() == WAKE_CHANNEL
+    with transaction(engine) as session:
+        session.execute(text(f"NOTIFY {WAKE_CHANNEL}, 'submitted'"))
+        session.execute(text(f"NOTIFY {WAKE_CHANNEL}"))
+    assert wait_once() == WAKE_CHANNEL
+    with transaction(engine) as session:
+        session.execute(text(f"NOTIFY {WAKE_CHANNEL}, 'submitted'"))
+    assert wait_once() == "submitted"
+    with transaction(engine) as session:
+        session.execute(
+            text("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN%'")
+        )
+    with pytest.raises(psycopg.Error):
+        wait_once()

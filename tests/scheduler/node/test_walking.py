@@ -1,0 +1,64 @@
+"""However a job nests and fills its folders, they are counted in small steps."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from scheduler.node.errors import NestedTooDeep
+from scheduler.node.workspace import DEPTH_MAX, Census, walk_entries
+
+OPENED_AT_ONCE = 1024
+
+
+@contextmanager
+def opened(folder: Path) -> Iterator[int]:
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    yield handle
+    os.close(handle)
+
+
+def nest(folder: Path, depth: int) -> None:
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    for _ in range(depth):
+        os.mkdir("a", dir_fd=handle)
+        below = os.open("a", os.O_RDONLY | os.O_DIRECTORY, dir_fd=handle)
+        os.close(handle)
+        handle = below
+    os.close(handle)
+
+
+def test_whoever_walks_deep_folders_rests_for_every_few_of_those_opened_on_the_way(tmp_path: Path) -> None:
+    nest(tmp_path, DEPTH_MAX)
+    with opened(tmp_path) as top:
+        steps = list(walk_entries(top))
+    opened_in_all = DEPTH_MAX * (DEPTH_MAX + 1) // 2
+    assert sum(step is not None for step in steps) == DEPTH_MAX
+    assert sum(step is None for step in steps) >= opened_in_all // OPENED_AT_ONCE
+
+
+def test_folders_too_deep_within_each_other_are_not_walked_to_their_end(tmp_path: Path) -> None:
+    nest(tmp_path, DEPTH_MAX + 20)
+    with opened(tmp_path) as top:
+        census = Census([top], [512, None])
+        while not census.complete:
+            census.step()
+        with pytest.raises(NestedTooDeep):
+            list(walk_entries(top))
+    assert str(DEPTH_MAX) in census.trouble
+    assert census.entries <= DEPTH_MAX + 1
+
+
+def test_one_folder_with_many_files_is_counted_in_steps(tmp_path: Path) -> None:
+    for number in range(2000):
+        (tmp_path / str(number)).touch()
+    steps = 0
+    with opened(tmp_path) as top:
+        census = Census([top], [512, None, 512])
+        while not census.complete:
+            census.step()
+            steps += 1
+    assert (census.entries, census.bytes) == (2000, 1024)
+    assert steps >= 2000 // 256
