@@ -18,8 +18,10 @@ from sqlalchemy import Engine, text
 
 from benchmarks.ledger_load import say
 from benchmarks.metering_load import Round, close, one_round, set_up
+from compute_hub.billing.tables import ChargeLineRow, ChargeRow
 from kernel.database import open_engine
 from kernel.postgres import PrivatePostgres
+from vouchers.tables import CoverageLine, CoveredCharge
 
 _RECORDS_OF_CHARGE: Final = 20
 _CHARGES_OF_JOB: Final = 500
@@ -60,33 +62,19 @@ _READ_IN: Final = (
     "SELECT count(id) FROM usage_records WHERE id IS NOT NULL",
     "SELECT count(job_id) FROM usage_records WHERE job_id IS NOT NULL",
 )
-_COPIES: Final = (
-    """
+# Sorted by id, so that the copies fill their indexes from one end to the other.
+_COPIES: Final = """
     CREATE TEMP TABLE copies AS
     SELECT gen_random_uuid() AS id, charges.id AS original, number
-      FROM charges, generate_series(1, CAST(:times AS bigint)) AS number
-    """,
-    """
-    INSERT INTO charges
-    SELECT (jsonb_populate_record(charges, jsonb_build_object('id', copies.id, 'n', n + 1000 * number))).*
-      FROM copies JOIN charges ON charges.id = original
-    """,
-    """
-    INSERT INTO charge_lines
-    SELECT (jsonb_populate_record(x, jsonb_build_object('charge_id', copies.id))).*
-      FROM copies JOIN charge_lines x ON charge_id = original
-    """,
-    """
-    INSERT INTO covered_charges
-    SELECT (jsonb_populate_record(x, jsonb_build_object('charge_id', copies.id))).*
-      FROM copies JOIN covered_charges x ON charge_id = original
-    """,
-    """
-    INSERT INTO coverage_lines
-    SELECT (jsonb_populate_record(x, jsonb_build_object('id', gen_random_uuid(), 'charge_id', copies.id))).*
-      FROM copies JOIN coverage_lines x ON charge_id = original
-    """,
+      FROM charges, generate_series(1, CAST(:times AS bigint)) AS number ORDER BY 1
+"""
+_COPIED: Final = (
+    (ChargeRow, "id", {"id": "copies.id", "n": "x.n + 1000 * copies.number"}),
+    (ChargeLineRow, "charge_id", {"charge_id": "copies.id"}),
+    (CoveredCharge, "charge_id", {"charge_id": "copies.id"}),
+    (CoverageLine, "charge_id", {"id": "gen_random_uuid()", "charge_id": "copies.id"}),
 )
+"""What is copied, by which column it belongs to its charge, and what a copy has of its own."""
 
 
 def growth(
@@ -176,9 +164,18 @@ def copy_charges(server: PrivatePostgres, times: int) -> None:
     engine = open_engine(server.url("metering", "postgres"), idle_ms=0)
     with engine.begin() as connection:
         connection.execute(text("SET LOCAL session_replication_role = replica"))
-        connection.execute(text(_COPIES[0]), {"times": times})
-        for statement in _COPIES[1:]:
-            connection.execute(text(statement))
+        connection.execute(text("SET LOCAL work_mem = '256MB'"))
+        connection.execute(text(_COPIES), {"times": times})
+        connection.execute(text("ANALYZE copies"))
+        for table, key, changes in _COPIED:
+            names = [column.name for column in table.__table__.columns]
+            values = ", ".join(changes.get(name, f"x.{name}") for name in names)
+            connection.execute(
+                text(
+                    f"INSERT INTO {table.__tablename__} ({', '.join(names)}) SELECT {values}"  # noqa: S608 - names of ours
+                    f" FROM copies JOIN {table.__tablename__} x ON x.{key} = copies.original ORDER BY copies.id"
+                )
+            )
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(text("VACUUM ANALYZE"))
         connection.execute(text("CHECKPOINT"))

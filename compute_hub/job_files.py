@@ -15,6 +15,9 @@ from scheduler.node.errors import InvalidRun
 from scheduler.node.workspace import open_artifact, open_directory
 
 _CHUNK_BYTES: Final = 64 * 1024
+_LATEST_MS: Final = 253_402_300_799_999
+"""The end of the year 9999, behind which there are no datetimes."""
+
 ENTRIES_MAX: Final = 10_000
 """Entries of one directory that are looked at."""
 
@@ -59,7 +62,7 @@ def log_chunks(job: object, rank: int, path: Path, offset: int) -> Iterator[byte
         LogNotReadable: a symbolic link, a directory or a device lies there.
     """
     file = _open_log(job, rank, path)
-    return iter(()) if file is None else _chunks(file, offset)
+    return iter(()) if file is None else _chunks(file, offset, os.fstat(file.fileno()).st_size)
 
 
 def log_piece(job: object, rank: int, path: Path, offset: int) -> bytes:
@@ -84,7 +87,8 @@ def list_artifacts(job: object, workspace: Path, path: str) -> list[Artifact]:
     try:
         with open_directory(workspace, parts, "path") as folder, os.scandir(folder) as entries:
             names = sorted(entry.name for entry, _ in zip(entries, range(ENTRIES_MAX), strict=False))
-            return [_artifact(folder, name) for name in names]
+            found = (_artifact(folder, name) for name in names)
+            return [artifact for artifact in found if artifact is not None]
     except (InvalidRun, OSError) as error:
         raise ArtifactNotReadable(job=job, path=path, why=_why(error)) from error
 
@@ -107,7 +111,7 @@ def open_download(job: object, workspace: Path, path: str) -> tuple[int, Iterato
     if facts.st_nlink != 1:
         os.close(handle)
         raise ArtifactNotReadable(job=job, path=path, why="it has more than one name (hard links)")
-    return facts.st_size, _chunks(os.fdopen(handle, "rb"), 0)
+    return facts.st_size, _chunks(os.fdopen(handle, "rb"), 0, facts.st_size)
 
 
 def _open_log(job: object, rank: int, path: Path) -> BinaryIO | None:
@@ -125,9 +129,10 @@ def _open_log(job: object, rank: int, path: Path) -> BinaryIO | None:
     return os.fdopen(handle, "rb")
 
 
-def _chunks(file: BinaryIO, offset: int) -> Iterator[bytes]:
+def _chunks(file: BinaryIO, offset: int, until: int) -> Iterator[bytes]:
+    """What a file held when it was opened: a job may still write to it, and its size has been announced."""
     with file:
-        left = max(0, os.fstat(file.fileno()).st_size - offset)
+        left = max(0, until - offset)
         file.seek(offset)
         while left > 0 and (chunk := file.read(min(left, _CHUNK_BYTES))):
             left -= len(chunk)
@@ -141,13 +146,18 @@ def _parts(field: str, path: str) -> tuple[str, ...]:
     return parts
 
 
-def _artifact(folder: int, name: str) -> Artifact:
-    facts = os.stat(name, dir_fd=folder, follow_symlinks=False)
+def _artifact(folder: int, name: str) -> Artifact | None:
+    try:
+        facts = os.stat(name, dir_fd=folder, follow_symlinks=False)
+    except FileNotFoundError:
+        return None  # the job, which may still run, has just removed it
     kind = "directory" if stat.S_ISDIR(facts.st_mode) else "other"
     if stat.S_ISREG(facts.st_mode) and facts.st_nlink == 1:
         kind = "file"
     shown = name.encode(errors="surrogateescape").decode(errors="replace")
-    return Artifact(shown, kind, facts.st_size, from_unix_ms(max(0, facts.st_mtime_ns // 1_000_000)))
+    # The job says when it was changed: any number of nanoseconds.
+    modified_ms = min(max(0, facts.st_mtime_ns // 1_000_000), _LATEST_MS)
+    return Artifact(shown, kind, facts.st_size, from_unix_ms(modified_ms))
 
 
 def _why(error: InvalidRun | OSError) -> str:

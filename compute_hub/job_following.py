@@ -7,6 +7,7 @@ bytes that are no UTF-8 are replaced.
 import asyncio
 import codecs
 import json
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +16,14 @@ from typing import Final
 from fastapi.concurrency import run_in_threadpool
 
 from compute_hub.job_files import log_piece
-from kernel.errors import Conflict
+from kernel.errors import Conflict, HubError
 from scheduler.jobs import ENDED_STATES
 
 FOLLOWERS_MAX: Final = 200
 """Logs followed at once through one API process."""
+
+OWN_FOLLOWERS_MAX: Final = 100
+"""Of these, by one enterprise."""
 
 _LOOK_S: Final = 0.3
 _SILENCE_LOOKS: Final = 40
@@ -27,7 +31,7 @@ _SILENCE_LOOKS: Final = 40
 
 
 class TooManyFollowers(Conflict):
-    """More logs are being followed than one process serves."""
+    """More logs are being followed than one process serves, or than one enterprise may."""
 
     sentence = "{most} logs are being followed already. Read the log without `follow`, or try again later."
 
@@ -44,23 +48,26 @@ class Followed:
 class Followers:
     """Counts who follows, so that it stays bounded."""
 
-    def __init__(self, most: int = FOLLOWERS_MAX) -> None:
-        self._most = most
-        self._count = 0
+    def __init__(self, most: int = FOLLOWERS_MAX, own_most: int = OWN_FOLLOWERS_MAX) -> None:
+        self._most, self._own_most = most, own_most
+        self._counts: Counter[object] = Counter()
 
-    def check(self) -> None:
-        """Whether there is room for one more. Raises TooManyFollowers."""
-        if self._count >= self._most:
+    def check(self, owner: object) -> None:
+        """Whether there is room for one more of an enterprise's. Raises TooManyFollowers."""
+        if self._counts.total() >= self._most:
             raise TooManyFollowers(most=self._most)
+        if self._counts[owner] >= self._own_most:
+            raise TooManyFollowers(most=self._own_most)
 
-    async def counted(self, events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    async def counted(self, owner: object, events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         """The same events; whoever takes them is counted from the first to the last, however they end."""
-        self._count += 1
+        self._counts[owner] += 1
         try:
             async for event in events:
                 yield event
         finally:
-            self._count -= 1
+            self._counts[owner] -= 1
+            self._counts = +self._counts
 
 
 async def follow_log(
@@ -74,8 +81,10 @@ async def follow_log(
 ) -> AsyncIterator[bytes]:
     """Events `log`, `state` and, last, `end`, each with a JSON object as data.
 
+    Without `end` they stop when the job may no longer be looked at; whoever comes again hears why.
+
     Args:
-        look: reads how the job stands.
+        look: reads how the job stands, or refuses it.
         log_of: the log of the rank by attempt.
         job: named in refusals.
         rank: whose log it is.
@@ -86,20 +95,25 @@ async def follow_log(
     shown: Followed | None = None
     quiet = 0
     while True:
-        stands = await run_in_threadpool(look)
+        try:
+            stands = await run_in_threadpool(look)
+        except HubError:
+            return
         if stands != shown:
             shown, quiet = stands, 0
             fields = {"state": stands.state, "reason": stands.reason, "attempt": stands.attempt}
-            yield _event("state", f"{attempt}.{offset}", fields)
+            yield _event("state", f"{attempt}.{_whole(offset, decoder)}", fields)
         while data := await run_in_threadpool(log_piece, job, rank, log_of(attempt), offset):
             offset += len(data)
             quiet = 0
             text = decoder.decode(data)
-            whole = offset - len(decoder.getstate()[0])
-            yield _event("log", f"{attempt}.{whole}", {"attempt": attempt, "rank": rank, "text": text})
+            place = f"{attempt}.{_whole(offset, decoder)}"
+            yield _event("log", place, {"attempt": attempt, "rank": rank, "text": text})
+        over = attempt < stands.attempt or stands.state in ENDED_STATES
+        if over and (text := decoder.decode(b"", final=True)):  # half a character, which nobody will end
+            yield _event("log", f"{attempt}.{offset}", {"attempt": attempt, "rank": rank, "text": text})
         if attempt < stands.attempt:
             attempt, offset = attempt + 1, 0
-            decoder.reset()
             continue
         if stands.state in ENDED_STATES:
             yield _event("end", f"{attempt}.{offset}", {"state": stands.state, "reason": stands.reason})
@@ -108,6 +122,11 @@ async def follow_log(
         if quiet % _SILENCE_LOOKS == 0:
             yield b": still here\n\n"
         await asyncio.sleep(_LOOK_S)
+
+
+def _whole(offset: int, decoder: codecs.IncrementalDecoder) -> int:
+    """Where the last whole character before an offset ends, from which a broken connection goes on."""
+    return offset - len(decoder.getstate()[0])
 
 
 def _event(kind: str, place: str, data: dict[str, object]) -> bytes:

@@ -7,6 +7,7 @@ happens twice.
 import io
 import json
 import tarfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, Self
@@ -19,6 +20,8 @@ from kernel.ids import new_id
 ENDED: Final = frozenset({"succeeded", "failed", "cancelled"})
 _TRIES: Final = 4
 _PAGE: Final = 200
+_PAUSES_S: Final = (0.2, 0.5, 1.0, 2.0, 4.0)
+"""Before a followed log is asked for again: a hub that is started anew needs a few seconds."""
 
 
 class Refused(HubError):
@@ -51,6 +54,7 @@ class HubClient:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._http = httpx.Client(base_url=url, headers=headers, timeout=30)
         self._url = url
+        self._never = threading.Event()
 
     def __enter__(self) -> Self:
         """Leave the connection open until the block ends."""
@@ -99,7 +103,7 @@ class HubClient:
             Refused, Unreachable.
         """
         named = {"rank": str(rank), "follow": "true"} | ({} if attempt is None else {"attempt": str(attempt)})
-        place, tries = "", _TRIES
+        place, failed = "", 0
         while True:
             headers = {"Last-Event-ID": place} if place else {}
             try:
@@ -110,16 +114,17 @@ class HubClient:
                         answer.read()
                         self._checked(answer)
                     for kind, at, data in _events(answer.iter_lines()):
-                        place, tries = at, _TRIES
+                        place, failed = at, 0
                         yield kind, json.loads(data)
                         if kind == "end":
                             return
                 reason = "the stream ended early"
             except httpx.TransportError as error:
                 reason = str(error) or type(error).__name__
-            tries -= 1
-            if not tries:
+            if failed == len(_PAUSES_S):
                 raise Unreachable(url=self._url, reason=reason)
+            self._never.wait(_PAUSES_S[failed])
+            failed += 1
 
     def download(
         self,

@@ -221,6 +221,8 @@ class Settings(BaseSettings):
     ray_token_file: Path | None = None
     ray_directory: Path | None = None
     sandbox: Literal["bubblewrap", "process"] = "bubblewrap"
+    cgroup_parent: str = ""
+    """A cgroup below which jobs get theirs; where there is version 2 alone, one delegated with memory, pids and cpu."""
     tick_ms: Annotated[int, Field(ge=50, le=60_000)] = 1000
     autoscaler: Literal["none", "ray"] = "none"
     """Whom the controller tells every 10 s what running and waiting jobs need, as bundles of `hub_device:MODEL`."""
@@ -242,6 +244,10 @@ class Settings(BaseSettings):
     alertmanager_port: Annotated[int, Field(ge=1, le=65535)] = 9093
     grafana_port: Annotated[int, Field(ge=1, le=65535)] = 3000
     upload_bytes_max: Annotated[int, Field(ge=1)] = 64 * 2**20
+    uploads_per_tenant_bytes_max: Annotated[int, Field(ge=1)] = 4 * 2**30
+    """Of all uploads of one tenant together; the oldest that no live job needs make room for new ones."""
+    live_jobs_per_tenant_max: Annotated[int, Field(ge=1)] = 20_000
+    """Jobs of one tenant that may wait or run at once."""
     log_bytes_max: Annotated[int, Field(ge=4096)] = 16 * 2**20
     centre: Centre = Centre()
     billing: Billing = Billing()

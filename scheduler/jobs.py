@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Final
 from uuid import UUID
 
-from sqlalchemy import select, text, tuple_
+from sqlalchemy import func, select, text, tuple_
 from sqlalchemy.orm import Session
 
 from kernel.ids import derived_id
@@ -18,10 +18,12 @@ from scheduler.dependencies import checked_dependencies
 from scheduler.fitting import Demand, acceptable_models
 from scheduler.refusals import (
     ArrayNotFound,
+    ArrayOfLargeJobs,
     ArrayTooLarge,
     JobAlreadyEnded,
     JobNotFound,
     JobNotWaiting,
+    TooManyLiveJobs,
     UnknownEnvironment,
 )
 from scheduler.secrets import checked_secrets
@@ -37,6 +39,12 @@ ENDED_STATES: Final = ("succeeded", "failed", "cancelled")
 
 ARRAY_DEPENDENCIES_MAX: Final = 20_000
 """Size of an array times the jobs each of it waits for, all of which are stored."""
+
+ARRAY_BYTES_MAX: Final = 16 * 1024 * 1024
+"""Size of an array times the arguments and variables of each, all of which are stored."""
+
+LIVE_JOBS_MAX: Final = 20_000
+"""Jobs of one tenant that have not ended: the controller looks at all of them with every step."""
 
 _TELL: Final = text(f"NOTIFY {WAKE_CHANNEL}")
 _TELL_SUBMITTED: Final = text(f"NOTIFY {WAKE_CHANNEL}, '{SUBMITTED}'")
@@ -102,13 +110,15 @@ def submit_job(
     submitted_by: UUID,
     environments: Sequence[str],
     at: datetime,
+    live_max: int = LIVE_JOBS_MAX,
 ) -> JobRow:
     """Queue a job and wake the controller when the transaction commits.
 
     Raises:
-        UnknownEnvironment, and whatever `acceptable_models` and `checked_dependencies` refuse.
+        UnknownEnvironment, TooManyLiveJobs, and whatever `acceptable_models` and `checked_dependencies` refuse.
     """
     job = _checked(session, job_id, request, tenant_id, submitted_by, environments, at)
+    _refuse_too_many(session, tenant_id, 1, live_max)
     session.add(job)
     session.flush()
     session.execute(_TELL_SUBMITTED)
@@ -126,17 +136,22 @@ def submit_array(
     submitted_by: UUID,
     environments: Sequence[str],
     at: datetime,
+    live_max: int = LIVE_JOBS_MAX,
 ) -> list[JobRow]:
     """Queue `size` jobs that differ in their index only, of which at most `running_max` run at once (0: no bound).
 
     Raises:
-        ArrayTooLarge, and whatever `submit_job` refuses.
+        ArrayTooLarge, ArrayOfLargeJobs, and whatever `submit_job` refuses.
     """
     first = _checked(session, array_job_id(array_id, 0), request, tenant_id, submitted_by, environments, at)
     if size * len(first.depends_on) > ARRAY_DEPENDENCIES_MAX:
         raise ArrayTooLarge(
             field="depends_on", size=size, count=len(first.depends_on), most=ARRAY_DEPENDENCIES_MAX
         )
+    each = sum(len(text.encode()) for text in (*request.argv, *request.env, *request.env.values()))
+    if size * each > ARRAY_BYTES_MAX:
+        raise ArrayOfLargeJobs(field="size", size=size, each=each, most=ARRAY_BYTES_MAX)
+    _refuse_too_many(session, tenant_id, size, live_max)
     request = replace(request, models=first.models, depends_on=first.depends_on, secrets=first.secrets)
     ids = [array_job_id(array_id, index) for index in range(size)]
     jobs = [first, *(_row(job_id, request, tenant_id, submitted_by, at) for job_id in ids[1:])]
@@ -279,6 +294,14 @@ def runs_of(session: Session, job_ids: Sequence[UUID]) -> dict[UUID, list[RunRow
     return found
 
 
+def needed_uploads(session: Session, *, tenant_id: UUID) -> frozenset[str]:
+    """Digests of the uploads that jobs of a tenant need which have not ended."""
+    query = select(JobRow.upload_sha256).where(
+        JobRow.tenant_id == tenant_id, JobRow.ended_at.is_(None), JobRow.upload_sha256.is_not(None)
+    )
+    return frozenset(digest for digest in session.scalars(query.distinct()) if digest is not None)
+
+
 def wake_controller(session: Session) -> None:
     """Notify the controller when this transaction commits."""
     session.execute(_TELL)
@@ -352,6 +375,14 @@ def _row(job_id: UUID, request: JobRequest, tenant_id: UUID, submitted_by: UUID,
         queued_at=at,
         attempt=0,
     )
+
+
+def _refuse_too_many(session: Session, tenant_id: UUID, asked: int, most: int) -> None:
+    """Two submissions at one moment may go a little beyond it."""
+    live = select(JobRow.id).where(JobRow.tenant_id == tenant_id, JobRow.ended_at.is_(None)).limit(most)
+    count = session.scalar(select(func.count()).select_from(live.subquery())) or 0
+    if count + asked > most:
+        raise TooManyLiveJobs(asked=asked, most=most)
 
 
 def _ask_for_end(job: JobRow) -> None:

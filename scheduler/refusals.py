@@ -69,6 +69,24 @@ class ArrayTooLarge(Invalid):
     )
 
 
+class ArrayOfLargeJobs(Invalid):
+    """An array whose jobs together have more arguments and variables than one request may bring."""
+
+    sentence = (
+        "{field}: {size} jobs with {each} bytes of arguments and variables each are more than {most} bytes. Put what "
+        "they have in common into a file of the upload."
+    )
+
+
+class TooManyLiveJobs(Conflict):
+    """A tenant has as many jobs that have not ended as it may."""
+
+    sentence = (
+        "{asked} more jobs would be more than the {most} that may wait or run at once for one enterprise. Wait until "
+        "some have ended, or cancel some."
+    )
+
+
 class DependencyNotFound(NotFound):
     """A job to wait for that is not there, or is another tenant's."""
 
@@ -111,6 +129,12 @@ class UnknownSecret(Invalid):
     """A job names a secret its tenant has not stored."""
 
     sentence = "{field}: there is no secret {name!r} of yours. Store it with `hub secret put`, or leave it out."
+
+
+class TooManySecrets(Conflict):
+    """A tenant keeps as many secrets as it may."""
+
+    sentence = "{most} secrets are kept already. Delete one you no longer need."
 
 
 class SecretsTooLarge(Invalid):

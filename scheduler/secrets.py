@@ -12,17 +12,21 @@ from uuid import UUID
 
 import structlog
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
-from sqlalchemy import any_, select
+from sqlalchemy import any_, func, select, tuple_
 from sqlalchemy.orm import Session
 
 from kernel.errors import HubError
-from scheduler.refusals import SecretInUse, SecretNotFound, SecretsTooLarge, UnknownSecret
+from scheduler.refusals import SecretInUse, SecretNotFound, SecretsTooLarge, TooManySecrets, UnknownSecret
 from scheduler.tables import JobRow, SecretRow
 
 _log = structlog.get_logger(__name__)
 
 TOTAL_BYTES_MAX: Final = 64 * 1024
 """Of all secrets of one job, which is what a node's supervisor takes."""
+
+
+SECRETS_MAX: Final = 500
+"""Of one tenant."""
 
 
 class SealBroken(HubError):
@@ -64,9 +68,16 @@ def new_vault_key() -> bytes:
 def put_secret(
     session: Session, vault: Vault, tenant_id: UUID, name: str, value: str, at: datetime
 ) -> SecretRow:
-    """Store a value under a name, in place of the one before; jobs that start from now on get it."""
+    """Store a value under a name, in place of the one before; jobs that start from now on get it.
+
+    Raises:
+        TooManySecrets: the tenant keeps as many as it may.
+    """
     row = session.get(SecretRow, (tenant_id, name), with_for_update=True)
     if row is None:
+        count = session.scalar(select(func.count()).where(SecretRow.tenant_id == tenant_id)) or 0
+        if count >= SECRETS_MAX:
+            raise TooManySecrets(most=SECRETS_MAX)
         row = SecretRow(tenant_id=tenant_id, name=name, created_at=at)
         session.add(row)
     row.sealed, row.size_bytes, row.updated_at = vault.seal(tenant_id, name, value), len(value.encode()), at
@@ -129,18 +140,16 @@ def opened_secrets(
         vault: opens them; without one nobody gets any.
         jobs: about to start.
     """
-    tenants = {job.tenant_id for job in jobs if job.secrets}
-    if vault is None or not tenants:
+    wanted = sorted({(job.tenant_id, name) for job in jobs for name in job.secrets})
+    if vault is None or not wanted:
         return {}
-    rows = session.scalars(select(SecretRow).where(SecretRow.tenant_id.in_(tenants))).all()
-    wanted = {(job.tenant_id, name) for job in jobs for name in job.secrets}
+    named = tuple_(SecretRow.tenant_id, SecretRow.name)
     values: dict[tuple[UUID, str], str] = {}
-    for row in rows:
-        if (row.tenant_id, row.name) in wanted:
-            try:
-                values[row.tenant_id, row.name] = vault.open(row)
-            except SealBroken as broken:
-                _log.error("secret_not_opened", reason=str(broken))
+    for row in session.scalars(select(SecretRow).where(named.in_(wanted))):
+        try:
+            values[row.tenant_id, row.name] = vault.open(row)
+        except SealBroken as broken:
+            _log.error("secret_not_opened", reason=str(broken))
     return {
         job.id: {name: values[job.tenant_id, name] for name in job.secrets if (job.tenant_id, name) in values}
         for job in jobs

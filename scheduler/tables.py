@@ -178,6 +178,7 @@ class JobRow(Table):
         CheckConstraint("NOT id = ANY (depends_on)", name="own_dependency"),
         UniqueConstraint("array_id", "array_index"),
         Index("ix_jobs_live", "state", postgresql_where=text("ended_at IS NULL")),
+        Index("ix_jobs_live_tenant_id", "tenant_id", postgresql_where=text("ended_at IS NULL")),
         Index(
             "ix_jobs_dependent",
             "id",

@@ -17,6 +17,7 @@ from compute_hub.api.shapes import View
 from compute_hub.api.tables import IdempotencyRow
 from compute_hub.identity.duties import check_duty
 from compute_hub.identity.keys import Principal, authenticate
+from compute_hub.identity.remits import check_remit
 from compute_hub.settings import Settings
 from kernel.clock import utc_now
 from kernel.database import glance, transaction
@@ -161,7 +162,9 @@ def _call(
     engine: Engine = request.app.state.engine
     with glance(engine) as session:
         principal = authenticate(session, authorization)
-    check_duty(principal, request.scope["route"].name)
+        operation = request.scope["route"].name
+        check_duty(principal, operation)
+        check_remit(session, principal, operation, request.path_params)
     path = f"{request.method} {request.url.path}"
     return Call(engine, request.app.state.settings, principal, path, idempotency_key)
 

@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Annotated
 from urllib.parse import quote
 
-from fastapi import APIRouter, Header, Query
+from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import StreamingResponse
+from sqlalchemy.orm import Session
 
 from compute_hub.api.call import Call, Caller
 from compute_hub.api.job_reference import JobId
 from compute_hub.api.shapes import Limit, Page, View, page_of
+from compute_hub.identity.keys import authenticate
 from compute_hub.job_files import list_artifacts, log_chunks, open_download
 from compute_hub.job_following import Followed, Followers, follow_log
 from scheduler.jobs import find_job
@@ -44,6 +46,7 @@ _FOLLOWERS = Followers()
 def logs(
     job_id: JobId,
     call: Caller,
+    request: Request,
     *,
     rank: Rank = 0,
     attempt: Attempt = None,
@@ -64,9 +67,9 @@ def logs(
     begin = found.attempt if attempt is None else attempt
     if last_event_id is not None:
         begin, offset = map(int, last_event_id.split("."))
-    _FOLLOWERS.check()
+    _FOLLOWERS.check(call.scope)
     events = follow_log(
-        lambda: _stands(_find(call, job_id)),
+        lambda: _stands(_still(call, request, job_id)),
         lambda one: job_directory(call, found, one) / f"rank-{rank}.log",
         job=job_id,
         rank=rank,
@@ -74,7 +77,9 @@ def logs(
         offset=offset,
     )
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    return StreamingResponse(_FOLLOWERS.counted(events), media_type="text/event-stream", headers=headers)
+    return StreamingResponse(
+        _FOLLOWERS.counted(call.scope, events), media_type="text/event-stream", headers=headers
+    )
 
 
 class ArtifactView(View):
@@ -160,6 +165,16 @@ def _store(call: Call) -> Store:
 
 def _find(call: Call, job_id: JobId) -> JobRow:
     return call.read(lambda session: find_job(session, job_id, tenant_id=call.scope))
+
+
+def _still(call: Call, request: Request, job_id: JobId) -> JobRow:
+    """The job, as long as the key that began to follow it is one."""
+
+    def action(session: Session) -> JobRow:
+        authenticate(session, request.headers.get("authorization"))
+        return find_job(session, job_id, tenant_id=call.scope)
+
+    return call.read(action)
 
 
 def _stands(job: JobRow) -> Followed:

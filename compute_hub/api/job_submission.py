@@ -19,6 +19,12 @@ Dependencies = Annotated[list[Id], Field(max_length=1000)]
 ENV_BYTES_MAX: Final = 64 * 1024
 """Of all names and values together; the node's own bound is wider."""
 
+ARGV_BYTES_MAX: Final = 64 * 1024
+"""Of the program and its arguments together; so is the node's."""
+
+SLOTS_MILLI_MIN: Final = 20
+"""The smallest part of a device: 50 jobs share one at most, so nobody takes all runs of a node with little."""
+
 
 class Priority(StrEnum):
     """Among a tenant's own jobs, a higher class goes first."""
@@ -49,7 +55,7 @@ class JobSubmission(Body):
     kind: Literal["ray"] | None = None
     nodes: Annotated[int, Field(ge=1, le=10_000)] = 1
     devices_per_node: Annotated[int, Field(ge=1, le=64)] = 1
-    slots_milli: Annotated[int, Field(ge=1, le=1000)] = 1000
+    slots_milli: Annotated[int, Field(ge=SLOTS_MILLI_MIN, le=1000)] = 1000
     topology: Literal["pack", "same-switch", "spread"] = "pack"
     cpu_milli: Annotated[int, Field(ge=1, le=1_000_000)] = 1000
     memory_mib: Annotated[int, Field(ge=1, le=16_777_216)] = 1024
@@ -79,6 +85,13 @@ class JobSubmission(Body):
         if self.kind == "ray" and self.network == "none":
             raise PydanticCustomError(
                 "ray_needs_network", "network: the ranks of a Ray job talk to each other; leave it out"
+            )
+        words = sum(len(word.encode()) + 1 for word in self.argv)
+        if words > ARGV_BYTES_MAX:
+            raise PydanticCustomError(
+                "arguments_too_large",
+                "argv: has {size} bytes; at most {most} are allowed. Put large values into a file of the upload",
+                {"size": words, "most": ARGV_BYTES_MAX},
             )
         size = sum(len(name.encode()) + len(value.encode()) + 2 for name, value in self.env.items())
         if size > ENV_BYTES_MAX:

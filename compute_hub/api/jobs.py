@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Literal
 from uuid import UUID
 
@@ -29,7 +30,7 @@ from compute_hub.api.shapes import After, Limit, Page, View, page_of
 from compute_hub.billing.funding import pledge_alike, pledge_funding
 from compute_hub.environments import check_use
 from compute_hub.telemetry.tracing import about, traceparent
-from compute_hub.uploads import find_upload, keep_upload
+from compute_hub.uploads import Incoming, find_upload
 from kernel.clock import utc_now
 from kernel.ids import new_id
 from scheduler.jobs import (
@@ -41,6 +42,7 @@ from scheduler.jobs import (
     find_job,
     hold_job,
     list_jobs,
+    needed_uploads,
     release_job,
     submit_array,
     submit_job,
@@ -54,6 +56,9 @@ if TYPE_CHECKING:
 router = APIRouter(prefix="/v1", tags=["jobs"])
 
 State = Literal["queued", "starting", "running", "stopping", "succeeded", "failed", "cancelled"]
+
+_PIECE_BYTES = 2**20
+"""Of an upload, handed on at once: what is held of it in memory."""
 
 _UPLOAD = {
     "requestBody": {
@@ -73,15 +78,21 @@ class UploadView(View):
 @router.post("/uploads", status_code=201, name="store_upload", openapi_extra=_UPLOAD)
 async def upload(request: Request, call: Caller) -> UploadView:
     """Store a working directory, sent as the bytes of a .tar.gz archive."""
-    body = [chunk async for chunk in _bounded(request, call.settings.upload_bytes_max)]
-    sha256, size = await run_in_threadpool(
-        keep_upload,
-        call.settings.uploads,
+    chosen = call.settings
+    incoming = Incoming(
+        chosen.uploads,
         str(call.tenant_id),
-        body,
-        bytes_max=call.settings.upload_bytes_max,
+        bytes_max=chosen.upload_bytes_max,
+        kept_bytes_max=chosen.uploads_per_tenant_bytes_max,
     )
-    return UploadView(sha256=sha256, size_bytes=size)
+    try:
+        async for piece in _bounded(request, chosen.upload_bytes_max):
+            await run_in_threadpool(incoming.write, piece)
+        needed = partial(call.read, partial(needed_uploads, tenant_id=call.tenant_id))
+        sha256 = await run_in_threadpool(incoming.keep, needed, utc_now())
+    finally:
+        incoming.close()
+    return UploadView(sha256=sha256, size_bytes=incoming.size)
 
 
 @router.post("/jobs", status_code=201, name="submit_job")
@@ -234,6 +245,7 @@ def submit_many(body: ArraySubmission, call: Caller) -> ArrayView:
             submitted_by=call.principal.id,
             environments=list(call.settings.environments),
             at=at,
+            live_max=call.settings.live_jobs_per_tenant_max,
         )
         _pledge(session, array[0], body.job, call, at)
         pledge_alike(session, array[1:], body.job.voucher_ids, body.job.project)
@@ -288,6 +300,7 @@ def queue_job(session: Session, body: JobSubmission, call: Call, at: datetime) -
         submitted_by=call.principal.id,
         environments=list(call.settings.environments),
         at=at,
+        live_max=call.settings.live_jobs_per_tenant_max,
     )
 
 
@@ -304,11 +317,16 @@ def _find_upload(body: JobSubmission, call: Call) -> None:
 
 
 async def _bounded(request: Request, bytes_max: int) -> AsyncIterator[bytes]:
-    """The body up to the chunk that makes it too large; as much again is read and forgotten, so it is heard."""
-    seen = 0
+    """The body in pieces up to the one that makes it too large; as much again is read and forgotten, so it is heard."""
+    seen, piece = 0, bytearray()
     async for chunk in request.stream():
         if seen <= bytes_max:
-            yield chunk
+            piece += chunk
         seen += len(chunk)
+        if len(piece) >= _PIECE_BYTES:
+            yield bytes(piece)
+            piece.clear()
         if seen > 2 * bytes_max:
-            return
+            break
+    if piece:
+        yield bytes(piece)

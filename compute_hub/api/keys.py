@@ -5,7 +5,7 @@ from typing import Annotated
 from uuid import UUID
 
 from fastapi import APIRouter
-from pydantic import Field
+from pydantic import Field, StringConstraints
 from sqlalchemy.orm import Session
 
 from compute_hub.api.call import Caller
@@ -17,13 +17,20 @@ from vouchers.enterprises import enterprise_facts
 
 router = APIRouter(prefix="/v1/api-keys", tags=["keys"])
 
+Authority = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,62}$")]
+
 
 class KeyRequest(Body):
-    """Whom a key is for; a tenant's key names its enterprise. The same person keeps one identity under all keys."""
+    """Whom a key is for; a tenant's key names its enterprise. The same person keeps one identity under all keys.
+
+    The key of an officer, first reviewer or approver may name the authority whose programmes it decides about; without
+    one it is good for all programmes.
+    """
 
     role: Annotated[Role, Field(strict=False)]
     person: Text
     tenant_id: Id | None = None
+    authority: Authority | None = None
 
 
 class KeyView(View):
@@ -34,6 +41,7 @@ class KeyView(View):
     person: str
     principal_id: UUID
     tenant_id: UUID | None
+    authority: str | None
     created_at: datetime
     revoked_at: datetime | None
 
@@ -51,7 +59,9 @@ def make(body: KeyRequest, call: Caller) -> NewKeyView:
     def action(session: Session, at: datetime) -> NewKeyView:
         if body.tenant_id is not None:
             enterprise_facts(session, body.tenant_id)
-        key = issue_key(session, body.role, body.person, at=at, tenant_id=body.tenant_id)
+        key = issue_key(
+            session, body.role, body.person, at=at, tenant_id=body.tenant_id, authority=body.authority
+        )
         row = find_key(session, key)
         assert row is not None  # noqa: S101 - it was made a line above
         return NewKeyView(key=key, **_fields(row).__dict__)
@@ -83,6 +93,7 @@ def _fields(row: ApiKeyRow) -> KeyView:
         person=row.principal_name,
         principal_id=row.principal_id,
         tenant_id=row.tenant_id,
+        authority=row.authority,
         created_at=row.created_at,
         revoked_at=row.revoked_at,
     )

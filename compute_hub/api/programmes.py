@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 from compute_hub.api.amounts import amount_in, asset_of, in_units
 from compute_hub.api.call import Caller
 from compute_hub.api.shapes import Body, CardMs, Instant, Limit, Page, SlugPath, Text, View, Yuan, page_of
+from compute_hub.identity.remits import check_publication
 from kernel.errors import NotFound
 from vouchers.cases import open_round
 from vouchers.programmes import appropriate_budget, publish_programme, version_in_force
@@ -115,6 +116,7 @@ def publish(body: ProgrammePublication, call: Caller) -> ProgrammeView:
     """Publish a version of a programme's rules and appropriate the budget of the cycle it begins in."""
 
     def action(session: Session, at: datetime) -> ProgrammeView:
+        check_publication(session, call.principal, body.document)
         version_id = publish_programme(session, body.document, by=call.by, at=at)
         return _programme(session, session.get_one(ProgrammeVersion, version_id).slug)
 

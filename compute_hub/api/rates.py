@@ -33,8 +33,18 @@ router = APIRouter(prefix="/v1", tags=["rates"])
 
 Factor = Annotated[str, StringConstraints(max_length=7), Field(examples=["0.6"])]
 Clock = Annotated[str, StringConstraints(max_length=5), Field(examples=["08:00"])]
+Day = Annotated[str, StringConstraints(pattern=r"^20\d{2}-\d{2}-\d{2}$"), Field(examples=["2026-10-01"])]
 Whole = Annotated[int, Field(ge=-(2**31), le=2**31)]
-_TERMS = ("price_cny_per_card_hour", "kinds", "time_of_day", "priority", "fraction", "volume", "pflops")
+_TERMS = (
+    "price_cny_per_card_hour",
+    "kinds",
+    "time_of_day",
+    "calendar",
+    "priority",
+    "fraction",
+    "volume",
+    "pflops",
+)
 
 
 class WindowBody(Body):
@@ -46,6 +56,13 @@ class WindowBody(Body):
     begins: Annotated[Clock, Field(alias="from")]
     until: Clock
     factor: Factor
+
+
+class CalendarBody(Body):
+    """The public holidays, on which the weekend's windows hold, and the days of a weekend worked in exchange."""
+
+    holidays: Annotated[list[Day], Field(min_length=1, max_length=1000)] | None = None
+    workdays: Annotated[list[Day], Field(min_length=1, max_length=1000)] | None = None
 
 
 class PriorityStep(Body):
@@ -87,6 +104,7 @@ class RateSetting(Body):
     price_cny_per_card_hour: Yuan
     kinds: dict[Annotated[str, StringConstraints(max_length=32)], Factor] | None = Field(None, max_length=16)
     time_of_day: Annotated[list[WindowBody], Field(max_length=96)] | None = None
+    calendar: CalendarBody | None = None
     priority: Annotated[list[PriorityStep], Field(max_length=32)] | None = None
     fraction: Annotated[list[FractionStep], Field(max_length=32)] | None = None
     volume: Annotated[list[VolumeStep], Field(max_length=32)] | None = None

@@ -42,6 +42,7 @@ _KEYS = {
     "role": "role",
     "person": "person",
     "tenant_id": "enterprise",
+    "authority": "authority",
     "created_at": "made",
     "revoked_at": "revoked",
 }
@@ -199,11 +200,15 @@ def make(
     person: Annotated[str, typer.Argument(help="Whose key it is.")],
     *,
     enterprise: Annotated[str | None, typer.Option(help="Of a tenant's key: the enterprise's id.")] = None,
+    authority: Annotated[
+        str | None, typer.Option(help="Of an officer's or reviewer's key: whose programmes it decides about.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Make a key; it is shown this once."""
+    body = {"role": role, "person": person, "tenant_id": enterprise, "authority": authority}
     with client() as hub:
-        made = hub.post("/v1/api-keys", {"role": role, "person": person, "tenant_id": enterprise})
+        made = hub.post("/v1/api-keys", body)
     if as_json:
         show([made], _KEYS, as_json=True)
     else:

@@ -43,7 +43,8 @@ def submit(
         str | None, typer.Option(help="A name people recognise; the program's, if left out.")
     ] = None,
     workdir: Annotated[
-        Path | None, typer.Option(help="Directory to upload as the job's working directory.", exists=True)
+        Path | None,
+        typer.Option(help="Directory to upload as the job's working directory.", exists=True, file_okay=False),
     ] = None,
     environment: Annotated[str, typer.Option(help="Software environment of the centre.")] = "digits",
     kind: Annotated[

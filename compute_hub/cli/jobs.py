@@ -6,8 +6,9 @@ from typing import Annotated, Any, Final
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
-from compute_hub.cli.output import AsJson, client, show, yuan
+from compute_hub.cli.output import AsJson, client, plain, show, yuan
 
 app = typer.Typer(help="Submit jobs and follow them.", no_args_is_help=True)
 
@@ -56,7 +57,7 @@ def show_(job: Annotated[str, typer.Argument(help=_JOB)], *, as_json: AsJson = F
             text = _where(found)
         else:
             text = "–" if value is None else str(value)
-        console.print(f"[bold]{field.replace('_', ' '):>18}[/bold]  {text}", highlight=False)
+        console.print(f"[bold]{field.replace('_', ' '):>18}[/bold]  {escape(plain(text))}", highlight=False)
 
 
 @app.command()

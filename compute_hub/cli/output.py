@@ -11,6 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from compute_hub.sdk import HubClient
 from compute_hub.settings import ClientSettings
@@ -56,7 +57,7 @@ def show(
             min_width=36 if field == "id" else None,
         )
     for row in rows:
-        table.add_row(*(_cell(field, _value(field, row)) for field in columns))
+        table.add_row(*(Text(plain(_cell(field, _value(field, row)))) for field in columns))
     console = Console()
     if not console.is_terminal:
         console.width = _PIPE_WIDTH
@@ -69,7 +70,8 @@ def details(found: Mapping[str, Any]) -> None:
     for field, value in found.items():
         if not isinstance(value, list | dict):
             console.print(
-                f"[bold]{field.replace('_', ' '):>24}[/bold]  {escape(_cell(field, value))}", highlight=False
+                f"[bold]{field.replace('_', ' '):>24}[/bold]  {escape(plain(_cell(field, value)))}",
+                highlight=False,
             )
 
 
@@ -106,6 +108,14 @@ def _cell(field: str, value: object) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name}: {inner}" for name, inner in value.items())
     return str(value)
+
+
+def plain(text: str) -> str:
+    """Text without what would command a terminal: tenants name their jobs as they like, and operators list them."""
+    return "".join(
+        character if character.isprintable() or character == "\n" else "\N{REPLACEMENT CHARACTER}"
+        for character in text
+    )
 
 
 def yuan(text: str) -> str:

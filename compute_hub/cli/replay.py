@@ -96,7 +96,7 @@ def replay(
 def _judged(stack: ReplayStack, story: Story, rule: Rule, price_micros: int) -> tuple[Verdict, dict[str, Any]]:
     engine = open_engine(application_url(stack.settings), pool_size=1)
     with Session(engine) as session:
-        firms = {name: (firm.tenant_id, firm.voucher_id) for name, firm in story.firms.items()}
+        firms = {name: (firm.tenant_id, firm.voucher_ids) for name, firm in story.firms.items()}
         books = read_books(session, firms, rule.slug)
     engine.dispose()
     ran = read_schedule(stack.schedule)

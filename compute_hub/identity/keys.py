@@ -11,7 +11,7 @@ from uuid import UUID
 from sqlalchemy import bindparam, select
 from sqlalchemy.orm import Session
 
-from compute_hub.identity.roles import Role
+from compute_hub.identity.roles import OFFICIAL, Role
 from compute_hub.identity.tables import ApiKeyRow
 from kernel.errors import Forbidden, Invalid, NotFound, Unauthenticated
 from kernel.ids import derived_id, new_id, new_secret
@@ -55,6 +55,14 @@ class KeyNeedsTenant(Invalid):
     sentence = "tenant_id: a key of role tenant names its enterprise, a key of any other role names none."
 
 
+class NoAuthority(Invalid):
+    """An authority on a key of a role that decides nothing about programmes."""
+
+    sentence = (
+        "authority: only keys of authority officers, first reviewers and approvers name one, not of {role!r}."
+    )
+
+
 class KeyNotFound(NotFound):
     """No key has this id."""
 
@@ -63,12 +71,16 @@ class KeyNotFound(NotFound):
 
 @dataclass(frozen=True)
 class Principal:
-    """Who is asking: a person or program in one role, of one tenant if the role is tenant."""
+    """Who is asking: a person or program in one role, of one tenant if the role is tenant.
+
+    An officer with an authority decides about that authority's programmes only.
+    """
 
     id: UUID
     name: str
     role: Role
     tenant_id: UUID | None
+    authority: str | None = None
 
 
 def issue_key(
@@ -78,6 +90,7 @@ def issue_key(
     *,
     at: datetime,
     tenant_id: UUID | None = None,
+    authority: str | None = None,
 ) -> str:
     """Make a key and return it; it is shown this once and cannot be recovered.
 
@@ -86,7 +99,10 @@ def issue_key(
 
     Raises:
         KeyNeedsTenant: a tenant's key without its tenant, or an officer's key with one.
+        NoAuthority: an authority for a role that decides nothing about programmes.
     """
+    if authority is not None and role not in OFFICIAL:
+        raise NoAuthority(role=role.value)
     if (role is Role.TENANT) != (tenant_id is not None):
         raise KeyNeedsTenant(field="tenant_id")
     key = f"hub_{role}_{new_secret()}"
@@ -99,6 +115,7 @@ def issue_key(
             principal_name=principal_name,
             role=role,
             tenant_id=tenant_id,
+            authority=authority,
             created_at=at,
         )
     )
@@ -142,7 +159,7 @@ def authenticate(session: Session, authorization: str | None) -> Principal:
     row = find_key(session, key)
     if row is None or row.revoked_at is not None:
         raise UnknownKey
-    return Principal(row.principal_id, row.principal_name, Role(row.role), row.tenant_id)
+    return Principal(row.principal_id, row.principal_name, Role(row.role), row.tenant_id, row.authority)
 
 
 def require(principal: Principal, *roles: Role) -> None:

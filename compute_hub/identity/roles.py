@@ -5,6 +5,7 @@ person has reviewed; the database holds that too.
 """
 
 from enum import StrEnum
+from typing import Final
 
 
 class Role(StrEnum):
@@ -16,3 +17,7 @@ class Role(StrEnum):
     OPERATOR = "operator"
     TENANT = "tenant"
     AUDITOR = "auditor"
+
+
+OFFICIAL: Final = (Role.AUTHORITY, Role.FIRST_REVIEWER, Role.APPROVER)
+"""Who decides about programmes for an authority."""

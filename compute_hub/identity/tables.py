@@ -18,6 +18,9 @@ class ApiKeyRow(Table):
             "role IN ('authority', 'first_reviewer', 'approver', 'operator', 'tenant', 'auditor')", name="role"
         ),
         CheckConstraint("(role = 'tenant') = (tenant_id IS NOT NULL)", name="tenant"),
+        CheckConstraint(
+            "authority IS NULL OR role IN ('authority', 'first_reviewer', 'approver')", name="authority"
+        ),
         CheckConstraint("length(key_sha256) = 32", name="digest"),
     )
 
@@ -27,5 +30,6 @@ class ApiKeyRow(Table):
     principal_name: Mapped[str] = mapped_column(Text)
     role: Mapped[str] = mapped_column(Text)
     tenant_id: Mapped[UUID | None]
+    authority: Mapped[str | None] = mapped_column(Text)
     created_at: Mapped[datetime]
     revoked_at: Mapped[datetime | None]

@@ -1,6 +1,6 @@
 """What the hub's books say of a replay: read row by row, judged elsewhere."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -35,7 +35,7 @@ class Books:
     charges: Mapping[str, Mapping[str, Due]]
     events: Mapping[str, tuple[Event, ...]]
     invoices: Mapping[str, Invoiced]
-    voucher_left: Mapping[str, int]
+    voucher_left: Mapping[str, tuple[int, ...]]
     prepaid: Mapping[str, int]
     metered_slot_ms: Mapping[str, int]
     job_ends: Mapping[str, int]
@@ -49,26 +49,29 @@ class Books:
 
 
 _CHARGES = """
-    SELECT charges.tenant_id, charges.id, charges.job_id, slot_ms, charges.amount_micros,
-           coalesce((SELECT sum(amount_micros) FROM coverage_lines
-                     WHERE charge_id = charges.id AND source = 'voucher'), 0)
-    FROM charges ORDER BY charges.job_id, n
+    SELECT tenant_id, id, job_id, slot_ms, amount_micros FROM charges ORDER BY job_id, n
+"""
+_PAID = """
+    SELECT charge_id, voucher_id, sum(amount_micros) FROM coverage_lines WHERE source = 'voucher' GROUP BY 1, 2
 """
 
 
-def read_books(session: Session, firms: Mapping[str, tuple[UUID, UUID]], slug: str) -> Books:
+def read_books(session: Session, firms: Mapping[str, tuple[UUID, Sequence[UUID]]], slug: str) -> Books:
     """The books.
 
     Args:
         session: to read with.
-        firms: by name, the tenant and its voucher.
+        firms: by name, the tenant and its vouchers in the order in which they are used up.
         slug: of the programme.
     """
     names = {str(tenant): name for name, (tenant, _) in firms.items()}
     charges: dict[str, dict[str, Due]] = {name: {} for name in firms}
+    paid = {(charge, voucher): int(micros) for charge, voucher, micros in session.execute(text(_PAID))}
     of_charge: dict[str, tuple[str, int]] = {}
-    for tenant, charge, job, slot_ms, amount, voucher in session.execute(text(_CHARGES)):
-        charges[names[str(tenant)]][str(charge)] = Due(int(amount), int(voucher))
+    for tenant, charge, job, slot_ms, amount in session.execute(text(_CHARGES)):
+        name = names[str(tenant)]
+        parts = tuple(paid.get((charge, voucher), 0) for voucher in firms[name][1])
+        charges[name][str(charge)] = Due(int(amount), parts)
         of_charge[str(charge)] = (str(job), int(slot_ms))
     held = {
         (str(job), int(segment)): int(cost)
@@ -82,7 +85,8 @@ def read_books(session: Session, firms: Mapping[str, tuple[UUID, UUID]], slug: s
         events={name: tuple(_events(session, tenant, of_charge, held)) for name, (tenant, _) in firms.items()},
         invoices={name: _invoiced(session, tenant) for name, (tenant, _) in firms.items()},
         voucher_left={
-            name: _balance(session, accounts.voucher(voucher, CNY).id) for name, (_, voucher) in firms.items()
+            name: tuple(_balance(session, accounts.voucher(voucher, CNY).id) for voucher in vouchers)
+            for name, (_, vouchers) in firms.items()
         },
         prepaid={name: _balance(session, accounts.wallet(tenant).id) for name, (tenant, _) in firms.items()},
         metered_slot_ms=_by_name(session, "SELECT job_id, sum(slot_ms) FROM usage_records GROUP BY 1"),

@@ -6,7 +6,7 @@ card-hour, the programme's share, and in which order a firm's holds, charges and
 
 import csv
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -41,10 +41,15 @@ class Event:
 
 @dataclass(frozen=True)
 class Due:
-    """What a charge comes to, in micro-yuan."""
+    """What a charge comes to, in micro-yuan, and what each of the firm's vouchers pays of it."""
 
     cost: int
-    voucher: int
+    vouchers: tuple[int, ...]
+
+    @property
+    def voucher(self) -> int:
+        """What its vouchers pay together."""
+        return sum(self.vouchers)
 
     @property
     def firm(self) -> int:
@@ -54,13 +59,13 @@ class Due:
 
 @dataclass
 class _Segment:
-    """One hold: how much, what the voucher had left when it was placed, what it keeps of it, what was used."""
+    """One hold: how much, what each voucher had left when it was placed, what it keeps of it, what was used."""
 
     cost: int
-    voucher_left: int
-    kept: int
+    voucher_left: tuple[int, ...]
+    kept: tuple[int, ...]
+    taken: tuple[int, ...]
     used: int = 0
-    taken: int = 0
 
 
 @dataclass
@@ -71,18 +76,20 @@ class _Job:
 
 
 class Booking:
-    """One firm's month: its voucher and its jobs.
+    """One firm's month: its vouchers and its jobs.
+
+    Vouchers of one programme pay its ratio of a bill together: the first of them until it is used up, then the next.
 
     Args:
         price_micros: of a card-hour.
         ratio: the programme's share of every bill.
-        face_micros: of the firm's voucher.
+        faces_micros: of the firm's vouchers, in the order in which they are used up.
     """
 
-    def __init__(self, price_micros: int, ratio: Fraction, face_micros: int) -> None:
+    def __init__(self, price_micros: int, ratio: Fraction, faces_micros: Sequence[int]) -> None:
         self._price = price_micros
         self._ratio = ratio
-        self.voucher_left = face_micros
+        self.voucher_left = tuple(faces_micros)
         self._jobs: defaultdict[str, _Job] = defaultdict(_Job)
         self.dues: dict[str, Due] = {}
 
@@ -91,29 +98,44 @@ class Booking:
         for event in events:
             job = self._jobs[event.job]
             if event.kind == "hold":
-                kept = min(int(self._ratio * event.amount), self.voucher_left)
-                job.segments.append(_Segment(event.amount, self.voucher_left, kept))
-                self.voucher_left -= kept
+                left = self.voucher_left
+                kept = self._shares(event.amount, left)
+                job.segments.append(_Segment(event.amount, left, kept, taken=(0,) * len(left)))
+                self.voucher_left = _less(left, kept)
             elif event.kind == "charge":
                 self.dues[event.charge] = self._charge(job, event.amount)
             else:
-                self.voucher_left += sum(segment.kept - segment.taken for segment in job.segments)
+                for segment in job.segments:
+                    self.voucher_left = _less(self.voucher_left, _less(segment.taken, segment.kept))
                 job.segments.clear()
+
+    def _shares(self, cost: int, left: Sequence[int]) -> tuple[int, ...]:
+        """What vouchers that have so much left pay of a cost, each rounded down."""
+        shares, wanted = [], self._ratio * cost
+        for limit in left:
+            share = min(wanted, Fraction(limit))
+            shares.append(int(share))
+            wanted -= share
+        return tuple(shares)
 
     def _charge(self, job: _Job, slot_ms: int) -> Due:
         """A job's bill is rounded as a whole, half up; a charge is what it grows by."""
         job.units += slot_ms * self._price
         whole = (2 * job.units + SLOT_MS_PER_CARD_HOUR) // (2 * SLOT_MS_PER_CARD_HOUR)
         cost, job.cost = whole - job.cost, whole
-        left, voucher = cost, 0
+        left, vouchers = cost, (0,) * len(self.voucher_left)
         for segment in job.segments:
             part = min(left, segment.cost - segment.used)
             segment.used += part
-            taken = min(int(self._ratio * segment.used), segment.voucher_left)
-            voucher += taken - segment.taken
+            taken = self._shares(segment.used, segment.voucher_left)
+            vouchers = _less(vouchers, _less(segment.taken, taken))
             segment.taken = taken
             left -= part
-        return Due(cost - left, voucher)
+        return Due(cost - left, vouchers)
+
+
+def _less(some: Sequence[int], others: Sequence[int]) -> tuple[int, ...]:
+    return tuple(one - other for one, other in zip(some, others, strict=True))
 
 
 def read_schedule(path: Path) -> dict[str, Ran]:

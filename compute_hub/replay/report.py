@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from typing import Any
 
 from rich import box
@@ -103,7 +104,7 @@ class Judge:
 
     def _judge_firm(self, firm: Firm) -> FirmLine:
         before = len(self._differences)
-        booking = Booking(self._price, self._rule.ratio, firm.face_micros)
+        booking = Booking(self._price, self._rule.ratio, firm.faces_micros)
         events = self._books.events[firm.name]
         booking.book(events)
         self._judge_charges(firm.name, booking.dues)
@@ -113,10 +114,10 @@ class Judge:
         expected = Invoiced(gross, voucher, own, payable, vat_micros(payable))
         for field, value in asdict(expected).items():
             self._same(f"{firm.name}: invoice, {field}", asdict(self._books.invoices[firm.name])[field], value)
-        self._same(
-            f"{firm.name}: voucher left", self._books.voucher_left[firm.name], firm.face_micros - voucher
-        )
-        self._same(f"{firm.name}: voucher left, step by step", booking.voucher_left, firm.face_micros - voucher)
+        used = (sum(parts) for parts in zip(*(due.vouchers for due in booking.dues.values()), strict=True))
+        left = tuple(face - part for face, part in zip_longest(firm.faces_micros, used, fillvalue=0))
+        self._same(f"{firm.name}: left on its vouchers", self._books.voucher_left[firm.name], left)
+        self._same(f"{firm.name}: left on its vouchers, step by step", booking.voucher_left, left)
         self._same(f"{firm.name}: prepaid left", self._books.prepaid[firm.name], firm.deposit_micros - own)
         claimed = self._books.claimed.get(firm.name, 0)
         waiting = self._books.claimable[firm.name]  # a claim has a bounded number of lines; the rest waits
@@ -129,7 +130,7 @@ class Judge:
             gross=gross,
             voucher=voucher,
             own=own,
-            voucher_left=firm.face_micros - voucher,
+            voucher_left=sum(left),
             claimed=claimed,
             payable=payable,
             differences=len(self._differences) - before,
@@ -141,7 +142,9 @@ class Judge:
             hub, recount = charges.get(charge), dues.get(charge)
             self._same(f"{firm}: cost of charge {charge}", hub and hub.cost, recount and recount.cost)
             self._same(
-                f"{firm}: voucher's part of charge {charge}", hub and hub.voucher, recount and recount.voucher
+                f"{firm}: vouchers' parts of charge {charge}",
+                hub and hub.vouchers,
+                recount and recount.vouchers,
             )
 
     def _judge_metered(self, firm: str, charged: dict[str, int]) -> None:

@@ -33,6 +33,7 @@ _LOOK_S: Final = 0.5
 _QUIET_S: Final = 240
 """How long nothing may change before a replay is given up."""
 _SHORT_EVERY: Final = 3
+_VOUCHERS_MAX: Final = 3
 _DEPOSIT_TIMES: Final = 4
 _DEPOSIT_LEAST: Final = 500_000 * 1_000_000
 _MOST_YUAN: Final = 2_000_000_000
@@ -46,14 +47,14 @@ class ReplayStuck(HubError):
 
 @dataclass(frozen=True)
 class Firm:
-    """A tenant of the replay and its money, in micro-yuan."""
+    """A tenant of the replay and its money, in micro-yuan; its vouchers in the order in which they are used up."""
 
     name: str
     tenant_id: UUID
     key: str
     deposit_micros: int
-    voucher_id: UUID
-    face_micros: int
+    voucher_ids: tuple[UUID, ...]
+    faces_micros: tuple[int, ...]
 
 
 Progress = Callable[[str, int, int], None]
@@ -123,7 +124,7 @@ class Story:
         self._claim()
 
     def _firm(self, number: int, name: str) -> Firm:
-        """Register a firm with money of its own and a voucher; every third asks for less than it will use."""
+        """Register a firm with money of its own and one to three vouchers; every third asks for less than it uses."""
         worth = worth_micros([job for job in self.jobs if job.firm == name], self._price)
         operator = self.officers[Role.OPERATOR]
         facts = {
@@ -144,25 +145,27 @@ class Story:
         wanted = max(1_000_000, share * 2 // 5 if number % _SHORT_EVERY == 1 else share * 3)
         if self.rule.cap_micros is not None:
             wanted = min(wanted, self.rule.cap_micros)
-        voucher = self._voucher(HubClient(self.stack.url, key), _yuan(wanted))
+        tenant = HubClient(self.stack.url, key)
+        for part in _parts(wanted, 1 + number % _VOUCHERS_MAX):
+            self._voucher(tenant, _yuan(part))
+        # Of vouchers that end alike and are alike narrow, the oldest burns first.
+        vouchers = sorted(tenant.pages("/v1/vouchers"), key=lambda one: (one["issued_at"], one["id"]))
+        tenant.__exit__()
         return Firm(
             name=name,
             tenant_id=UUID(tenant_id),
             key=key,
             deposit_micros=parse_yuan(deposit),
-            voucher_id=UUID(voucher["id"]),
-            face_micros=parse_yuan(voucher["face_cny"]),
+            voucher_ids=tuple(UUID(voucher["id"]) for voucher in vouchers),
+            faces_micros=tuple(parse_yuan(voucher["face_cny"]) for voucher in vouchers),
         )
 
-    def _voucher(self, tenant: HubClient, requested_cny: str) -> dict[str, Any]:
+    def _voucher(self, tenant: HubClient, requested_cny: str) -> None:
         wanted = {"programme": self.rule.slug, "requested_cny": requested_cny}
         application = tenant.post("/v1/applications", wanted)["id"]
         for role, step in ((Role.FIRST_REVIEWER, "first-review"), (Role.APPROVER, "final-approval")):
             self.officers[role].post(f"/v1/applications/{application}:{step}", {"reason": "replayed"})
         self.officers[Role.AUTHORITY].post(f"/v1/applications/{application}:issue")
-        (voucher,) = tenant.pages("/v1/vouchers")
-        tenant.__exit__()
-        return voucher
 
     def _submit_all(self) -> None:
         """Every job at its time, by a few connections, so that a slow answer delays nobody."""
@@ -235,6 +238,12 @@ class Story:
     def _period(self, at: datetime) -> str:
         year, month = (int(part) for part in self.months[-1].split("-")) if self.months else (at.year, at.month)
         return f"{year}-Q{(month + 2) // 3}" if self.rule.quarterly else f"{year}-{month:02d}"
+
+
+def _parts(micros: int, count: int) -> list[int]:
+    """An amount in so many parts, each bigger than the one before by the first, so that the first are used up."""
+    whole = count * (count + 1) // 2
+    return [max(1_000_000, micros * (number + 1) // whole) for number in range(count)]
 
 
 def _yuan(micros: int) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 
 import structlog
 
+from compute_hub.api.job_submission import SLOTS_MILLI_MIN
 from compute_hub.settings import Environment, Node, Settings, inherited_environment
 from compute_hub.stack.children import Child, ChildEnded, end_processes, processes_having, stop_all
 from compute_hub.stack.ray_node import start_ray, token_file
@@ -29,6 +30,11 @@ from scheduler.node.sensing import NvmlSensors
 
 _log = structlog.get_logger(__name__)
 _CHECK_S = 0.5
+_RUNS_MIN = 512
+_RUNS_PER_CARD = 1000 // SLOTS_MILLI_MIN
+"""A node takes every run that its cards can be divided into: one refused for want of runs would hold cards and wait."""
+_FOUND_CARDS_MAX = 16
+"""Of a node whose library says what it has."""
 SOCKET_VARIABLE = "HUB_NODE_SOCKET"
 """Tells the agent in the raylet's workers where the supervisor listens (`scheduler.ray.agent`)."""
 
@@ -90,6 +96,7 @@ def supervisor_socket(settings: Settings, name: str) -> Path:
 def node_config(settings: Settings, node: Node, folder: Path, socket_path: Path) -> dict[str, Any]:
     """The supervisor's configuration of a node, as `scheduler.node.config` reads it."""
     devices = [part for part in node.devices for _ in range(part.count)]
+    cards = len(devices) or _FOUND_CARDS_MAX
     return {
         "node": node.name,
         "host_id": f"{socket.gethostname()}/{boot_id()}",
@@ -113,7 +120,8 @@ def node_config(settings: Settings, node: Node, folder: Path, socket_path: Path)
         },
         "sandbox": settings.sandbox,
         "meter_interval_ms": settings.meter_interval_ms,
-        "limits": {"log_bytes": settings.log_bytes_max},
+        "cgroup_parent": settings.cgroup_parent,
+        "limits": {"log_bytes": settings.log_bytes_max, "runs": max(_RUNS_MIN, cards * _RUNS_PER_CARD)},
         "labels": dict(node.labels),
         "cpu_milli": node.cpu_milli,
         "memory_mib": node.memory_mib,

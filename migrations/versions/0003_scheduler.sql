@@ -67,6 +67,8 @@ CREATE TABLE jobs (
 
 CREATE INDEX ix_jobs_live ON jobs (state) WHERE ended_at IS NULL;
 
+CREATE INDEX ix_jobs_live_tenant_id ON jobs (tenant_id) WHERE ended_at IS NULL;
+
 CREATE INDEX ix_jobs_dependent ON jobs (id) WHERE state = 'queued' AND cardinality(depends_on) > 0;
 
 CREATE INDEX ix_jobs_succeeded ON jobs (ended_at) WHERE state = 'succeeded';

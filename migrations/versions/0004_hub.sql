@@ -7,11 +7,13 @@ CREATE TABLE api_keys (
     principal_name TEXT NOT NULL,
     role TEXT NOT NULL,
     tenant_id UUID,
+    authority TEXT,
     created_at TIMESTAMP WITH TIME ZONE NOT NULL,
     revoked_at TIMESTAMP WITH TIME ZONE,
     CONSTRAINT pk_api_keys PRIMARY KEY (id),
     CONSTRAINT ck_api_keys_role CHECK (role IN ('authority', 'first_reviewer', 'approver', 'operator', 'tenant', 'auditor')),
     CONSTRAINT ck_api_keys_tenant CHECK ((role = 'tenant') = (tenant_id IS NOT NULL)),
+    CONSTRAINT ck_api_keys_authority CHECK (authority IS NULL OR role IN ('authority', 'first_reviewer', 'approver')),
     CONSTRAINT ck_api_keys_digest CHECK (length(key_sha256) = 32),
     CONSTRAINT uq_api_keys_key_sha256 UNIQUE (key_sha256)
 );

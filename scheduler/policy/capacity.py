@@ -36,6 +36,7 @@ class NodeState:
         "cpu_free_milli",
         "healthy_mask",
         "held",
+        "last_leaves_ms",
         "leaves",
         "memory_free_mib",
         "node",
@@ -71,6 +72,8 @@ class NodeState:
         """Per running job: when its limit ends it, its processors, its memory."""
         self.leaves: dict[str, int] = {}
         """Per running job: when it will probably be gone."""
+        self.last_leaves_ms: int | None = 0
+        """The latest of them (0: nobody is here); None until somebody asks again."""
         self.times: tuple[int, ...] | None = None
         self.ordinal = position
         self.version = 0
@@ -104,6 +107,7 @@ class NodeState:
     ) -> None:
         """A job runs here until (its limit), with (processors, memory); it will probably leave before."""
         self.leaves[job_id] = leaves_ms
+        self.last_leaves_ms = None
         self.held[job_id] = pieces
         self.version += 1
         self.tenants[job_id] = facts
@@ -114,6 +118,7 @@ class NodeState:
         """The job no longer runs here."""
         del self.held[job_id]
         del self.leaves[job_id]
+        self.last_leaves_ms = None
         self.version += 1
         del self.tenants[job_id]
         self.times = None
@@ -192,14 +197,15 @@ class Pool:
         self.moved = 0
         """Counts everything that changes when its devices will be free."""
         self._free_times: dict[int, FreeTimes] = {}
+        self._moved_nodes: dict[int, NodeState] = {}
+        """Nodes that somebody moved in to or out of since free times were asked for, by their bit."""
 
     def moves(self, state: NodeState) -> None:
         """Somebody moved in or out of the node, or it opened or closed."""
         self.moved += 1
         if self.changes.wanted:
             self.changes.note(state)
-        for line in self._free_times.values():
-            line.changed[state.bit] = state
+        self._moved_nodes[state.bit] = state
 
     def free_times(self, devices: int) -> list[tuple[int, int]]:
         """When each open node certainly has so many devices free (where only devices count), soonest first."""
@@ -207,6 +213,10 @@ class Pool:
         if line is None:
             line = self._free_times[devices] = FreeTimes(devices)
             line.changed.update((state.bit, state) for state in self.states)
+        if self._moved_nodes:
+            for known in self._free_times.values():
+                known.changed.update(self._moved_nodes)
+            self._moved_nodes.clear()
         return line.rows()
 
     def with_at_least(self, devices: int) -> int:

@@ -11,7 +11,7 @@ Invariant: the imaginary pool never uses more than the pool has, and takes its j
 """
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from heapq import heappop, heappush
 from typing import Final, Protocol
 
@@ -58,6 +58,12 @@ class FirstCome:
         self.before_ms = 0
         self.since_ms = 0
         self._forget_ms = 0
+        self.promoted_after_ms = 0
+        self.overdue_after_ms = 0
+        self.patient = Waiting()
+        """The jobs that are not promoted yet, by submission."""
+        self.promoted = Waiting()
+        """The jobs that are not overdue yet, by submission."""
 
     def inherit(self, before: "FirstCome") -> None:
         """Remember the waits an earlier imagination of the same pool has seen."""
@@ -67,12 +73,11 @@ class FirstCome:
         self._settle()
 
     def _settle(self) -> None:
-        """When what is remembered now is forgotten."""
-        self._forget_ms = self.since_ms + MEMORY_IN_BOUNDS * max(self.longest_ms, self.before_ms)
-
-    def bound_ms(self, percent: int = OVERDUE_PERCENT) -> int:
-        """So much of the longest wait remembered: with no other percentage, how long a job may wait."""
-        return max(self.longest_ms, self.before_ms) * percent // 100
+        """Work out what follows from the longest wait remembered: when it is forgotten, how long jobs may wait."""
+        longest_ms = max(self.longest_ms, self.before_ms)
+        self._forget_ms = self.since_ms + MEMORY_IN_BOUNDS * longest_ms
+        self.promoted_after_ms = longest_ms * PROMOTED_PERCENT // 100
+        self.overdue_after_ms = longest_ms * OVERDUE_PERCENT // 100
 
     def arrived(self, job_id: str, milli: int, lasts_ms: int, now_ms: int) -> None:
         """A job joins the line, unless it stands there already."""
@@ -98,10 +103,12 @@ class FirstCome:
 
     def advance(self, now_ms: int, capacity_milli: int, running: Mapping[str, Started]) -> None:
         """Play until now."""
+        ends = self._ends
+        if not self._line and now_ms <= self._forget_ms and not (ends and ends[0][0] <= now_ms):
+            return
         if now_ms > self._forget_ms:
             self.before_ms, self.longest_ms, self.since_ms = self.longest_ms, 0, now_ms
             self._settle()
-        ends = self._ends
         while ends and ends[0][0] <= now_ms:
             ends_ms, job_id = heappop(ends)
             guest = self._guests.get(job_id)
@@ -142,21 +149,23 @@ class Waiting:
     """Jobs that may become due, the first due first; those of one instant in the order of their submission."""
 
     def __init__(self) -> None:
-        self._heap: list[tuple[int, int, int, QueuedJob]] = []
+        self.heap: list[tuple[int, int, int, QueuedJob]] = []
         self._counted = 0
 
     def add(self, at_ms: int, queued: QueuedJob) -> None:
         """The job is due after `at_ms`."""
         self._counted += 1
-        heappush(self._heap, (at_ms, queued.sequence, self._counted, queued))
+        heappush(self.heap, (at_ms, queued.sequence, self._counted, queued))
 
-    def before(self, now_ms: int) -> Iterator[QueuedJob]:
+    def before(self, now_ms: int) -> list[QueuedJob]:
         """Take out who is due and still waits."""
-        heap = self._heap
+        heap = self.heap
+        found = []
         while heap and (heap[0][0] < now_ms or not heap[0][3].ready):
             queued = heappop(heap)[3]
             if queued.ready:
-                yield queued
+                found.append(queued)
+        return found
 
 
 class Congestion:
@@ -164,10 +173,6 @@ class Congestion:
 
     def __init__(self) -> None:
         self.pools: dict[str, FirstCome] = {}
-        self._patient: dict[str, Waiting] = {}
-        """Per pool the jobs that are not promoted yet, by submission."""
-        self._promoted: dict[str, Waiting] = {}
-        """Per pool the jobs that are not overdue yet, by submission."""
         self._bounded = Waiting()
         """Jobs of queues with a `max_wait`, by the time they are overdue."""
 
@@ -181,12 +186,14 @@ class Congestion:
         if not queued.shape.pools:
             return
         model, milli = queued.shape.pools[0].model, queued.shape.demand_milli
-        first_come = self.pools.setdefault(model, FirstCome())
+        first_come = self.pools.get(model)
+        if first_come is None:
+            first_come = self.pools[model] = FirstCome()
         if milli:
             first_come.arrived(queued.job.id, milli, queued.predicted_ms, now_ms)
         max_wait_ms = queued.leaf.queue.max_wait_ms
         if max_wait_ms is None:
-            self._patient.setdefault(model, Waiting()).add(queued.job.submitted_ms, queued)
+            first_come.patient.add(queued.job.submitted_ms, queued)
         else:
             self._bounded.add(queued.job.submitted_ms + max_wait_ms, queued)
 
@@ -202,19 +209,19 @@ class Congestion:
 
     def due(
         self, now_ms: int, pools: Mapping[str, Pool], running: Mapping[str, Started]
-    ) -> Iterator[tuple[QueuedJob, int]]:
+    ) -> list[tuple[QueuedJob, int]]:
         """The jobs that are promoted or overdue from now on, with their new order keys."""
+        due: list[tuple[QueuedJob, int]] = []
         for model, first_come in self.pools.items():
             first_come.advance(now_ms, pools[model].capacity_milli, running)
-            patient = self._patient.get(model)
-            if patient is None:
-                continue
-            promoted = self._promoted.setdefault(model, Waiting())
-            for queued in patient.before(now_ms - first_come.bound_ms(PROMOTED_PERCENT)):
-                promoted.add(queued.job.submitted_ms, queued)
-                if queued.entry is not None and queued.entry[0] > PROMOTED:
-                    yield queued, PROMOTED
-            for queued in promoted.before(now_ms - first_come.bound_ms(OVERDUE_PERCENT)):
-                yield queued, OVERDUE
-        for queued in self._bounded.before(now_ms):
-            yield queued, OVERDUE
+            if first_come.patient.heap:
+                for queued in first_come.patient.before(now_ms - first_come.promoted_after_ms):
+                    first_come.promoted.add(queued.job.submitted_ms, queued)
+                    if queued.entry is not None and queued.entry[0] > PROMOTED:
+                        due.append((queued, PROMOTED))
+            if first_come.promoted.heap:
+                overdue = first_come.promoted.before(now_ms - first_come.overdue_after_ms)
+                due += [(queued, OVERDUE) for queued in overdue]
+        if self._bounded.heap:
+            due += [(queued, OVERDUE) for queued in self._bounded.before(now_ms)]
+        return due

@@ -19,6 +19,24 @@ BACKFILL_MAX: Final = 1000
 class Contest:
     """Who is next: a heap of children at every inner queue, and the candidate classes of every leaf."""
 
+    __slots__ = (
+        "_capacities",
+        "_children",
+        "_classes",
+        "_heads",
+        "_hindered",
+        "_lines",
+        "_now_ms",
+        "_promises",
+        "_queued",
+        "_root",
+        "_shapes",
+        "_sole",
+        "_state",
+        "_unseen",
+        "_waiting",
+    )
+
     def __init__(
         self,
         state: SchedulerState,
@@ -41,19 +59,23 @@ class Contest:
         self._lines: dict[JobClass, list[QueuedJob]] = {}
         """Of classes whose head a promise hinders: who would be gone before, the first in order last."""
         self._root = state.queues.root
-        inner: dict[QueueState, None] = {}
         self._unseen: set[QueueState] = set(self._waiting)
         """Leaves whose first job nobody has looked up yet; until then they stand where they could at best."""
+        self._sole = len(self._unseen) == 1
+        """Whether all who wait are of one leaf: then nobody's share is compared."""
+        if not self._sole:
+            self._stand_up(now_ms)
+
+    def _stand_up(self, now_ms: int) -> None:
+        """Say where every queue with somebody waiting below it stands among its siblings."""
+        inner: dict[QueueState, None] = {}
         for leaf in self._waiting:
             at = leaf.parent
             while at is not None and at not in inner:
                 inner[at] = None
                 at = at.parent
-        self._fill(inner)
-
-    def _fill(self, inner: dict[QueueState, None]) -> None:
+        unseen, row_of = self._unseen, self._row
         for queue in inner:
-            now_ms, unseen, row_of = self._now_ms, self._unseen, self._row
             rows = [
                 child.row if child.row is not None and now_ms < child.share_until_ms else row_of(child)
                 for child in queue.children
@@ -65,6 +87,8 @@ class Contest:
     def narrow(self, keep: AbstractSet[QueueState]) -> None:
         """Nobody of other leaves can start any more."""
         self._unseen &= keep
+        if self._sole:
+            self._heads = {leaf: head for leaf, head in self._heads.items() if leaf in keep}
         for queue in sorted(self._children, key=lambda one: -len(one.ancestry)):
             rows = [
                 self._row(row[3])
@@ -81,14 +105,21 @@ class Contest:
 
     def next_leaf(self) -> QueueState | None:
         """The leaf that may start a job next, or None when no candidate is left."""
-        while self._children.get(self._root):
-            at = self._root
-            while at in self._children:
-                at = self._children[at][0][3]
-            if at not in self._unseen:
+        children, unseen, root = self._children, self._unseen, self._root
+        if self._sole:
+            if unseen:
+                leaf = next(iter(unseen))
+                self._refresh(leaf)
+                unseen.remove(leaf)
+            return next(iter(self._heads), None)
+        while children.get(root):
+            at = root
+            while at in children:
+                at = children[at][0][3]
+            if at not in unseen:
                 return at
             self.advance(at)
-            self._unseen.remove(at)
+            unseen.remove(at)
         return None
 
     def head_of(self, leaf: QueueState) -> tuple[JobClass, Entry]:
@@ -117,13 +148,15 @@ class Contest:
     def advance(self, leaf: QueueState) -> None:
         """Work out the leaf's next candidate and where its ancestors now stand."""
         alive = self._refresh(leaf)
+        if self._sole:
+            return
         below = leaf
         for queue in leaf.ancestry[-2::-1]:
             rows = self._children[queue]
-            if alive:
-                heapreplace(rows, self._row(below))
-            else:
+            if not alive:
                 heappop(rows)
+            elif len(rows) > 1:
+                heapreplace(rows, self._row(below))
             alive = bool(rows)
             head = self._heads.get(rows[0][3]) if rows else None
             if head is None:
@@ -136,22 +169,22 @@ class Contest:
         first: tuple[int, Entry] | None = None
         best: JobClass | None = None
         lines, hindered = self._lines, self._hindered
-        seen = (
-            leaf not in self._unseen
-        )  # each leaf's first job is considered once, whatever is known of its shape
-        if not seen and leaf not in self._classes:
+        seen = leaf not in self._unseen  # the first job is considered once, whatever is known of its shape
+        classes = self._classes.get(leaf)
+        if classes is None:
             waiting = self._waiting[leaf]
-            self._classes[leaf] = [one for shape in self._shapes for one in waiting.get(shape, ())]
-        for job_class in self._classes[leaf]:
-            if seen and hindered.get(job_class.shape) == 0:
+            classes = self._classes[leaf] = [one for shape in self._shapes for one in waiting.get(shape, ())]
+        barred = hindered if seen else ()
+        for job_class in classes:
+            if barred and hindered.get(job_class.shape) == 0:
                 continue
-            entry = self._first_of(job_class) if job_class in lines else job_class.head()
+            entry = self._first_of(job_class) if lines and job_class in lines else job_class.head()
             if entry is None:
                 continue
             row = (-job_class.priority, entry)
             if first is not None and first < row:
                 continue
-            if seen and job_class.shape in hindered and self.passed_over(job_class):
+            if barred and job_class.shape in hindered and self.passed_over(job_class):
                 continue
             first, best = row, job_class
         if best is None or first is None:

@@ -21,12 +21,18 @@ from scheduler.policy.settings import Backfill
 from scheduler.policy.shapes import Shape
 from scheduler.policy.state import SchedulerState
 
+_RESERVED: Final = Backfill.RESERVED  # looking a member up by its name costs as much as a small function
+_NO_BACKFILL: Final = Backfill.NONE
+
 CONTESTS_MAX: Final = 8
 """How often one cycle offers what is free again because a promise was redeemed or moved."""
 
 
 def plan_cycle(state: SchedulerState, now_ms: int) -> Plan:
     """What to start and whom to evict now. The state is left as it was, except that time has passed in it."""
+    state.wake(now_ms)
+    if not state.pending.classes:
+        return _nothing_waits(state, now_ms)
     cycle = Cycle(state, now_ms)
     plan = cycle.run()
     cycle.undo()
@@ -35,11 +41,33 @@ def plan_cycle(state: SchedulerState, now_ms: int) -> Plan:
 
 def run_cycle(state: SchedulerState, now_ms: int) -> Plan:
     """The same plan, with its starts applied to the state."""
+    state.wake(now_ms)
+    if not state.pending.classes:
+        return _nothing_waits(state, now_ms)
     return Cycle(state, now_ms).run()
 
 
+def _nothing_waits(state: SchedulerState, now_ms: int) -> Plan:
+    """There is nothing to decide."""
+    state.arrived.clear()
+    return Plan(now_ms, (), (), state.next_alarm_ms())
+
+
 class Cycle:
-    """The working memory of one cycle."""
+    """The working memory of one cycle; what was waiting for the time has been woken."""
+
+    __slots__ = (
+        "_begun",
+        "_hindered",
+        "_may_evict",
+        "_nominated",
+        "_redeemed",
+        "_unserved",
+        "_vacant",
+        "now_ms",
+        "starts",
+        "state",
+    )
 
     def __init__(self, state: SchedulerState, now_ms: int) -> None:
         self.state = state
@@ -53,12 +81,12 @@ class Cycle:
         self._vacant: dict[Pool, QueuedJob] = {}
         """Pools that promise nothing yet, and the first job known not to fit there."""
         self._may_evict = may_evict(state)
-        self._nominated = dict(state.promises.nominations.by_job) if state.promises.nominations else {}
+        self._nominated = dict(state.promises.nominations.by_job)
 
     def run(self) -> Plan:
         """The pipeline.
 
-        1. Wake what was waiting for the time; start whom a promise is due to and whom others have made room for.
+        1. Start whom a promise is due to and whom others have made room for.
         2. Order: queues by tier and weighted share, at every level of the tree; inside a queue by priority and
            latest turn.
         3. Quota: a claim beyond a bound of any level waits.
@@ -67,11 +95,7 @@ class Cycle:
         6. Preempt: for entitled claims that are still waiting.
         """
         state = self.state
-        state.wake(self.now_ms)
-        if not state.pending.classes:
-            state.arrived.clear()  # nobody waits: there is nothing to decide
-            return Plan(self.now_ms, (), (), state.next_alarm_ms())
-        if state.promises.nominations:
+        if state.promises.nominations.by_job:
             promised = dict(state.promises.by_pool)
             self._start_nominees(planned=False)
             self._make_up(promised)
@@ -142,7 +166,7 @@ class Cycle:
         by_pool = state.promises.by_pool
         if self._vacant or (self._may_evict and len(self._unserved) < CLAIMS_MAX):
             return None
-        if state.settings.backfill is not Backfill.RESERVED or any(shape not in hindered for shape in shapes):
+        if state.settings.backfill is not _RESERVED or any(shape not in hindered for shape in shapes):
             return None
         if any(pool.model not in by_pool for shape in shapes for pool in shape.pools):
             return None
@@ -216,23 +240,22 @@ class Cycle:
         capacity = state.capacity
         arrived, state.arrived = state.arrived, []
         found: list[Shape] = []
-        if state.settings.backfill is Backfill.NONE:
+        if state.settings.backfill is _NO_BACKFILL:
             for shape in state.pending.by_shape:
                 shape.resolve(capacity)
                 found.append(shape)
             return found
         freed, version = False, capacity.shape_version
         for shape in state.pending.by_shape:
-            if shape.pools_version != version:
-                shape.resolve(capacity)
-            if not shape.may_fit():
+            pools = shape.pools if shape.pools_version == version else shape.resolve(capacity)
+            if shape.freed_seen == (pools[0].freed if len(pools) == 1 else shape.freed_now()):
                 continue
             if shape.scored or fits_somewhere(shape):
                 found.append(shape)
             else:
                 shape.does_not_fit()
                 freed = True
-        if state.settings.backfill is Backfill.RESERVED:
+        if state.settings.backfill is _RESERVED:
             self._promise_to_first(arrived, freed=freed)
         return found
 
@@ -242,14 +265,15 @@ class Cycle:
         A promise stays with its holder until that starts; an earlier job that arrives takes it over.
         """
         state = self.state
+        by_pool = state.promises.by_pool
         for queued in arrived:
-            if queued.entry is not None and queued.ready and not queued.shape.may_fit():
+            if queued.ready and queued.entry is not None and not queued.shape.may_fit():
                 self._claim(queued)
                 pools = allowed_pools(self.state, queued, once_free=True)
-                self._promise(queued, tuple(pool for pool in pools if pool.model in state.promises.by_pool))
-                freed = freed or len(state.promises.by_pool) < len(state.capacity.pools)
+                self._promise(queued, tuple([pool for pool in pools if pool.model in by_pool]))
+                freed = freed or len(by_pool) < len(state.capacity.pools)
         for model, pool in state.capacity.pools.items():
-            held = state.promises.by_pool.get(model)
+            held = by_pool.get(model)
             if held is not None and held.job_id in state.queued:
                 if held.freed != pool.freed or not held.hard:
                     self._promise(state.queued[held.job_id], (pool,))
@@ -305,20 +329,17 @@ class Cycle:
         return pool in allowed_pools(self.state, queued, once_free=True)
 
     def _consider(self, contest: Contest, leaf: QueueState, job_class: JobClass, entry: Entry) -> None:
-        queued = entry[3]
-        if self._is_full(job_class.shape) or contest.passed_over(job_class):
-            self._pass_over(job_class, queued, entry)
-            contest.drop(leaf, job_class)
-            return
-        pools = allowed_pools(self.state, queued)
+        queued, shape = entry[3], job_class.shape
+        over = contest.passed_over(job_class) if shape in self._hindered else self._is_full(shape)
+        pools = () if over else allowed_pools(self.state, queued)
         if not pools:
             self._pass_over(job_class, queued, entry)
             contest.drop(leaf, job_class)
             return
-        shape = job_class.shape
         if shape.may_fit():
             aside = self._set_aside(queued, entry, pools)
-            self._redeemed = self._redeemed or (bool(aside) and any(self._hindered.values()))
+            if aside and any(self._hindered.values()):
+                self._redeemed = True
             placed, hindered = place(self.state, queued, pools, self.now_ms)
             if placed is not None:
                 self._start(queued, job_class, *placed)
@@ -332,10 +353,10 @@ class Cycle:
             elif pools is shape.pools:
                 self._hindered[shape] = gone_before(self.state, shape, pools, self.now_ms)
         self._not_served(job_class, queued)
-        if self.state.settings.backfill is Backfill.NONE:
+        if self.state.settings.backfill is _NO_BACKFILL:
             contest.close(leaf)
             return
-        promised = self.state.settings.backfill is Backfill.RESERVED and self._promise(queued, pools)
+        promised = self.state.settings.backfill is _RESERVED and self._promise(queued, pools)
         # Beside reservations those behind it may fit where it does not: shorter ones, or their holder's.
         over = promised and not self.state.promises.spans
         if over or not shape.may_fit() or not contest.line_up(leaf, job_class):
@@ -343,7 +364,7 @@ class Cycle:
 
     def _is_full(self, shape: Shape) -> bool:
         """Whether no pool has so many slots free at all; then nobody's job of this shape can start."""
-        if self.state.settings.backfill is Backfill.NONE or shape in self._hindered:
+        if self.state.settings.backfill is _NO_BACKFILL:
             return False
         demand = shape.demand_milli
         for pool in shape.pools:
@@ -358,6 +379,8 @@ class Cycle:
     ) -> list[tuple[QueuedJob, Pool]]:
         """Void soft promises to jobs that come after this one; they get new ones when it has its place."""
         state = self.state
+        if not state.promises.by_pool:
+            return []
         later: list[tuple[QueuedJob, Pool]] = []
         for pool in pools:
             held = state.promises.by_pool.get(pool.model)
@@ -399,7 +422,7 @@ class Cycle:
             found = earliest(queued.shape, pool, promises, job.id, self.now_ms, job.time_limit_ms)
             if found is not None:
                 beside = held is not None and held.job_id != job.id  # worked out beside the one it replaces
-                again = beside or bool(promises.spans) or bool(promises.nominations)
+                again = beside or bool(promises.spans) or bool(promises.nominations.by_job)
                 moved = -1 if again else pool.moved
                 promises.make(pool.model, Promise(job.id, found[1], found[0], hard, pool.freed, moved))
                 self._redeemed = self._redeemed or (beside and any(self._hindered.values()))
@@ -412,14 +435,14 @@ class Cycle:
         return (
             held.moved == pool.moved
             and held.from_ms >= self.now_ms
-            and not promises.nominations
+            and not promises.nominations.by_job
             and not promises.spans
         )
 
     def _pass_over(self, job_class: JobClass, queued: QueuedJob, entry: Entry) -> None:
         """Nobody of the class fits or may start now; its head may still be due a promise."""
         self._not_served(job_class, queued)
-        if self.state.settings.backfill is Backfill.RESERVED and self._deserves_promise(queued, entry):
+        if self.state.settings.backfill is _RESERVED and self._deserves_promise(queued, entry):
             self._promise(queued, allowed_pools(self.state, queued, once_free=True))
 
     def _deserves_promise(self, queued: QueuedJob, entry: Entry) -> bool:
@@ -458,8 +481,9 @@ class Cycle:
         queued.ready = False
         del state.queued[job.id]
         promises = state.promises
-        redeemed = [model for model, promise in promises.by_pool.items() if promise.job_id == job.id]
-        if promises.by_pool or promises.nominations:
+        redeemed: list[str] = []
+        if promises.by_pool or promises.nominations.by_job:
+            redeemed = [model for model, promise in promises.by_pool.items() if promise.job_id == job.id]
             promises.forget(job.id)
         state.begin(queued, placements, self.now_ms)
         self.starts.append(Start(job.id, placements))

@@ -24,6 +24,8 @@ class Topology(StrEnum):
     SPREAD = "spread"
     """Over as many innermost domains as possible."""
 
+    __hash__ = str.__hash__  # shapes are found by it: an enumeration's own is written in Python
+
 
 @dataclass(frozen=True, slots=True)
 class DeviceState:

@@ -32,9 +32,6 @@ class Nominations:
         self.by_job: dict[str, Nomination] = {}
         self._nodes: dict[str, int] = {}
 
-    def __bool__(self) -> bool:
-        return bool(self.by_job)
-
     def nodes_in(self, pool: str) -> int:
         """All nominated nodes of a pool."""
         return self._nodes.get(pool, 0)

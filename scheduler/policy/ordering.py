@@ -13,8 +13,6 @@ faster gives the same order.
 from math import isqrt
 from typing import Final
 
-from scheduler.policy.model import Job
-
 HORIZON_IN_MEAN_DURATIONS: Final = 25
 LARGE_IN_MEAN_SIZES: Final = 6
 SMALL_PERCENT_OF_MEAN_SIZE: Final = 30
@@ -32,9 +30,11 @@ class Sizes:
         self._durations_ms = 0
         self._sizes = 0
 
-    def turn_of(self, job: Job, predicted_ms: int, max_wait_ms: int | None) -> tuple[int, bool]:
+    def turn_of(
+        self, submitted_ms: int, devices_milli: int, predicted_ms: int, max_wait_ms: int | None
+    ) -> tuple[int, bool]:
         """Count the job; its latest turn, and whether it is small."""
-        size = predicted_ms * isqrt(max(1, job.devices_milli))
+        size = predicted_ms * isqrt(devices_milli or 1)
         self._seen += 1
         self._durations_ms += predicted_ms
         self._sizes += size
@@ -42,6 +42,6 @@ class Sizes:
             max_wait_ms = HORIZON_IN_MEAN_DURATIONS * self._durations_ms // self._seen
         large = max(1, LARGE_IN_MEAN_SIZES * self._sizes // self._seen)
         if size >= large:
-            return job.submitted_ms + max_wait_ms, False
+            return submitted_ms + max_wait_ms, False
         after_ms = max_wait_ms * isqrt((size << 2 * _ROOT_SHIFT) // large) >> _ROOT_SHIFT
-        return job.submitted_ms + after_ms, size * self._seen * 100 < SMALL_PERCENT_OF_MEAN_SIZE * self._sizes
+        return submitted_ms + after_ms, size * self._seen * 100 < SMALL_PERCENT_OF_MEAN_SIZE * self._sizes

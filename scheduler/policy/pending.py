@@ -214,7 +214,9 @@ class Pending:
     def line_up(self, queued: QueuedJob) -> None:
         """The job has a (new) place in its class; give it the same among all of its shape."""
         if queued.entry is not None:
-            line = self.by_order.setdefault(queued.shape, [])
+            line = self.by_order.get(queued.shape)
+            if line is None:
+                line = self.by_order[queued.shape] = []
             heappush(line, queued.entry)
 
     def first_of(self, shape: Shape, allowed: Callable[[QueuedJob], bool]) -> Entry | None:

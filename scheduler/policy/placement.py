@@ -61,25 +61,29 @@ def find_among_lasting(shape: Shape, pool: Pool, barred: int, now_ms: int, leave
     nodes from gangs, where together they keep one. Among equals the fullest node is taken.
     """
     devices = shape.devices_per_node
-    best: tuple[int, NodeState] | None = None
+    best: NodeState | None = None
+    best_cost, states, roomy = 0, pool.states, not shape.cpu_milli and not shape.memory_mib
     for free in range(max(1, devices), len(pool.buckets)):
         nodes = pool.buckets[free] & ~barred
         sharing = free // devices
         while nodes:
             bit = nodes & -nodes
             nodes ^= bit
-            state = pool.states[bit.bit_length() - 1]
-            if not _has_room(state, shape):
+            state = states[bit.bit_length() - 1]
+            if not roomy and not _has_room(state, shape):
                 continue
-            last_ms = max(state.leaves.values(), default=0)
-            cost = max(0, leaves_ms - max(now_ms, last_ms)) // sharing
-            if best is None or cost < best[0]:
-                best = (cost, state)
+            last_ms = state.last_leaves_ms
+            if last_ms is None:
+                last_ms = state.last_leaves_ms = max(state.leaves.values(), default=0)
+            longer_ms = leaves_ms - max(now_ms, last_ms)
+            cost = longer_ms // sharing if longer_ms > 0 else 0
+            if best is None or cost < best_cost:
+                best, best_cost = state, cost
             if not state.leaves:
                 break  # the next one of the bucket is at best idle, too, or nearly as good
     if best is None:
         return None
-    return ((best[1], lowest_devices(best[1].whole_mask, devices)[1]),)
+    return ((best, lowest_devices(best.whole_mask, devices)[1]),)
 
 
 def _find_fraction(shape: Shape, pool: Pool, barred: int) -> Found | None:

@@ -3,6 +3,8 @@
 Invariant: what is found bars no promise; nothing is taken here.
 """
 
+from typing import Final
+
 from scheduler.policy.capacity import Pool
 from scheduler.policy.pending import QueuedJob
 from scheduler.policy.placement import Found, find, find_among_lasting
@@ -11,6 +13,8 @@ from scheduler.policy.rights import overrides
 from scheduler.policy.settings import PlacementRule
 from scheduler.policy.shapes import Shape
 from scheduler.policy.state import SchedulerState
+
+_DEFAULT: Final = PlacementRule.DEFAULT
 
 
 def place(
@@ -34,10 +38,10 @@ def place(
 def _in_pool(state: SchedulerState, queued: QueuedJob, pool: Pool, barred: int, now_ms: int) -> Found | None:
     """Room in one pool, as the placement rule of the policy chooses it."""
     shape = queued.shape
-    aligned = state.settings.placement is PlacementRule.DEFAULT
-    if not aligned or not shape.devices_per_node or not shape.whole or shape.nodes > 1 or shape.tail_devices:
-        return find(shape, pool, barred)
-    return find_among_lasting(shape, pool, barred, now_ms, now_ms + queued.predicted_ms)
+    aligned = state.settings.placement is _DEFAULT
+    if aligned and shape.devices_per_node and shape.whole and shape.nodes == 1 and not shape.tail_devices:
+        return find_among_lasting(shape, pool, barred, now_ms, now_ms + queued.predicted_ms)
+    return find(shape, pool, barred)
 
 
 def _by_score(
@@ -86,7 +90,15 @@ def place_nominee(
 def fits_somewhere(shape: Shape) -> bool:
     """Whether one of its pools has room for the gang, whoever it is promised to."""
     demand = shape.demand_milli
-    return any(pool.free_milli >= demand and find(shape, pool) is not None for pool in shape.pools)
+    for pool in shape.pools:
+        if pool.free_milli < demand:
+            continue
+        if shape.simple:
+            if any(pool.buckets[shape.devices_per_node :]):
+                return True
+        elif find(shape, pool) is not None:
+            return True
+    return False
 
 
 def gone_before(state: SchedulerState, shape: Shape, pools: tuple[Pool, ...], now_ms: int) -> int:

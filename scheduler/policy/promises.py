@@ -77,9 +77,11 @@ class Promises:
         promise = self.by_pool.get(pool)
         if promise is not None and promise.from_ms < end_ms and promise.job_id != job_id:
             found = promise.nodes
-        if self.nominations:
+        if self.nominations.by_job:
             found = (found | self.nominations.nodes_in(pool)) & ~self.nominations.own(pool, job_id)
-        return found | self.reserved_from(pool, job_id, now_ms, end_ms)
+        if self.spans:
+            found |= self.reserved_from(pool, job_id, now_ms, end_ms)
+        return found
 
     def reserved_from(self, pool: str, job_id: str, now_ms: int, end_ms: int) -> int:
         """Nodes whose reservations or drains a job running from now to its limit would run into."""
@@ -144,8 +146,11 @@ def earliest(
     """When the whole gang certainly fits beside all other promises, and on which nodes; None if never."""
     needed = shape.nodes + bool(shape.tail_devices)
     shut = promises.barred(pool.model, job_id, now_ms, FOREVER_MS)
-    if not shut and not shape.cpu_milli and not shape.memory_mib and not shape.tail_devices:
+    plain = not shape.cpu_milli and not shape.memory_mib and not shape.tail_devices
+    if plain and not promises.spans:
         times = pool.free_times(shape.devices_per_node)
+        if shut:  # by promises and nominations, which have no end
+            times = [row for row in times if not shut & row[1]]
     else:
         times = []
         for state in pool.states:

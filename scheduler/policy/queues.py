@@ -401,7 +401,7 @@ class QueueTree:
 
     def count(self, leaf: QueueState, user: str, change: int) -> None:
         """Record a running job of a user more (1) or less (-1) in the leaf and all above it."""
-        for state in leaf.path():
+        for state in leaf.ancestry:
             state.running += change
             if state.limited:
                 state.running_by_user[user] = state.running_by_user.get(user, 0) + change

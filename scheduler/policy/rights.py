@@ -20,7 +20,7 @@ def allowed_pools(state: SchedulerState, queued: QueuedJob, *, once_free: bool =
     if job.array_running_max and state.array_running[job.array_id] >= job.array_running_max:
         return ()
     milli, spare, queues = job.devices_milli, job.preemptible, state.queues
-    contested = bool(state.promises.nominations)
+    contested = bool(state.promises.nominations.by_job)
     allowed = []
     for pool in pools:
         refusing = queues.refusal(leaf, pool.model, milli, pool.capacity_milli, opportunistic=spare)

@@ -29,6 +29,7 @@ class Shape:
         "pools_version",
         "possible",
         "scored",
+        "simple",
         "slots_milli",
         "tail_devices",
         "topology",
@@ -55,6 +56,10 @@ class Shape:
             and not (self.whole and not job.cpu_milli and not job.memory_mib)
         )
         """Whether nodes differ for it by more than their number of free devices."""
+        self.simple = (
+            job.nodes == 1 and not job.tail_devices and self.whole and not job.cpu_milli and not job.memory_mib
+        )
+        """Whether it fits wherever one node has so many devices wholly free."""
         self.pools: tuple[Pool, ...] = ()
         self.pools_version = -1
         self.possible: tuple[Pool, ...] | None = None

@@ -10,6 +10,7 @@ from collections.abc import Container, Iterable
 from copy import copy
 from dataclasses import dataclass
 from heapq import heappop, heappush
+from typing import Final
 
 from scheduler.policy.boards import Boards
 from scheduler.policy.capacity import Capacity
@@ -25,6 +26,8 @@ from scheduler.policy.queues import QueueState, QueueTree
 from scheduler.policy.settings import Order, PolicySettings
 from scheduler.policy.shapes import Shape, Shapes
 from scheduler.policy.yielding import Yielding
+
+_TURN: Final = Order.TURN
 
 
 @dataclass(slots=True)
@@ -199,9 +202,10 @@ class SchedulerState:
         self.queued[job.id] = queued
         if queued.shape.scored:
             self.boards.mix.see(queued.shape)
-        for needed in job.depends_on:
-            if needed not in self.succeeded:
-                self._awaiting.setdefault(needed, set()).add(job.id)
+        if job.depends_on:
+            for needed in job.depends_on:
+                if needed not in self.succeeded:
+                    self._awaiting.setdefault(needed, set()).add(job.id)
         if job.not_before_ms > now:
             heappush(self._alarms, (job.not_before_ms, job.id))
         self._make_ready(queued, now)
@@ -247,7 +251,7 @@ class SchedulerState:
         self.pending.class_of(queued).push(queued, self.order_key(queued))
         self.pending.line_up(queued)
         self.arrived.append(queued)
-        if self.settings.order is Order.TURN:
+        if self.settings.order is _TURN:
             queued.shape.resolve(self.capacity)
             self.congestion.arrived(queued, now_ms)
 
@@ -260,9 +264,10 @@ class SchedulerState:
     def order_key(self, queued: QueuedJob) -> int:
         """The job's size in the policy's order; smaller goes first, first come first among equals."""
         order = self.settings.order
-        if order is Order.TURN:
+        if order is _TURN:
             max_wait_ms = queued.leaf.queue.max_wait_ms
-            turn_ms, small = self.sizes.turn_of(queued.job, queued.predicted_ms, max_wait_ms)
+            job, wide_milli = queued.job, queued.shape.demand_milli
+            turn_ms, small = self.sizes.turn_of(job.submitted_ms, wide_milli, queued.predicted_ms, max_wait_ms)
             return SMALL + turn_ms if small and max_wait_ms is None else turn_ms
         if order is Order.SUBMITTED:
             return 0

@@ -78,14 +78,15 @@ class Simulation:
     def run(self) -> Outcome:
         """Until nothing is left to happen."""
         jobs, events = self._jobs, self._events
+        times = [job.submitted_ms for job, _ in jobs]
         at, count, now = 0, len(jobs), 0
         while at < count or events:
-            now = jobs[at].job.submitted_ms if at < count else events[0][0]
-            if events and events[0][0] < now:
+            now = times[at] if at < count else events[0][0]
+            if events and events[0][0] <= now:
                 now = events[0][0]
-            while events and events[0][0] <= now:
-                self._happen(heappop(events), now)
-            while at < count and jobs[at].job.submitted_ms <= now:
+                while events and events[0][0] <= now:
+                    self._happen(heappop(events), now)
+            while at < count and times[at] <= now:
                 self._arrive(jobs[at])
                 at += 1
             self._plan(now)

@@ -28,7 +28,7 @@ from scheduler.simulator.summary import summarise
 from scheduler.simulator.workload import Cluster, TraceJob, uniform_cluster, with_estimates, with_limits
 
 _NUMBER: Final = r"(\d+(?:\.\d+)?)"
-_GARBAGE_LET_BE: Final = 100_000
+_GARBAGE_LET_BE: Final = 1_000_000
 """Objects that may come before the collector looks for circles among them: a run makes few, and all of them small."""
 _COLUMNS: Final = [
     "job_id",

@@ -273,7 +273,7 @@ def test_batches_are_bounded_and_may_be_empty(funded: Engine) -> None:
 
 
 def test_raw_callers_are_checked_for_syntax_too(funded: Engine) -> None:
-    wild = move("x", POOL, SPENT, 1)
+    wild = move("x", WORLD, SPENT, 1)
     object.__setattr__(wild, "amount", 2**53 + 1)
     selfish = move("y", POOL, SPENT, 1)
     object.__setattr__(selfish, "credit", POOL.id)

@@ -291,7 +291,7 @@ def test_opening_again_with_other_content_is_refused(funded: Engine) -> None:
 
 
 def test_of_several_accounts_that_differ_the_one_of_the_lowest_id_is_named(funded: Engine) -> None:
-    changed = [replace(account, bound=Bound.NONE) for account in (POOL, OWED)]
+    changed = [replace(account, bound=Bound.CREDIT) for account in (SPENT, OWED)]
     for order in (changed, changed[::-1]):
         with transaction(funded) as session, pytest.raises(AccountDiffers) as caught:
             open_accounts(session, order, at=T0)

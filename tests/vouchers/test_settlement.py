@@ -11,6 +11,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from kernel.database import transaction
+from kernel.money import MICROS_MAX
 from ledger.reading import balances
 from tests.vouchers.world import FACTS, NOW, YUAN, Place, World
 from vouchers import accounts
@@ -183,6 +184,8 @@ def test_what_is_reported_late_goes_into_the_next_periods_claim(world: World) ->
         place = world.place(session)
         approved(session, claimed(session, place, (100,)))
         place.run(session, 10, 7)
+        with pytest.raises(PeriodClosed):
+            make_claim(session, place.programme, PERIOD, by="centre", at=NOW)
         later = make_claim(session, place.programme, "2026-04", by="centre", at=NOW + timedelta(days=40))
         assert claim_view(session, later).amount == 3 * YUAN
 
@@ -279,8 +282,9 @@ def test_the_reserve_fund_is_used_up_before_the_bank(world: World) -> None:
         left, used = accounts.reserve(place.programme, "CNY"), accounts.reserve_used(place.programme, "CNY")
         assert net(session, left, used) == [0, 100]
         reconcile_claim(session, claim, received=80 * YUAN, statement="s", by="auditor", at=NOW)
-        with pytest.raises(NoReserve):
-            advance_reserve(session, world.programme(session), 1, reference="a", by="officer", at=NOW)
+        for amount in (1, MICROS_MAX):
+            with pytest.raises(NoReserve):
+                advance_reserve(session, world.programme(session), amount, reference="a", by="officer", at=NOW)
 
 
 @pytest.mark.parametrize("paid", [False, True])
@@ -304,6 +308,16 @@ def test_a_clawback_unwinds_what_was_recorded_and_fills_the_pool(world: World, p
         assert programme_totals(session, place.programme).captured == 120 * YUAN
         with pytest.raises(NotRestorable):
             restore_charge(session, place.charge(1), reason="x", by="hub", at=NOW)
+
+
+def test_a_claim_whose_lines_were_all_taken_back_pays_nothing(world: World) -> None:
+    with transaction(world.engine) as session:
+        claim = claimed(session, world.place(session), (100,))
+        approved(session, claim)
+        claw_back_line(session, claim, 1, reason="wash usage", by="auditor", at=NOW)
+        assert disburse_claim(session, claim, bank_reference=f"b {claim}", by="cashier", at=NOW) == 0
+        reconcile_claim(session, claim, received=0, statement="s", by="auditor", at=NOW)
+        assert claim_of(session, claim).state == "reconciled"
 
 
 def test_two_claims_paid_at_once_share_the_reserve(world: World) -> None:

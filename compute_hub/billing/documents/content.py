@@ -48,7 +48,7 @@ _WORDS: Final[dict[str, tuple[str, str]]] = {
     "adjustment": ("（往期调整）", " (adjustment)"),
     "all": ("全天", "all day"),
     "workdays": ("工作日", "workdays"),
-    "weekends": ("周末", "weekends"),
+    "weekends": ("休息日", "days off"),
     "note": (
         "使用量由节点计量器按毫秒记录；每一行均可追溯到作业、计量记录与设备。本账单不是增值税发票，发票另行开具。",
         (

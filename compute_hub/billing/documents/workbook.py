@@ -135,7 +135,9 @@ def _to_the_end(sheet: Worksheet, row: int, text: str) -> None:
     """Words that end where the figures end, made smaller where they are too many."""
     _put(sheet, row, _TOTALS + 1, text)
     sheet.merge_cells(start_row=row, start_column=_TOTALS + 1, end_row=row, end_column=_LAST)
-    sheet.cell(row, _TOTALS + 1).alignment = Alignment(horizontal="right", vertical="center", shrink_to_fit=True)
+    sheet.cell(row, _TOTALS + 1).alignment = Alignment(
+        horizontal="right", vertical="center", shrink_to_fit=True
+    )
 
 
 def _put(

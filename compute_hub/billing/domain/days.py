@@ -81,6 +81,22 @@ def month_span(month: str) -> Span:
     return Span(instant_ms(first, 0), instant_ms((first + timedelta(days=31)).replace(day=1), 0))
 
 
-def is_workday(day: date) -> bool:
-    """Monday to Friday; public holidays are not known here."""
-    return day.weekday() < 5  # noqa: PLR2004 - Saturday is 5
+@dataclass(frozen=True, slots=True)
+class Calendar:
+    """On which days people work: Monday to Friday, but for what the State Council publishes each year.
+
+    `holidays` are days off; `workdays` are days of a weekend that are worked in exchange.
+    """
+
+    holidays: frozenset[date] = frozenset()
+    workdays: frozenset[date] = frozenset()
+
+    def is_workday(self, day: date) -> bool:
+        """Whether people work on a day."""
+        if day in self.holidays or day in self.workdays:
+            return day in self.workdays
+        return day.weekday() < 5  # noqa: PLR2004 - Saturday is 5
+
+
+NO_HOLIDAYS: Final = Calendar()
+"""Every week alike."""

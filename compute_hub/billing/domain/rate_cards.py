@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Any, Final, Self
 
-from compute_hub.billing.domain.days import MINUTES_PER_DAY, is_workday
+from compute_hub.billing.domain.days import MINUTES_PER_DAY, NO_HOLIDAYS, Calendar
 from kernel.errors import Invalid
 from kernel.money import MICROS_PER_YUAN, format_yuan, parse_yuan
 
@@ -23,10 +23,14 @@ PRICE_MICROS_MAX: Final = 10**12
 
 PRECISIONS: Final = ("fp64", "fp32", "tf32", "bf16", "fp16", "fp8", "int8", "int4")
 DAYS: Final = ("all", "workdays", "weekends")
+"""Of a window; on holidays of the card's calendar the weekend's holds, on days worked in exchange the workday's."""
+
+CALENDAR_DAYS_MAX: Final = 1_000
 _FACTOR: Final = re.compile(r"(0|[1-9]\d{0,2})(?:\.(\d{1,3}))?")
 _CLOCK: Final = re.compile(r"([01]\d|2[0-3]):([0-5]\d)|24:00")
+_DATE: Final = re.compile(r"20\d{2}-\d{2}-\d{2}")
 _FIELDS: Final = frozenset(
-    {"price_cny_per_card_hour", "kinds", "time_of_day", "priority", "fraction", "volume", "pflops"}
+    {"price_cny_per_card_hour", "kinds", "time_of_day", "calendar", "priority", "fraction", "volume", "pflops"}
 )
 
 
@@ -45,9 +49,9 @@ class Window:
     until_minute: int
     factor_milli: int
 
-    def holds_on(self, day: date) -> bool:
+    def holds_on(self, day: date, calendar: Calendar) -> bool:
         """Whether the window is meant for this day."""
-        return self.days == "all" or (self.days == "workdays") == is_workday(day)
+        return self.days == "all" or (self.days == "workdays") == calendar.is_workday(day)
 
     @property
     def label(self) -> str:
@@ -83,6 +87,7 @@ class RateCard:
     base_micros: int
     kinds: tuple[tuple[str, int], ...] = ()
     windows: tuple[Window, ...] = ()
+    calendar: Calendar = NO_HOLIDAYS
     priority: tuple[Step, ...] = ()
     fraction: tuple[Step, ...] = ()
     volume: tuple[Step, ...] = ()
@@ -145,6 +150,11 @@ class RateCard:
                 }
                 for window in self.windows
             ]
+        listed = {"holidays": self.calendar.holidays, "workdays": self.calendar.workdays}
+        if any(listed.values()):
+            document["calendar"] = {
+                name: [day.isoformat() for day in sorted(days)] for name, days in listed.items() if days
+            }
         for name, key, steps, unit in (
             ("priority", "at_least", self.priority, 1),
             ("fraction", "up_to_slots_milli", self.fraction, 1),
@@ -185,6 +195,7 @@ class RateCard:
             base_micros=base,
             kinds=_kinds(document.get("kinds"), f"{at}kinds"),
             windows=_windows(document.get("time_of_day"), f"{at}time_of_day"),
+            calendar=_calendar(document.get("calendar"), f"{at}calendar"),
             priority=_steps(document.get("priority"), f"{at}priority", "at_least"),
             fraction=_fractions(document.get("fraction"), f"{at}fraction"),
             volume=_volume(document.get("volume"), f"{at}volume"),
@@ -263,6 +274,38 @@ def _check_tiled(windows: Sequence[tuple[int, Window]], field: str) -> None:
             reached = window.until_minute
         if reached < MINUTES_PER_DAY:
             raise RateCardRefused(field=field, reason=f"on {kind} nothing holds from {_clock(reached)} on")
+
+
+def _calendar(stored: object, field: str) -> Calendar:
+    if stored is None:
+        return NO_HOLIDAYS
+    if not isinstance(stored, Mapping):
+        raise RateCardRefused(field=field, reason="write the holidays and the days worked in exchange")
+    _only(stored, field, {"holidays", "workdays"})
+    holidays = _days(stored.get("holidays"), f"{field}.holidays")
+    workdays = _days(stored.get("workdays"), f"{field}.workdays")
+    for day in sorted(holidays & workdays):
+        raise RateCardRefused(field=f"{field}.workdays", reason=f"{day} is a holiday of the same calendar")
+    return Calendar(holidays, workdays)
+
+
+def _days(stored: object, field: str) -> frozenset[date]:
+    if stored is None:
+        return frozenset()
+    if not isinstance(stored, list | tuple) or not 0 < len(stored) <= CALENDAR_DAYS_MAX:
+        raise RateCardRefused(field=field, reason=f"write a list of at most {CALENDAR_DAYS_MAX} days")
+    days = set()
+    for number, text in enumerate(stored):
+        if not isinstance(text, str) or _DATE.fullmatch(text) is None:
+            raise RateCardRefused(field=f"{field}[{number}]", reason="write a day as '2026-10-01'")
+        try:
+            day = date.fromisoformat(text)
+        except ValueError:
+            raise RateCardRefused(field=f"{field}[{number}]", reason=f"there is no day {text}") from None
+        if day in days:
+            raise RateCardRefused(field=f"{field}[{number}]", reason=f"{text} is there twice")
+        days.add(day)
+    return frozenset(days)
 
 
 def _steps(stored: object, field: str, key: str, unit: int = 1) -> tuple[Step, ...]:

@@ -116,7 +116,7 @@ def by_time_of_day(card: RateCard, span: Span) -> Iterator[tuple[Span, str, int]
     reached = span.start_ms
     while reached < span.end_ms:
         for window in card.windows:
-            if not window.holds_on(day):
+            if not window.holds_on(day, card.calendar):
                 continue
             start = max(reached, instant_ms(day, window.from_minute))
             end = min(span.end_ms, instant_ms(day, window.until_minute))

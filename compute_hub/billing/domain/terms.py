@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 from typing import Final
 
-from compute_hub.billing.domain.days import MINUTES_PER_DAY, instant_ms, is_workday
+from compute_hub.billing.domain.days import MINUTES_PER_DAY, Calendar, instant_ms
 from kernel.errors import Invalid
 
 GENERAL: Final = "general"
@@ -78,9 +78,10 @@ class Terms:
     def due_ms(self, issued: date) -> int:
         """The last millisecond of the day on which an invoice of that day is due. Raises NoWorkday."""
         first = issued + timedelta(days=self.due_days)
+        calendar = Calendar(self.holidays, self.workdays)
         for later in range(_LOOK_DAYS_MAX):
             day = first + later * _ONE_DAY
-            if day in self.workdays or (is_workday(day) and day not in self.holidays):
+            if calendar.is_workday(day):
                 return instant_ms(day, MINUTES_PER_DAY) - 1
         raise NoWorkday(day=first.isoformat(), looked=_LOOK_DAYS_MAX)
 

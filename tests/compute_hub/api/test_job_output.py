@@ -1,13 +1,17 @@
 """Logs and files of jobs over HTTP: followed to the end, and nothing given away that a job only points to."""
 
+import asyncio
 import os
 import threading
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import pytest
 
+from compute_hub.identity.keys import find_key, revoke_key
+from compute_hub.job_files import open_download
 from compute_hub.job_following import Followers, TooManyFollowers
 from compute_hub.sdk import HubClient, Refused
 from kernel.clock import utc_now
@@ -94,13 +98,79 @@ def test_a_broken_connection_goes_on_after_the_last_event(house: House) -> None:
 
 def test_followers_are_bounded(house: House) -> None:
     with pytest.raises(TooManyFollowers):
-        Followers(0).check()
+        Followers(0).check("firm")
     with HubClient(house.server.url, house.enterprise().key) as hub, pytest.raises(Refused) as refused:
         next(hub.follow("00000000-0000-0000-0000-000000000000"))
     assert refused.value.problem_code == "job_not_found"
 
 
 @pytest.mark.slow
+def test_one_enterprise_leaves_room_for_the_others_to_follow() -> None:
+    async def said(*, heard: int) -> AsyncIterator[bytes]:
+        for _ in range(heard):
+            yield b"event"
+
+    async def follow() -> None:
+        followers = Followers(3, own_most=2)
+        greedy = [followers.counted("firm", said(heard=2)) for _ in range(2)]
+        for events in greedy:
+            await anext(events)
+        with pytest.raises(TooManyFollowers, match="2 logs"):
+            followers.check("firm")
+        followers.check("another")
+        async for _ in greedy[0]:
+            pass
+        followers.check("firm")
+        await greedy[1].aclose()
+
+    asyncio.run(follow())
+
+
+def test_who_follows_hears_no_more_when_the_key_is_revoked(house: House) -> None:
+    firm = house.enterprise("1000.00")
+    job_id = firm.post("/v1/jobs", job())["id"]
+    _change(house, job_id, state="running", attempt=1)
+    _say(_folder(house, firm, job_id), b"begun\n")
+    with HubClient(house.server.url, firm.key) as hub, pytest.raises(Refused) as refused:
+        for kind, _ in hub.follow(job_id):
+            if kind == "log":
+                with transaction(house.engine) as session:
+                    key = find_key(session, firm.key)
+                    assert key is not None
+                    revoke_key(session, key.id, at=utc_now())
+    assert refused.value.problem_code == "unknown_key"
+
+
+def test_a_log_that_ends_in_half_a_character_is_told_to_its_end_and_goes_on_from_there(house: House) -> None:
+    firm = house.enterprise("1000.00")
+    job_id = firm.post("/v1/jobs", job())["id"]
+    _change(house, job_id, state="succeeded", attempt=1, ended_at=utc_now())
+    _say(_folder(house, firm, job_id), b"ab" + "é".encode()[:1])
+    with HubClient(house.server.url, firm.key) as hub:
+        told = list(hub.follow(job_id))
+    assert "".join(data["text"] for kind, data in told if kind == "log") == "ab\N{REPLACEMENT CHARACTER}"
+    state = {"Last-Event-ID": "1.2"}
+    again = firm.ask("GET", f"/v1/jobs/{job_id}/logs", params={"follow": "true"}, headers=state).text
+    assert "id: 1.2\n" in again
+    assert "\N{REPLACEMENT CHARACTER}" in again
+
+
+def test_what_a_job_changes_while_it_is_looked_at_and_times_beyond_the_calendar_are_no_trouble(
+    house: House,
+) -> None:
+    firm = house.enterprise("1000.00")
+    job_id = firm.post("/v1/jobs", job())["id"]
+    _change(house, job_id, attempt=1)
+    work = _folder(house, firm, job_id) / "rank-0"
+    (work / "late").write_bytes(b"first")
+    os.utime(work / "late", ns=(0, 2**62))
+    assert firm.get(f"/v1/jobs/{job_id}/artifacts")["items"][0]["path"] == "late"
+    size, chunks = open_download(job_id, work, "late")
+    with (work / "late").open("ab") as file:
+        file.write(b", second")
+    assert (size, b"".join(chunks)) == (5, b"first")
+
+
 def test_many_follow_a_log_at_once_and_none_holds_a_thread(house: House) -> None:
     firm = house.enterprise("1000.00")
     job_id = firm.post("/v1/jobs", job())["id"]

@@ -23,8 +23,12 @@ from compute_hub.billing.domain.rating import (
 )
 from compute_hub.billing.domain.timelines import Dated, Neighbour, Tariff, misfit
 
-MIDNIGHT = datetime(2026, 3, 7, tzinfo=ZoneInfo("Asia/Shanghai"))  # Friday becomes Saturday: workdays end
-START_MS = int(MIDNIGHT.timestamp() * 1000) - 40
+BEFORE_MS = 40
+DAYS = {  # days that a card's calendar moves: a holiday begins, the weekend after it, a Sunday that is worked, Monday
+    day: int(datetime(2026, 3, day, tzinfo=ZoneInfo("Asia/Shanghai")).timestamp() * 1000) - BEFORE_MS
+    for day in (6, 7, 8, 9)
+}
+START_MS = DAYS[8]
 CARD: dict[str, Any] = {
     "price_cny_per_card_hour": "12.345678",
     "kinds": {"distributed": "1.1"},
@@ -33,6 +37,7 @@ CARD: dict[str, Any] = {
         {"days": "workdays", "from": "08:00", "until": "24:00", "factor": "1.25"},
         {"days": "weekends", "from": "00:00", "until": "24:00", "factor": "0.5"},
     ],
+    "calendar": {"holidays": ["2026-03-06"], "workdays": ["2026-03-08"]},
     "priority": [{"at_least": 0, "factor": "1"}, {"at_least": 10, "factor": "1.5"}],
     "fraction": [{"up_to_slots_milli": 250, "factor": "1.3"}, {"up_to_slots_milli": 1000, "factor": "1"}],
     "volume": [{"from_card_hours": 0, "factor": "1"}, {"from_card_hours": 100, "factor": "0.9"}],
@@ -54,7 +59,9 @@ def dated(number: int, document: dict[str, Any], from_ms: int, **more: Any) -> D
 def oracle_factor(document: dict[str, Any], traits: Traits, at_ms: int, volume: int) -> Fraction:
     """The price of a card-hour at one millisecond, read from the document as a person would."""
     local = datetime.fromtimestamp(at_ms / 1000, UTC).astimezone(ZoneInfo("Asia/Shanghai"))
-    days = "weekends" if local.weekday() >= 5 else "workdays"
+    calendar, day = document["calendar"], local.date().isoformat()
+    off = day in calendar["holidays"] or (local.weekday() >= 5 and day not in calendar["workdays"])
+    days = "weekends" if off else "workdays"
     minute = f"{local:%H:%M}"
     (window,) = [w for w in document["time_of_day"] if w["days"] == days and w["from"] <= minute < w["until"]]
     factors = [
@@ -74,26 +81,32 @@ def oracle_factor(document: dict[str, Any], traits: Traits, at_ms: int, volume: 
     return Fraction(int(exact + Fraction(1, 2)))
 
 
-@given(USAGE, TRAITS, OFFSETS, OFFSETS, st.integers(0, 150))
+@given(USAGE, TRAITS, OFFSETS, OFFSETS, st.integers(0, 150), st.sampled_from(sorted(DAYS)))
 @settings(deadline=None, max_examples=50)
 def test_every_millisecond_costs_what_the_documents_say_across_days_cards_and_volume_steps(
-    stretches: list[tuple[int, int, int]], traits: Traits, public_ms: int | None, own_ms: int | None, short: int
+    stretches: list[tuple[int, int, int]],
+    traits: Traits,
+    public_ms: int | None,
+    own_ms: int | None,
+    short: int,
+    day: int,
 ) -> None:
-    cards = [(CARD, START_MS - 1000)]
-    public, own = [dated(1, CARD, START_MS - 1000)], []
+    start_ms = DAYS[day]
+    cards = [(CARD, start_ms - 1000)]
+    public, own = [dated(1, CARD, start_ms - 1000)], []
     if public_ms is not None:
-        public.append(dated(2, OTHER, START_MS + public_ms, changes_running=True))
-        cards.append((OTHER, START_MS + public_ms))
+        public.append(dated(2, OTHER, start_ms + public_ms, changes_running=True))
+        cards.append((OTHER, start_ms + public_ms))
     if (
         own_ms is not None
     ):  # an agreement that comes later than the job is not its card: nobody said it changes jobs
-        own.append(dated(3, OTHER, START_MS + own_ms))
+        own.append(dated(3, OTHER, start_ms + own_ms))
     volume = 100 * SLOT_MS_PER_CARD_HOUR - short
     usage = [
-        Usage(Span(START_MS + start, START_MS + start + length), length * width)
+        Usage(Span(start_ms + start, start_ms + start + length), length * width)
         for start, length, width in stretches
     ]
-    pieces = rate(usage, Tariff(tuple(public), tuple(own)), traits, START_MS - 1, volume)
+    pieces = rate(usage, Tariff(tuple(public), tuple(own)), traits, start_ms - 1, volume)
     assert pieces is not None
     exact = Fraction(0)
     for one in usage:
@@ -109,7 +122,7 @@ def test_every_millisecond_costs_what_the_documents_say_across_days_cards_and_vo
     assert sum(piece.units for piece in pieces) == exact
     assert sum(piece.slot_ms for piece in pieces) == sum(one.slot_ms for one in usage)
     span = Span(min(one.span.start_ms for one in usage), max(one.span.end_ms for one in usage))
-    dearest = dearest_micros(Tariff(tuple(public), tuple(own)), traits, START_MS - 1, span)
+    dearest = dearest_micros(Tariff(tuple(public), tuple(own)), traits, start_ms - 1, span)
     assert dearest is not None
     assert all(piece.price_micros <= dearest for piece in pieces)
 
@@ -174,6 +187,13 @@ def windows(*bounds: str) -> dict[str, Any]:
             "time_of_day[0].days",
         ),
         ({"time_of_day": []}, "time_of_day"),
+        ({"calendar": {"holidays": ["2026-10-01"], "workdays": ["2026-10-01"]}}, "calendar.workdays"),
+        ({"calendar": {"holidays": ["2026-02-30"]}}, "calendar.holidays[0]"),
+        ({"calendar": {"holidays": ["2026-10-01", "2026-10-01"]}}, "calendar.holidays[1]"),
+        ({"calendar": {"holidays": ["1 October"]}}, "calendar.holidays[0]"),
+        ({"calendar": {"holidays": []}}, "calendar.holidays"),
+        ({"calendar": {"weekends": ["2026-10-01"]}}, "calendar.weekends"),
+        ({"calendar": []}, "calendar"),
         (
             {"priority": [{"at_least": 5, "factor": "1"}, {"at_least": 5, "factor": "2"}]},
             "priority[1].at_least",

@@ -55,6 +55,16 @@ def terminal(
         yield Terminal(house, monkeypatch, capsys)
 
 
+def test_a_name_commands_no_terminal_and_breaks_no_listing(terminal: Terminal) -> None:
+    firm = terminal.house.enterprise("1000.00")
+    made = firm.post("/v1/jobs", job(name="[/red][bold]x\x1b[2J\x07"))
+    for words in (("job", "list"), ("job", "show", made["id"])):
+        out, _ = terminal.types(firm, *words)
+        assert "[/red][bold]x" in out
+        assert "\x1b" not in out
+        assert "\x07" not in out
+
+
 def test_the_story_from_programme_to_reconciliation_by_commands(terminal: Terminal, tmp_path: Path) -> None:
     house = terminal.house
     programme = f"huangyan-{house.number()}"

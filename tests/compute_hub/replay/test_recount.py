@@ -40,8 +40,8 @@ THIRTY = Fraction(3, 10)
 TENANT = UUID(int=1)
 
 
-def booked(face: int, *events: Event, price: int = YUAN) -> Booking:
-    booking = Booking(price, THIRTY, face)
+def booked(faces: int | tuple[int, ...], *events: Event, price: int = YUAN) -> Booking:
+    booking = Booking(price, THIRTY, (faces,) if isinstance(faces, int) else faces)
     booking.book(events)
     return booking
 
@@ -56,7 +56,7 @@ def charge(job: str, slot_ms: int, name: str = "") -> Event:
 
 def test_a_voucher_pays_its_ratio_rounded_down_and_the_firm_the_rest() -> None:
     booking = booked(YUAN, hold("a", 10), charge("a", HOUR // YUAN * 7))
-    assert booking.dues == {"a": Due(cost=7, voucher=2)}
+    assert booking.dues == {"a": Due(cost=7, vouchers=(2,))}
     assert booking.dues["a"].firm == 5
 
 
@@ -72,22 +72,36 @@ def test_a_spent_voucher_pays_what_it_had_left_when_the_hold_was_placed() -> Non
         4, hold("a", 10), hold("b", 10), charge("b", HOUR // YUAN * 10), charge("a", HOUR // YUAN * 10)
     )
     assert (booking.dues["a"].voucher, booking.dues["b"].voucher) == (3, 1)
-    assert booking.voucher_left == 0
+    assert booking.voucher_left == (0,)
 
 
 def test_what_a_released_hold_kept_of_the_voucher_pays_for_the_next_job() -> None:
     booking = booked(3, hold("a", 10), Event("release", "a"), hold("b", 10), charge("b", HOUR // YUAN * 10))
-    assert booking.dues == {"b": Due(cost=10, voucher=3)}
+    assert booking.dues == {"b": Due(cost=10, vouchers=(3,))}
+
+
+def test_a_bill_goes_on_to_the_next_voucher_where_the_first_is_used_up() -> None:
+    micro = HOUR // YUAN
+    booking = booked((4, 5), hold("a", 21), charge("a", micro * 10, "1"), charge("a", micro * 10, "2"))
+    # Thirty per cent of 10 are 3; of 20 they are 6, of which the first has 4.
+    assert [due.vouchers for due in booking.dues.values()] == [(3, 0), (1, 2)]
+    booking.book([Event("release", "a")])
+    assert booking.voucher_left == (0, 3)
+
+
+def test_two_vouchers_that_share_a_bill_lose_nothing_to_rounding_twice() -> None:
+    booking = booked((1, 9), hold("a", 10), charge("a", HOUR // YUAN * 9))
+    assert booking.dues == {"a": Due(cost=9, vouchers=(1, 1))}  # 2.7 together: 1 and 1.7
 
 
 def test_usage_beyond_all_holds_is_not_asked_for() -> None:
-    assert booked(0, hold("a", 5), charge("a", HOUR // YUAN * 9)).dues == {"a": Due(cost=5, voucher=0)}
+    assert booked(0, hold("a", 5), charge("a", HOUR // YUAN * 9)).dues == {"a": Due(cost=5, vouchers=(0,))}
 
 
 def test_an_invoice_is_in_whole_fen_and_contains_six_per_cent() -> None:
-    payable = payable_micros([Due(cost=106 * YUAN + 4_999, voucher=0)])
+    payable = payable_micros([Due(cost=106 * YUAN + 4_999, vouchers=())])
     assert (payable, vat_micros(payable)) == (106 * YUAN, 6 * YUAN)
-    assert payable_micros([Due(cost=5_000, voucher=0)]) == 10_000
+    assert payable_micros([Due(cost=5_000, vouchers=())]) == 10_000
 
 
 def trace(*jobs: tuple[str, int, int, int]) -> list[TraceJob]:
@@ -138,13 +152,13 @@ def test_a_programmes_share_is_read_from_its_document(name: str, ratio: int) -> 
 
 PLAYED = PlayedJob("t1", "firm", 0, 3_600_000, 3_600_000, 1, 1, 1000)
 RULE = Rule("p", THIRTY, None, "331003", None, quarterly=False)
-FIRM = Firm("firm", TENANT, "", 100 * YUAN, uuid5(TENANT, "voucher"), 50 * YUAN)
+FIRM = Firm("firm", TENANT, "", 100 * YUAN, (uuid5(TENANT, "voucher"),), (50 * YUAN,))
 RAN = {"h1": Ran(HOUR, frozenset({3_600_000}), frozenset({"exited"}))}
 BOOKS = Books(
-    charges={"firm": {"c": Due(10 * YUAN, 3 * YUAN)}},
+    charges={"firm": {"c": Due(10 * YUAN, (3 * YUAN,))}},
     events={"firm": (hold("h1", 20 * YUAN), charge("h1", HOUR, "c"), Event("release", "h1"))},
     invoices={"firm": Invoiced(10 * YUAN, 3 * YUAN, 7 * YUAN, 7 * YUAN, 400_000)},
-    voucher_left={"firm": 47 * YUAN},
+    voucher_left={"firm": (47 * YUAN,)},
     prepaid={"firm": 93 * YUAN},
     metered_slot_ms={"h1": HOUR},
     job_ends={"succeeded, finished": 1},
@@ -170,11 +184,11 @@ def test_books_that_are_right_differ_nowhere() -> None:
 @pytest.mark.parametrize(
     ("changed", "what"),
     [
-        ({"charges": {"firm": {"c": Due(10 * YUAN, 3 * YUAN + 1)}}}, "voucher's part of charge c"),
-        ({"charges": {"firm": {"c": Due(10 * YUAN - 1, 3 * YUAN)}}}, "cost of charge c"),
+        ({"charges": {"firm": {"c": Due(10 * YUAN, (3 * YUAN + 1,))}}}, "vouchers' parts of charge c"),
+        ({"charges": {"firm": {"c": Due(10 * YUAN - 1, (3 * YUAN,))}}}, "cost of charge c"),
         ({"charges": {"firm": {}}}, "cost of charge c"),
         ({"invoices": {"firm": Invoiced(10 * YUAN, 3 * YUAN, 7 * YUAN, 7 * YUAN, 390_000)}}, "invoice, vat"),
-        ({"voucher_left": {"firm": 47 * YUAN - 1}}, "voucher left"),
+        ({"voucher_left": {"firm": (47 * YUAN - 1,)}}, "left on its vouchers"),
         ({"prepaid": {"firm": 93 * YUAN + 1}}, "prepaid left"),
         ({"metered_slot_ms": {"h1": HOUR + 1000}}, "card time metered"),
         ({"claimed": {"firm": 3 * YUAN - 1}}, "claimed"),

@@ -3,7 +3,9 @@
 import pytest
 from sqlalchemy import Engine
 
+from scheduler.store import Store
 from tests.scheduler.controller.cluster import Cluster
+from tests.scheduler.controller.counted import Centre
 from tests.scheduler.node.conftest import machine  # noqa: F401 - the fixture is used by its name
 from tests.scheduler.node.harness import Machine
 
@@ -11,3 +13,9 @@ from tests.scheduler.node.harness import Machine
 @pytest.fixture
 def cluster(engine: Engine, machine: Machine) -> Cluster:  # noqa: F811 - pytest's way of asking for a fixture
     return Cluster(engine, machine)
+
+
+@pytest.fixture
+def centre(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Centre:
+    folder = tmp_path_factory.mktemp("store")
+    return Centre(engine, Store(folder / "uploads", folder))

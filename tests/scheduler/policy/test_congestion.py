@@ -31,7 +31,7 @@ def test_the_bound_is_the_longest_wait_in_strict_order_and_a_twentieth(
         pool.arrived(f"job-{number}", milli, lasts_ms, at_ms)
     for now_ms in range(0, until_ms + 1, 10):
         pool.advance(now_ms, 2000, {})
-    assert pool.bound_ms() == bound_ms
+    assert pool.overdue_after_ms == bound_ms
 
 
 def test_a_job_that_ends_early_ends_early_in_the_imagination_too() -> None:
@@ -41,7 +41,7 @@ def test_a_job_that_ends_early_ends_early_in_the_imagination_too() -> None:
     pool.advance(0, 2000, {})
     pool.ended("a", 200)
     pool.advance(1000, 2000, {})
-    assert pool.bound_ms() == 210
+    assert pool.overdue_after_ms == 210
 
 
 def test_a_job_that_is_withdrawn_holds_up_nobody() -> None:
@@ -53,7 +53,7 @@ def test_a_job_that_is_withdrawn_holds_up_nobody() -> None:
     pool.left("b")
     pool.advance(100, 2000, {})
     pool.advance(900, 2000, {})
-    assert pool.bound_ms() == 105
+    assert pool.overdue_after_ms == 105
 
 
 HOUR_MS = 3_600_000

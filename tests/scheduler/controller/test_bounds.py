@@ -1,0 +1,68 @@
+"""What one tenant may have at once, so that nobody else pays for it."""
+
+import pytest
+
+from kernel.clock import utc_now
+from kernel.database import transaction
+from kernel.ids import new_id
+from scheduler import secrets
+from scheduler.jobs import JobRequest, cancel_job, needed_uploads, submit_array, submit_job
+from scheduler.refusals import ArrayOfLargeJobs, TooManyLiveJobs, TooManySecrets
+from scheduler.secrets import Vault, new_vault_key, opened_secrets, put_secret
+from scheduler.tables import JobRow
+from tests.scheduler.controller.counted import Centre
+
+REQUEST = JobRequest(name="job", argv=("true",), models=("sim-a",), environment="python", time_limit_ms=1000)
+
+
+def test_a_tenant_has_so_many_live_jobs_and_no_more(centre: Centre) -> None:
+    about = {"tenant_id": centre.tenant, "submitted_by": new_id(), "environments": ("python",), "at": utc_now()}
+    with transaction(centre.engine) as session:
+        first = submit_job(session, new_id(), REQUEST, live_max=3, **about)
+        with pytest.raises(TooManyLiveJobs, match="3 more jobs would be more than the 3"):
+            submit_array(session, new_id(), REQUEST, size=3, running_max=0, live_max=3, **about)
+        submit_array(session, new_id(), REQUEST, size=2, running_max=0, live_max=3, **about)
+        with pytest.raises(TooManyLiveJobs):
+            submit_job(session, new_id(), REQUEST, live_max=3, **about)
+        submit_job(session, new_id(), REQUEST, live_max=3, **(about | {"tenant_id": new_id()}))
+        cancel_job(session, first.id, tenant_id=centre.tenant)
+    centre.tick()
+    with transaction(centre.engine) as session:
+        submit_job(session, new_id(), REQUEST, live_max=3, **about)
+
+
+def test_an_array_of_jobs_with_much_to_store_is_refused(centre: Centre) -> None:
+    large = JobRequest(
+        name="job", argv=("true", "x" * 30_000), models=("sim-a",), environment="python", time_limit_ms=1000
+    )
+    about = {"tenant_id": centre.tenant, "submitted_by": new_id(), "environments": ("python",), "at": utc_now()}
+    with (
+        transaction(centre.engine) as session,
+        pytest.raises(ArrayOfLargeJobs, match="into a file of the upload"),
+    ):
+        submit_array(session, new_id(), large, size=1000, running_max=0, **about)
+
+
+def test_uploads_that_live_jobs_name_are_needed(centre: Centre) -> None:
+    centre.submit(upload_sha256="a")
+    centre.submit(upload_sha256="a")
+    centre.submit()
+    with transaction(centre.engine) as session:
+        assert needed_uploads(session, tenant_id=centre.tenant) == {"a"}
+        assert needed_uploads(session, tenant_id=new_id()) == frozenset()
+
+
+def test_a_tenant_keeps_so_many_secrets_and_only_those_a_job_names_are_opened(
+    centre: Centre, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(secrets, "SECRETS_MAX", 2)
+    vault, at = Vault([new_vault_key()]), utc_now()
+    with transaction(centre.engine) as session:
+        put_secret(session, vault, centre.tenant, "one", "1", at)
+        put_secret(session, Vault([new_vault_key()]), centre.tenant, "unreadable", "2", at)
+        put_secret(session, vault, centre.tenant, "one", "3", at)
+        with pytest.raises(TooManySecrets):
+            put_secret(session, vault, centre.tenant, "third", "3", at)
+    job_id = centre.submit(secrets=("one",))
+    with transaction(centre.engine) as session:
+        assert opened_secrets(session, vault, [session.get_one(JobRow, job_id)]) == {job_id: {"one": "3"}}
