@@ -8,6 +8,8 @@ process tree is gone and its final usage record and end are on disk; it has exac
 """
 
 import asyncio
+import errno
+import os
 import signal
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -216,6 +218,9 @@ class Run:
             self._end(reason, self._stop_sentence or f"The supervisor failed: {error!r}", None)
 
     def _start(self, launched: Launched) -> None:
+        self._around.spool.replenish()
+        if not self._around.spool.has_reserve:
+            raise JournalFailed(errno.ENOSPC, os.strerror(errno.ENOSPC))
         now_ms, wall_ms = boottime_ms(), unix_ms(utc_now())
         self._status = replace(self._status, started_unix_ms=wall_ms, started_boot_ms=now_ms)
         meter = self._new_meter(now_ms, wall_ms)
@@ -237,11 +242,13 @@ class Run:
             self.meter = self.meter.read(now_ms, outcome.cpu_ms, outcome.memory_bytes, self._totals(now_ms))
         if self._stop_reason is not None:
             self._end(self._stop_reason, self._stop_sentence, outcome.exit_code)
-        elif outcome.failed:
-            self._end(EndReason.START_FAILED, f"The sandbox could not be built: {outcome.failed}", None)
-        elif outcome.oom_kills and outcome.exit_code != 0:
+        elif (
+            outcome.oom_kills and outcome.exit_code != 0
+        ):  # of bubblewrap's own process, too, whose memory it is
             sentence = f"It needed more than its {self.spec.memory_mib} MiB of memory."
             self._end(EndReason.OOM, sentence, outcome.exit_code)
+        elif outcome.failed:
+            self._end(EndReason.START_FAILED, f"The sandbox could not be built: {outcome.failed}", None)
         else:
             self._end(EndReason.EXITED, _describe(outcome.exit_code, self.spec.argv[0]), outcome.exit_code)
 
