@@ -181,11 +181,13 @@ class Plan:
 
     def _filled(self, cost_micros: int) -> tuple[list[_Poured], list["_Room"]]:
         """What `_fill` finds, which is asked several times for the few costs that a charge lies between."""
-        if cost_micros not in self._known:
-            if len(self._known) == _KNOWN_MAX:
+        known = self._known.get(cost_micros)
+        if known is None:
+            known = _fill(self, cost_micros, self.scale)
+            if len(self._known) >= _KNOWN_MAX:
                 self._known.clear()
-            self._known[cost_micros] = _fill(self, cost_micros, self.scale)
-        return self._known[cost_micros]
+            self._known[cost_micros] = known
+        return known
 
 
 @lru_cache(_STORED_MAX)
