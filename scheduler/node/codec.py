@@ -29,10 +29,10 @@ class MalformedMessage(Invalid):
 
 def encode(value: object) -> Any:  # noqa: ANN401 - JSON has no narrower type
     """The JSON-ready form of a dataclass (or of a part of one)."""
-    kind: typing.Hashable = type(value)
+    kind = type(value)
     if kind in _PLAIN:
         return value
-    if names := _field_names(kind):
+    if names := _field_names(typing.cast("typing.Hashable", kind)):
         return {name: encode(getattr(value, name)) for name in names}
     if isinstance(value, tuple | list):
         return [encode(item) for item in value]
