@@ -2,7 +2,8 @@
 
 Invariant: whatever a process says, through structlog or through Python's own logging, is one JSON object with the
 time, how grave it is, and which process says it. Lines about a job carry `job` and `request_id`: the trace id of the
-request that submitted it, so that one word found in all logs tells a job's whole way.
+request that submitted it, so that one word found in all logs tells a job's whole way. An error is told with where it
+came from, never with what the variables there held.
 """
 
 import logging
@@ -15,7 +16,8 @@ _SHARED: Final[tuple[structlog.typing.Processor, ...]] = (
     structlog.contextvars.merge_contextvars,
     structlog.processors.add_log_level,
     structlog.processors.TimeStamper(fmt="iso", utc=True),
-    structlog.processors.dict_tracebacks,
+    # Without the values of variables: among them are tenants' secrets, keys of the API and the database's password.
+    structlog.processors.ExceptionRenderer(structlog.tracebacks.ExceptionDictTransformer(show_locals=False)),
 )
 
 

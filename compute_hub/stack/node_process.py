@@ -3,8 +3,10 @@
 Neither is the other's child: a Ray restart touches no job.
 """
 
+import fcntl
 import hashlib
 import json
+import os
 import signal
 import socket
 import sys
@@ -22,7 +24,7 @@ from compute_hub.stack.run_directory import run_directory
 from compute_hub.telemetry.sensors import tell_sensed
 from compute_hub.telemetry.serving import serve_metrics
 from kernel.clock import boot_id, boottime_ms
-from kernel.errors import Invalid
+from kernel.errors import Conflict, Invalid
 from kernel.logs import configure_logs
 from scheduler.node.nvml import open_nvml
 from scheduler.node.relay import LINK_LABEL, Relay, read_token
@@ -45,12 +47,21 @@ class UnknownNodeName(Invalid):
     sentence = "--name: the settings describe no node {name!r}; they describe {known}."
 
 
+class NodeAlreadyRuns(Conflict):
+    """Two processes want to be the same node."""
+
+    sentence = (
+        "Node {name} already runs here; its folder {folder} is in use. Stop it, or give this one another name."
+    )
+
+
 def run_node(settings: Settings, name: str, *, head: bool) -> None:
     """Run the machine until SIGTERM or SIGINT; a raylet that ends is started again, a supervisor that ends, too."""
     configure_logs(f"node {name}")
     node = _node_named(settings, name)
     folder = settings.node_directory(name)
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    claimed = claim_node(folder, name)
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
@@ -80,6 +91,22 @@ def run_node(settings: Settings, name: str, *, head: bool) -> None:
     stop_all([ray, supervisor])
     socket_path.unlink(missing_ok=True)  # of one that was killed
     relay.close()
+    os.close(claimed)
+
+
+def claim_node(folder: Path, name: str) -> int:
+    """A lock that is this process's as long as it lives: a second one would end the first's Ray and take its socket.
+
+    Raises:
+        NodeAlreadyRuns: another process has it.
+    """
+    lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise NodeAlreadyRuns(name=name, folder=folder) from None
+    return lock
 
 
 def _end_ray(socket_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Final
 import structlog
 from sqlalchemy import Engine, select, update
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, defer
 
 from kernel.clock import boottime_ms, unix_ms, utc_now
 from kernel.database import transaction
@@ -376,11 +376,15 @@ class Controller:
                 select(JobRow)
                 .where(JobRow.state.in_(("starting", "running")), JobRow.stop_reason.is_(None))
                 .order_by(JobRow.id)
+                .options(defer(JobRow.argv), defer(JobRow.env))  # which may be large, and say nothing of funds
             ).all()
             elapsed = term.stopwatch.elapsed_ms(jobs, at, boottime_ms())
             broke = self._accounting.keep_funded(session, jobs, elapsed, at)
             for job in jobs:
-                if job.id in broke:
+                if job.id not in broke:
+                    continue
+                session.refresh(job, ["stop_reason"], with_for_update=True)
+                if job.stop_reason is None:  # its tenant may just have cancelled it
                     job.stop_reason, job.reason = "funds_exhausted", broke[job.id]
 
     @property

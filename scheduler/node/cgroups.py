@@ -7,12 +7,13 @@ predecessor left. Where nothing is writable there are no groups, and the node sa
 
 import hashlib
 import os
-import signal
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from scheduler.node.processes import kill_pidfd
 
 _ROOT: Final = Path("/sys/fs/cgroup")
 _V1_CONTROLLERS: Final = ("memory", "pids", "cpu", "cpuacct")
@@ -90,7 +91,10 @@ class RunCgroup:
         for path in set(self._directories.values()):
             for pid in _members(path):
                 with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+                    handle = os.pidfd_open(pid)
+                    if pid in _members(path):  # else its number is a stranger's by now
+                        kill_pidfd(handle)
+                    os.close(handle)
 
     def remove(self) -> bool:
         """Take the empty groups away; false if a dying process still holds one and it must be tried again."""

@@ -32,7 +32,8 @@ from scheduler.node.watching import LOOK_MS, DiskAlarm, Order, free_bytes
 if TYPE_CHECKING:
     from scheduler.node.meter import Meter
 
-USAGE_PER_REPORT_MAX: Final = 5000
+USAGE_PER_REPORT_MAX: Final = 1000
+"""A report of more takes longer to write, carry and read on a busy machine than its controller waits for it."""
 
 _TICK_MS_MAX: Final = 1000
 _TICK_MS_MIN: Final = 5

@@ -242,11 +242,13 @@ class Run:
             self.meter = self.meter.read(now_ms, outcome.cpu_ms, outcome.memory_bytes, self._totals(now_ms))
         if self._stop_reason is not None:
             self._end(self._stop_reason, self._stop_sentence, outcome.exit_code)
-        elif outcome.failed:
-            self._end(EndReason.START_FAILED, f"The sandbox could not be built: {outcome.failed}", None)
-        elif outcome.oom_kills and outcome.exit_code != 0:
+        elif (
+            outcome.oom_kills and outcome.exit_code != 0
+        ):  # of bubblewrap's own process, too, whose memory it is
             sentence = f"It needed more than its {self.spec.memory_mib} MiB of memory."
             self._end(EndReason.OOM, sentence, outcome.exit_code)
+        elif outcome.failed:
+            self._end(EndReason.START_FAILED, f"The sandbox could not be built: {outcome.failed}", None)
         else:
             self._end(EndReason.EXITED, _describe(outcome.exit_code, self.spec.argv[0]), outcome.exit_code)
 

@@ -9,6 +9,7 @@ import argparse
 import asyncio
 import fcntl
 import os
+import resource
 import signal
 import sys
 from contextlib import suppress
@@ -47,6 +48,7 @@ async def supervise(config: NodeConfig) -> None:
     inventory = open_inventory(config)
     config = replace(config, devices=inventory.devices())
     _outlast_jobs()
+    _have_files_open()
     state, host = Path(config.state_directory), Path(config.host_run_directory)
     for folder in (state, Path(config.workspace_root), host):
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -94,6 +96,12 @@ def _outlast_jobs() -> None:
     # When the host runs out of memory; jobs put themselves first. Only root may.
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("-500", encoding="ascii")
+
+
+def _have_files_open() -> None:
+    # Some ten for each run: with the usual soft limit of 1024 nobody would be answered any more when a hundred run.
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _own(state: Path) -> int:

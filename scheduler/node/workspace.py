@@ -159,8 +159,8 @@ class Census:
 def walk_entries(top: int) -> Iterator[Entry | None]:
     """Every entry below the directory `top`, links not followed; None wherever others may have their turn.
 
-    Entries that vanish meanwhile are left out. The descriptor is valid until the next step. However the tree is made,
-    little is done between two of them: nothing here may keep the supervisor from renewing leases.
+    Entries that vanish meanwhile or may not be looked at are left out. The descriptor is valid until the next step.
+    However the tree is made, little is done between two of them: nothing may keep the supervisor from renewing leases.
 
     Raises:
         NestedTooDeep: there are folders deeper than `DEPTH_MAX`.
@@ -176,7 +176,7 @@ def walk_entries(top: int) -> Iterator[Entry | None]:
         try:
             with os.scandir(directory) as entries:
                 for entry in entries:
-                    with suppress(FileNotFoundError):
+                    with suppress(OSError):  # it is gone, or its job lets nobody look at it
                         info = entry.stat(follow_symlinks=False)
                         if stat.S_ISDIR(info.st_mode):
                             waiting.append((*parts, entry.name))

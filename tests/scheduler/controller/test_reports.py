@@ -1,10 +1,14 @@
 """What controllers make of nodes that answer strangely."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from datetime import datetime
+from uuid import UUID
 
 import psycopg
 import pytest
 from sqlalchemy import Engine, text
+from sqlalchemy.orm import Session
 
 from kernel.clock import boottime_ms, unix_ms, utc_now
 from kernel.database import transaction
@@ -13,10 +17,11 @@ from scheduler.controller.admitting import admit
 from scheduler.controller.live_state import LiveState
 from scheduler.controller.nodes import STOP_MARGIN_MS, Nodes
 from scheduler.controller.wakeups import notifications
-from scheduler.jobs import WAKE_CHANNEL, change_dependencies
+from scheduler.jobs import WAKE_CHANNEL, cancel_job, change_dependencies
 from scheduler.leadership import acquire
 from scheduler.node.protocol import EndReason, Report, RunState
 from scheduler.policy.settings import policy_named
+from scheduler.tables import JobRow
 from tests.conftest import Database
 from tests.scheduler.controller.counted import Centre, simulated
 
@@ -136,3 +141,22 @@ def test_of_several_words_said_at_once_none_is_lost(database: Database, engine: 
         )
     with pytest.raises(psycopg.Error):
         wait_once()
+
+
+def test_a_job_that_is_cancelled_while_its_funds_run_out_was_cancelled(centre: Centre) -> None:
+    job_id = centre.started()
+
+    def keep_funded(
+        session: Session, jobs: Sequence[JobRow], _elapsed: Mapping[UUID, int], _at: datetime
+    ) -> Mapping[UUID, str]:
+        if not any(job.id == job_id for job in jobs):
+            return {}
+        assert session.is_active
+        with transaction(centre.engine) as another:
+            cancel_job(another, job_id, tenant_id=centre.tenant)
+        return {job_id: "nothing is left"}
+
+    centre.free.keep_funded = keep_funded  # type: ignore[method-assign] # its funds run out now
+    centre.tick()
+    centre.tick()
+    assert centre.job(job_id).state == "cancelled"

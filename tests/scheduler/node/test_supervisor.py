@@ -1,6 +1,7 @@
 """What a controller sees of one supervisor: starting, stopping, leases, limits, metering, logs."""
 
 import os
+import resource
 import select
 import subprocess
 import sys
@@ -160,6 +161,19 @@ def test_sigterm_stops_all_jobs_in_order_and_their_ends_are_kept(node: Node) -> 
     node.start()
     status = node.status(spec)
     assert (status.end_reason, status.exit_code) == (EndReason.STOPPED, 7)
+
+
+def test_a_supervisor_may_have_as_many_files_open_as_the_machine_lets_it(machine: Machine) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (512, hard))
+    try:
+        node = machine.node()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert node.process is not None
+    assert resource.prlimit(node.process.pid, resource.RLIMIT_NOFILE) == (hard, hard)
+    status, log = node.sh("ulimit -n")
+    assert (status.exit_code, int(log)) == (0, min(hard, 65_536))
 
 
 def test_a_state_directory_has_one_supervisor(machine: Machine) -> None:

@@ -11,6 +11,8 @@ from scheduler.node.errors import NestedTooDeep
 from scheduler.node.workspace import DEPTH_MAX, Census, walk_entries
 
 OPENED_AT_ONCE = 1024
+ORDINARY = 54_321
+"""A user that may not look into everything."""
 
 
 @contextmanager
@@ -49,6 +51,25 @@ def test_folders_too_deep_within_each_other_are_not_walked_to_their_end(tmp_path
             list(walk_entries(top))
     assert str(DEPTH_MAX) in census.trouble
     assert census.entries <= DEPTH_MAX + 1
+
+
+def test_a_folder_whose_files_nobody_may_look_at_ends_no_count(tmp_path: Path) -> None:
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "closed" / "file").touch()
+    (tmp_path / "open").touch()
+    with opened(tmp_path) as top:
+        for path in (tmp_path, tmp_path / "closed"):
+            os.chown(path, ORDINARY, ORDINARY)
+        (tmp_path / "closed").chmod(0o400)
+        child = os.fork()
+        if child == 0:
+            os.setresuid(ORDINARY, ORDINARY, ORDINARY)
+            census = Census([top])
+            while not census.complete:
+                census.step()
+            os._exit(census.entries)
+        _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 2
 
 
 def test_one_folder_with_many_files_is_counted_in_steps(tmp_path: Path) -> None:

@@ -1,0 +1,89 @@
+"""Nodes asked around Ray: a slow one is heard in the end, and a silent one keeps nobody waiting for long."""
+
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+
+from kernel.clock import boottime_ms, unix_ms, utc_now
+from scheduler.node.codec import decode, encode
+from scheduler.node.protocol import SyncRequest
+from scheduler.node.relay import Relay
+from scheduler.ray.relays import PATIENCE_S, PATIENCE_S_MAX, Relays
+from tests.scheduler.controller.counted import simulated
+
+TOKEN = b"the cluster's token"
+
+
+class SlowSupervisor:
+    """A simulated node on a supervisor's socket that lets every question wait until the test lets it answer."""
+
+    def __init__(self, path: Path) -> None:
+        self._node = simulated("n")
+        self.may_answer = threading.Event()
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listener.bind(str(path))
+        self._listener.listen()
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._thread.join()
+        self._listener.close()
+
+    def _serve(self) -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = self._listener.accept()
+                with connection, suppress(OSError):
+                    self._converse(connection)
+
+    def _converse(self, connection: socket.socket) -> None:
+        with connection.makefile("rwb") as line:
+            for question in line:
+                request = decode(SyncRequest, json.loads(question)["params"])
+                self.may_answer.wait()
+                report, _ = self._node.sync(request, boottime_ms(), unix_ms(utc_now()))
+                line.write(json.dumps({"ok": encode(report)}).encode() + b"\n")
+                line.flush()
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    with TemporaryDirectory() as name:  # a socket's path must be short
+        yield Path(name)
+
+
+def test_a_node_that_answers_late_gets_more_time_over_the_same_connection_and_is_heard(folder: Path) -> None:
+    slow = SlowSupervisor(folder / "s")
+    relay = Relay("127.0.0.1", TOKEN, folder / "s", folder / "port")
+    relays = Relays(TOKEN)
+    relays.links = {"n": relay.address}
+    question = {"n": SyncRequest(1, 60_000)}
+    assert relays.ask(question) == {}
+    assert PATIENCE_S < relays.patience_s("n") <= PATIENCE_S_MAX
+    assert relays.ask(question) == {}  # it still owes an answer, and is not asked again
+    slow.may_answer.set()
+    while not (heard := relays.ask(question)):
+        pass
+    assert heard["n"].node == "n"
+    assert relays.patience_s("n") == PATIENCE_S
+    relays.close()
+    relay.close()
+    slow.close()
+
+
+def test_a_node_that_is_not_there_is_known_to_be_so_at_once() -> None:
+    relays = Relays(TOKEN)
+    relays.links = {"n": "127.0.0.1:9"}
+    for _ in range(4):
+        assert relays.ask({"n": SyncRequest(1, 60_000), "m": SyncRequest(1, 60_000)}) == {}
+    assert relays.patience_s("n") == PATIENCE_S_MAX
+    assert not relays.listens("127.0.0.1:9")
+    relays.close()
