@@ -10,12 +10,15 @@ import typing
 from collections.abc import Callable
 from enum import StrEnum
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from kernel.errors import Invalid
 
 T = TypeVar("T")
 _Decode = Callable[[object, str], Any]
+
+_PLAIN: Final = frozenset({str, int, bool, float, types.NoneType})
+"""What JSON takes as it is; most of a message is of these, and is looked at no further."""
 
 
 class MalformedMessage(Invalid):
@@ -26,11 +29,11 @@ class MalformedMessage(Invalid):
 
 def encode(value: object) -> Any:  # noqa: ANN401 - JSON has no narrower type
     """The JSON-ready form of a dataclass (or of a part of one)."""
-    if dataclasses.is_dataclass(value):
-        return {
-            name: encode(getattr(value, name))
-            for name in _field_names(typing.cast("typing.Hashable", type(value)))
-        }
+    kind = type(value)
+    if kind in _PLAIN:
+        return value
+    if names := _field_names(typing.cast("typing.Hashable", kind)):
+        return {name: encode(getattr(value, name)) for name in names}
     if isinstance(value, tuple | list):
         return [encode(item) for item in value]
     if isinstance(value, dict):
@@ -49,8 +52,9 @@ def decode(kind: type[T], data: object, field: str = "message") -> T:
 
 
 @cache
-def _field_names(kind: Any) -> tuple[str, ...]:  # noqa: ANN401 - a dataclass, which has no type of its own
-    return tuple(field.name for field in dataclasses.fields(kind))
+def _field_names(kind: Any) -> tuple[str, ...]:  # noqa: ANN401 - a type, whatever it is
+    """The fields of a dataclass; none of any other type."""
+    return tuple(field.name for field in dataclasses.fields(kind)) if dataclasses.is_dataclass(kind) else ()
 
 
 def _refuse(field: str, problem: str) -> typing.NoReturn:
