@@ -40,7 +40,7 @@ def main() -> int:
     parser.add_argument("--peers", default="slurm,ray-jobs", help="of slurm, ray-jobs; empty for none")
     parser.add_argument("--rounds", type=int, default=3, help="of so many jobs each, for the hub and for Slurm")
     parser.add_argument("--scale", action="store_true", help="fill a centre of simulated nodes instead")
-    parser.add_argument("--running", type=int, default=1000, help="devices of that centre")
+    parser.add_argument("--running", type=int, default=1000, help="jobs that run there at every moment")
     parser.add_argument("--queued", type=int, default=10_000, help="jobs that wait there")
     parser.add_argument("--run-s", type=int, default=60, help="how long each runs there")
     parser.add_argument("--hold-s", type=int, default=60, help="for how long that is watched")

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Select, Text, cast, func, literal, select, type_coerce, union_all
+from sqlalchemy import ColumnElement, Select, Text, cast, func, literal, select, tuple_, type_coerce, union_all
 from sqlalchemy.orm import Session
 
 from ledger.domain.accounts import CNY, Account
 from ledger.reading import balances
 from ledger.tables import AccountRow
 from vouchers import accounts
-from vouchers.claims import claim_of, given_back, lines_of
+from vouchers.claims import claim_of, given_back
 from vouchers.tables import (
     Appropriation,
     Claim,
@@ -172,24 +172,39 @@ def list_vouchers(
     return _views(session, session.scalars(query).all())
 
 
-def list_claims(session: Session, *, slug: str | None = None, limit: int = 100) -> list[Claim]:
-    """Up to `limit` claims, newest first."""
-    query = select(Claim).order_by(Claim.made_at.desc(), Claim.id).limit(min(limit, PAGE_MAX))
+def list_claims(
+    session: Session,
+    *,
+    claimant_id: UUID | None = None,
+    slug: str | None = None,
+    state: str | None = None,
+    after: Claim | None = None,
+    limit: int = 100,
+) -> list[Claim]:
+    """Up to `limit` claims that come after one, newest first; one claimant's, programme's or state's if named."""
+    query = select(Claim).order_by(Claim.made_at.desc(), Claim.id.desc()).limit(min(limit, PAGE_MAX))
+    if claimant_id is not None:
+        query = query.where(Claim.claimant_id == claimant_id)
     if slug is not None:
         query = query.where(Claim.slug == slug)
+    if state is not None:
+        query = query.where(Claim.state == state)
+    if after is not None:
+        query = query.where(tuple_(Claim.made_at, Claim.id) < (after.made_at, after.id))
     return list(session.scalars(query))
 
 
-def claim_view(session: Session, claim_id: UUID) -> ClaimView:
-    """A claim with its lines and what each rests on. Raises ClaimNotFound."""
+def claim_view(session: Session, claim_id: UUID, *, after: int = 0, limit: int | None = None) -> ClaimView:
+    """A claim with its lines, or up to `limit` of those after one, and what each rests on. Raises ClaimNotFound."""
     claim = claim_of(session, claim_id)
     found = session.execute(
-        select(CoverageLine, CoveredCharge)
+        select(ClaimLine, CoverageLine, CoveredCharge)
+        .join(CoverageLine, CoverageLine.id == ClaimLine.coverage_line_id)
         .join(CoveredCharge, CoveredCharge.charge_id == CoverageLine.charge_id)
-        .join(ClaimLine, ClaimLine.coverage_line_id == CoverageLine.id)
-        .where(ClaimLine.claim_id == claim_id)
+        .where(ClaimLine.claim_id == claim_id, ClaimLine.line > after)
+        .order_by(ClaimLine.line)
+        .limit(limit)
     )
-    coverage = {line.id: (line, charge) for line, charge in found}
     return ClaimView(
         id=claim.id,
         slug=claim.slug,
@@ -201,7 +216,7 @@ def claim_view(session: Session, claim_id: UUID) -> ClaimView:
         amount=claim.amount,
         approved=claim.approved,
         made_at=claim.made_at,
-        lines=tuple(_claim_line(row, *coverage[row.coverage_line_id]) for row in lines_of(session, claim_id)),
+        lines=tuple(_claim_line(*rows) for rows in found),
     )
 
 

@@ -31,6 +31,9 @@ Figures = dict[str, float | None]
 """By name; None for what did not happen, and for a time beyond what the controller's histograms tell apart."""
 
 DEVICES: Final = 8
+_SPARE_PERCENT: Final = 10
+"""Devices beyond those that are to be busy at every moment: one is free between two jobs."""
+
 _ARRAY: Final = 100
 _LENGTHS: Final = 10
 """Arrays run for so many lengths of time, from a tenth to nearly twice the mean, so that some job always ends."""
@@ -58,15 +61,16 @@ _WRONG: Final = text(
 def scale(
     folder: Path, running: int, queued: int, run_s: int, hold_s: int, say: Callable[[str], None]
 ) -> Figures:
-    """Fill so many devices, let so many jobs wait, watch that for a while, and see everything end. Raises NotDone."""
+    """Keep so many devices busy, let so many jobs wait, watch that a while, see everything end. Raises NotDone."""
     stack = ReplayStack(
         folder.resolve(),
         say,
-        nodes=running // DEVICES,
+        nodes=_nodes_for(running),
         devices=DEVICES,
         price_cny="12.50",
         region="331003",
         meter_interval_ms=_METER_MS,
+        patient=False,
     )
     with stack:
         engine = open_engine(application_url(stack.settings), pool_size=1)
@@ -74,6 +78,10 @@ def scale(
             return _Centre(stack, engine, say).hold(running, queued, run_s, hold_s)
         finally:
             engine.dispose()
+
+
+def _nodes_for(running: int) -> int:
+    return -(-running * (100 + _SPARE_PERCENT) // (100 * DEVICES))
 
 
 class _Centre:
@@ -84,14 +92,15 @@ class _Centre:
 
     def hold(self, running: int, queued: int, run_s: int, hold_s: int) -> Figures:
         """Submit as many as fill the centre and the queue, and what will have run by the end of the watch."""
-        jobs = running + queued + running * (hold_s + _FILL_S) // run_s
+        devices = _nodes_for(running) * DEVICES
+        jobs = devices + queued + devices * (hold_s + _FILL_S) // run_s
         patience_s = 300 + 4 * run_s
         with self._tenant() as client:
             began = perf_counter()
             arrays = self._submit(client, jobs, run_s)
             submitted_s = perf_counter() - began
             self._say(f"{jobs} jobs are queued after {submitted_s:.0f} s")
-            self._until(lambda: self._live()[0] >= running * 9 // 10, patience_s, "devices were idle")
+            self._until(lambda: self._live()[0] >= running, patience_s, "devices were idle")
             filled_s = perf_counter() - began
             self._say(f"the centre is full after {filled_s:.0f} s")
             explained_ms = self._explain(client)

@@ -4,14 +4,17 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import func, select, tuple_
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from compute_hub.api.amounts import in_units
 from compute_hub.api.shapes import Page, View, page_of
 from compute_hub.billing.tables import ChargeRow
+from kernel.bulk import among
 from vouchers.errors import ClaimNotFound
-from vouchers.tables import Claim, ClaimLine, ClaimStep, CoverageLine, CoveredCharge
+from vouchers.reading import claim_view as claim_with_lines
+from vouchers.reading import list_claims
+from vouchers.tables import Claim, ClaimLine, ClaimStep
 
 
 class ClaimSummary(View):
@@ -104,31 +107,18 @@ def claim_page(
     limit: int,
 ) -> Page[ClaimSummary]:
     """Claims, newest first, that come after the one named; one claimant's, or all. Raises ClaimNotFound."""
-    query = select(Claim).order_by(Claim.made_at.desc(), Claim.id.desc()).limit(limit)
-    if tenant_id is not None:
-        query = query.where(Claim.claimant_id == tenant_id)
-    if slug is not None:
-        query = query.where(Claim.slug == slug)
-    if state is not None:
-        query = query.where(Claim.state == state)
-    if after is not None:
-        last = own_claim(session, after, tenant_id)
-        query = query.where(tuple_(Claim.made_at, Claim.id) < (last.made_at, last.id))
-    items = [ClaimSummary.model_validate(_summary(session, row)) for row in session.scalars(query)]
+    last = None if after is None else own_claim(session, after, tenant_id)
+    rows = list_claims(session, claimant_id=tenant_id, slug=slug, state=state, after=last, limit=limit)
+    items = [ClaimSummary.model_validate(_summary(session, row)) for row in rows]
     return page_of(items, limit, items[-1].id if items else "")
 
 
 def line_page(session: Session, claim_id: UUID, *, after: int, limit: int) -> Page[ClaimLineView]:
     """A claim's lines in order, with what each rests on."""
-    asset = session.get_one(Claim, claim_id).asset
-    found = session.execute(
-        select(ClaimLine, CoverageLine, CoveredCharge, func.coalesce(ChargeRow.job_id, CoveredCharge.job_id))
-        .join(CoverageLine, CoverageLine.id == ClaimLine.coverage_line_id)
-        .join(CoveredCharge, CoveredCharge.charge_id == CoverageLine.charge_id)
-        .outerjoin(ChargeRow, ChargeRow.id == CoverageLine.charge_id)
-        .where(ClaimLine.claim_id == claim_id, ClaimLine.line > after)
-        .order_by(ClaimLine.line)
-        .limit(limit)
+    claim = claim_with_lines(session, claim_id, after=after, limit=limit)
+    charges = [line.charge_id for line in claim.lines]
+    jobs = dict(
+        session.execute(select(ChargeRow.id, ChargeRow.job_id).where(among(ChargeRow.id, charges))).all()
     )
     items = [
         ClaimLineView.model_validate(
@@ -137,17 +127,19 @@ def line_page(session: Session, claim_id: UUID, *, after: int, limit: int) -> Pa
                 "state": row.state,
                 "reason": row.reason,
                 "sampled": row.sampled,
-                "job_id": job_id,  # what is late or corrected has a hold of its own
-                "charge_id": charge.charge_id,
-                "tenant_id": charge.tenant_id,
-                "voucher_id": coverage.voucher_id,
-                "used_until": coverage.used_until,
-                **in_units(asset, amount=row.amount),
-                "clause": coverage.clause,
-                "sentence": coverage.sentence,
+                "job_id": jobs.get(
+                    row.charge_id, row.job_id
+                ),  # what is late or corrected has a hold of its own
+                "charge_id": row.charge_id,
+                "tenant_id": row.tenant_id,
+                "voucher_id": row.voucher_id,
+                "used_until": row.used_until,
+                **in_units(claim.asset, amount=row.amount),
+                "clause": row.clause,
+                "sentence": row.sentence,
             }
         )
-        for row, coverage, charge, job_id in found
+        for row in claim.lines
     ]
     return page_of(items, limit, items[-1].line if items else "")
 

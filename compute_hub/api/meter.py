@@ -48,7 +48,8 @@ class HeldTimeView(View):
     """Card time of one job on one model: allocated = metered + unused, metered = busy + idle; and what it took.
 
     `energy_joules` is null where it is not known; `energy_estimated` says that it follows, at least in part, from the
-    model's declared power instead of a sensor. `memory_bytes_max` is the most any of its processes' groups kept.
+    model's declared power instead of a sensor. `memory_bytes_max` is the most any of its processes' groups kept;
+    `device_memory_bytes_max` that of its share of a node's cards' own memory, null where they do not say it.
     """
 
     model: str
@@ -60,6 +61,7 @@ class HeldTimeView(View):
     energy_joules: float | None
     energy_estimated: bool
     memory_bytes_max: int
+    device_memory_bytes_max: int | None
 
 
 class HeldTimesView(View):
@@ -146,4 +148,5 @@ def _held(one: Held) -> HeldTimeView:
         energy_joules=None if one.energy_mj is None else one.energy_mj / 1000,
         energy_estimated=one.energy_estimated,
         memory_bytes_max=one.memory_bytes_max,
+        device_memory_bytes_max=one.device_memory_bytes_max,
     )

@@ -22,7 +22,7 @@ class UsageView(View):
     """One record of one rank: `slot_ms` is the sum of slots times milliseconds, 1000 slots being a card.
 
     `energy_basis`: `measured` by the card's sensor, `estimated` from the model's declared power, or null with
-    `energy_mj` where neither is known.
+    `energy_mj` where neither is known. `device_memory_bytes_max` is null where the card does not say it.
     """
 
     id: UUID
@@ -36,6 +36,7 @@ class UsageView(View):
     slot_ms: int
     busy_ms: int
     memory_bytes_max: int
+    device_memory_bytes_max: int | None
     energy_mj: int | None
     energy_basis: str | None
     final: bool
@@ -95,6 +96,7 @@ def _view(row: UsageRecordRow, charge_id: UUID | None) -> UsageView:
         slot_ms=row.slot_ms,
         busy_ms=row.busy_ms,
         memory_bytes_max=row.memory_bytes_max,
+        device_memory_bytes_max=row.device_memory_bytes_max,
         energy_mj=row.energy_mj,
         energy_basis=row.energy_basis,
         final=row.final,

@@ -39,4 +39,15 @@ def held(job: Annotated[str, typer.Argument(help="The job's id.")], *, as_json: 
         found = hub.get(f"/v1/jobs/{job}/held-time")["items"]
     columns = {"model": "model", "allocated_card_ms": "allocated", "unused_card_ms": "unused"}
     columns |= {"busy_card_ms": "busy", "idle_card_ms": "idle", "memory_bytes_max": "memory"}
+    columns |= {"device_memory_bytes_max": "device memory"}
     show(found, columns | {"energy_joules": "joules", "energy_estimated": "estimated"}, as_json=as_json)
+
+
+@app.command()
+def records(job: Annotated[str, typer.Argument(help="The job's id.")], *, as_json: AsJson = False) -> None:
+    """List a job's usage records: card time, work on the cards, energy and memory, and the charge each went into."""
+    with client() as hub:
+        found = list(hub.pages(f"/v1/jobs/{job}/usage"))
+    columns = {"attempt": "attempt", "rank": "rank", "k": "number", "node": "node", "duration_ms": "duration"}
+    columns |= {"busy_ms": "busy", "energy_mj": "millijoules", "memory_bytes_max": "memory"}
+    show(found, columns | {"device_memory_bytes_max": "device memory", "charge_id": "charge"}, as_json=as_json)

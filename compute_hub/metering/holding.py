@@ -30,7 +30,8 @@ GROUP BY jobs.id, jobs.tenant_id, allocations.model
 _METERED: Final = text("""
 SELECT usage_records.job_id, model, CAST(sum(slot_ms) AS bigint),
        CAST(sum(least(busy_ms * 1000, slot_ms)) AS bigint), CAST(sum(energy_mj) AS bigint),
-       coalesce(bool_or(energy_basis = 'estimated'), false), coalesce(max(memory_bytes_max), 0)
+       coalesce(bool_or(energy_basis = 'estimated'), false), coalesce(max(memory_bytes_max), 0),
+       max(device_memory_bytes_max)
 FROM usage_records JOIN jobs ON jobs.id = usage_records.job_id
 WHERE usage_records.started_at + (offset_ms + duration_ms) * interval '1 millisecond' > :since
   AND usage_records.started_at + offset_ms * interval '1 millisecond' < :until
@@ -56,6 +57,7 @@ class Held:
     energy_mj: int | None = None
     energy_estimated: bool = False
     memory_bytes_max: int = 0
+    device_memory_bytes_max: int | None = None
 
     @property
     def unused_ms(self) -> int:
@@ -86,12 +88,12 @@ def held_time(
         "job": job_id,
     }
     metered = {
-        (job, model): (int(slot_ms), int(busy), energy, estimated, memory)
-        for job, model, slot_ms, busy, energy, estimated, memory in session.execute(_METERED, asked)
+        (job, model): (int(slot_ms), int(busy), *rest)
+        for job, model, slot_ms, busy, *rest in session.execute(_METERED, asked)
     }
     found = []
     for job, tenant, model, slot_ms in session.execute(_ALLOCATED, asked):
-        used, busy, energy, estimated, memory = metered.get((job, model), (0, 0, None, False, 0))
+        used, busy, *rest = metered.get((job, model), (0, 0, None, False, 0, None))
         cards = (slot_ms // _SLOTS_PER_CARD, used // _SLOTS_PER_CARD, busy // _SLOTS_PER_CARD)
-        found.append(Held(job, tenant, model, *cards, energy, estimated, memory))
+        found.append(Held(job, tenant, model, *cards, *rest))
     return sorted(found, key=lambda held: (held.job_id, held.model))

@@ -31,16 +31,17 @@ NO_DRAWS: Final[Mapping[str, Draw]] = {}
 _KEEP: Final = b"""
     WITH kept AS (
         INSERT INTO usage_records (id, job_id, run_id, attempt, rank, k, node, boot_id, model, started_at, offset_ms,
-                                   duration_ms, slot_ms, busy_ms, memory_bytes_max, energy_mj, energy_basis, final,
-                                   content_sha256, received_at)
+                                   duration_ms, slot_ms, busy_ms, memory_bytes_max, device_memory_bytes_max, energy_mj,
+                                   energy_basis, final, content_sha256, received_at)
         SELECT u.id, u.job_id, u.run_id, u.attempt, u.rank, u.k, more.node, u.boot_id, u.model,
                timestamptz 'epoch' + u.started_ms * interval '1 millisecond', u.offset_ms, u.duration_ms, u.slot_ms,
-               u.busy_ms, u.memory_bytes_max, u.energy_mj, u.energy_basis, u.final, u.digest, more.received_at
+               u.busy_ms, u.memory_bytes_max, u.device_memory_bytes_max, u.energy_mj, u.energy_basis, u.final, u.digest,
+               more.received_at
           FROM unnest(%s::uuid[], %s::uuid[], %s::uuid[], %s::bigint[], %s::bigint[], %s::bigint[], %s::text[],
                       %s::text[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[],
-                      %s::bigint[], %s::text[], %s::boolean[], %s::text[])
+                      %s::bigint[], %s::bigint[], %s::text[], %s::boolean[], %s::text[])
             AS u(id, job_id, run_id, attempt, rank, k, boot_id, model, started_ms, offset_ms, duration_ms, slot_ms,
-                 busy_ms, memory_bytes_max, energy_mj, energy_basis, final, digest),
+                 busy_ms, memory_bytes_max, device_memory_bytes_max, energy_mj, energy_basis, final, digest),
                (VALUES (%s::text, %s::timestamptz)) AS more(node, received_at)
         ON CONFLICT DO NOTHING
         RETURNING id, job_id, attempt, rank, k, model, slot_ms),
@@ -158,6 +159,7 @@ def _columns(rows: Sequence[_Kept]) -> tuple[str, ...]:
         array(record.slot_ms for record in records),
         array(one.busy_ms for one in rows),
         array(record.memory_bytes_max for record in records),
+        array(record.device_memory_bytes_max for record in records),
         array(one.energy_mj for one in rows),
         array_of_text(one.energy_basis for one in rows),
         array(record.final for record in records),

@@ -20,7 +20,8 @@ class UsageRecordRow(Table):
     `started_at` is the wall clock at the run's start and `offset_ms` how long after it the stretch begins, by a clock
     that never steps: the stretch's instants follow from the two. `busy_ms` is card time with work on it, by the device
     itself or, where it says nothing, the processor time of the job. `energy_basis` says whether a sensor measured the
-    energy or it was estimated from the model's declared power; both are empty where neither is known.
+    energy or it was estimated from the model's declared power; both are empty where neither is known, and
+    `device_memory_bytes_max` where the device does not say what its own memory holds.
     """
 
     __tablename__ = "usage_records"
@@ -47,6 +48,7 @@ class UsageRecordRow(Table):
     slot_ms: Mapped[int]
     busy_ms: Mapped[int]
     memory_bytes_max: Mapped[int]
+    device_memory_bytes_max: Mapped[int | None]
     energy_mj: Mapped[int | None]
     energy_basis: Mapped[str | None] = mapped_column(Text)
     final: Mapped[bool]

@@ -92,6 +92,7 @@ CREATE TABLE usage_records (
     slot_ms BIGINT NOT NULL,
     busy_ms BIGINT NOT NULL,
     memory_bytes_max BIGINT NOT NULL,
+    device_memory_bytes_max BIGINT,
     energy_mj BIGINT,
     energy_basis TEXT,
     final BOOLEAN NOT NULL,

@@ -6,8 +6,8 @@ Nothing that goes wrong in a step ends the process: the next tick begins again f
 """
 
 import threading
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Final
 
 import structlog
@@ -55,9 +55,12 @@ _BREATH_MS_MAX: Final = 200
 """Between two steps as long as the last one took, within these bounds, so that under load a step serves many words
 and leaves the machine to others half of the time; the first word after a pause is served at once."""
 
-_EXPLAINED_MAX: Final = 1000
-_SELDOM: Final = 5
-"""While more than so many wait, why they do is written down at every so manieth tick."""
+_MANY: Final = 500
+_SHARE: Final = 8
+_SPARED_MS_MAX: Final = 4000
+"""What looks at every job (why it waits, whether its funds last) is done with every tick; where there are more than so
+many, so much seldomer that it takes an eighth of the time at most, and every four seconds at least: a quarter of what
+is held beyond the stop of a job whose funds end."""
 
 _log = structlog.get_logger(__name__)
 
@@ -79,7 +82,8 @@ class _Term:
     nodes: Nodes
     live: LiveState
     stopwatch: Stopwatch
-    ticks: int = 0
+    spared: dict[str, int] = field(default_factory=dict)
+    """Until when what is done sparingly is left."""
 
     @property
     def leadership(self) -> Leadership:
@@ -230,7 +234,7 @@ class Controller:
         due = set(reachable) if ticking else set[str]()
         if ticking:
             self._give_up_lost()
-            self._keep_funded()
+            self._sparingly("fund", len(self._led.live.policy.running), self._keep_funded)
         if WAKE_CHANNEL in words or ticking:
             due |= self._withdraw() & reachable
         telling = reachable.intersection(words) | ((reachable - self._led.nodes.answering()) & due)
@@ -247,7 +251,7 @@ class Controller:
                 self._wakeups.put(_ROOM)
                 break
         if ticking:
-            self._explain()
+            self._sparingly("explain", len(self._led.live.policy.queued), self._explain)
 
     def _admit(self) -> set[str]:
         """Plan on what the database says, with no transaction open, and commit the plan; the nodes to sync for it."""
@@ -272,12 +276,17 @@ class Controller:
                 break
         return nodes
 
-    def _explain(self) -> None:
-        """Write down why those wait that do; seldom while there are very many."""
-        term = self._led
-        term.ticks += 1
-        if len(term.live.policy.queued) > _EXPLAINED_MAX and term.ticks % _SELDOM:
+    def _sparingly(self, name: str, jobs: int, work: Callable[[], None]) -> None:
+        began = boottime_ms()
+        if jobs > _MANY and began < self._led.spared.get(name, 0):
             return
+        work()
+        ended = boottime_ms()
+        self._led.spared[name] = ended + min(_SHARE * (ended - began), _SPARED_MS_MAX)
+
+    def _explain(self) -> None:
+        """Write down why those wait that do."""
+        term = self._led
         term.lease.proceed()
         with transaction(self._engine) as session:
             fence(session, term.leadership)

@@ -143,7 +143,8 @@ class CgroupTree:
                 directory.mkdir(exist_ok=True)
                 settings = v1_settings(caps)[controller] if self._version == 1 else v2_settings(caps)
                 for name, value in settings.items():
-                    (directory / name).write_text(value)
+                    with (directory / name).open("wb", buffering=0) as file:
+                        file.write(value.encode())
         except OSError:
             group.remove()
             raise

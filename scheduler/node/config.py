@@ -76,7 +76,8 @@ class Limits:
     log_bytes_per_s: int = 32 * 1024 * 1024
     workspace_bytes: int = 20 * 1024 * 1024 * 1024
     workspace_entries: int = 1_000_000
-    workspace_reserve_bytes: int = 512 * 1024 * 1024
+    workspace_reserve_bytes: int = 1024 * 1024 * 1024
+    workspace_step_bytes: int = 64 * 1024 * 1024
     bundle_bytes: int = 2 * 1024 * 1024 * 1024
     bundle_entries: int = 100_000
     env_bytes: int = 128 * 1024

@@ -27,7 +27,7 @@ from scheduler.node.protocol import (
 from scheduler.node.reconcile import Alive, plan_sync
 from scheduler.node.run import NEVER_MS, Run, Surroundings
 from scheduler.node.spool import Line, Spool, acknowledged_line, epoch_line, meter_line, usage_line
-from scheduler.node.watching import free_bytes
+from scheduler.node.watching import LOOK_MS, DiskAlarm, Order, free_bytes
 
 if TYPE_CHECKING:
     from scheduler.node.meter import Meter
@@ -67,8 +67,10 @@ class Fleet:
             config, boot_id, spool, launcher, self._changed, self._spool_failed, inventory.sensed
         )
         self._closing = False
-        self._look_at_ms = 0
-        self._short = False
+        self._workspace_root = Path(config.workspace_root)
+        limits = config.limits
+        self._alarm = DiskAlarm(limits.workspace_reserve_bytes, limits.workspace_step_bytes)
+        self._looking: asyncio.TimerHandle | None = None
         self._set_meters(boottime_ms())
 
     def hello(self) -> Hello:
@@ -109,6 +111,8 @@ class Fleet:
             self._runs[start.spec.run_id] = run
             run.begin()
         self._arm()
+        if self._runs and self._looking is None:
+            self._look_at_disk()
         return self._report(plan.refuse)
 
     async def wait(self, request: WaitRequest) -> Change:
@@ -203,7 +207,6 @@ class Fleet:
         for run in list(self._runs.values()):
             due_ms = min(due_ms, run.lapse(now_ms), run.tick(now_ms))
         self._keep_meters(now_ms)
-        self._keep_reserve(now_ms)
         by_ms = min((run.gone_by_ms for run in self._runs.values()), default=NEVER_MS)
         self._deadman.set(None if by_ms >= NEVER_MS else by_ms + MARGIN_MS)
         due_ms = min(due_ms, self._cut_at_ms, self._beat_at_ms)
@@ -214,17 +217,16 @@ class Fleet:
             delay_ms = max(due_ms - now_ms, _TICK_MS_MIN)
             self._timer = asyncio.get_running_loop().call_later(delay_ms / 1000, self._tick)
 
-    def _keep_reserve(self, now_ms: int) -> None:
-        # The largest goes, one a second, after everybody has been counted again.
-        if now_ms < self._look_at_ms:
+    def _look_at_disk(self) -> None:
+        if not self._runs:
+            self._looking = None
             return
-        self._look_at_ms = now_ms + _TICK_MS_MAX
-        limits = self._config.limits
-        if free_bytes(Path(self._config.workspace_root)) >= limits.workspace_reserve_bytes:
-            self._short = False
+        self._looking = asyncio.get_running_loop().call_later(LOOK_MS / 1000, self._look_at_disk)
+        order = self._alarm.look(boottime_ms(), free_bytes(self._workspace_root))
+        if order is Order.NOTHING:
             return
         staying = [run for run in self._runs.values() if not run.stopping]
-        if self._short and staying:
+        if order is Order.STOP_LARGEST and staying:
             largest = max(staying, key=lambda run: (run.disk_bytes, run.spec.run_id))
             sentence = (
                 f"The node's disk is nearly full and its workspace is the largest, {largest.disk_bytes} bytes."
@@ -232,7 +234,7 @@ class Fleet:
             largest.stop(EndReason.DISK_FULL, sentence, 0)
         for run in staying:
             run.count_again()
-        self._short = True
+        self._tick()
 
     def _set_meters(self, now_ms: int) -> None:
         self._cut_at_ms = now_ms + self._config.meter_interval_ms

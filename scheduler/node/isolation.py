@@ -26,6 +26,10 @@ _NO_UIDS: Final = "All jobs run under the supervisor's own uid, because it is no
 _NO_CGROUPS: Final = (
     "Memory is limited per process and process counts per sandbox, because no cgroup can be written."
 )
+_MEASURED: Final = (
+    "The size of a workspace is measured, at once when much is written, and not enforced by the file system; "
+    "that of a single file, of /tmp and of /dev/shm is."
+)
 _NO_SANDBOX: Final = (
     "Jobs see the host's files, processes and network, and what they detach may outlive them: "
     "the operator chose sandbox mode process."
@@ -51,7 +55,7 @@ def examine(config: NodeConfig, etc: Path, uid: int | None, nursery: Nursery, *,
     if problem:
         sentence = f"No sandbox can be built on this node: {problem}"
         return Examination(Isolation("unavailable", (sentence, *weaknesses)), sentence)
-    return Examination(Isolation("user" if weaknesses else "full", tuple(weaknesses)), "")
+    return Examination(Isolation("user" if weaknesses else "full", (*weaknesses, _MEASURED)), "")
 
 
 def _missing_program() -> str:

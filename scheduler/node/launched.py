@@ -222,6 +222,8 @@ class Launched:
 
 def remove_cgroup(cgroup: RunCgroup) -> None:
     """Remove a run's groups, again a little later as long as a dying process holds them."""
+    if cgroup.remove():
+        return
     cgroup.kill()
     if not cgroup.remove():
         asyncio.get_running_loop().call_later(_REMOVE_AGAIN_S, remove_cgroup, cgroup)

@@ -12,17 +12,21 @@ from scheduler.node.protocol import DeviceShare, RunSpec, UsageRecord
 
 @dataclass(frozen=True, slots=True)
 class DeviceTotals:
-    """What sensors have counted of a run's share of its devices: busy card milliseconds, and millijoules or None."""
+    """What sensors have counted of a run's share of its devices: busy card milliseconds, and millijoules or None.
+
+    `memory_bytes` is what its share of their own memory holds just now, or None.
+    """
 
     busy_ms: int
     energy_mj: int | None
+    memory_bytes: int | None = None
 
     def since(self, earlier: "DeviceTotals") -> "DeviceTotals":
         """What was counted after that; never below zero, though a driver that is loaded anew counts from zero."""
         energy_mj = None
         if self.energy_mj is not None and earlier.energy_mj is not None:
             energy_mj = max(0, self.energy_mj - earlier.energy_mj)
-        return DeviceTotals(max(0, self.busy_ms - earlier.busy_ms), energy_mj)
+        return DeviceTotals(max(0, self.busy_ms - earlier.busy_ms), energy_mj, self.memory_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +34,8 @@ class Meter:
     """What has been metered, and what of it has been cut into records.
 
     `until_boot_ms`, `cpu_ms` and `totals` are the last confirmed reading; `cut_boot_ms`, `cut_cpu_ms` and `cut_totals`
-    are where the next record begins, `next_k` its number; `memory_bytes_max` is the most that was seen.
+    are where the next record begins, `next_k` its number; `memory_bytes_max` is the most that was seen, and
+    `device_memory_bytes_max` that of its devices' own memory.
     """
 
     run_id: str
@@ -48,6 +53,7 @@ class Meter:
     cut_cpu_ms: int = 0
     next_k: int = 0
     memory_bytes_max: int = 0
+    device_memory_bytes_max: int | None = None
     totals: DeviceTotals | None = None
     cut_totals: DeviceTotals | None = None
 
@@ -60,6 +66,9 @@ class Meter:
             until_boot_ms=max(self.until_boot_ms, boot_ms),
             cpu_ms=max(self.cpu_ms, cpu_ms),
             memory_bytes_max=max(self.memory_bytes_max, memory_bytes),
+            device_memory_bytes_max=_more(
+                self.device_memory_bytes_max, None if totals is None else totals.memory_bytes
+            ),
             totals=totals or self.totals,
             cut_totals=self.cut_totals or totals,
         )
@@ -87,6 +96,7 @@ class Meter:
             memory_bytes_max=self.memory_bytes_max,
             device_busy_ms=None if since is None else since.busy_ms,
             energy_mj=None if since is None else since.energy_mj,
+            device_memory_bytes_max=self.device_memory_bytes_max,
         )
         after = replace(
             self,
@@ -96,6 +106,11 @@ class Meter:
             cut_totals=self.totals,
         )
         return after, record
+
+
+def _more(one: int | None, other: int | None) -> int | None:
+    """The greater of what is known."""
+    return max((value for value in (one, other) if value is not None), default=None)
 
 
 def start_meter(

@@ -159,7 +159,8 @@ class UsageRecord:
     `offset_ms` is where it begins after the run's start, `duration_ms` how long it is, both from
     CLOCK_BOOTTIME. `slot_ms` is duration × the sum of slots held: 1000 slot_ms are one card-millisecond.
     `memory_bytes_max` is the most its processes were seen to keep so far. `device_busy_ms` (card milliseconds) and
-    `energy_mj` are what the devices themselves say, None where they say nothing.
+    `energy_mj` are what the devices themselves say, None where they say nothing, as is `device_memory_bytes_max`, the
+    most that the run's share of their own memory was seen to hold so far.
     """
 
     id: str
@@ -180,6 +181,7 @@ class UsageRecord:
     memory_bytes_max: int = 0
     device_busy_ms: int | None = None
     energy_mj: int | None = None
+    device_memory_bytes_max: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,8 @@ process tree is gone and its final usage record and end are on disk; it has exac
 """
 
 import asyncio
+import errno
+import os
 import signal
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -216,6 +218,9 @@ class Run:
             self._end(reason, self._stop_sentence or f"The supervisor failed: {error!r}", None)
 
     def _start(self, launched: Launched) -> None:
+        self._around.spool.replenish()
+        if not self._around.spool.has_reserve:
+            raise JournalFailed(errno.ENOSPC, os.strerror(errno.ENOSPC))
         now_ms, wall_ms = boottime_ms(), unix_ms(utc_now())
         self._status = replace(self._status, started_unix_ms=wall_ms, started_boot_ms=now_ms)
         meter = self._new_meter(now_ms, wall_ms)

@@ -1,4 +1,4 @@
-"""What the cards' own sensors say, added up: work, energy, power, temperature; of NVIDIA's through NVML.
+"""What the cards' own sensors say, added up: work, energy, power, temperature, memory; of NVIDIA's through NVML.
 
 Totals count from when the supervisor began to look and never go back. Invariant: what a card does not measure is None,
 never zero. Of a shared card each run gets the part of its slots: sensors cannot tell tenants apart.
@@ -25,6 +25,7 @@ class Sensed:
         energy_mj: millijoules so far.
         power_mw: milliwatts now.
         temperature_c: degrees Celsius now.
+        memory_bytes: of its own memory in use now.
     """
 
     index: int
@@ -32,6 +33,7 @@ class Sensed:
     energy_mj: int | None = None
     power_mw: int | None = None
     temperature_c: int | None = None
+    memory_bytes: int | None = None
 
 
 def share_totals(sensed: Iterable[Sensed], shares: Sequence[DeviceShare]) -> DeviceTotals | None:
@@ -40,12 +42,18 @@ def share_totals(sensed: Iterable[Sensed], shares: Sequence[DeviceShare]) -> Dev
     if not shares or any(share.index not in by_index for share in shares):
         return None
     parts = [(by_index[share.index], share.slot_hi - share.slot_lo) for share in shares]
-    energies = [(one.energy_mj, slots) for one, slots in parts if one.energy_mj is not None]
     return DeviceTotals(
         sum(one.busy_ms * slots for one, slots in parts) // SLOTS_PER_DEVICE,
-        sum(energy * slots for energy, slots in energies) // SLOTS_PER_DEVICE
-        if len(energies) == len(parts)
-        else None,
+        _together([(one.energy_mj, slots) for one, slots in parts]),
+        _together([(one.memory_bytes, slots) for one, slots in parts]),
+    )
+
+
+def _together(parts: Sequence[tuple[int | None, int]]) -> int | None:
+    """Parts of so many slots of what cards measure; None unless all of them do."""
+    known = [(value, slots) for value, slots in parts if value is not None]
+    return (
+        sum(value * slots for value, slots in known) // SLOTS_PER_DEVICE if len(known) == len(parts) else None
     )
 
 
@@ -83,7 +91,10 @@ class NvmlSensors:
         if energy_mj is None:
             energy_mj = before.energy_mj
         temperature_c = self._ask(nvml.nvmlDeviceGetTemperature, handle, nvml.NVML_TEMPERATURE_GPU)
-        return Sensed(index, self._busy_permille_ms[index] // 1000, energy_mj, power_mw, temperature_c)
+        memory = self._ask(nvml.nvmlDeviceGetMemoryInfo, handle)
+        memory_bytes = None if memory is None else int(memory.used)
+        busy_ms = self._busy_permille_ms[index] // 1000
+        return Sensed(index, busy_ms, energy_mj, power_mw, temperature_c, memory_bytes)
 
     def _ask(self, question: Any, *arguments: object) -> Any:  # noqa: ANN401 - NVML's
         """An answer, or None of a card that has no such sensor or does not answer."""

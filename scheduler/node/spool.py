@@ -241,6 +241,11 @@ class Spool:
             _log.warning("journal_not_compacted", bytes=self._size, reason=str(error))
             self._compacted_size = self._size
 
+    @property
+    def has_reserve(self) -> bool:
+        """Whether there is space for the last words of what is started now."""
+        return self._reserve.exists()
+
     def release_reserve(self) -> None:
         """Give back the space kept for last words, so that ends can be written on a full disk."""
         self._reserve.unlink(missing_ok=True)

@@ -1,10 +1,12 @@
 """Watches what no kernel limit covers: how much disk a run's directories take and, without cgroups, its memory.
 
 A census walks them in small steps, as often as its own cost allows, and counts what was deleted but is
-still held open. Between two censuses a run may overshoot; the reserve kept free on the file system bounds what
-that can do to others: when it is touched, the run that takes most is stopped.
+still held open. Between two censuses a run may overshoot. What that can do to others is bounded by looking at the
+file system itself, ten times a second, which costs next to nothing: whoever writes fast is counted at once, and when
+the reserve kept free is touched, the run that takes most is stopped.
 """
 
+import enum
 import os
 import stat
 from collections.abc import Iterator, Sequence
@@ -15,6 +17,12 @@ from typing import Final
 from scheduler.node.config import Limits
 from scheduler.node.processes import descendants, resident_bytes
 from scheduler.node.workspace import Census
+
+LOOK_MS: Final = 100
+"""Between two looks at the file system while anything runs."""
+
+_SPARED_MS: Final = 1000
+"""After one was stopped, before the next is: what it held must have time to be given back."""
 
 _PAUSE_MS: Final = 1000
 _PAUSE_PER_COST: Final = 20
@@ -84,6 +92,48 @@ class Watch:
         if entries > self._limits.workspace_entries:
             return f"Its workspace holds more than {self._limits.workspace_entries} files."
         return ""
+
+
+class Order(enum.Enum):
+    """What a look at the file system calls for."""
+
+    NOTHING = enum.auto()
+    COUNT = enum.auto()
+    """Count all workspaces at once."""
+    STOP_LARGEST = enum.auto()
+    """And stop the run that takes most: everybody has been counted since the reserve was touched."""
+
+
+class DiskAlarm:
+    """Decides on what is free of the file system that all workspaces of a node share; reads nothing itself.
+
+    Args:
+        reserve_bytes: to be kept free.
+        step_bytes: so much less than at the last count, and everybody is counted again.
+    """
+
+    def __init__(self, reserve_bytes: int, step_bytes: int) -> None:
+        self._reserve_bytes = reserve_bytes
+        self._step_bytes = step_bytes
+        self._counted_at_bytes: int | None = None
+        self._stop_at_ms: int | None = None
+
+    def look(self, now_ms: int, free: int) -> Order:
+        """What so much free space calls for at this time."""
+        if free < self._reserve_bytes:
+            self._counted_at_bytes = free
+            if self._stop_at_ms is None or now_ms < self._stop_at_ms:
+                self._stop_at_ms = self._stop_at_ms or now_ms + LOOK_MS
+                return Order.COUNT
+            self._stop_at_ms = now_ms + _SPARED_MS
+            return Order.STOP_LARGEST
+        self._stop_at_ms = None
+        if self._counted_at_bytes is None or free > self._counted_at_bytes:
+            self._counted_at_bytes = free
+        if self._counted_at_bytes - free < self._step_bytes:
+            return Order.NOTHING
+        self._counted_at_bytes = free
+        return Order.COUNT
 
 
 def free_bytes(path: Path) -> int:

@@ -13,7 +13,7 @@ from scheduler.policy.model import Eviction, Plan, Start
 from scheduler.policy.pending import Entry, JobClass, QueuedJob, turn_has_come
 from scheduler.policy.placement import Found, as_placements
 from scheduler.policy.placing import fits_somewhere, gone_before, place, place_nominee
-from scheduler.policy.preemption import CLAIMS_MAX, find_evictions, may_evict
+from scheduler.policy.preemption import CLAIMS_MAX, find_evictions, may_evict, renew_lapsed
 from scheduler.policy.promises import Promise, earliest
 from scheduler.policy.queues import QueueState
 from scheduler.policy.rights import allowed_pools
@@ -56,19 +56,6 @@ def _nothing_waits(state: SchedulerState, now_ms: int) -> Plan:
 class Cycle:
     """The working memory of one cycle; what was waiting for the time has been woken."""
 
-    __slots__ = (
-        "_begun",
-        "_hindered",
-        "_may_evict",
-        "_nominated",
-        "_redeemed",
-        "_unserved",
-        "_vacant",
-        "now_ms",
-        "starts",
-        "state",
-    )
-
     def __init__(self, state: SchedulerState, now_ms: int) -> None:
         self.state = state
         self.now_ms = now_ms
@@ -97,6 +84,8 @@ class Cycle:
         state = self.state
         if state.promises.nominations.by_job:
             promised = dict(state.promises.by_pool)
+            if self._may_evict:
+                renew_lapsed(state, self.now_ms)
             self._start_nominees(planned=False)
             self._make_up(promised)
         if state.promises.by_pool:

@@ -16,7 +16,7 @@ victims that are not past their minimum yet: their nodes are nominated at once, 
 from collections import Counter
 from typing import Final
 
-from scheduler.policy.imagination import Imagination, Outcome, in_guarantee
+from scheduler.policy.imagination import Imagination, Outcome, apart, in_guarantee
 from scheduler.policy.model import Eviction
 from scheduler.policy.nominations import Nomination
 from scheduler.policy.pending import JobClass, QueuedJob
@@ -83,6 +83,52 @@ def find_evictions(
         and (known.due_ms > now_ms or known.job_id in postponed)
     ]
     return tuple(evictions), min((max(wake, now_ms + 1) for wake in wakes), default=None)
+
+
+def renew_lapsed(state: SchedulerState, now_ms: int) -> None:
+    """Plan anew for claimants with a victim whose queue has come back inside its guarantee by what ended elsewhere.
+
+    Before anybody starts: what came free with that end is the claimant's, if need be where it is promised to
+    somebody it is guaranteed against. Found out only when the victims' minimum is over, it would be too late.
+    """
+    nominations = state.promises.nominations
+    lapsed = [state.queued[known.job_id] for known in _lapsed(state)]
+    if not lapsed:
+        return
+    for queued in lapsed:
+        nominations.forget(queued.job.id)
+    claims = _in_order(lapsed, lapsed)
+    imagination = Imagination(state, now_ms, claims)
+    for claim in claims:
+        outcome = imagination.plan(claim)
+        if outcome is not None:
+            _nominate(state, claim, outcome, now_ms)
+    imagination.undo()
+
+
+def _lapsed(state: SchedulerState) -> list[Nomination]:
+    """Nominations with a victim that, everybody else gone who is to go, uses no more than its queue's guarantee."""
+    outstanding = [
+        (known, [state.running[victim] for victim in known.victims if victim in state.running])
+        for known in state.promises.nominations.by_job.values()
+    ]
+    leaving = {victim.job.id: victim for _, victims in outstanding for victim in victims}
+    going: Counter[tuple[str, str]] = Counter()
+    for victim in leaving.values():
+        for level in victim.leaf.ancestry:
+            going[level.name, victim.pool] += victim.job.devices_milli
+    return [
+        known
+        for known, victims in outstanding
+        if known.due_ms is not None
+        and any(
+            level.effective.get(known.pool, 0) - going[level.name, known.pool] + victim.job.devices_milli
+            <= level.quota(known.pool).guarantee_milli
+            for victim in victims
+            if not victim.evicted_for
+            for level in apart(victim.leaf, state.queued[known.job_id].leaf)
+        )
+    ]
 
 
 def _strongest_first(state: SchedulerState, unserved: list[QueuedJob], now_ms: int) -> list[QueuedJob]:

@@ -1,11 +1,16 @@
 """What happens to vouchers after their use: each end is a movement, and nothing is lost or made."""
 
 from datetime import UTC, datetime, timedelta
+from uuid import UUID
 
 import pytest
+from sqlalchemy.orm import Session
 
 from kernel.database import transaction
+from ledger.domain.accounts import CNY
+from ledger.reading import history
 from tests.vouchers.world import FACTS, NOW, YUAN, World
+from vouchers import accounts
 from vouchers.afterlife import (
     expire_vouchers,
     expiry_forecast,
@@ -19,6 +24,7 @@ from vouchers.errors import (
     ValidityOver,
     VoucherEnded,
     VoucherExpired,
+    VoucherNotFound,
     VoucherPastUse,
 )
 from vouchers.issuing import issue_voucher, release_tranche, voucher_of
@@ -28,6 +34,10 @@ from vouchers.wallets import allot_part
 # Issued on 10 March 2026 for twelve months: ends when 10 March 2027 begins in Shanghai.
 END = datetime(2027, 3, 9, 16, 0, tzinfo=UTC)
 BEFORE = END - timedelta(microseconds=1)
+
+
+def _last_movement(session: Session, voucher: UUID) -> str:
+    return history(session, accounts.voucher(voucher, CNY).id)[-1].movement
 
 
 def expire_all(world: World, at: datetime) -> set[object]:
@@ -54,6 +64,11 @@ def test_a_voucher_ends_at_its_instant_in_the_programmes_time_zone(world: World)
     assert voucher not in expire_all(world, END)
     with transaction(world.engine) as session:
         assert place.left(session, voucher) == ("expired", 0, 30, 0)
+        assert _last_movement(session, voucher) == "expire_voucher"
+        with pytest.raises(VoucherEnded):
+            recall_voucher(session, voucher, by="officer", reason="false statements", at=END)
+        with pytest.raises(VoucherNotFound):
+            recall_voucher(session, place.tenant, by="officer", reason="false statements", at=END)
         assert place.pool(session) == 9_900_000 + 99_970
 
 
@@ -161,6 +176,7 @@ def test_a_recalled_voucher_keeps_only_what_is_set_aside(world: World) -> None:
         recall_voucher(session, voucher, by="officer", reason="false statements", at=NOW)
         recall_voucher(session, voucher, by="officer", reason="false statements", at=NOW)
         assert place.left(session, voucher) == ("recalled", 30, 0, 0)
+        assert _last_movement(session, voucher) == "recall_voucher"
         assert place.pool(session) == before + 970
         with pytest.raises(VoucherEnded):
             quote(session, place.tenant, YUAN, FACTS, [voucher], NOW)

@@ -1,5 +1,6 @@
 """The coverage solver: proven cheapest for the tenant against brute force, and charges telescope into holds."""
 
+from dataclasses import replace
 from fractions import Fraction
 from itertools import product
 from typing import Any
@@ -132,6 +133,15 @@ def test_card_time_pays_first_and_money_shares_count_on_the_rest() -> None:
         ("a", 375, 375),
     ]
     assert plan.tenant_micros(1000) == 375
+
+
+def test_card_time_is_left_out_where_it_takes_up_a_ceiling_that_money_would_use_better() -> None:
+    national = {"level": "national", "ratio": "0.60"}
+    cards = voucher("cards", limit=5, asset="card_ms:h", **national)
+    money = voucher("money", ceilings=(Ceiling("m §9", "national", Fraction("0.60")),), **national)
+    city = voucher("city", "0.60")
+    assert amounts(plan_coverage(100, 5, [cards, city])) == {"cards": 60, "city": 24}
+    assert amounts(plan_coverage(100, 5, [cards, money, city])) == {"city": 60, "money": 40}
 
 
 def test_card_time_pays_nothing_for_usage_without_card_time() -> None:
@@ -290,6 +300,94 @@ def test_no_lawful_split_is_cheaper_for_the_tenant(candidates: list[Candidate]) 
         if lawful(cost, list(zip(candidates, split, strict=True)))
     )
     assert cost - plan.tenant_micros(cost) == sum(chosen.values()) == best
+
+
+# With card time a money share counts on what card time leaves: costs of 25, five milliseconds and ratios in fifths keep
+# every bound whole.
+FIFTHS, SIDE, COST = st.integers(1, 5).map(lambda n: Fraction(n, 5)), 5, 25
+
+
+@st.composite
+def wallets_with_card_time(draw: st.DrawFn) -> list[Candidate]:
+    """Vouchers of up to three programmes, the first of which counts card time and the others either."""
+    ceiling = st.builds(Ceiling, st.just("c"), st.sampled_from(("", *LEVELS)), FIFTHS)
+    programmes = {
+        name: {
+            "level": draw(st.sampled_from(LEVELS)),
+            "ceilings": tuple(draw(st.lists(ceiling, max_size=2))),
+            "exclusions": tuple(draw(st.lists(exclusions, max_size=1))),
+            "asset": "card_ms:h" if name == "p" else draw(st.sampled_from((CNY, "card_ms:h"))),
+        }
+        for name in "pqr"
+    }
+    names = ["p", *draw(st.lists(st.sampled_from("pqr"), max_size=2))]
+    return [
+        voucher(
+            f"v{n}",
+            str(draw(FIFTHS)),
+            draw(st.integers(1, COST if programmes[name]["asset"] == CNY else SIDE)),
+            programme=name,
+            burn=(n, f"v{n}"),
+            **programmes[name],
+        )
+        for n, name in enumerate(names)
+    ]
+
+
+def lawful_with_card_time(paid: list[tuple[Candidate, int]]) -> bool:
+    """The same rules; card time is worth its part of the cost and pays first, and money counts on what it leaves."""
+    timed = [(candidate, amount) for candidate, amount in paid if candidate.asset != CNY]
+    money = [(candidate, amount) for candidate, amount in paid if candidate.asset == CNY]
+    left = COST - sum(amount for _, amount in timed)
+    worth = [
+        (replace(candidate, asset=CNY, limit=candidate.limit * COST // SIDE), amount)
+        for candidate, amount in timed
+    ]
+    within = lawful(
+        COST, [*worth, *((replace(candidate, ratio=Fraction(1)), amount) for candidate, amount in money)]
+    )
+    return within and all(
+        sum(amount for other, amount in money if other.programme == one.programme and other.ratio <= one.ratio)
+        <= one.ratio * left
+        for one, _ in money
+    )
+
+
+def draws_first(paid: list[tuple[Candidate, int]]) -> bool:
+    """Whether no programme that draws card time could draw more under everybody's ceilings, had no money paid yet."""
+    ceilings = tuple(ceiling for candidate, amount in paid if amount for ceiling in candidate.ceilings)
+    before = [(candidate, 0 if candidate.asset == CNY else amount) for candidate, amount in paid]
+    taking_part = {candidate.programme for candidate, amount in before if amount}
+    return not any(
+        lawful_with_card_time(
+            [*before[:n], (replace(candidate, ceilings=ceilings), amount + SIDE), *before[n + 1 :]]
+        )
+        for n, (candidate, amount) in enumerate(before)
+        if candidate.programme in taking_part
+    )
+
+
+@settings(max_examples=200, deadline=None)
+@given(wallets_with_card_time())
+def test_no_lawful_split_is_cheaper_for_the_tenant_where_vouchers_give_card_time(
+    candidates: list[Candidate],
+) -> None:
+    plan = plan_coverage(COST, SIDE, candidates)
+    chosen = amounts(plan)
+    mine = [(candidate, chosen.get(candidate.voucher, 0)) for candidate in candidates]
+    assert lawful_with_card_time(mine)
+    assert draws_first(mine)
+    steps = [
+        range(candidate.limit + 1) if candidate.asset == CNY else range(0, candidate.limit * SIDE + 1, SIDE)
+        for candidate in candidates
+    ]
+    splits = (list(zip(candidates, split, strict=True)) for split in product(*steps))
+    best = max(
+        sum(amount for _, amount in split)
+        for split in splits
+        if lawful_with_card_time(split) and draws_first(split)
+    )
+    assert COST - plan.tenant_micros(COST) == sum(chosen.values()) == best
 
 
 @settings(max_examples=150, deadline=None)

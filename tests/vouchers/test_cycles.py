@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime, timedelta
 
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from compute_hub.workers.biller import end_what_is_due
@@ -11,6 +12,7 @@ from tests.vouchers.world import NOW, YUAN, World
 from vouchers import accounts
 from vouchers.programmes import publish_programme
 from vouchers.reading import programme_totals
+from vouchers.tables import CycleClosing
 
 # 2027 begins in Shanghai.
 NEW_YEAR = datetime(2026, 12, 31, 16, 0, tzinfo=UTC)
@@ -55,6 +57,27 @@ def test_a_new_year_brings_its_budget_and_gives_the_old_ones_rest_back_in_parts(
         totals = programme_totals(session, place.programme)
         assert (totals.budget, totals.captured) == (930 * YUAN, 30 * YUAN)
         assert totals.budget == totals.pool + totals.issued - totals.returned
+        closed = select(CycleClosing.number, CycleClosing.amount).where(CycleClosing.slug == place.programme)
+        assert session.execute(closed.order_by(CycleClosing.number)).all() == [
+            (1, 600 * YUAN),
+            (2, 270 * YUAN),
+        ]
+
+
+def test_a_programme_gets_its_budget_from_its_first_day_to_its_last_be_it_a_millionth(world: World) -> None:
+    yearly = {"clause": "§2", "cycle": "year", "amount": "0.000001"}
+    with transaction(world.engine) as session:
+        ending = world.programme(
+            session, budget=yearly, effective={"from": "2026-01-01", "until": "2027-01-01"}
+        )
+        begins = world.programme(session, budget=yearly | {"cycle": "once"})
+        ahead = {"programme": begins, "version": 2, "supersedes": 1, "effective": {"from": "2027-01-01"}}
+        publish_programme(session, world.document("huangyan", **ahead, budget=yearly), by="officer", at=NOW)
+    end_what_is_due(world.engine, NEW_YEAR)
+    with transaction(world.engine) as session:
+        for slug in (ending, begins):
+            pool = accounts.pool(slug, "2027", "CNY")
+            assert accounts.available(session, [pool]) == {pool.id: 1}
 
 
 def test_a_programme_may_carry_its_rest_over_to_the_next_cycle(world: World) -> None:

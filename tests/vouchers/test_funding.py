@@ -16,7 +16,7 @@ from vouchers.errors import BudgetSpent, HoldNotFound, NoFunding, VoucherNotAppl
 from vouchers.holding import HoldRequest, place_holds
 from vouchers.issuing import voucher_of
 from vouchers.redemption import extend_hold, held_coverage, held_facts, place_hold, quote
-from vouchers.wallets import set_budget
+from vouchers.wallets import WalletBalance, set_budget, wallet_balance
 
 STORAGE = replace(FACTS, cost_kind="storage")
 
@@ -69,6 +69,7 @@ def test_who_never_had_an_account_cannot_pay_a_millionth(world: World) -> None:
         with pytest.raises(NoFunding) as refused:
             quote(session, place.tenant, 1, FACTS, None, NOW)
         assert (refused.value.facts["available"], refused.value.facts["short"]) == (0, 1)
+        assert wallet_balance(session, place.tenant) == WalletBalance(0, 0, 0, 0, None)
 
 
 def test_a_budget_binds_from_its_first_instant_until_its_end_which_is_the_next_ones(world: World) -> None:

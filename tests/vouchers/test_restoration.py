@@ -4,6 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from fractions import Fraction
 from itertools import pairwise
+from uuid import UUID
 
 import pytest
 from hypothesis import given, settings
@@ -210,9 +211,32 @@ def test_a_clawback_takes_what_a_restoration_left_and_makes_the_reserve_good(wor
             claw_back_line(session, claim, 1, reason="wash usage", by="auditor", at=NOW)
         assert (net(session, "reserve", place), net(session, "used", place)) == (10, 0)
         assert place.pool(session) == before + 15
+        assert _given_back(session, place.charge()) == [(1, 15 * YUAN), (2, 15 * YUAN)]
         assert programme_totals(session, place.programme).captured == 0
         with pytest.raises(NotRestorable):
             restored(session, place)
+
+
+def _given_back(session: Session, charge: UUID) -> list[tuple[int, int]]:
+    """Number and worth of what was given back of the public share of a charge."""
+    rows = session.execute(
+        select(Restoration.number, Restoration.amount_micros)
+        .join(CoverageLine, CoverageLine.id == Restoration.line_id)
+        .where(CoverageLine.charge_id == charge, CoverageLine.voucher_id.is_not(None))
+        .order_by(Restoration.number)
+    )
+    return [(number, amount) for number, amount in rows]
+
+
+def test_a_clawback_of_an_untouched_line_is_the_first_thing_given_back_of_its_charge(world: World) -> None:
+    with transaction(world.engine) as session:
+        place = world.place(session)
+        place.voucher(session, 1_000)
+        place.run(session, 100)
+        claim = make_claim(session, place.programme, "2026-03", by="centre", at=NOW)
+        approve(session, claim)
+        claw_back_line(session, claim, 1, reason="wash usage", by="auditor", at=NOW)
+        assert _given_back(session, place.charge()) == [(1, 30 * YUAN)]
 
 
 def test_what_a_claim_was_refused_for_good_is_not_restored(world: World) -> None:

@@ -11,6 +11,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from kernel.database import transaction
+from kernel.ids import derived_id
 from kernel.money import MICROS_MAX
 from ledger.reading import balances
 from tests.vouchers.world import FACTS, NOW, YUAN, Place, World
@@ -51,7 +52,7 @@ from vouchers.settlement import (
     reject_claim,
     review_claim,
 )
-from vouchers.tables import Claim, ClaimStep, Enterprise
+from vouchers.tables import Claim, ClaimStep, Enterprise, Restoration
 
 PERIOD = "2026-03"
 CENTRE = "91331003CENTRE001X"
@@ -349,6 +350,9 @@ def test_two_claims_paid_at_once_share_the_reserve(world: World) -> None:
 
 def test_automatic_checks_point_at_related_dishonest_and_recalled(world: World) -> None:
     with transaction(world.engine) as session:
+        other = world.place(session)
+        claimed(session, other)
+        change_facts(session, other.tenant, FactChanges(dishonest=True), reason="list", by="officer", at=NOW)
         place = world.place(session)
         claim = claimed(session, place)
         code = session.get_one(Enterprise, place.tenant).credit_code
@@ -363,6 +367,37 @@ def test_automatic_checks_point_at_related_dishonest_and_recalled(world: World) 
         assert looks["tenants_honest"]["dishonest"] == [code]
         assert looks["vouchers_stand"]["recalled"] == [used.number]
         assert claim_of(session, claim).state == "checked"
+
+
+def test_a_claim_of_what_was_given_back_since_fails_its_check_and_no_other_does(world: World) -> None:
+    with transaction(world.engine) as session:
+        claim, other = (claimed(session, world.place(session), (100,)) for _ in range(2))
+        (line,) = claim_view(session, claim).lines
+        session.add(
+            Restoration(
+                id=derived_id("restoration", claim),
+                line_id=line.coverage_line_id,
+                number=1,
+                reason="behind the claim's back",
+                kind="restored",
+                amount_micros=1,
+                quantity=1,
+                transfer_id=derived_id("transfer", claim),
+                restored_by="x",
+                restored_at=NOW,
+            )
+        )
+        session.flush()
+        failed = {
+            of: {
+                check.rule
+                for check in check_claim(session, of, centre_code=CENTRE, at=NOW)
+                if check.verdict == "fail"
+            }
+            for of in (claim, other)
+        }
+        assert failed == {claim: {"not_taken_back"}, other: set()}
+        assert [claim_of(session, of).state for of in (claim, other)] == ["submitted", "checked"]
 
 
 def test_a_sample_is_drawn_once_from_a_recorded_seed(world: World) -> None:

@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 
 from kernel.database import transaction
 from kernel.ids import derived_id
+from kernel.money import MICROS_MAX
 from ledger.errors import InsufficientFunds
 from tests.vouchers.world import FACTS, NOW, YUAN, Place, World
 from vouchers.capturing import capture_charge
@@ -16,6 +17,7 @@ from vouchers.domain.facts import ChargeFacts
 from vouchers.enterprises import enterprise_facts, record_controller
 from vouchers.errors import (
     AlreadyBound,
+    AmountRefused,
     BankReferenceUsed,
     BudgetSpent,
     DatesReversed,
@@ -30,6 +32,7 @@ from vouchers.recharging import recharge
 from vouchers.redemption import place_hold, quote, release_hold
 from vouchers.tables import GroupMember
 from vouchers.wallets import (
+    WalletBalance,
     allot_part,
     bind_affiliate,
     deposit,
@@ -125,13 +128,23 @@ def test_a_repayment_to_the_fen_stays_on_the_line(world: World) -> None:
         assert (found.prepaid_available_micros, found.credit_available_micros) == (0, 101 * YUAN)
 
 
+def test_the_largest_amount_is_booked_and_not_a_millionth_more(world: World) -> None:
+    with transaction(world.engine) as session:
+        tenant = world.enterprise(session)
+        deposit(session, tenant, MICROS_MAX, f"ref {tenant}", NOW)
+        assert wallet_balance(session, tenant).prepaid_available_micros == MICROS_MAX
+        for refused in (MICROS_MAX + 1, 0):
+            with pytest.raises(AmountRefused):
+                deposit(session, tenant, refused, f"more {tenant}", NOW)
+
+
 def test_prepaid_money_is_used_before_the_credit_line_and_payment_makes_that_good(world: World) -> None:
     with transaction(world.engine) as session:
         place = world.place(session, yuan=60)
         grant_credit(session, place.tenant, 100 * YUAN, "2026", NOW)
         assert paid(session, place, 100) == [("prepaid", 60), ("credit", 40)]
         place.run(session, 100)
-        assert wallet_balance(session, place.tenant).credit_available_micros == 60 * YUAN
+        assert wallet_balance(session, place.tenant) == WalletBalance(0, 0, 60 * YUAN, 0, None)
         with pytest.raises(NoFunding) as refused:
             quote(session, place.tenant, 61 * YUAN, FACTS, None, NOW)
         assert (refused.value.facts["short"], refused.value.facts["available"]) == (YUAN, 60 * YUAN)
@@ -218,6 +231,9 @@ def test_an_affiliate_uses_its_own_money_first_and_then_the_payers(world: World)
                 (str(payer.tenant), 70),
             ]
         assert (mine.prepaid(session), payer.prepaid(session)) == (0, 930)
+        unbind_affiliate(session, affiliate, affiliate)
+        unbind_affiliate(session, affiliate, payer.tenant)
+        assert wallet_balance(session, affiliate).payer_id == payer.tenant
         unbind_affiliate(session, payer.tenant, affiliate)
         with pytest.raises(NoFunding):
             quote(session, affiliate, YUAN, FACTS, None, NOW)
@@ -278,6 +294,8 @@ def test_parts_of_a_voucher_never_exceed_it_and_bind_their_project(world: World)
         assert paid(session, place, 400, CARS) == [("prepaid", 400)]
         with pytest.raises(VoucherSpent):
             quote(session, place.tenant, YUAN, CARS, [voucher], NOW)
+        allot_part(session, place.tenant, voucher, "cars", YUAN, reference="2", by="boss", at=NOW)
+        assert paid(session, place, 400, CARS) == [("voucher", 1), ("prepaid", 399)]
         stranger = world.enterprise(session)
         with pytest.raises(VoucherNotFound):
             allot_part(session, stranger, voucher, "x", 1, reference="1", by="x", at=NOW)

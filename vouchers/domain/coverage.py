@@ -8,7 +8,8 @@ whole numbers of such parts of a micro-yuan that every ratio of one is whole.
 For a fixed set of vouchers the rules are nested bounds (voucher within programme within level within all), for
 which filling in burn order gives the largest total (a polymatroid). Ceilings and exclusions bind only those who
 take part, so the sets of conditional programmes are tried one by one; the best plan is the tenant's cheapest,
-and among equals the one that burns earlier vouchers first.
+and among equals the one that burns earlier vouchers first. Card time that takes part is drawn before money, as far as
+everybody's bounds let it, because it can pay for nothing else.
 """
 
 import json
@@ -225,10 +226,16 @@ def _split(plan: Plan, ordered: Sequence[Candidate], scale: int) -> tuple[int, .
 
 
 def _compatible_sets(candidates: Sequence[Candidate]) -> Iterator[tuple[Candidate, ...]]:
-    """Every set of programmes that exclude nobody among themselves; unconditional ones always take part."""
+    """Every set of programmes that exclude nobody among themselves; unconditional ones always take part.
+
+    Card time, which pays first, may take up a ceiling under which money would have left room for more money elsewhere:
+    where there is a ceiling it may be left out as well.
+    """
     binding = {candidate.programme for candidate in candidates if candidate.conditional} | {
         other.programme for one, other in product(candidates, repeat=2) if one.excludes(other)
     }
+    if any(candidate.ceilings for candidate in candidates):
+        binding |= {candidate.programme for candidate in candidates if candidate.asset != CNY}
     if len(binding) > CONDITIONAL_PROGRAMMES_MAX:
         raise TooManyProgrammes(count=len(binding), allowed=CONDITIONAL_PROGRAMMES_MAX)
     for size in range(len(binding) + 1):

@@ -196,14 +196,19 @@ class House:
         issued: dict[str, Any] = self.authority.post(f"/v1/applications/{application}:issue")
         return issued
 
-    def use(self, job_id: str, card_ms: int, used_at: datetime | None = None) -> None:
-        """Let a queued job be admitted, use card time and be charged, as controller and biller would."""
+    def use(self, job_id: str, card_ms: int, used_at: datetime | None = None, **said: object) -> None:
+        """Let a queued job be admitted, use card time and be charged, as controller and biller would.
+
+        What `said` names is what its record says besides.
+        """
         with transaction(self.engine) as session:
             job = session.get_one(JobRow, UUID(job_id))
             funding = Funding(self.settings.hold_horizon_ms, self.settings.centre_facts)
             assert funding.admit(session, [Admission(job, {MODEL: 1000})], utc_now()) == {}
         with transaction(self.engine) as session:
             record = usage(UUID(job_id), card_ms, used_at or utc_now())
+            for name, value in said.items():
+                setattr(record, name, value)
             session.add(record)
             session.flush()
             place = {"attempt": record.attempt, "rank": record.rank, "k": record.k}

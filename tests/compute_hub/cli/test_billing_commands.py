@@ -5,8 +5,11 @@ from datetime import timedelta
 from pathlib import Path
 
 from openpyxl import load_workbook
+from sqlalchemy import text
 
 from kernel.clock import utc_now
+from kernel.database import transaction
+from kernel.ids import new_id
 from tests.compute_hub.api.house import MODEL, job
 from tests.compute_hub.cli.test_commands import Terminal, terminal
 
@@ -60,3 +63,54 @@ def test_a_person_goes_from_an_invoices_line_to_job_records_and_devices(
     sheet = load_workbook(io.BytesIO(workbook.read_bytes())).active
     cells = [cell.value for row in sheet.iter_rows() for cell in row if cell.value is not None]
     assert {invoice["number"], "Payable, tax included", 6.0} <= set(cells)
+
+
+def test_a_holder_sees_what_became_of_its_card_time_and_what_energy_and_memory_it_took(
+    terminal: Terminal,
+) -> None:
+    house = terminal.house
+    firm, other = house.enterprise("100.00"), house.enterprise("1.00")
+    submitted = firm.post("/v1/jobs", job(time_limit_s=3600))["id"]
+    began, memory = utc_now() - timedelta(hours=1), {"memory_bytes_max": 4096, "device_memory_bytes_max": 512}
+    energy = {"energy_mj": 7_500_000, "energy_basis": "measured"}
+    house.use(submitted, 60_000, began, busy_ms=45_000, **energy, **memory)
+    with transaction(house.engine) as session:
+        held = {
+            "run": new_id(),
+            "job": submitted,
+            "model": MODEL,
+            "at": began,
+            "until": began + timedelta(seconds=100),
+        }
+        for statement in (_RAN, _HELD):
+            session.execute(text(statement), held)
+    (shown,) = terminal.gets(firm, "meter", "held", submitted)
+    assert shown == {
+        "model": MODEL,
+        "allocated_card_ms": 100_000,
+        "metered_card_ms": 60_000,
+        "unused_card_ms": 40_000,
+        "busy_card_ms": 45_000,
+        "idle_card_ms": 15_000,
+        "energy_joules": 7_500.0,
+        "energy_estimated": False,
+        **memory,
+    }
+    (record,) = terminal.gets(firm, "meter", "records", submitted)
+    assert {name: record[name] for name in ("busy_ms", *energy, *memory)} == {
+        "busy_ms": 45_000,
+        **energy,
+        **memory,
+    }
+    assert other.ask("GET", f"/v1/jobs/{submitted}/held-time").status_code == 404
+
+
+_RAN = (
+    "INSERT INTO runs (id, job_id, attempt, rank, node, epoch, state, devices, acknowledged)"
+    " VALUES (:run, :job, 1, 0, 'a', 1, 'running', '[]', false)"
+)
+_HELD = (
+    "INSERT INTO allocations SELECT gen_random_uuid(), :run, node, index, model,"
+    " int8range(number * 1000, number * 1000 + 1000), tstzrange(:at, :until)"
+    " FROM devices WHERE node = 'a' AND model = :model ORDER BY index LIMIT 1"
+)

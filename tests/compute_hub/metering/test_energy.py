@@ -43,7 +43,14 @@ def test_a_record_says_what_energy_it_took_and_how_that_is_known(engine: Engine)
     house.funding = replace(house.funding, draws=DRAWS)
     house.meter(house.record(job, 1, 1000, cpu_ms=400, memory_bytes_max=64))
     measured = house.record(
-        job, 2, 1000, cpu_ms=400, memory_bytes_max=96, device_busy_ms=900, energy_mj=200_000
+        job,
+        2,
+        1000,
+        cpu_ms=400,
+        memory_bytes_max=96,
+        device_busy_ms=900,
+        energy_mj=200_000,
+        device_memory_bytes_max=7,
     )
     house.meter(measured)
     with transaction(engine) as session:
@@ -55,6 +62,7 @@ def test_a_record_says_what_energy_it_took_and_how_that_is_known(engine: Engine)
         ]
         (held,) = held_time(session, at=NOW + timedelta(hours=1), job_id=job)
         assert (held.energy_mj, held.energy_estimated, held.memory_bytes_max) == (318_000, True, 96)
+        assert held.device_memory_bytes_max == 7
         assert held.busy_ms == 1700
 
 

@@ -92,11 +92,11 @@ def test_a_run_whose_start_was_interrupted_by_a_kill_is_not_started_again_if_it_
 
 @pytest.fixture
 def small_disk(machine: Machine) -> Iterator[Path]:
-    """A file system of 8 MiB for the journal, where we may mount one."""
+    """A file system of 16 MiB for the journal, where we may mount one."""
     folder = machine.folder / "small"
     folder.mkdir()
     if os.geteuid() == 0:
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "none", str(folder)], check=True)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "none", str(folder)], check=True)
     yield folder
     for node in machine.nodes:
         if node.process is not None and node.process.poll() is None:
@@ -129,7 +129,10 @@ def test_a_full_disk_stops_the_jobs_and_their_ends_are_still_written(
     ends = [record.offset_ms + record.duration_ms for record in records]
     assert [record.offset_ms for record in records] == [0, *ends[:-1]]  # nothing of its time is lost
     assert [record.final for record in records] == [False] * (len(records) - 1) + [True]
+    refused = node.run(node.spec("/bin/sh", "-c", "echo ran"))
+    assert (refused.end_reason, refused.pid) == (EndReason.JOURNAL_FULL, None)
     fill.unlink()
+    assert node.sh("echo ran")[1] == "ran\n"  # there is room for last words again
     assert node.stop() == 0
     node.start()
     assert node.status(spec).end_reason is EndReason.JOURNAL_FULL

@@ -138,12 +138,12 @@ def test_cards_are_listed_and_watched_through_nvmls_c_interface(cards: Cards) ->
 
 def test_work_and_energy_of_cards_add_up_from_their_sensors(cards: Cards) -> None:
     sensors = NvmlSensors(pynvml)
-    cards.break_card(0, busy=100, power=300_000, energy=5_000_000)
+    cards.break_card(0, busy=100, power=300_000, energy=5_000_000, memory=7_000)
     cards.break_card(1, busy=50, power=80_000)  # counts no energy
     first = sensors.read(10_000)
-    assert [(s.busy_ms, s.energy_mj, s.power_mw, s.temperature_c) for s in first] == [
-        (0, 5_000_000, 300_000, 61),
-        (0, 0, 80_000, 61),
+    assert [(s.busy_ms, s.energy_mj, s.power_mw, s.temperature_c, s.memory_bytes) for s in first] == [
+        (0, 5_000_000, 300_000, 61, 7_000),
+        (0, 0, 80_000, 61, 0),
     ]
     assert sensors.read(10_099) == first  # read at most every tenth of a second
     cards.break_card(0, energy=5_600_000)
@@ -154,8 +154,12 @@ def test_work_and_energy_of_cards_add_up_from_their_sensors(cards: Cards) -> Non
 
 
 def test_a_run_gets_the_part_of_its_slots_and_nothing_where_a_card_has_no_sensor() -> None:
-    sensed = [Sensed(0, 2000, 600_000), Sensed(1, 1000, 160_000), Sensed(2, 500)]
-    assert share_totals(sensed, [DeviceShare(0), DeviceShare(1, 0, 500)]) == DeviceTotals(2500, 680_000)
+    sensed = [
+        Sensed(0, 2000, 600_000, memory_bytes=70),
+        Sensed(1, 1000, 160_000, memory_bytes=6),
+        Sensed(2, 500),
+    ]
+    assert share_totals(sensed, [DeviceShare(0), DeviceShare(1, 0, 500)]) == DeviceTotals(2500, 680_000, 73)
     assert share_totals(sensed, [DeviceShare(0), DeviceShare(2)]) == DeviceTotals(2500, None)
     assert share_totals(sensed, [DeviceShare(0), DeviceShare(3)]) is None
     assert share_totals([], [DeviceShare(0)]) is None
@@ -164,13 +168,12 @@ def test_a_run_gets_the_part_of_its_slots_and_nothing_where_a_card_has_no_sensor
 def test_what_sensors_say_goes_into_the_records_between_which_it_was_said() -> None:
     spec = RunSpec("r", "j", "t", 1, ("x",), "/w", "/l", devices=(DeviceShare(0),))
     meter = start_meter(spec, boot_id="b", boot_ms=0, unix_ms=0, totals=DeviceTotals(100, 1000))
-    meter, first = meter.read(1000, 10, 64, DeviceTotals(600, 4000)).cut(final=False)
+    meter, first = meter.read(1000, 10, 64, DeviceTotals(600, 4000, 9)).cut(final=False)
     meter, second = meter.read(2000, 20, 32, None).cut(final=False)
-    _, last = meter.read(3000, 30, 96, DeviceTotals(900, 200)).cut(final=True)  # the driver was loaded anew
-    assert [(r.device_busy_ms, r.energy_mj, r.memory_bytes_max) for r in (first, second, last)] == [
-        (500, 3000, 64),
-        (0, 0, 64),
-        (300, 0, 96),
-    ]
+    _, last = meter.read(3000, 30, 96, DeviceTotals(900, 200, 11)).cut(final=True)  # the driver was loaded anew
+    assert [
+        (r.device_busy_ms, r.energy_mj, r.memory_bytes_max, r.device_memory_bytes_max)
+        for r in (first, second, last)
+    ] == [(500, 3000, 64, 9), (0, 0, 64, 9), (300, 0, 96, 11)]
     _, blind = start_meter(spec, boot_id="b", boot_ms=0, unix_ms=0).read(1000, 10).cut(final=True)
-    assert (blind.device_busy_ms, blind.energy_mj) == (None, None)
+    assert (blind.device_busy_ms, blind.energy_mj, blind.device_memory_bytes_max) == (None, None, None)

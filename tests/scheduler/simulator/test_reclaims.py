@@ -89,6 +89,15 @@ A_PROMISE_THAT_GAVE_WAY_IS_MADE_ANEW_TO_THE_SAME_JOB: list[Row] = [
     ("a", 357, 511, 766, 1, 0),
     ("b", 30, 946, 1419, 1, 0),
 ]
+WHAT_COMES_FREE_IS_THE_CLAIMS_ONCE_ITS_VICTIM_IS_INSIDE_ITS_OWN_GUARANTEE: list[Row] = [
+    ("b", 221, 89, 89, 1, 1),
+    ("b", 95, 1911, 2867, 1, 0),
+    ("a", 418, 2477, 7431, 2, 0),
+    ("c", 46, 1374, 1374, 1, 0),
+    ("a", 75, 579, 869, 1, 0),
+    ("c", 1, 1914, 5742, 1, 0),
+    ("b", 70, 3908, 11_724, 2, 0),
+]
 
 
 def firms_and_c(firms: Quota, a: Quota, b: Quota, c: Quota) -> tuple[Queue, ...]:
@@ -172,6 +181,14 @@ def test_a_claim_inside_its_guarantee_has_it_back_in_time(
             firms_and_c(Quota(4000), Quota(1000, 0), Quota(3000, 0, 0), Quota(0, 2000)),
             A_PROMISE_THAT_GAVE_WAY_IS_MADE_ANEW_TO_THE_SAME_JOB,
             "",
+            (4, 1),
+            300_000,
+            5000,
+        ),
+        (
+            firms_and_c(Quota(4000, 0), Quota(3000), Quota(1000, 2000), Quota(0, 2000, 0)),
+            WHAT_COMES_FREE_IS_THE_CLAIMS_ONCE_ITS_VICTIM_IS_INSIDE_ITS_OWN_GUARANTEE,
+            "j06",
             (4, 1),
             300_000,
             5000,
