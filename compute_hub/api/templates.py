@@ -7,7 +7,8 @@ from uuid import UUID
 
 from fastapi import APIRouter, Path
 from fastapi.exceptions import RequestValidationError
-from pydantic import Field, StringConstraints, ValidationError
+from pydantic import Field, StringConstraints, ValidationError, field_validator
+from pydantic_core import PydanticCustomError
 from sqlalchemy.orm import Session
 
 from compute_hub.api.call import Call, Caller
@@ -21,6 +22,9 @@ router = APIRouter(prefix="/v1", tags=["jobs"])
 Name = Annotated[str, Path(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$", description="The template's name.")]
 Fields = Annotated[dict[str, Any], Field(max_length=64)]
 
+FIELDS_BYTES_MAX: Final = 32 * 1024
+"""Of one template: all of an owner's are listed at once."""
+
 _LEAST: Final = {"name": "-", "argv": ["-"], "accelerator": "-", "environment": "-", "time_limit_s": 1}
 """What every submission must say; a template may leave any of it to whoever uses it."""
 
@@ -30,6 +34,18 @@ class TemplateDefinition(Body):
 
     description: Annotated[str, StringConstraints(max_length=500)] = ""
     fields: Fields
+
+    @field_validator("fields")
+    @classmethod
+    def _small(cls, fields: dict[str, Any]) -> dict[str, Any]:
+        size = len(json.dumps(fields))
+        if size > FIELDS_BYTES_MAX:
+            raise PydanticCustomError(
+                "template_too_large",
+                "has {size} bytes as JSON; at most {most} are allowed",
+                {"size": size, "most": FIELDS_BYTES_MAX},
+            )
+        return fields
 
 
 class TemplateView(View):

@@ -98,13 +98,8 @@ def _specs(session: Session, store: Store, run_ids: Sequence[UUID]) -> dict[UUID
         select(RunRow, JobRow).join(JobRow, JobRow.id == RunRow.job_id).where(RunRow.id.in_(run_ids))
     ).all()
     gangs = _gang_hosts(session, {job.id for _, job in live if job.network == Network.JOB})
-    secrets = opened_secrets(session, store.vault, [job for run, job in live if run.state == "placed"])
-    return {
-        run.id: _spec(
-            run, job, store, gangs.get(job.id), secrets.get(job.id, {}) if run.state == "placed" else {}
-        )
-        for run, job in live
-    }
+    secrets = opened_secrets(session, store.vault, [job for _, job in live])
+    return {run.id: _spec(run, job, store, gangs.get(job.id), secrets.get(job.id, {})) for run, job in live}
 
 
 def _gang_hosts(session: Session, job_ids: AbstractSet[UUID]) -> dict[UUID, frozenset[str]]:

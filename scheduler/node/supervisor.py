@@ -71,8 +71,8 @@ async def supervise(config: NodeConfig) -> None:
     collect_seldom()
     await server.open()
     await stop.wait()
+    await fleet.stop_all()  # still heard and answered, so that everybody has his grace
     await server.close()
-    await fleet.stop_all()
     for leftover in cgroups.leftovers():
         await _clear(leftover)
     nursery.close()

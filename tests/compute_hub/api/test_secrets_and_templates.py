@@ -166,3 +166,9 @@ def test_jobs_are_explained_however_many_wait(house: House) -> None:
     held = firm.post("/v1/jobs", job(held=True))["id"]
     why = firm.get(f"/v1/jobs/{held}/explanation")
     assert (why["code"], why["start_estimate_at"]) == ("held", None)
+
+
+def test_a_template_is_small_because_all_are_listed_at_once(house: House) -> None:
+    firm = house.enterprise()
+    large = {"fields": {"argv": ["x" * 4000] * 9}}
+    assert "32768" in firm.refused(422, "malformed_request", "PUT", "/v1/job-templates/large", large)

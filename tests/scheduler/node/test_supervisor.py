@@ -3,19 +3,22 @@
 import os
 import resource
 import select
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from scheduler.node.errors import SupervisorRefused
+from scheduler.node.errors import SupervisorRefused, SupervisorUnreachable
 from scheduler.node.protocol import DeviceShare, EndReason, RunState
 from tests.scheduler.node.harness import Machine, Node, await_line
 
 pytestmark = pytest.mark.slow
 
 FOREVER = 'trap "exit 7" TERM; echo ready; while :; do sleep 0.05; done'
+SLOWLY = 'trap "sleep 3; exit 7" TERM; echo ready; while :; do sleep 0.05; done'
 STUBBORN = 'trap "" TERM; echo ready; while :; do sleep 0.05; done'
 
 
@@ -174,6 +177,22 @@ def test_a_supervisor_may_have_as_many_files_open_as_the_machine_lets_it(machine
     assert resource.prlimit(node.process.pid, resource.RLIMIT_NOFILE) == (hard, hard)
     status, log = node.sh("ulimit -n")
     assert (status.exit_code, int(log)) == (0, min(hard, 65_536))
+
+
+def test_jobs_have_their_grace_when_a_supervisor_is_stopped_and_the_controller_hears_of_their_ends(
+    node: Node,
+) -> None:
+    spec = node.begin(node.spec("/bin/sh", "-c", SLOWLY, grace_ms=20_000))
+    await_line(spec, "ready")
+    assert node.process is not None
+    node.process.send_signal(signal.SIGTERM)
+    with suppress(SupervisorUnreachable):
+        while True:
+            node.sync(lease_ms=1000)
+    assert node.process.wait(timeout=60) == 0
+    node.start()
+    status = node.status(spec)
+    assert (status.end_reason, status.exit_code) == (EndReason.STOPPED, 7)
 
 
 def test_a_state_directory_has_one_supervisor(machine: Machine) -> None:
