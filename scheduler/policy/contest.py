@@ -9,6 +9,7 @@ from typing import Final
 
 from scheduler.policy.pending import Entry, JobClass, QueuedJob
 from scheduler.policy.queues import QueueState, Tier
+from scheduler.policy.settings import Backfill
 from scheduler.policy.shapes import Shape
 from scheduler.policy.state import SchedulerState
 
@@ -234,3 +235,24 @@ class Contest:
         shape = head[0].shape
         pool = shape.pools[0].model if shape.pools else ""
         return (queue.tier(pool, shape.demand_milli), share, queue.name, queue)
+
+
+def may_still_start(
+    state: SchedulerState, shapes: list[Shape], hindered: dict[Shape, int]
+) -> set[QueueState] | None:
+    """The leaves that matter once every shape is known to be hindered; None while all of them do.
+
+    Those are the leaves of jobs that are gone before the promises begin, and those of the promises' holders, as
+    somebody there may come earlier. For the rest there is nothing left to start, to promise or to claim.
+    """
+    by_pool = state.promises.by_pool
+    if state.settings.backfill is not Backfill.RESERVED or any(shape not in hindered for shape in shapes):
+        return None
+    if any(pool.model not in by_pool for shape in shapes for pool in shape.pools):
+        return None
+    holders = [state.queued.get(promise.job_id) for promise in by_pool.values()]
+    keep = {holder.leaf for holder in holders if holder is not None}
+    for shape in shapes:
+        if hindered[shape]:
+            keep.update(queued.leaf for queued in state.pending.by_limit[shape].within(hindered[shape]))
+    return keep

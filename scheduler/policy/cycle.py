@@ -8,9 +8,9 @@ Invariant: equal states and times give equal plans.
 from typing import Final
 
 from scheduler.policy.capacity import Pool
-from scheduler.policy.contest import Contest
+from scheduler.policy.contest import Contest, may_still_start
 from scheduler.policy.model import Eviction, Plan, Start
-from scheduler.policy.pending import Entry, JobClass, QueuedJob, turn_has_come
+from scheduler.policy.pending import Entry, JobClass, QueuedJob, goes_before, turn_has_come
 from scheduler.policy.placement import Found, as_placements
 from scheduler.policy.placing import fits_somewhere, gone_before, place, place_nominee
 from scheduler.policy.preemption import CLAIMS_MAX, find_evictions, may_evict, renew_lapsed
@@ -90,7 +90,8 @@ class Cycle:
             self._make_up(promised)
         if state.promises.by_pool:
             self._start_promised()
-        self._hold_contests()
+        if not self._start_alone():
+            self._hold_contests()
         evictions: tuple[Eviction, ...] = ()
         next_wake_ms = state.next_alarm_ms()
         if self._may_evict:
@@ -109,6 +110,23 @@ class Cycle:
             self._hindered.clear()
             self._hold_contests()
         return evictions, wake_ms
+
+    def _start_alone(self) -> bool:
+        """Start the only job that waits if nothing is promised and it fits: then there is no turn to ask for."""
+        state = self.state
+        if len(state.queued) != 1 or state.promises.by_pool:
+            return False
+        queued = next(iter(state.queued.values()))
+        shape, home = queued.shape, queued.home
+        shape.resolve(state.capacity)
+        if home is None or not shape.may_fit():
+            return False
+        placed = place(state, queued, allowed_pools(state, queued), self.now_ms)[0]
+        if placed is None:
+            return False
+        state.arrived.clear()
+        self._start(queued, home, *placed)
+        return True
 
     def _hold_contests(self) -> None:
         for _ in range(CONTESTS_MAX):
@@ -130,7 +148,8 @@ class Cycle:
             if not narrowed and len(self._hindered) >= len(shapes):
                 if all(self._hindered.get(shape) == 0 for shape in shapes):
                     break  # nothing of any shape fits any more, whoever asks
-                keep = self._who_may_still_start(shapes)
+                claims = self._may_evict and len(self._unserved) < CLAIMS_MAX
+                keep = None if self._vacant or claims else may_still_start(self.state, shapes, self._hindered)
                 if keep is not None:
                     contest.narrow(keep)
                     narrowed = True
@@ -144,27 +163,6 @@ class Cycle:
         if self._vacant:
             self._fill_vacancies(None, 0)
         return self._redeemed
-
-    def _who_may_still_start(self, shapes: list[Shape]) -> set[QueueState] | None:
-        """The leaves that matter once every shape is known to be hindered; None while all of them do.
-
-        Those are the leaves of jobs that are gone before the promises begin, and those of the promises' holders, as
-        somebody there may come earlier. For the rest there is nothing left to start, to promise or to claim.
-        """
-        state, hindered = self.state, self._hindered
-        by_pool = state.promises.by_pool
-        if self._vacant or (self._may_evict and len(self._unserved) < CLAIMS_MAX):
-            return None
-        if state.settings.backfill is not _RESERVED or any(shape not in hindered for shape in shapes):
-            return None
-        if any(pool.model not in by_pool for shape in shapes for pool in shape.pools):
-            return None
-        holders = [state.queued.get(promise.job_id) for promise in by_pool.values()]
-        keep = {holder.leaf for holder in holders if holder is not None}
-        for shape in shapes:
-            if hindered[shape]:
-                keep.update(queued.leaf for queued in state.pending.by_limit[shape].within(hindered[shape]))
-        return keep
 
     def undo(self) -> None:
         """Take every start back, the last first."""
@@ -280,7 +278,7 @@ class Cycle:
         for pool, first in list(self._vacant.items()):
             if pool.model in self.state.promises.by_pool or first.entry is None or first.home is None:
                 del self._vacant[pool]
-            elif entry is None or _goes_before(first, priority, entry):
+            elif entry is None or goes_before(first, priority, entry):
                 del self._vacant[pool]
                 if pool in allowed_pools(self.state, first, once_free=True):
                     self._promise(first, (pool,))
@@ -482,11 +480,3 @@ class Cycle:
             for model in redeemed:
                 self._vacate(state.capacity.pools[model])
             self._hindered.clear()
-
-
-def _goes_before(first: QueuedJob, priority: int, entry: Entry) -> bool:
-    """Whether a job goes before the one considered next; priorities count within a queue only."""
-    assert first.entry is not None  # noqa: S101 - it waits
-    if first.leaf is entry[3].leaf:
-        return (-first.job.priority, first.entry[:3]) < (-priority, entry[:3])
-    return first.entry[:3] < entry[:3]

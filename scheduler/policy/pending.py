@@ -33,6 +33,14 @@ def turn_has_come(key: int, now_ms: int) -> bool:
     return key <= now_ms and key != PROMOTED
 
 
+def goes_before(first: "QueuedJob", priority: int, entry: Entry) -> bool:
+    """Whether a waiting job goes before the entry of a class of that priority; priorities count within a queue only."""
+    assert first.entry is not None  # noqa: S101 - it waits
+    if first.leaf is entry[3].leaf:
+        return (-first.job.priority, first.entry[:3]) < (-priority, entry[:3])
+    return first.entry[:3] < entry[:3]
+
+
 class QueuedJob:
     """A queued job with what the policy has worked out about it."""
 

@@ -77,6 +77,8 @@ def find_among_lasting(shape: Shape, pool: Pool, barred: int, now_ms: int, leave
                 last_ms = state.last_leaves_ms = max(state.leaves.values(), default=0)
             longer_ms = leaves_ms - max(now_ms, last_ms)
             cost = longer_ms // sharing if longer_ms > 0 else 0
+            if not cost:  # nothing is cheaper, and what is as cheap comes later
+                return ((state, lowest_devices(state.whole_mask, devices)[1]),)
             if best is None or cost < best_cost:
                 best, best_cost = state, cost
             if not state.leaves:
