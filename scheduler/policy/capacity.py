@@ -107,7 +107,8 @@ class NodeState:
     ) -> None:
         """A job runs here until (its limit), with (processors, memory); it will probably leave before."""
         self.leaves[job_id] = leaves_ms
-        self.last_leaves_ms = None
+        if self.last_leaves_ms is not None and leaves_ms > self.last_leaves_ms:
+            self.last_leaves_ms = leaves_ms
         self.held[job_id] = pieces
         self.version += 1
         self.tenants[job_id] = facts
@@ -117,8 +118,8 @@ class NodeState:
     def move_out(self, job_id: str) -> None:
         """The job no longer runs here."""
         del self.held[job_id]
-        del self.leaves[job_id]
-        self.last_leaves_ms = None
+        if self.leaves.pop(job_id) == self.last_leaves_ms:
+            self.last_leaves_ms = None  # perhaps not the only one
         self.version += 1
         del self.tenants[job_id]
         self.times = None

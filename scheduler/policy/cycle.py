@@ -471,7 +471,8 @@ class Cycle:
         redeemed: list[str] = []
         if promises.by_pool or promises.nominations.by_job:
             redeemed = [model for model, promise in promises.by_pool.items() if promise.job_id == job.id]
-            promises.forget(job.id)
+            if redeemed or promises.nominations.by_job:
+                promises.forget(job.id)
         state.begin(queued, placements, self.now_ms)
         self.starts.append(Start(job.id, placements))
         self._begun.append(queued)

@@ -255,7 +255,9 @@ class Pending:
         key = ClassKey(job.queue, queued.shape.number, job.priority, job.preemptible, user, array)
         found = self.classes.get(key)
         if found is None:
-            of_shape = self.by_limit.setdefault(queued.shape, ByLimit())
+            of_shape = self.by_limit.get(queued.shape)
+            if of_shape is None:
+                of_shape = self.by_limit[queued.shape] = ByLimit()
             found = self.classes[key] = JobClass(key, queued.leaf, queued.shape, of_shape)
             self.by_shape.setdefault(queued.shape, {})[key] = found
             self.by_leaf.setdefault(queued.leaf, {}).setdefault(queued.shape, []).append(found)

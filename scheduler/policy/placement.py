@@ -63,8 +63,9 @@ def find_among_lasting(shape: Shape, pool: Pool, barred: int, now_ms: int, leave
     devices = shape.devices_per_node
     best: NodeState | None = None
     best_cost, states, roomy = 0, pool.states, not shape.cpu_milli and not shape.memory_mib
+    open_to_it = ~barred
     for free in range(max(1, devices), len(pool.buckets)):
-        nodes = pool.buckets[free] & ~barred
+        nodes = pool.buckets[free] & open_to_it
         sharing = free // devices
         while nodes:
             bit = nodes & -nodes
@@ -75,10 +76,9 @@ def find_among_lasting(shape: Shape, pool: Pool, barred: int, now_ms: int, leave
             last_ms = state.last_leaves_ms
             if last_ms is None:
                 last_ms = state.last_leaves_ms = max(state.leaves.values(), default=0)
-            longer_ms = leaves_ms - max(now_ms, last_ms)
-            cost = longer_ms // sharing if longer_ms > 0 else 0
-            if not cost:  # nothing is cheaper, and what is as cheap comes later
+            if last_ms >= leaves_ms:  # it stays in use as long anyway, and what comes later is at best as cheap
                 return ((state, lowest_devices(state.whole_mask, devices)[1]),)
+            cost = (leaves_ms - max(now_ms, last_ms)) // sharing
             if best is None or cost < best_cost:
                 best, best_cost = state, cost
             if not state.leaves:
