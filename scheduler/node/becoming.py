@@ -72,8 +72,9 @@ def serve(line: _socket.socket) -> None:
 
 def _prepare() -> None:
     """Do once what every new process inherits."""
-    for number in (_signal.SIGPIPE, _signal.SIGXFSZ):
-        _signal.signal(number, _signal.SIG_DFL)  # Python has them ignored
+    # Python ignores two, and whoever started the hub may have ignored more, as nohup does.
+    for number in _signal.valid_signals() - {_signal.SIGKILL, _signal.SIGSTOP}:
+        _signal.signal(number, _signal.SIG_DFL)
     # When the host itself runs out of memory, jobs go before the supervisor that bills them.
     file = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
     os.write(file, b"500")

@@ -20,7 +20,8 @@ from typing import Final
 
 from scheduler.node import becoming
 
-_PATIENCE_S: Final = 10.0
+_PATIENCE_S: Final = 3.0
+"""The supervisor stands still so long for a helper that does not answer; well below any lease."""
 _ANSWER_BYTES: Final = 8
 
 
