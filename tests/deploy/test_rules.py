@@ -15,6 +15,7 @@ RUNBOOKS = ROOT / "docs" / "runbooks"
     ],
     ids=["check", "test"],
 )
+@pytest.mark.slow
 def test_promtool_is_content_with_the_rules(words: tuple[str, ...]) -> None:
     done = subprocess.run(["promtool", *words], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

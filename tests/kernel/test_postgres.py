@@ -8,6 +8,7 @@ from kernel.database import glance, open_engine, transaction
 from kernel.postgres import PostgresDidNotStart, PrivatePostgres
 
 
+@pytest.mark.slow
 def test_what_was_committed_is_there_after_a_restart_in_a_very_long_path(tmp_path: Path) -> None:
     server = PrivatePostgres(tmp_path / ("long" * 30), durable=False)
     server.start()

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import pytest
+
 from kernel.clock import utc_now
 from tests.compute_hub.api.house import House, job
 
@@ -23,6 +25,7 @@ def period() -> str:
     return f"{utc_now():%Y-%m}"
 
 
+@pytest.mark.slow
 def test_a_claim_is_made_checked_sampled_reviewed_disputed_approved_paid_and_reconciled(house: House) -> None:
     reserve = {"reserve": {"clause": "§8", "amount": "1.00"}}
     programme, firm = used(house, [1, 2, 3], **reserve)

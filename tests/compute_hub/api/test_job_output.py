@@ -171,6 +171,7 @@ def test_what_a_job_changes_while_it_is_looked_at_and_times_beyond_the_calendar_
     assert (size, b"".join(chunks)) == (5, b"first")
 
 
+@pytest.mark.slow
 def test_many_follow_a_log_at_once_and_none_holds_a_thread(house: House) -> None:
     firm = house.enterprise("1000.00")
     job_id = firm.post("/v1/jobs", job())["id"]

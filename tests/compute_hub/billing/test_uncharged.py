@@ -81,6 +81,7 @@ def test_records_are_joined_as_far_as_run_time_width_and_day_allow_and_due_up_to
     assert {streak.month for waiting in found.values() for streak in waiting.due} == {"2026-03", "2026-04"}
 
 
+@pytest.mark.slow
 def test_of_a_job_with_very_many_records_the_first_are_charged_first_and_the_rest_afterwards(
     house: House,
 ) -> None:

@@ -4,6 +4,7 @@ import io
 from datetime import timedelta
 from pathlib import Path
 
+import pytest
 from openpyxl import load_workbook
 from sqlalchemy import text
 
@@ -65,6 +66,7 @@ def test_a_person_goes_from_an_invoices_line_to_job_records_and_devices(
     assert {invoice["number"], "Payable, tax included", 6.0} <= set(cells)
 
 
+@pytest.mark.slow
 def test_a_holder_sees_what_became_of_its_card_time_and_what_energy_and_memory_it_took(
     terminal: Terminal,
 ) -> None:

@@ -65,6 +65,7 @@ def test_a_name_commands_no_terminal_and_breaks_no_listing(terminal: Terminal) -
         assert "\x07" not in out
 
 
+@pytest.mark.slow
 def test_the_story_from_programme_to_reconciliation_by_commands(terminal: Terminal, tmp_path: Path) -> None:
     house = terminal.house
     programme = f"huangyan-{house.number()}"
@@ -138,6 +139,7 @@ def test_officers_change_facts_and_control_by_commands_and_see_what_was_before(t
     assert [one["controller"] for one in found] == ["person-2", "person-1"]
 
 
+@pytest.mark.slow
 def test_everything_an_enterprise_asks_of_a_job_can_be_typed(
     terminal: Terminal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -211,6 +213,7 @@ def test_what_a_job_left_can_be_followed_listed_and_fetched(terminal: Terminal, 
     assert (target.read_bytes(), said) == (b"weights", f"{target}: 7 bytes\n")
 
 
+@pytest.mark.slow
 def test_a_programme_that_counts_card_hours_is_run_by_commands_too(terminal: Terminal) -> None:
     house = terminal.house
     programme = house.programme(
@@ -336,6 +339,7 @@ def test_the_installed_program_speaks_to_a_hub(house: House) -> None:
     assert away.stderr.startswith("hub: No hub answers at http://127.0.0.1:1")
 
 
+@pytest.mark.slow
 def test_nodes_are_drained_reserved_and_opened_again_by_commands(terminal: Terminal) -> None:
     house = terminal.house
     operator, firm = house.operator, house.enterprise("10.00")

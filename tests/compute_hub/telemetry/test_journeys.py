@@ -165,6 +165,7 @@ def test_spans_reach_a_receiver_of_otlp_and_those_not_sampled_do_not() -> None:
     collector.close()
 
 
+@pytest.mark.slow
 def test_telling_spans_neither_waits_nor_fails_when_nobody_listens() -> None:
     spans = open_spans(Settings(otlp_endpoint="http://127.0.0.1:9"), "test")
     spans.tell("x", new_trace(), "", BEGAN, BEGAN, {})

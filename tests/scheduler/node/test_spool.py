@@ -76,6 +76,7 @@ def test_a_damaged_line_costs_that_line_only_and_the_journal_is_put_aside(
     assert "journal_damaged" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_journal_that_cannot_be_rewritten_goes_on_and_its_lines_are_written(path: Path) -> None:
     spool = started(path)
     path.with_suffix(".new").mkdir()
