@@ -9,6 +9,10 @@ NEEDED := bwrap:bubblewrap setpriv:util-linux
 TESTED := cc:gcc promtool:prometheus prometheus-alertmanager:prometheus-alertmanager systemd-analyze:systemd
 PIP    := --disable-pip-version-check --quiet
 
+# Two runs of pytest beside each other, each with servers of its own; the first one's words come last.
+beside = mkdir -p var; $(BIN)/pytest $(1) > var/beside.log 2>&1 & first=$$!; trap "kill $$first" INT TERM; \
+	$(BIN)/pytest $(2); rest=$$?; wait $$first; told=$$?; cat var/beside.log; exit $$((rest | told))
+
 .PHONY: help setup tested demo test check lint bench bench-peers up clean
 
 help:            ## What there is to type.
@@ -23,12 +27,10 @@ up: setup        ## The hub on this machine, until Ctrl-C.
 	$(BIN)/hub up
 
 test: setup tested lint ## Every test; the stories, which wait for the database mostly, beside the others.
-	@mkdir -p var
-	@$(BIN)/pytest -m stories > var/stories.log 2>&1 & stories=$$!; trap "kill $$stories" INT TERM; \
-	$(BIN)/pytest -m "not stories"; rest=$$?; wait $$stories; told=$$?; cat var/stories.log; exit $$((rest | told))
+	@$(call beside,-m stories,-m "not stories")
 
-check: setup tested lint ## The fast part of the tests.
-	$(BIN)/pytest -m "not slow"
+check: setup tested lint ## The fast part of the tests, on two cores.
+	@$(call beside,-m "not slow" tests/compute_hub,-m "not slow" --ignore=tests/compute_hub)
 
 tested:
 	sh deploy/system-packages $(PYTHON) $(TESTED)
