@@ -1,6 +1,6 @@
 """What a programme pays for: usage in a centre, of a kind and by facts that it names."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 import pytest
 from sqlalchemy import Engine
@@ -11,8 +11,6 @@ from tests.compute_hub.billing.house import HOUR_MS, NOW, YUAN, House
 from tests.vouchers.world import World
 from vouchers.domain.facts import CentreFacts, ContractFacts
 from vouchers.enterprises import FactChanges, change_facts
-
-AFTER = timedelta(minutes=11)
 
 
 @pytest.mark.parametrize(
