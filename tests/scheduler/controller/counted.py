@@ -100,3 +100,8 @@ class Centre:
         with Session(self.engine) as session:
             runs = session.query(RunRow).where(RunRow.job_id == job_id).order_by(RunRow.attempt, RunRow.rank)
             return [run.end_reason for run in runs]
+
+    def node_of(self, job_id: UUID, rank: int) -> str:
+        with Session(self.engine) as session:
+            query = session.query(RunRow).where(RunRow.job_id == job_id, RunRow.rank == rank)
+            return str(query.order_by(RunRow.attempt.desc()).first().node)  # type: ignore[union-attr] # it has run

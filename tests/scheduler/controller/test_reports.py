@@ -16,6 +16,7 @@ from scheduler.controller import desired
 from scheduler.controller.admitting import admit
 from scheduler.controller.live_state import LiveState
 from scheduler.controller.nodes import STOP_MARGIN_MS, Nodes
+from scheduler.controller.settling import NOTICED_MS
 from scheduler.controller.wakeups import notifications
 from scheduler.jobs import WAKE_CHANNEL, cancel_job, change_dependencies
 from scheduler.leadership import acquire
@@ -53,6 +54,57 @@ def test_a_run_that_its_node_has_forgotten_is_lost_and_not_started_again(centre:
     centre.tick()
     assert centre.ends(job_id) == ["supervisor_lost"]
     assert centre.job(job_id).state == "failed"
+
+
+def _a_gang_whose_first_rank_fails(centre: Centre, ago_ms: int = 0, **changes: object) -> UUID:
+    """It runs on two nodes, of which one will say that its rank ended by itself with status 1."""
+    centre.machines.nodes["m"] = simulated("m")
+    centre.tick()
+    gang = centre.started(node_count=2, devices_per_node=4, **changes)
+    ended_ms = unix_ms(utc_now()) - ago_ms
+
+    def fail(report: Report) -> Report:
+        runs = (
+            replace(
+                run,
+                state=RunState.ENDED,
+                end_reason=EndReason.EXITED,
+                exit_code=1,
+                ended_unix_ms=ended_ms,
+            )
+            if run.rank == 0
+            else run
+            for run in report.runs
+        )
+        return replace(report, runs=tuple(runs))
+
+    centre.machines.falsified = fail
+    return gang
+
+
+@pytest.mark.parametrize(
+    ("ago_ms", "state", "lost_attempts"), [(0, "queued", [1]), (2 * NOTICED_MS, "failed", [])]
+)
+def test_a_gang_whose_ranks_fail_when_one_is_lost_is_tried_again_and_one_that_had_failed_before_is_not(
+    centre: Centre, ago_ms: int, state: str, lost_attempts: list[int]
+) -> None:
+    gang = _a_gang_whose_first_rank_fails(centre, ago_ms, max_retries=1)
+    lost = centre.node_of(gang, rank=1)
+    centre.machines.nodes[lost] = simulated(lost, instance="second")
+    centre.tick()
+    assert centre.ends(gang) == ["exited", "supervisor_lost"]
+    job = centre.job(gang)
+    assert (job.state, job.lost_attempts) == (state, lost_attempts)
+
+
+def test_a_rank_that_fails_because_another_one_was_stopped_for_the_centre_fails_no_job(centre: Centre) -> None:
+    gang = _a_gang_whose_first_rank_fails(centre)
+    with transaction(centre.engine) as session:
+        session.execute(text("UPDATE jobs SET state = 'stopping', stop_reason = 'preempted'"))
+    centre.tick()
+    assert sorted(map(str, centre.ends(gang))) == ["exited", "preempted"]
+    job = centre.job(gang)
+    assert (job.state, job.evictions, job.lost_attempts) == ("queued", 1, [1])
 
 
 def test_another_host_of_the_same_name_waits_until_the_first_is_given_up(
