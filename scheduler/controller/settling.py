@@ -39,8 +39,8 @@ WITHDRAWN_MAX: Final = 1000
 """Cancelled jobs ended in one transaction."""
 
 NOTICED_MS: Final = 30_000
-"""A loss may have happened so long before it is noticed: a lease, its margins, and clocks of nodes that differ. What the
-other ranks of a gang do meanwhile, they may do because one is gone."""
+"""A loss may have happened so long before it is noticed: a lease, its margins, and clocks of nodes that differ. What
+the other ranks of a gang do meanwhile, they may do because one is gone."""
 
 PREEMPTED: Final = "preempted"
 """Why a job is stopped for another one, and how its runs end then."""

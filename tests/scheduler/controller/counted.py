@@ -22,8 +22,10 @@ from tests.scheduler.controller.cluster import Free
 BEGAN_MS = 1000
 
 
-def simulated(name: str, host: str = "host", instance: str = "first") -> SimulatedNode:
-    machine = SimulatedMachine(name, host, "sim-a", "simulated", 4, 16_000, 16_384)
+def simulated(
+    name: str, host: str = "host", instance: str = "first", model: str = "sim-a", devices: int = 4
+) -> SimulatedNode:
+    machine = SimulatedMachine(name, host, model, "simulated", devices, 16_000, 16_384)
     return SimulatedNode(machine, "boot", instance, BEGAN_MS, 60_000)
 
 

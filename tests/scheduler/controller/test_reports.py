@@ -20,11 +20,11 @@ from scheduler.controller.settling import NOTICED_MS
 from scheduler.controller.wakeups import notifications
 from scheduler.jobs import WAKE_CHANNEL, cancel_job, change_dependencies
 from scheduler.leadership import acquire
-from scheduler.node.protocol import EndReason, Report, RunState
+from scheduler.node.protocol import UNAVAILABLE, EndReason, Isolation, Report, RunState
 from scheduler.policy.settings import policy_named
 from scheduler.tables import JobRow
 from tests.conftest import Database
-from tests.scheduler.controller.counted import Centre, simulated
+from tests.scheduler.controller.counted import Centre, as_it_is, simulated
 
 
 def test_a_sentence_with_what_the_database_cannot_keep_costs_its_node_nothing(centre: Centre) -> None:
@@ -105,6 +105,37 @@ def test_a_rank_that_fails_because_another_one_was_stopped_for_the_centre_fails_
     assert sorted(map(str, centre.ends(gang))) == ["exited", "preempted"]
     job = centre.job(gang)
     assert (job.state, job.evictions, job.lost_attempts) == ("queued", 1, [1])
+
+
+def test_a_node_that_comes_back_with_other_cards_sells_each_of_them_once(
+    centre: Centre, capsys: pytest.CaptureFixture[str]
+) -> None:
+    centre.started(devices_per_node=4)
+    centre.machines.nodes["n"] = simulated("n", instance="second", model="sim-b")
+    centre.tick()
+    centre.machines.nodes["m"] = simulated("m", model="sim-a", devices=1)
+    centre.tick()
+    old = [centre.submit(models=("sim-a",)) for _ in range(3)]
+    new = [centre.submit(models=("sim-b",)) for _ in range(4)]
+    centre.tick()
+    assert [centre.job(job_id).state for job_id in old] == ["running", "queued", "queued"]
+    assert [centre.job(job_id).state for job_id in new] == ["running"] * 4
+    assert "allocation_refused" not in capsys.readouterr().out
+
+
+def test_a_node_where_no_sandbox_can_be_built_gets_no_job_until_one_can(centre: Centre) -> None:
+    def broken(report: Report) -> Report:
+        return replace(report, isolation=Isolation(UNAVAILABLE, ("No sandbox can be built on this node.",)))
+
+    centre.machines.falsified = broken
+    centre.tick()
+    job_id = centre.submit()
+    centre.tick()
+    assert centre.job(job_id).state == "queued"
+    centre.machines.falsified = as_it_is
+    centre.tick()  # hears that it works again
+    centre.tick()
+    assert centre.job(job_id).state == "running"
 
 
 def test_another_host_of_the_same_name_waits_until_the_first_is_given_up(
