@@ -19,7 +19,7 @@ from scheduler.controller.nodes import STOP_MARGIN_MS, Nodes
 from scheduler.controller.settling import NOTICED_MS
 from scheduler.controller.wakeups import notifications
 from scheduler.jobs import WAKE_CHANNEL, cancel_job, change_dependencies
-from scheduler.leadership import acquire
+from scheduler.leadership import acquire, standing
 from scheduler.node.protocol import UNAVAILABLE, EndReason, Isolation, Report, RunState
 from scheduler.policy.settings import policy_named
 from scheduler.tables import JobRow
@@ -182,8 +182,8 @@ def test_a_job_told_to_wait_for_another_since_it_was_planned_is_not_started(cent
     needed, job_id = centre.submit(held=True), centre.submit()
     live, now = LiveState(policy_named("default")), utc_now()
     with transaction(centre.engine) as session:
-        session.execute(text("UPDATE scheduler_leader SET expires_at = now() - interval '1 hour'"))
-        leadership = acquire(session, "other", now - now, now)
+        session.execute(text("UPDATE scheduler_leader SET held = false"))
+        leadership = acquire(session, "other", now - now, now, lapsed=standing(session))
         live.refresh(session, unix_ms(now), frozenset({"n"}))
     assert leadership is not None
     plan = live.plan(unix_ms(now))
