@@ -22,7 +22,7 @@ from scheduler.controller.clearing import order_clearing
 from scheduler.controller.desired import desired_runs
 from scheduler.controller.explaining import explain_waiting
 from scheduler.controller.inventory import hosts_of, record_node
-from scheduler.controller.lease import Lease, renewals_ms, take_lease
+from scheduler.controller.lease import Candidate, Lease, renewals_ms
 from scheduler.controller.live_state import LiveState
 from scheduler.controller.nodes import Nodes
 from scheduler.controller.observing import Observed, correct_lost, lose_node, observe
@@ -125,6 +125,7 @@ class Controller:
         self._policy = policy or policy_named("default")
         self._queues = tuple(queues)
         self._watcher = watcher or Nobody()
+        self._candidate = Candidate(engine, holder, pace.leader_lease_ms)
         self._term: _Term | None = None
         self._prepared = LiveState(self._policy, self._queues)
         self._prepare_at = 0
@@ -204,7 +205,7 @@ class Controller:
         if self._term is not None:
             self._term.lease.proceed()
             return True
-        lease = take_lease(self._engine, self._holder, self._pace.leader_lease_ms)
+        lease = self._candidate.take()
         if lease is None:
             return False
         _log.info("leading", epoch=lease.leadership.epoch, holder=self._holder)
