@@ -14,7 +14,7 @@ from scheduler.policy.capacity import Pool
 from scheduler.policy.pending import QueuedJob
 from scheduler.policy.placement import Found, as_placements, find
 from scheduler.policy.queues import QueueState, Tier
-from scheduler.policy.rights import overrides
+from scheduler.policy.rights import overrides, usable_milli
 from scheduler.policy.state import RunningJob, SchedulerState
 
 GUARANTEE: Final = "reclaims its guarantee"
@@ -318,7 +318,8 @@ class Imagination:
             return None
         refusal = self._state.queues.refusal
         milli = claim.job.devices_milli
-        refused = refusal(claim.leaf, pool.model, milli, pool.capacity_milli, opportunistic=False)
+        there_milli = usable_milli(self._state, pool)
+        refused = refusal(claim.leaf, pool.model, milli, there_milli, opportunistic=False)
         return found if refused is None else None
 
     def _take_until_it_fits(
