@@ -29,7 +29,11 @@ from kernel.database import Table
 
 
 class LeaderRow(Table):
-    """The one lease of leadership; every write of a controller checks that its epoch is still the lease's."""
+    """The one lease of leadership; every write of a controller checks that its epoch is still the lease's.
+
+    It lapses when `renewals` has not grown for `lease_ms` by the clock of whoever wants it, or when it is no longer `held`.
+    `expires_at` is for people: nothing is decided by it, because wall clocks step.
+    """
 
     __tablename__ = "scheduler_leader"
     __table_args__ = (CheckConstraint("id = 1", name="single_row"),)
@@ -37,6 +41,9 @@ class LeaderRow(Table):
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     holder: Mapped[str] = mapped_column(Text)
     epoch: Mapped[int]
+    held: Mapped[bool]
+    lease_ms: Mapped[int]
+    renewals: Mapped[int]
     expires_at: Mapped[datetime]
 
 

@@ -103,6 +103,9 @@ CREATE TABLE scheduler_leader (
     id BIGINT NOT NULL,
     holder TEXT NOT NULL,
     epoch BIGINT NOT NULL,
+    held BOOLEAN NOT NULL,
+    lease_ms BIGINT NOT NULL,
+    renewals BIGINT NOT NULL,
     expires_at TIMESTAMP WITH TIME ZONE NOT NULL,
     CONSTRAINT pk_scheduler_leader PRIMARY KEY (id),
     CONSTRAINT ck_scheduler_leader_single_row CHECK (id = 1)

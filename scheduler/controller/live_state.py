@@ -203,8 +203,13 @@ class LiveState:
                 self.policy.eviction_ordered(Eviction(str(job_id), str(claimant), ""))
 
     def _renew(self, nodes: Sequence[Node]) -> None:
-        """Health and openness come last: what runs on a device that has just become unhealthy keeps it."""
-        for node in nodes:
+        """Health and openness come last: what runs on a device that has just become unhealthy keeps it.
+
+        A node whose last device of a model is now another's takes no more jobs, or the card would be given out twice.
+        """
+        there = {node.name for node in nodes}
+        gone = [known for name, known in self._nodes.items() if name not in there]
+        for node in (*nodes, *(replace(_all_healthy(one), schedulable=False) for one in gone)):
             known = self.policy.capacity.nodes.get(node.name)
             if known is None or known.node != node:
                 self.policy.node_joined(node)

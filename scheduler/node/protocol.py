@@ -14,6 +14,9 @@ SLOTS_PER_DEVICE: Final = 1000
 FRAME_BYTES_MAX: Final = 16 * 1024 * 1024
 PROTOCOL_VERSION: Final = 1
 
+UNAVAILABLE: Final = "unavailable"
+"""The level of isolation of a node that starts nothing."""
+
 PIDS: Final = 512
 """Processes and threads a run may have, unless its specification says otherwise."""
 

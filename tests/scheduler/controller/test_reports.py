@@ -16,14 +16,15 @@ from scheduler.controller import desired
 from scheduler.controller.admitting import admit
 from scheduler.controller.live_state import LiveState
 from scheduler.controller.nodes import STOP_MARGIN_MS, Nodes
+from scheduler.controller.settling import NOTICED_MS
 from scheduler.controller.wakeups import notifications
 from scheduler.jobs import WAKE_CHANNEL, cancel_job, change_dependencies
-from scheduler.leadership import acquire
-from scheduler.node.protocol import EndReason, Report, RunState
+from scheduler.leadership import acquire, standing
+from scheduler.node.protocol import UNAVAILABLE, EndReason, Isolation, Report, RunState
 from scheduler.policy.settings import policy_named
 from scheduler.tables import JobRow
 from tests.conftest import Database
-from tests.scheduler.controller.counted import Centre, simulated
+from tests.scheduler.controller.counted import Centre, as_it_is, simulated
 
 
 def test_a_sentence_with_what_the_database_cannot_keep_costs_its_node_nothing(centre: Centre) -> None:
@@ -53,6 +54,88 @@ def test_a_run_that_its_node_has_forgotten_is_lost_and_not_started_again(centre:
     centre.tick()
     assert centre.ends(job_id) == ["supervisor_lost"]
     assert centre.job(job_id).state == "failed"
+
+
+def _a_gang_whose_first_rank_fails(centre: Centre, ago_ms: int = 0, **changes: object) -> UUID:
+    """It runs on two nodes, of which one will say that its rank ended by itself with status 1."""
+    centre.machines.nodes["m"] = simulated("m")
+    centre.tick()
+    gang = centre.started(node_count=2, devices_per_node=4, **changes)
+    ended_ms = unix_ms(utc_now()) - ago_ms
+
+    def fail(report: Report) -> Report:
+        runs = (
+            replace(
+                run,
+                state=RunState.ENDED,
+                end_reason=EndReason.EXITED,
+                exit_code=1,
+                ended_unix_ms=ended_ms,
+            )
+            if run.rank == 0
+            else run
+            for run in report.runs
+        )
+        return replace(report, runs=tuple(runs))
+
+    centre.machines.falsified = fail
+    return gang
+
+
+@pytest.mark.parametrize(
+    ("ago_ms", "state", "lost_attempts"), [(0, "queued", [1]), (2 * NOTICED_MS, "failed", [])]
+)
+def test_a_gang_whose_ranks_fail_when_one_is_lost_is_tried_again_and_one_that_had_failed_before_is_not(
+    centre: Centre, ago_ms: int, state: str, lost_attempts: list[int]
+) -> None:
+    gang = _a_gang_whose_first_rank_fails(centre, ago_ms, max_retries=1)
+    lost = centre.node_of(gang, rank=1)
+    centre.machines.nodes[lost] = simulated(lost, instance="second")
+    centre.tick()
+    assert centre.ends(gang) == ["exited", "supervisor_lost"]
+    job = centre.job(gang)
+    assert (job.state, job.lost_attempts) == (state, lost_attempts)
+
+
+def test_a_rank_that_fails_because_another_one_was_stopped_for_the_centre_fails_no_job(centre: Centre) -> None:
+    gang = _a_gang_whose_first_rank_fails(centre)
+    with transaction(centre.engine) as session:
+        session.execute(text("UPDATE jobs SET state = 'stopping', stop_reason = 'preempted'"))
+    centre.tick()
+    assert sorted(map(str, centre.ends(gang))) == ["exited", "preempted"]
+    job = centre.job(gang)
+    assert (job.state, job.evictions, job.lost_attempts) == ("queued", 1, [1])
+
+
+def test_a_node_that_comes_back_with_other_cards_sells_each_of_them_once(
+    centre: Centre, capsys: pytest.CaptureFixture[str]
+) -> None:
+    centre.started(devices_per_node=4)
+    centre.machines.nodes["n"] = simulated("n", instance="second", model="sim-b")
+    centre.tick()
+    centre.machines.nodes["m"] = simulated("m", model="sim-a", devices=1)
+    centre.tick()
+    old = [centre.submit(models=("sim-a",)) for _ in range(3)]
+    new = [centre.submit(models=("sim-b",)) for _ in range(4)]
+    centre.tick()
+    assert [centre.job(job_id).state for job_id in old] == ["running", "queued", "queued"]
+    assert [centre.job(job_id).state for job_id in new] == ["running"] * 4
+    assert "allocation_refused" not in capsys.readouterr().out
+
+
+def test_a_node_where_no_sandbox_can_be_built_gets_no_job_until_one_can(centre: Centre) -> None:
+    def broken(report: Report) -> Report:
+        return replace(report, isolation=Isolation(UNAVAILABLE, ("No sandbox can be built on this node.",)))
+
+    centre.machines.falsified = broken
+    centre.tick()
+    job_id = centre.submit()
+    centre.tick()
+    assert centre.job(job_id).state == "queued"
+    centre.machines.falsified = as_it_is
+    centre.tick()  # hears that it works again
+    centre.tick()
+    assert centre.job(job_id).state == "running"
 
 
 def test_another_host_of_the_same_name_waits_until_the_first_is_given_up(
@@ -99,8 +182,8 @@ def test_a_job_told_to_wait_for_another_since_it_was_planned_is_not_started(cent
     needed, job_id = centre.submit(held=True), centre.submit()
     live, now = LiveState(policy_named("default")), utc_now()
     with transaction(centre.engine) as session:
-        session.execute(text("UPDATE scheduler_leader SET expires_at = now() - interval '1 hour'"))
-        leadership = acquire(session, "other", now - now, now)
+        session.execute(text("UPDATE scheduler_leader SET held = false"))
+        leadership = acquire(session, "other", now - now, now, lapsed=standing(session))
         live.refresh(session, unix_ms(now), frozenset({"n"}))
     assert leadership is not None
     plan = live.plan(unix_ms(now))
