@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from kernel.clock import boottime_ms
 from scheduler.node.config import NodeConfig
 from scheduler.node.deadman import MARGIN_MS, DeadMansTimer
+from scheduler.node.disk_turns import DiskTurns
 from scheduler.node.errors import StaleEpoch
 from scheduler.node.inventory import Inventory
 from scheduler.node.launching import Launcher
@@ -70,6 +71,7 @@ class Fleet:
         self._workspace_root = Path(config.workspace_root)
         limits = config.limits
         self._alarm = DiskAlarm(limits.workspace_reserve_bytes, limits.workspace_step_bytes)
+        self._turns = DiskTurns(self._workspace_root, config.node)
         self._looking: asyncio.TimerHandle | None = None
         self._set_meters(boottime_ms())
 
@@ -223,21 +225,36 @@ class Fleet:
     def _look_at_disk(self) -> None:
         if not self._runs:
             self._looking = None
+            self._turns.publish(0)
             return
         self._looking = asyncio.get_running_loop().call_later(LOOK_MS / 1000, self._look_at_disk)
-        order = self._alarm.look(boottime_ms(), free_bytes(self._workspace_root))
+        now_ms = boottime_ms()
+        if self._turns.passed():
+            self._alarm.spare(now_ms)
+        order = self._alarm.look(now_ms, free_bytes(self._workspace_root))
         if order is Order.NOTHING:
             return
         staying = [run for run in self._runs.values() if not run.stopping]
-        if order is Order.STOP_LARGEST and staying:
-            largest = max(staying, key=lambda run: (run.disk_bytes, run.spec.run_id))
-            sentence = (
-                f"The node's disk is nearly full and its workspace is the largest, {largest.disk_bytes} bytes."
-            )
-            largest.stop(EndReason.DISK_FULL, sentence, 0)
+        largest = max(staying, key=lambda run: (run.disk_bytes, run.spec.run_id), default=None)
+        taken_bytes = 0 if largest is None else largest.disk_bytes
+        if order is Order.COUNT:
+            self._turns.publish(taken_bytes)
+        elif largest is not None:
+            self._stop_largest(largest, now_ms)
         for run in staying:
             run.count_again()
         self._tick()
+
+    def _stop_largest(self, largest: Run, now_ms: int) -> None:
+        """Stop the run that takes most of this node, unless another node that shares the disk has a larger one."""
+        if not self._turns.take(largest.disk_bytes):
+            self._alarm.spare(now_ms)
+            return
+        sentence = (
+            f"The node's disk is nearly full and its workspace is the largest, {largest.disk_bytes} bytes."
+        )
+        largest.stop(EndReason.DISK_FULL, sentence, 0)
+        self._turns.publish(0)
 
     def _set_meters(self, now_ms: int) -> None:
         self._cut_at_ms = now_ms + self._config.meter_interval_ms

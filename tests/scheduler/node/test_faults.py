@@ -15,6 +15,7 @@ from tests.scheduler.node.harness import Machine, Node, await_line
 
 pytestmark = pytest.mark.slow
 
+MIB = 1 << 20
 LOOP = "echo ready; while :; do sleep 0.1; done"
 
 
@@ -136,3 +137,29 @@ def test_a_full_disk_stops_the_jobs_and_their_ends_are_still_written(
     assert node.stop() == 0
     node.start()
     assert node.status(spec).end_reason is EndReason.JOURNAL_FULL
+
+
+def test_of_two_nodes_on_one_full_disk_the_larger_run_goes_and_the_other_goes_on(
+    machine: Machine, small_disk: Path
+) -> None:
+    if os.geteuid() != 0:
+        return  # nobody else may mount a disk that is small enough
+    facts: dict[str, object] = {
+        "workspace_root": str(small_disk),
+        "limits": {"workspace_reserve_bytes": 9 * MIB},
+    }
+    nodes = [machine.node(name, **facts) for name in ("a", "b")]
+    held = [
+        node.begin(node.spec("/bin/sh", "-c", f"head -c {size}M /dev/zero > /job/x; echo ready; sleep 1000"))
+        for node, size in zip(nodes, (2, 3), strict=True)
+    ]
+    for spec in held:
+        await_line(spec, "ready")
+    (small_disk / "others").write_bytes(bytes(3 * MIB))
+    assert nodes[1].ended(held[1]).end_reason is EndReason.DISK_FULL
+    with nodes[0].client() as client:
+        before = nodes[0].sync()
+        assert (
+            client.wait_for_change(before.seq, 2500).seq == before.seq
+        )  # the next one would go after a second
+    assert nodes[0].status(held[0]).state is RunState.RUNNING
