@@ -3,7 +3,7 @@
 A census walks them in small steps, as often as its own cost allows, and counts what was deleted but is
 still held open. Between two censuses a run may overshoot. What that can do to others is bounded by looking at the
 file system itself, ten times a second, which costs next to nothing: whoever writes fast is counted at once, and when
-the reserve kept free is touched, the run that takes most is stopped.
+the reserve kept free is touched, the run that takes most is stopped, and the next one only if the disk goes on filling.
 """
 
 import enum
@@ -22,7 +22,7 @@ LOOK_MS: Final = 100
 """Between two looks at the file system while anything runs."""
 
 _COUNTED_MS: Final = 2 * LOOK_MS
-"""From the reserve being touched to the stop of the largest: everybody is counted, and says so to who shares the disk."""
+"""From the touched reserve to the stop of the largest: everybody is counted and says so to who shares the disk."""
 
 _SPARED_MS: Final = 1000
 """After one was stopped, before the next is: what it held must have time to be given back."""
