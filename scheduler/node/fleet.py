@@ -5,6 +5,9 @@ in the journal; what is reported as ended or used is on disk.
 """
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -12,12 +15,13 @@ from kernel.clock import boottime_ms
 from scheduler.node.config import NodeConfig
 from scheduler.node.deadman import MARGIN_MS, DeadMansTimer
 from scheduler.node.disk_turns import DiskTurns
-from scheduler.node.errors import StaleEpoch
+from scheduler.node.errors import DeviceHeld, StaleEpoch
 from scheduler.node.inventory import Inventory
 from scheduler.node.launching import Launcher
 from scheduler.node.protocol import (
     PROTOCOL_VERSION,
     Change,
+    DeviceStatus,
     EndReason,
     Hello,
     Isolation,
@@ -139,7 +143,10 @@ class Fleet:
             run.stop(EndReason.STOPPED, "The node's supervisor was stopped.", run.spec.grace_ms)
         self._arm()
         for run in runs:
-            await run.ended.wait()
+            with suppress(
+                DeviceHeld
+            ):  # nobody can end it; it is left behind rather than waited for without end
+                await run.leaves()
         if self._timer is not None:
             self._timer.cancel()
 
@@ -161,12 +168,24 @@ class Fleet:
             usage=usage[:USAGE_PER_REPORT_MAX],
             usage_pending=max(0, len(usage) - USAGE_PER_REPORT_MAX),
             refused=refused,
-            devices=tuple(self._inventory.health(boottime_ms())),
+            devices=tuple(self._devices(boottime_ms())),
             isolation=self._isolation,
             labels=dict(self._config.labels),
             cpu_milli=self._config.cpu_milli,
             memory_mib=self._config.memory_mib,
         )
+
+    def _devices(self, now_ms: int) -> Iterator[DeviceStatus]:
+        """How each device is; one that a process holds which cannot be ended takes no new jobs."""
+        held = {}
+        for run in self._runs.values():
+            if why := run.held(now_ms):
+                held |= dict.fromkeys((share.index for share in run.spec.devices), why)
+        for device in self._inventory.health(now_ms):
+            if device.healthy and device.index in held:
+                yield replace(device, healthy=False, reason=f"{held[device.index]}.")
+            else:
+                yield device
 
     def _obey_epoch(self, epoch: int) -> None:
         seen = self._spool.memory.epoch

@@ -1,10 +1,12 @@
 """What happens to jobs when the supervisor freezes, its disk fills or its journal is damaged."""
 
 import os
+import re
 import select
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -163,3 +165,48 @@ def test_of_two_nodes_on_one_full_disk_the_larger_run_goes_and_the_other_goes_on
             client.wait_for_change(before.seq, 2500).seq == before.seq
         )  # the next one would go after a second
     assert nodes[0].status(held[0]).state is RunState.RUNNING
+
+
+FREEZER = Path("/sys/fs/cgroup/freezer")
+
+
+@contextmanager
+def frozen(pids: Iterable[int], name: str) -> Iterator[None]:
+    """Processes that no signal reaches while the block lasts, as if they waited for a broken device."""
+    group = FREEZER / name
+    group.mkdir()
+    try:
+        for pid in pids:
+            (group / "cgroup.procs").write_text(str(pid))
+        (group / "freezer.state").write_text("FROZEN")
+        yield
+    finally:
+        (group / "freezer.state").write_text("THAWED")
+        while (group / "cgroup.procs").read_text():
+            os.sched_yield()
+        group.rmdir()
+
+
+def test_a_run_that_cannot_be_ended_costs_its_device_and_the_next_run_its_start_not_its_time(
+    machine: Machine,
+) -> None:
+    if not os.access(FREEZER / "cgroup.procs", os.W_OK):
+        return  # nothing else keeps a process from being ended at will
+    node = machine.node(limits={"unkillable_ms": 200})
+    first = node.begin(node.spec("/bin/sh", "-c", LOOP, devices=(DeviceShare(1),), grace_ms=0))
+    await_line(first, "ready")
+    pid = node.await_state(first, RunState.RUNNING).pid
+    assert pid is not None
+    with frozen([pid], f"hub-test-{pid}"):
+        node.desired.clear()
+        second = node.begin(node.spec("/bin/true", devices=(DeviceShare(1),)))
+        held = node.ended(second)
+        assert (held.end_reason, held.pid) == (EndReason.DEVICE_HELD, None)
+        assert re.match(rf"Process {pid} cannot be ended: run {first.run_id} .* still holds", held.reason)
+        assert [record.duration_ms for record in node.records(second)] == [0]
+        ill = [device for device in node.sync().devices if not device.healthy]
+        assert [(device.index, device.reason) for device in ill] == [(1, f"Process {pid} cannot be ended.")]
+        assert node.run(node.spec("/bin/true", devices=(DeviceShare(0),))).exit_code == 0
+    assert node.ended(first).end_reason is EndReason.STOPPED
+    assert all(device.healthy for device in node.sync().devices)
+    assert node.run(node.spec("/bin/true", devices=(DeviceShare(1),))).exit_code == 0
