@@ -56,6 +56,7 @@ class EndReason(StrEnum):
     OOM = "oom"
     DISK_FULL = "disk_full"
     JOURNAL_FULL = "journal_full"
+    DEVICE_HELD = "device_held"
     SUPERVISOR_LOST = "supervisor_lost"
 
 

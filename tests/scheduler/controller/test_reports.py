@@ -291,3 +291,27 @@ def test_a_job_that_is_cancelled_while_its_funds_run_out_was_cancelled(centre: C
     centre.tick()
     centre.tick()
     assert centre.job(job_id).state == "cancelled"
+
+
+def test_a_run_whose_device_is_held_by_a_process_nobody_can_end_is_tried_again_without_a_retry(
+    centre: Centre,
+) -> None:
+    def held(report: Report) -> Report:
+        runs = (
+            replace(
+                run, state=RunState.ENDED, end_reason=EndReason.DEVICE_HELD, reason="Process 7 cannot be ended"
+            )
+            for run in report.runs
+        )
+        ill = (replace(device, healthy=False, reason="Process 7 cannot be ended.") for device in report.devices)
+        return replace(report, runs=tuple(runs), devices=tuple(ill))
+
+    centre.machines.falsified = held
+    job_id = centre.submit(max_retries=0)
+    centre.tick()
+    job = centre.job(job_id)
+    assert (job.state, job.lost_attempts, job.retry_at is None) == ("queued", [1], False)
+    assert job.reason == "attempt 1 did not start (Process 7 cannot be ended); it is tried elsewhere"
+    with transaction(centre.engine) as session:
+        reasons = session.execute(text("SELECT DISTINCT healthy, health_reason FROM devices")).all()
+        assert reasons == [(False, "Process 7 cannot be ended.")]
