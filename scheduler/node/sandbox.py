@@ -35,8 +35,8 @@ SECRETS_MAX: Final = DESCRIPTORS_MAX - 3
 _PIDS_OF_THE_SANDBOX: Final = 8
 
 NO_CORE_AT_ALL: Final = 1
-"""Bytes of a core dump: too few for a file, and the one limit with which no crash handler of the host is started, either
-(with zero it is: core(5), "Piping core dumps to a program")."""
+"""Bytes of a core dump: too few for a file, and the one limit with which no crash handler of the host is started
+either (with zero it is: core(5), "Piping core dumps to a program")."""
 
 _STAGED: Final = "/tmp"  # noqa: S108 - covered in the job's own mount namespace
 _RESOLVER: Final = Path("/etc/resolv.conf")
