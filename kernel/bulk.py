@@ -15,7 +15,7 @@ from uuid import UUID
 
 import psycopg
 from psycopg.pq import ExecStatus, TransactionStatus
-from sqlalchemy import ColumnElement, any_, literal
+from sqlalchemy import BindParameter, ColumnElement, any_, bindparam, literal
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import InstrumentedAttribute, Session
@@ -94,8 +94,13 @@ def _read(value: bytes | None) -> str | None:
     return None if value is None else value.decode()
 
 
-def among(column: InstrumentedAttribute[_T], values: Iterable[_T]) -> ColumnElement[bool]:
-    """Whether a column's value is one of these, with a statement that does not depend on how many there are."""
+def among(column: InstrumentedAttribute[_T], values: Iterable[_T] | BindParameter[Any]) -> ColumnElement[bool]:
+    """Whether a column's value is one of these, with a statement that does not depend on how many there are.
+
+    A parameter stands for a list that is given when the statement is executed.
+    """
+    if isinstance(values, BindParameter):
+        return column == any_(bindparam(values.key, type_=ARRAY(column.type)))
     return column == any_(literal(list(values), ARRAY(column.type)))
 
 

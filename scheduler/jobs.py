@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Final
 from uuid import UUID
 
-from sqlalchemy import func, select, text, tuple_
+from sqlalchemy import bindparam, func, select, text, tuple_
 from sqlalchemy.orm import Session
 
 from kernel.ids import derived_id
@@ -45,6 +45,14 @@ ARRAY_BYTES_MAX: Final = 16 * 1024 * 1024
 
 LIVE_JOBS_MAX: Final = 20_000
 """Jobs of one tenant that have not ended: the controller looks at all of them with every step."""
+
+_LIVE: Final = select(func.count()).select_from(
+    select(JobRow.id)
+    .where(JobRow.tenant_id == bindparam("tenant"), JobRow.ended_at.is_(None))
+    .limit(bindparam("most"))
+    .subquery()
+)
+"""Asked with every submission; a statement that is made once need not be made and recognised each time."""
 
 _TELL: Final = text(f"NOTIFY {WAKE_CHANNEL}")
 _TELL_SUBMITTED: Final = text(f"NOTIFY {WAKE_CHANNEL}, '{SUBMITTED}'")
@@ -379,8 +387,7 @@ def _row(job_id: UUID, request: JobRequest, tenant_id: UUID, submitted_by: UUID,
 
 def _refuse_too_many(session: Session, tenant_id: UUID, asked: int, most: int) -> None:
     """Two submissions at one moment may go a little beyond it."""
-    live = select(JobRow.id).where(JobRow.tenant_id == tenant_id, JobRow.ended_at.is_(None)).limit(most)
-    count = session.scalar(select(func.count()).select_from(live.subquery())) or 0
+    count = session.scalar(_LIVE, {"tenant": tenant_id, "most": most}) or 0
     if count + asked > most:
         raise TooManyLiveJobs(asked=asked, most=most)
 

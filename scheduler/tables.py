@@ -165,7 +165,8 @@ class JobRow(Table):
     were preempted. `traceparent` (W3C Trace Context) is what its submission belongs to. `lost_attempts` came to
     nothing through the centre's doing: lost with a node, or preempted; their time is the centre's to bear.
     `evicted_for` names the job for which this one is being stopped. `notice` is what
-    its running ranks are told, with `notice_signal` where it asked for one.
+    its running ranks are told, with `notice_signal` where it asked for one. `files_removed_at` and `logs_removed_at`
+    are when what it left was no longer kept.
     """
 
     __tablename__ = "jobs"
@@ -176,6 +177,11 @@ class JobRow(Table):
         ),
         CheckConstraint(
             "(ended_at IS NOT NULL) = (state IN ('succeeded', 'failed', 'cancelled'))", name="ended"
+        ),
+        CheckConstraint(
+            "(files_removed_at IS NULL OR ended_at IS NOT NULL) AND "
+            "(logs_removed_at IS NULL OR files_removed_at IS NOT NULL)",
+            name="removed",
         ),
         CheckConstraint("node_count > 0 AND devices_per_node > 0", name="shape"),
         CheckConstraint("slots_milli BETWEEN 1 AND 1000", name="slots"),
@@ -247,6 +253,8 @@ class JobRow(Table):
     stop_reason: Mapped[str | None] = mapped_column(Text)
     notice: Mapped[str] = mapped_column(Text, default="")
     notice_signal: Mapped[int] = mapped_column(default=0)
+    files_removed_at: Mapped[datetime | None]
+    logs_removed_at: Mapped[datetime | None]
 
 
 class RunRow(Table):

@@ -62,6 +62,9 @@ _SPARED_MS_MAX: Final = 4000
 many, so much seldomer that it takes an eighth of the time at most, and every four seconds at least: a quarter of what
 is held beyond the stop of a job whose funds end."""
 
+_PREPARED_SHARE: Final = 32
+"""A standby takes so small a part of its time to keep its picture, as long as that is never older than four seconds."""
+
 _log = structlog.get_logger(__name__)
 
 
@@ -154,8 +157,12 @@ class Controller:
             began = boottime_ms()
             self.attempt(words, ticking=ticking)
             ended = boottime_ms()
-            rested = ended + min(max(_BREATH_MS, ended - began), _BREATH_MS_MAX)
+            rested = ended + self._breath_ms(ended - began)
             next_tick = min(next_tick, self._next_look())
+
+    def _breath_ms(self, took_ms: int) -> int:
+        """How long to gather words after a step; to one who only stands by they say nothing."""
+        return _STANDBY_LOOK_MS if self._term is None else min(max(_BREATH_MS, took_ms), _BREATH_MS_MAX)
 
     def _keep_lease(self, done: threading.Event) -> None:
         while not done.wait(renewals_ms(self._pace.leader_lease_ms) / 1000):
@@ -211,9 +218,11 @@ class Controller:
         """While another leads: keep the picture up to date, so that taking over takes no time."""
         if boottime_ms() < self._prepare_at:
             return
-        self._prepare_at = boottime_ms() + self._pace.tick_ms
+        began = boottime_ms()
         with transaction(self._engine) as session:
             self._prepared.refresh(session, unix_ms(utc_now()), frozenset())
+        pause_ms = min(_PREPARED_SHARE * (boottime_ms() - began), _SPARED_MS_MAX)
+        self._prepare_at = boottime_ms() + max(pause_ms, self._pace.tick_ms)
 
     def resign(self) -> None:
         """Let a standby take over at once; if the database is away, the lease lapses by itself."""

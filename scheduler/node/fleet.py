@@ -152,7 +152,10 @@ class Fleet:
             epoch_seen=memory.epoch,
             instance=self._hello.instance,
             seq=self._seq,
-            runs=(*(run.status for run in self._runs.values()), *memory.ended.values()),
+            runs=(
+                *(run.status for run_id, run in self._runs.items() if run_id not in memory.ended),
+                *memory.ended.values(),
+            ),
             usage=usage[:USAGE_PER_REPORT_MAX],
             usage_pending=max(0, len(usage) - USAGE_PER_REPORT_MAX),
             refused=refused,

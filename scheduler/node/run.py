@@ -67,6 +67,7 @@ class Run:
         self._blockers = blockers
         self._status = RunStatus(spec.run_id, spec.job_id, spec.attempt, spec.rank, RunState.STARTING)
         self._last_words: tuple[Line, RunStatus] | None = None
+        self._settling = False
         self._launched: Launched | None = None
         self._stop_reason: EndReason | None = None
         self._stop_sentence = ""
@@ -191,8 +192,12 @@ class Run:
             self._end(EndReason.START_FAILED, str(error), None)
             return
         try:
-            self._start(launched)
+            await self._start(launched)
             await launched.gone()
+        except asyncio.CancelledError:  # by `stop`, which does so only while nothing runs
+            launched.discard()
+            self._end(self._stop_reason or EndReason.STOPPED, self._stop_sentence, None)
+            return
         except (HubError, OSError) as error:
             self._launched = None
             launched.discard()
@@ -217,14 +222,14 @@ class Run:
             reason = self._stop_reason or EndReason.START_FAILED
             self._end(reason, self._stop_sentence or f"The supervisor failed: {error!r}", None)
 
-    def _start(self, launched: Launched) -> None:
+    async def _start(self, launched: Launched) -> None:
         self._around.spool.replenish()
         if not self._around.spool.has_reserve:
             raise JournalFailed(errno.ENOSPC, os.strerror(errno.ENOSPC))
         now_ms, wall_ms = boottime_ms(), unix_ms(utc_now())
         self._status = replace(self._status, started_unix_ms=wall_ms, started_boot_ms=now_ms)
         meter = self._new_meter(now_ms, wall_ms)
-        self._around.spool.append(started_line(self._status, meter))
+        await self._around.spool.soon(started_line(self._status, meter))
         self.meter = meter
         launched.start(self._running)
         self._launched = launched
@@ -274,14 +279,20 @@ class Run:
 
     def _settle(self) -> None:
         # The end exists for others only once it is on disk; a full disk is tried again with every tick.
-        if self._last_words is None:
+        if self._last_words is None or self._settling:
             return
         usage, ended = self._last_words
-        try:
-            self._around.spool.append(usage, ended_line(ended))
-        except OSError as error:
+        self._settling = True
+        self._around.spool.soon(usage, ended_line(ended)).add_done_callback(self._settled)
+
+    def _settled(self, written: asyncio.Future[None]) -> None:
+        self._settling = False
+        error = written.exception()
+        if isinstance(error, OSError):
             self._around.spool_failed(error)
             return
+        assert self._last_words is not None  # noqa: S101 - it stays until it is written
+        _, ended = self._last_words
         self._last_words = None
         self._say("run_ended", end_reason=str(ended.end_reason), exit_code=ended.exit_code)
         self._status = ended
