@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 
 from kernel.clock import boottime_ms, unix_ms, utc_now
 from kernel.database import transaction
+from kernel.ids import new_id
 from scheduler.controller import desired
 from scheduler.controller.admitting import admit
 from scheduler.controller.live_state import LiveState
@@ -145,6 +146,17 @@ def test_a_node_where_no_sandbox_can_be_built_gets_no_job_until_one_can(centre: 
     centre.tick()  # hears that it works again
     centre.tick()
     assert centre.job(job_id).state == "running"
+
+
+def test_a_job_whose_funds_were_missing_waits_no_longer_for_a_clock_that_was_set_back() -> None:
+    live, job_id, hour_ms = LiveState(policy_named("default")), new_id(), 3_600_000
+    live.shelve(job_id, 2 * hour_ms, 5000)
+    assert [live.is_shelved(job_id, 2 * hour_ms + later_ms) for later_ms in (0, 4999, 5000)] == [
+        True,
+        True,
+        False,
+    ]
+    assert not live.is_shelved(job_id, hour_ms)
 
 
 def test_another_host_of_the_same_name_waits_until_the_first_is_given_up(
