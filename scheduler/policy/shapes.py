@@ -52,7 +52,7 @@ class Shape:
         "whole",
     )
 
-    def __init__(self, job: Job, number: int) -> None:
+    def __init__(self, job: Job, number: int, *, always_scored: bool = False) -> None:
         self.number = number
         self.models = job.models
         self.min_pflops_milli = job.min_pflops_milli
@@ -66,16 +66,11 @@ class Shape:
         self.whole = job.slots_milli == WHOLE_MILLI
         self.demand_milli = job.devices_milli
         """Milli-slots of the whole gang."""
-        self.scored = (
-            job.nodes == 1
-            and not job.tail_devices
-            and not (self.whole and not job.cpu_milli and not job.memory_mib)
-        )
-        """Whether nodes differ for it by more than their number of free devices."""
-        self.simple = (
-            job.nodes == 1 and not job.tail_devices and self.whole and not job.cpu_milli and not job.memory_mib
-        )
+        alone = job.nodes == 1 and not job.tail_devices
+        self.simple = alone and self.whole and not job.cpu_milli and not job.memory_mib
         """Whether it fits wherever one node has so many devices wholly free."""
+        self.scored = alone and (always_scored or not self.simple)
+        """Whether nodes differ for it by more than their number of free devices, or the placement rule says so."""
         self.pools: tuple[Pool, ...] = ()
         self.pools_version = -1
         self.possible: tuple[Pool, ...] | None = None
@@ -112,9 +107,15 @@ class Shape:
 
 
 class Shapes:
-    """Every shape seen, one object each."""
+    """Every shape seen, one object each.
 
-    def __init__(self) -> None:
+    Args:
+        always_scored: whether the placement rule has a word to say even where nodes differ by their number of free
+            devices only.
+    """
+
+    def __init__(self, *, always_scored: bool = False) -> None:
+        self._always_scored = always_scored
         self._known: dict[tuple[object, ...], Shape] = {}
 
     def known(self, job: Job) -> Shape | None:
@@ -126,5 +127,5 @@ class Shapes:
         key = _what_decides(job)
         shape = self._known.get(key)
         if shape is None:
-            shape = self._known[key] = Shape(job, len(self._known))
+            shape = self._known[key] = Shape(job, len(self._known), always_scored=self._always_scored)
         return shape

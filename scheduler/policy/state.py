@@ -23,7 +23,7 @@ from scheduler.policy.pending import SMALL, JobClass, Pending, QueuedJob
 from scheduler.policy.prediction import Predictor
 from scheduler.policy.promises import Promises
 from scheduler.policy.queues import QueueState, QueueTree
-from scheduler.policy.settings import Order, PolicySettings
+from scheduler.policy.settings import SCORES_ALWAYS, Order, PolicySettings
 from scheduler.policy.shapes import Shape, Shapes
 from scheduler.policy.yielding import Yielding
 
@@ -84,7 +84,7 @@ class SchedulerState:
         self.capacity = Capacity()
         self.queues = QueueTree(queues)
         self.pending = Pending()
-        self.shapes = Shapes()
+        self.shapes = Shapes(always_scored=self.settings.placement in SCORES_ALWAYS)
         self.predictor = Predictor()
         self.sizes = Sizes()
         self.congestion = Congestion()
