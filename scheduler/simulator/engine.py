@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from scheduler.policy.cycle import run_cycle
 from scheduler.policy.model import Job, Placement, Queue, Start
-from scheduler.policy.reasons import impossible
+from scheduler.policy.reasons import explain, impossible
 from scheduler.policy.settings import PolicySettings
 from scheduler.policy.state import SchedulerState
 from scheduler.simulator.workload import Cluster, TraceJob
@@ -34,12 +34,13 @@ class Run(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """All that happened, in order of end, and the jobs that could never run with the reason."""
+    """All that happened, in order of end; what never could run here, and what still waits in the end, and why."""
 
     runs: list[Run]
     impossible: dict[str, str]
-    unstarted: list[Job]
+    unstarted: dict[str, str]
     end_ms: int
+    """When the last run ended, whatever else was still to happen to the nodes."""
 
 
 Progress = Callable[[int], None]
@@ -94,8 +95,9 @@ class Simulation:
                 self._progress(at)
         if self._progress is not None:
             self._progress(count)
-        unstarted = [queued.job for queued in self.state.queued.values()]
-        return Outcome(self._runs, self._impossible, unstarted, now)
+        unstarted = {job_id: explain(self.state, job_id, now).sentence for job_id in self.state.queued}
+        end = max((run.end_ms for run in self._runs), default=0)
+        return Outcome(self._runs, self._impossible, unstarted, end)
 
     def _arrive(self, trace_job: TraceJob) -> None:
         job, duration = trace_job
@@ -105,6 +107,7 @@ class Simulation:
         if why is not None:
             self._impossible[job.id] = why[1]
             state.job_withdrawn(job.id)
+            state.job_failed(job.id)
             return
         self._durations[job.id] = duration
 
