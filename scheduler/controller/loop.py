@@ -345,12 +345,12 @@ class Controller:
             self._describe(session, reports)
             settled, kept = observe(session, term.leadership, observed, self._accounting, at)
         self._watcher.moved(settled.steps)
-        for name in kept:
-            term.nodes.answered(name, reports[name], heard_ms)
+        for name, report in kept.items():
+            term.nodes.answered(name, report, heard_ms)
         more = {
             name
             for name in kept
-            if reports[name].usage_pending
+            if (kept[name].usage and reports[name].usage_pending)
             or desired[name].later
             or reports[name].instance != requests[name].instance  # which has only answered
         }
