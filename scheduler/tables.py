@@ -31,8 +31,8 @@ from kernel.database import Table
 class LeaderRow(Table):
     """The one lease of leadership; every write of a controller checks that its epoch is still the lease's.
 
-    It lapses when `renewals` has not grown for `lease_ms` by the clock of whoever wants it, or when it is no longer `held`.
-    `expires_at` is for people: nothing is decided by it, because wall clocks step.
+    It lapses when `renewals` has not grown for `lease_ms` by the clock of whoever wants it, or when it is no longer
+    `held`. `expires_at` is for people: nothing is decided by it, because wall clocks step.
     """
 
     __tablename__ = "scheduler_leader"

@@ -88,9 +88,9 @@ class LiveState:
         self._shelved[job_id] = _Shelved(now_ms + pause, pause)
 
     def is_shelved(self, job_id: UUID, now_ms: int) -> bool:
-        """Whether a waiting job is out of the picture for now."""
+        """Whether a waiting job is out of the picture for now; no longer than meant when the clock was set back."""
         kept = self._shelved.get(job_id)
-        return kept is not None and kept.until_ms > now_ms
+        return kept is not None and kept.until_ms - kept.pause_ms <= now_ms < kept.until_ms
 
     def is_as_seen(self, job: JobRow) -> bool:
         """Whether nobody has changed what a job waits for since it was taken into the picture."""

@@ -12,19 +12,30 @@ from sqlalchemy.orm import Session
 
 from kernel.clock import boottime_ms, unix_ms, utc_now
 from kernel.database import transaction
+from kernel.ids import new_id
 from scheduler.controller import desired
 from scheduler.controller.admitting import admit
 from scheduler.controller.live_state import LiveState
 from scheduler.controller.nodes import STOP_MARGIN_MS, Nodes
+from scheduler.controller.observing import Observed
 from scheduler.controller.settling import NOTICED_MS
 from scheduler.controller.wakeups import notifications
 from scheduler.jobs import WAKE_CHANNEL, cancel_job, change_dependencies
 from scheduler.leadership import acquire, standing
-from scheduler.node.protocol import UNAVAILABLE, EndReason, Isolation, Report, RunState, UsageRecord
+from scheduler.node.protocol import (
+    UNAVAILABLE,
+    EndReason,
+    Isolation,
+    Report,
+    RunState,
+    RunStatus,
+    SyncRequest,
+    UsageRecord,
+)
 from scheduler.policy.settings import policy_named
 from scheduler.tables import JobRow, RunRow
 from tests.conftest import Database
-from tests.scheduler.controller.counted import Centre, as_it_is, simulated
+from tests.scheduler.controller.counted import BEGAN_MS, Centre, as_it_is, simulated
 
 
 def test_a_sentence_with_what_the_database_cannot_keep_costs_its_node_nothing(centre: Centre) -> None:
@@ -138,6 +149,17 @@ def test_a_node_where_no_sandbox_can_be_built_gets_no_job_until_one_can(centre: 
     assert centre.job(job_id).state == "running"
 
 
+def test_a_job_whose_funds_were_missing_waits_no_longer_for_a_clock_that_was_set_back() -> None:
+    live, job_id, hour_ms = LiveState(policy_named("default")), new_id(), 3_600_000
+    live.shelve(job_id, 2 * hour_ms, 5000)
+    assert [live.is_shelved(job_id, 2 * hour_ms + later_ms) for later_ms in (0, 4999, 5000)] == [
+        True,
+        True,
+        False,
+    ]
+    assert not live.is_shelved(job_id, hour_ms)
+
+
 def test_another_host_of_the_same_name_waits_until_the_first_is_given_up(
     centre: Centre, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -176,6 +198,45 @@ def test_what_runs_is_named_and_what_is_new_is_told_in_portions(
     centre.tick()
     request = centre.machines.requests[-1][1]
     assert (request.desired, len(request.going_on)) == ((), 3)
+
+
+def test_a_run_is_told_whole_until_its_node_names_it(centre: Centre) -> None:
+    def starting(report: Report) -> Report:
+        return replace(report, runs=tuple(replace(run, state=RunState.STARTING) for run in report.runs))
+
+    centre.machines.falsified = starting
+    job_id = centre.submit()
+    centre.tick()
+    centre.tick()
+    told = [request for _, request in centre.machines.requests if request.desired]
+    assert [spec.job_id for request in told for spec in request.desired] == [str(job_id)]
+    assert centre.machines.requests[-1][1].going_on == (told[0].desired[0].run_id,)
+    assert centre.job(job_id).state == "starting"
+    centre.machines.falsified = as_it_is
+    centre.tick()
+    assert centre.job(job_id).state == "running"
+
+
+@pytest.mark.parametrize(
+    ("runs", "leaving", "moves_nothing"),
+    [
+        ((), False, False),
+        ((("going", RunState.RUNNING),), False, True),
+        ((("going", RunState.RUNNING), ("new", RunState.STARTING)), False, True),
+        ((("going", RunState.RUNNING), ("new", RunState.STARTING)), True, False),
+        ((("going", RunState.RUNNING), ("new", RunState.RUNNING)), False, False),
+        ((("going", RunState.ENDED),), False, False),
+        ((("going", RunState.STOPPING),), False, False),
+        ((("going", RunState.RUNNING), ("nobody's", RunState.STARTING)), False, False),
+    ],
+)
+def test_what_is_news_of_a_node_that_runs_one_and_was_asked_for_another(
+    centre: Centre, runs: tuple[tuple[str, RunState], ...], *, leaving: bool, moves_nothing: bool
+) -> None:
+    report, _ = centre.machines.nodes["n"].sync(SyncRequest(1, 1, ()), BEGAN_MS, BEGAN_MS)
+    said = replace(report, runs=tuple(RunStatus(name, "job", 1, 0, state) for name, state in runs))
+    observed = Observed(said, {"going", "new"}, {"going"}, leaving=leaving)
+    assert observed.moves_nothing is moves_nothing
 
 
 def test_a_job_told_to_wait_for_another_since_it_was_planned_is_not_started(centre: Centre) -> None:

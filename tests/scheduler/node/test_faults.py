@@ -1,5 +1,7 @@
 """What happens to jobs when the supervisor freezes, its disk fills or its journal is damaged."""
 
+import gzip
+import hashlib
 import os
 import re
 import select
@@ -12,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from scheduler.node.deadman import MARGIN_MS
-from scheduler.node.protocol import DeviceShare, EndReason, RunState
+from scheduler.node.protocol import Bundle, DeviceShare, EndReason, RunState
 from tests.scheduler.node.harness import Machine, Node, await_line
 
 pytestmark = pytest.mark.slow
@@ -47,6 +49,30 @@ def test_a_frozen_supervisor_that_thaws_in_time_goes_on(node: Node) -> None:
     assert node.status(spec).state is RunState.RUNNING
     node.desired.clear()
     node.ended(spec)
+
+
+def test_what_unpacks_a_working_directory_ends_with_the_supervisor(node: Node) -> None:
+    archive = gzip.compress(bytes(256 * 1024 * 1024), compresslevel=1)
+    path = node.folder / "store" / "archive"
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(archive)
+    spec = node.spec("/bin/true", bundle=Bundle(str(path), hashlib.sha256(archive).hexdigest()))
+    node.begin(spec)
+    assert node.process is not None
+    children = Path(f"/proc/{node.process.pid}/task/{node.process.pid}/children")
+    unpacking: list[Path] = []
+    while not unpacking:
+        places = [Path("/proc", pid) for pid in children.read_text().split()]
+        unpacking = [place for place in places if b"bundle.py" in (place / "cmdline").read_bytes()]
+    pid = int(unpacking[0].name)
+    process = os.pidfd_open(pid)
+    while str(512 * 1024 * 1024) not in (unpacking[0] / "limits").read_text():
+        os.sched_yield()  # it has not begun to read
+    os.kill(pid, signal.SIGSTOP)
+    node.kill()
+    assert select.select([process], [], [], 30)[0]
+    os.close(process)
+    node.start()
 
 
 def test_a_frozen_job_is_stopped_all_the_same(node: Node) -> None:
