@@ -13,6 +13,7 @@ from uuid import UUID
 from sqlalchemy import bindparam, func, select, text, tuple_
 from sqlalchemy.orm import Session
 
+from kernel.bulk import add_rows
 from kernel.ids import derived_id
 from scheduler.dependencies import checked_dependencies
 from scheduler.fitting import Demand, acceptable_models
@@ -55,7 +56,7 @@ _LIVE: Final = select(func.count()).select_from(
 """Asked with every submission; a statement that is made once need not be made and recognised each time."""
 
 _TELL: Final = text(f"NOTIFY {WAKE_CHANNEL}")
-_TELL_SUBMITTED: Final = text(f"NOTIFY {WAKE_CHANNEL}, '{SUBMITTED}'")
+_TELL_SUBMITTED: Final = (WAKE_CHANNEL, SUBMITTED)
 
 _NEW: Final = "waiting for the next scheduling cycle"
 HELD: Final = "held; it starts after it is released"
@@ -127,9 +128,7 @@ def submit_job(
     """
     job = _checked(session, job_id, request, tenant_id, submitted_by, environments, at)
     _refuse_too_many(session, tenant_id, 1, live_max)
-    session.add(job)
-    session.flush()
-    session.execute(_TELL_SUBMITTED)
+    add_rows(session, [job], tell=_TELL_SUBMITTED)
     return job
 
 
@@ -166,9 +165,7 @@ def submit_array(
     for index, job in enumerate(jobs):
         job.array_id, job.array_index = array_id, index
         job.array_size, job.array_running_max = size, running_max
-    session.add_all(jobs)
-    session.flush()
-    session.execute(_TELL_SUBMITTED)
+    add_rows(session, jobs, tell=_TELL_SUBMITTED)
     return jobs
 
 

@@ -50,7 +50,7 @@ class Terms:
     """For how long.
 
     Args:
-        files_kept_ms: working directories and checkpoints, after the end of the job, or of the attempt if another followed.
+        files_kept_ms: working directories and checkpoints, after the end of the job, or of a followed attempt.
         logs_kept_ms: logs, after the end of the job.
         least_kept_ms: everything, however full the disk is.
         full_percent: of the file system in use; above it the oldest go before their time.
@@ -160,6 +160,7 @@ def _ended(session: Session, tenant_id: UUID, ids: Sequence[UUID]) -> Iterator[S
         )
     )
     for job_id, ended_at, files_removed_at in rows:
+        assert ended_at is not None  # noqa: S101 - asked for
         part = Part.FILES if files_removed_at is None else Part.LOGS
         yield Spent(part, unix_ms(ended_at), job_id, 0, tenant_id)
 
@@ -179,6 +180,7 @@ def _followed(session: Session, tenant_id: UUID, ids: Sequence[UUID]) -> Iterato
         .having(func.bool_and(RunRow.state == "ended"))
     )
     for job_id, attempt, ended_at in rows:
+        assert ended_at is not None  # noqa: S101 - all have ended
         yield Spent(Part.FILES, unix_ms(ended_at), job_id, attempt, tenant_id)
 
 

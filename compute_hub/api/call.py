@@ -19,6 +19,7 @@ from compute_hub.identity.duties import check_duty
 from compute_hub.identity.keys import Principal, authenticate
 from compute_hub.identity.remits import check_remit
 from compute_hub.settings import Settings
+from kernel.bulk import add_rows
 from kernel.clock import utc_now
 from kernel.database import glance, transaction
 from kernel.errors import Conflict, Invalid
@@ -116,7 +117,7 @@ class Call:
             given = self._first_answer(session, key)
             if given is None:
                 made = action(session, utc_now())
-                session.add(self._row(key, digest, made))
+                add_rows(session, [self._row(key, digest, made)])
                 return made
             if given.request_sha256 != digest:
                 raise IdempotencyKeyReused(key=key)

@@ -61,6 +61,8 @@ class JobView(View):
     ended_at: datetime | None
     exit_code: int | None
     end_reason: str | None
+    files_removed_at: datetime | None
+    logs_removed_at: datetime | None
     devices: list[DeviceView]
     card_ms: int
     charge_cny: str
@@ -145,6 +147,8 @@ def _view(
         ended_at=row.ended_at,
         exit_code=row.exit_code,
         end_reason=row.end_reason,
+        files_removed_at=row.files_removed_at,
+        logs_removed_at=row.logs_removed_at,
         devices=[DeviceView(node=run.node, index=device[0]) for run in latest for device in run.devices],
         card_ms=slot_ms // 1000,
         charge_cny=format_yuan(money[0]),

@@ -8,6 +8,7 @@ Nothing that goes wrong in a step ends the process: the next tick begins again f
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Final
 
 import structlog
@@ -27,7 +28,7 @@ from scheduler.controller.live_state import LiveState
 from scheduler.controller.nodes import Nodes
 from scheduler.controller.observing import Observed, correct_lost, lose_node, observe
 from scheduler.controller.ports import Accounting, Machines
-from scheduler.controller.settling import WITHDRAWN_MAX, end_waiting, settle, unsettled
+from scheduler.controller.settling import WITHDRAWN_MAX, Settled, end_waiting, settle, unsettled
 from scheduler.controller.stopwatch import Stopwatch
 from scheduler.controller.wakeups import Wakeups
 from scheduler.controller.watching import Nobody, Step, Watcher
@@ -87,6 +88,8 @@ class _Term:
     stopwatch: Stopwatch
     spared: dict[str, int] = field(default_factory=dict)
     """Until when what is done sparingly is left."""
+    written_boot_ms: dict[str, int] = field(default_factory=dict)
+    """When a node's report was last written down."""
 
     @property
     def leadership(self) -> Leadership:
@@ -324,7 +327,7 @@ class Controller:
         """One round trip to these nodes; whether devices were given back, and the nodes worth another one."""
         term = self._led
         with transaction(self._engine) as session:
-            desired = desired_runs(session, self._store, names)
+            desired = desired_runs(session, self._store, names, term.nodes.reported(names))
             hosts = hosts_of(session, names)
         requests: dict[str, SyncRequest] = {}
         for name, wanted in sorted(desired.items()):
@@ -339,12 +342,11 @@ class Controller:
         }
         heard_ms, at = boottime_ms(), utc_now()
         term.lease.proceed()
-        observed = {name: Observed(report, desired[name].asked) for name, report in reports.items()}
-        with transaction(self._engine) as session:
-            fence(session, term.leadership)
-            self._describe(session, reports)
-            settled, kept = observe(session, term.leadership, observed, self._accounting, at)
-        self._watcher.moved(settled.steps)
+        observed = {
+            name: Observed(report, desired[name].asked, desired[name].running, desired[name].leaving)
+            for name, report in reports.items()
+        }
+        settled, kept = self._observe(observed, at)
         for name in kept:
             term.nodes.answered(name, reports[name], heard_ms)
         more = {
@@ -355,6 +357,23 @@ class Controller:
             or reports[name].instance != requests[name].instance  # which has only answered
         }
         return settled.freed, set(reachable) if settled.stopping else more
+
+    def _observe(self, observed: Mapping[str, Observed], at: datetime) -> tuple[Settled, list[str]]:
+        """Write down what nodes said, if it is news or the last word written down is a tick old."""
+        term, now_ms = self._led, boottime_ms()
+        fresh = {name for name in observed if now_ms < term.written_boot_ms.get(name, 0) + self._pace.tick_ms}
+        if observed and all(
+            name in fresh and one.moves_nothing and not term.nodes.describes(name, one.report)
+            for name, one in observed.items()
+        ):
+            return Settled(), sorted(observed)
+        with transaction(self._engine) as session:
+            fence(session, term.leadership)
+            self._describe(session, {name: one.report for name, one in observed.items()})
+            settled, kept = observe(session, term.leadership, observed, self._accounting, at)
+        term.written_boot_ms |= dict.fromkeys(kept, now_ms)
+        self._watcher.moved(settled.steps)
+        return settled, kept
 
     def _describe(self, session: Session, reports: Mapping[str, Report]) -> None:
         at = utc_now()

@@ -40,10 +40,26 @@ class Observed:
 
     Args:
         asked: ids of the runs that were desired there.
+        running: ids of those that were known to run.
+        leaving: whether there was something that should not be.
     """
 
     report: Report
     asked: AbstractSet[str]
+    running: AbstractSet[str]
+    leaving: bool
+
+    @property
+    def moves_nothing(self) -> bool:
+        """Whether the report says nothing of runs and their usage that was not known when the node was asked."""
+        report = self.report
+        if self.leaving or report.usage or report.refused:
+            return False
+        states = {status.run_id: status.state for status in report.runs}
+        return self.running <= states.keys() <= self.asked and all(
+            state is RunState.STARTING or (state is RunState.RUNNING and run_id in self.running)
+            for run_id, state in states.items()
+        )
 
 
 def observe(

@@ -22,8 +22,12 @@ from scheduler.leadership import Leadership, fence
 from scheduler.node.protocol import EndReason
 from scheduler.tables import JobRow, RunRow
 
+DEVICE_HELD: Final = EndReason.DEVICE_HELD.value
+"""A run that never started, because a process nobody can end held its device, which is drained: tried elsewhere,
+without a retry for it, however few the job has."""
+
 INFRASTRUCTURE: Final = frozenset(
-    {"lease_lost", "supervisor_lost", "node_lost", "node_stopped", "journal_full"}
+    {"lease_lost", "supervisor_lost", "node_lost", "node_stopped", "journal_full", DEVICE_HELD}
 )
 """Ends that are the centre's fault: the job is tried again if it has retries left."""
 
@@ -239,6 +243,13 @@ def _conclude(job: JobRow, runs: Sequence[RunRow], failed: RunRow | None, at: da
         job.evictions += 1
         _requeue(job, f"attempt {job.attempt} {_WHY[job.stop_reason]}; it waits to be tried again", at, 0)
         job.lost_attempts = [*job.lost_attempts, job.attempt]
+    elif own is not None and own.end_reason == DEVICE_HELD and not wanted:
+        job.evictions += 1
+        job.lost_attempts = [*job.lost_attempts, job.attempt]
+        pause_ms = min(RETRY_MS << min(job.evictions - 1, 16), RETRY_MS_MAX)
+        _requeue(
+            job, f"attempt {job.attempt} did not start ({own.end_detail}); it is tried elsewhere", at, pause_ms
+        )
     elif culprit is None and not wanted:
         job.exit_code = 0
         _end(job, "succeeded", "finished", at)

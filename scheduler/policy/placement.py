@@ -66,6 +66,8 @@ def find_among_lasting(shape: Shape, pool: Pool, barred: int, now_ms: int, leave
     open_to_it = ~barred
     for free in range(max(1, devices), len(pool.buckets)):
         nodes = pool.buckets[free] & open_to_it
+        if not nodes:
+            continue
         sharing = free // devices
         while nodes:
             bit = nodes & -nodes

@@ -23,7 +23,7 @@ from scheduler.policy.pending import SMALL, JobClass, Pending, QueuedJob
 from scheduler.policy.prediction import Predictor
 from scheduler.policy.promises import Promises
 from scheduler.policy.queues import QueueState, QueueTree
-from scheduler.policy.settings import Order, PolicySettings
+from scheduler.policy.settings import SCORES_ALWAYS, Order, PolicySettings
 from scheduler.policy.shapes import Shape, Shapes
 from scheduler.policy.yielding import Yielding
 
@@ -84,7 +84,7 @@ class SchedulerState:
         self.capacity = Capacity()
         self.queues = QueueTree(queues)
         self.pending = Pending()
-        self.shapes = Shapes()
+        self.shapes = Shapes(always_scored=self.settings.placement in SCORES_ALWAYS)
         self.predictor = Predictor()
         self.sizes = Sizes()
         self.congestion = Congestion()
@@ -195,13 +195,16 @@ class SchedulerState:
         if job.id in self.queued or job.id in self.running:
             raise DuplicateJob(field="id", job=job.id)
         leaf = self.queues.leaf(job.queue)
-        self._check(job)
+        shape = self.shapes.known(job)
+        if shape is None or job.time_limit_ms < 1:  # what else there is to check is the shape's
+            self._check(job)
+            shape = self.shapes.of(job)
         self._sequence += 1
         now = job.submitted_ms if now_ms is None else now_ms
-        queued = QueuedJob(job, leaf, self.shapes.of(job), self._sequence, now)
+        queued = QueuedJob(job, leaf, shape, self._sequence, now)
         self.queued[job.id] = queued
-        if queued.shape.scored:
-            self.boards.mix.see(queued.shape)
+        if shape.scored:
+            self.boards.mix.see(shape)
         if job.depends_on:
             for needed in job.depends_on:
                 if needed not in self.succeeded:

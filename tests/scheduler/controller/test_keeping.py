@@ -1,6 +1,5 @@
 """What jobs left is kept for its time, the oldest goes first when the disk fills, and nothing of a live one."""
 
-import os
 from datetime import timedelta
 from pathlib import Path
 from uuid import UUID
@@ -13,6 +12,10 @@ from tests.scheduler.controller.counted import Centre, simulated
 
 HOUR_MS = 3_600_000
 TERMS = Terms(files_kept_ms=24 * HOUR_MS, logs_kept_ms=72 * HOUR_MS, least_kept_ms=HOUR_MS, full_percent=80)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
 
 
 def left(centre: Centre, job_id: UUID, attempt: int = 1) -> Path:
@@ -47,13 +50,13 @@ def test_files_go_after_their_time_logs_after_theirs_and_the_job_says_so(centre:
     folder = left(centre, job_id)
     assert swept(centre, 23.9).removed == 0
     assert swept(centre, 24.1).removed == 1
-    assert (sorted(os.listdir(folder)), sorted(os.listdir(folder.parent))) == (["rank-0.log"], ["attempt-1"])
+    assert (names(folder), names(folder.parent)) == (["rank-0.log"], ["attempt-1"])
     assert centre.job(job_id).files_removed_at is not None
     assert centre.job(job_id).logs_removed_at is None
     assert swept(centre, 71).removed == 0
     assert swept(centre, 73).removed == 1
-    assert os.listdir(folder.parents[1]) == [BIN]
-    assert os.listdir(folder.parents[1] / BIN) == []
+    assert names(folder.parents[1]) == [BIN]
+    assert names(folder.parents[1] / BIN) == []
     assert centre.job(job_id).logs_removed_at is not None
 
 
@@ -70,7 +73,7 @@ def test_of_a_live_job_only_what_an_attempt_left_that_another_followed_goes(cent
         centre.tick()
     second = left(centre, job_id, 2)
     assert swept(centre, 1000, used=100).removed == 1
-    assert (os.listdir(first), sorted(os.listdir(second))) == (["rank-0.log"], ["rank-0", "rank-0.log"])
+    assert (names(first), names(second)) == (["rank-0.log"], ["rank-0", "rank-0.log"])
     assert (centre.store.checkpoints(centre.job(job_id), 0) / "weights").exists()
     assert centre.job(job_id).files_removed_at is None
     assert swept(centre, 1000, used=100).removed == 0
@@ -104,7 +107,7 @@ def test_a_sweep_that_is_broken_off_anywhere_is_ended_by_the_next(centre: Centre
             broken.close()
             swept(centre, hours)
         assert not folder.parent.exists()
-        assert os.listdir(folder.parents[1] / BIN) == []
+        assert names(folder.parents[1] / BIN) == []
         assert centre.job(job_id).logs_removed_at is not None
 
 

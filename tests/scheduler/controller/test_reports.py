@@ -17,15 +17,24 @@ from scheduler.controller import desired
 from scheduler.controller.admitting import admit
 from scheduler.controller.live_state import LiveState
 from scheduler.controller.nodes import STOP_MARGIN_MS, Nodes
+from scheduler.controller.observing import Observed
 from scheduler.controller.settling import NOTICED_MS
 from scheduler.controller.wakeups import notifications
 from scheduler.jobs import WAKE_CHANNEL, cancel_job, change_dependencies
 from scheduler.leadership import acquire, standing
-from scheduler.node.protocol import UNAVAILABLE, EndReason, Isolation, Report, RunState
+from scheduler.node.protocol import (
+    UNAVAILABLE,
+    EndReason,
+    Isolation,
+    Report,
+    RunState,
+    RunStatus,
+    SyncRequest,
+)
 from scheduler.policy.settings import policy_named
 from scheduler.tables import JobRow
 from tests.conftest import Database
-from tests.scheduler.controller.counted import Centre, as_it_is, simulated
+from tests.scheduler.controller.counted import BEGAN_MS, Centre, as_it_is, simulated
 
 
 def test_a_sentence_with_what_the_database_cannot_keep_costs_its_node_nothing(centre: Centre) -> None:
@@ -190,6 +199,45 @@ def test_what_runs_is_named_and_what_is_new_is_told_in_portions(
     assert (request.desired, len(request.going_on)) == ((), 3)
 
 
+def test_a_run_is_told_whole_until_its_node_names_it(centre: Centre) -> None:
+    def starting(report: Report) -> Report:
+        return replace(report, runs=tuple(replace(run, state=RunState.STARTING) for run in report.runs))
+
+    centre.machines.falsified = starting
+    job_id = centre.submit()
+    centre.tick()
+    centre.tick()
+    told = [request for _, request in centre.machines.requests if request.desired]
+    assert [spec.job_id for request in told for spec in request.desired] == [str(job_id)]
+    assert centre.machines.requests[-1][1].going_on == (told[0].desired[0].run_id,)
+    assert centre.job(job_id).state == "starting"
+    centre.machines.falsified = as_it_is
+    centre.tick()
+    assert centre.job(job_id).state == "running"
+
+
+@pytest.mark.parametrize(
+    ("runs", "leaving", "moves_nothing"),
+    [
+        ((), False, False),
+        ((("going", RunState.RUNNING),), False, True),
+        ((("going", RunState.RUNNING), ("new", RunState.STARTING)), False, True),
+        ((("going", RunState.RUNNING), ("new", RunState.STARTING)), True, False),
+        ((("going", RunState.RUNNING), ("new", RunState.RUNNING)), False, False),
+        ((("going", RunState.ENDED),), False, False),
+        ((("going", RunState.STOPPING),), False, False),
+        ((("going", RunState.RUNNING), ("nobody's", RunState.STARTING)), False, False),
+    ],
+)
+def test_what_is_news_of_a_node_that_runs_one_and_was_asked_for_another(
+    centre: Centre, runs: tuple[tuple[str, RunState], ...], *, leaving: bool, moves_nothing: bool
+) -> None:
+    report, _ = centre.machines.nodes["n"].sync(SyncRequest(1, 1, ()), BEGAN_MS, BEGAN_MS)
+    said = replace(report, runs=tuple(RunStatus(name, "job", 1, 0, state) for name, state in runs))
+    observed = Observed(said, {"going", "new"}, {"going"}, leaving=leaving)
+    assert observed.moves_nothing is moves_nothing
+
+
 def test_a_job_told_to_wait_for_another_since_it_was_planned_is_not_started(centre: Centre) -> None:
     needed, job_id = centre.submit(held=True), centre.submit()
     live, now = LiveState(policy_named("default")), utc_now()
@@ -255,3 +303,27 @@ def test_a_job_that_is_cancelled_while_its_funds_run_out_was_cancelled(centre: C
     centre.tick()
     centre.tick()
     assert centre.job(job_id).state == "cancelled"
+
+
+def test_a_run_whose_device_is_held_by_a_process_nobody_can_end_is_tried_again_without_a_retry(
+    centre: Centre,
+) -> None:
+    def held(report: Report) -> Report:
+        runs = (
+            replace(
+                run, state=RunState.ENDED, end_reason=EndReason.DEVICE_HELD, reason="Process 7 cannot be ended"
+            )
+            for run in report.runs
+        )
+        ill = (replace(device, healthy=False, reason="Process 7 cannot be ended.") for device in report.devices)
+        return replace(report, runs=tuple(runs), devices=tuple(ill))
+
+    centre.machines.falsified = held
+    job_id = centre.submit(max_retries=0)
+    centre.tick()
+    job = centre.job(job_id)
+    assert (job.state, job.lost_attempts, job.retry_at is None) == ("queued", [1], False)
+    assert job.reason == "attempt 1 did not start (Process 7 cannot be ended); it is tried elsewhere"
+    with transaction(centre.engine) as session:
+        reasons = session.execute(text("SELECT DISTINCT healthy, health_reason FROM devices")).all()
+        assert reasons == [(False, "Process 7 cannot be ended.")]

@@ -364,3 +364,18 @@ def test_the_report_is_one_page_whose_drawings_are_well_formed(tmp_path: Path) -
         assert texts
     assert "100 %" in page
     assert "node-0002" in page
+
+
+def test_placements_differ_also_for_whole_devices_and_random_is_the_same_twice(tmp_path: Path) -> None:
+    rows = "".join(f"j{number},0,{100 + number},1\n" for number in range(12))
+    trace = written(tmp_path, "job_id,submission_time,duration,num_gpu\n" + rows)
+    names = ("random", "best-fit", "packing", "fgd", "default")
+    texts = []
+    for out in (tmp_path / "one", tmp_path / "two"):
+        run_simulation(Options(trace, "elasticflow", out, names, nodes=4))
+        texts.append([file.read_text() for file in sorted(out.glob("schedule*.csv"))])
+    assert texts[0] == texts[1]
+    drawn, tight = ((tmp_path / "one" / name).read_text() for name in ("schedule.csv", "schedule-best-fit.csv"))
+    nodes = [[line.split(",")[2] for line in text.splitlines()[1:]] for text in (drawn, tight)]
+    assert set(nodes[1]) == {"node-0000", "node-0001"}
+    assert len(set(nodes[0])) == 4
