@@ -9,7 +9,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from kernel.errors import HubError
+from scheduler.simulator.clusters import DEVICES_MAX, NODES_MAX
 from scheduler.simulator.running import Options, Result, run_simulation
+
+_NAMED_MAX = 5
 
 
 def simulate(
@@ -18,8 +21,10 @@ def simulate(
     trace_format: Annotated[
         str, typer.Option("--format", help="elasticflow, openb, swf, csv or json.")
     ] = "csv",
-    nodes: Annotated[int | None, typer.Option("--nodes", min=1, help="So many equal nodes.")] = None,
-    devices: Annotated[int, typer.Option("--devices", min=1, help="Devices per node.")] = 8,
+    nodes: Annotated[
+        int | None, typer.Option("--nodes", min=1, max=NODES_MAX, help="So many equal nodes.")
+    ] = None,
+    devices: Annotated[int, typer.Option("--devices", min=1, max=DEVICES_MAX, help="Devices per node.")] = 8,
     cluster: Annotated[
         Path | None, typer.Option("--cluster", exists=True, dir_okay=False, help="A cluster file instead.")
     ] = None,
@@ -38,6 +43,9 @@ def simulate(
         results = _with_progress(options, errors)
     except HubError as refusal:
         errors.print(f"[red]{refusal.code}[/red]: {refusal}", soft_wrap=True)
+        raise typer.Exit(2) from refusal
+    except OSError as refusal:
+        errors.print(f"{refusal.filename}: {refusal.strerror}", soft_wrap=True)
         raise typer.Exit(2) from refusal
     _print_table(results, out)
 
@@ -71,6 +79,17 @@ def _print_table(results: list[Result], out: Path) -> None:
     console = Console()
     console.print(table)
     for result in results:
-        for job, why in list(result.summary["impossible_jobs"].items())[:5]:
-            console.print(f"{result.policy}: job {job} can never run here: {why}", soft_wrap=True)
+        _print_left(console, result, "impossible_jobs", "can never run here")
+        _print_left(console, result, "unstarted_jobs", "still waits in the end")
     console.print(f"Written to {out}: schedule.csv, summary.json, report.html", soft_wrap=True)
+
+
+def _print_left(console: Console, result: Result, kind: str, what: str) -> None:
+    """The first few jobs that did not run to their end, each with the reason, and how many more there are."""
+    left: dict[str, str] = result.summary[kind]
+    for job, why in list(left.items())[:_NAMED_MAX]:
+        console.print(f"{result.policy}: job {job} {what}: {why}", soft_wrap=True, markup=False)
+    if len(left) > _NAMED_MAX:
+        console.print(
+            f"{result.policy}: so do {len(left) - _NAMED_MAX:,} more; all are in summary.json", soft_wrap=True
+        )

@@ -23,7 +23,7 @@ from scheduler.controller.clearing import order_clearing
 from scheduler.controller.desired import desired_runs
 from scheduler.controller.explaining import explain_waiting
 from scheduler.controller.inventory import hosts_of, record_node
-from scheduler.controller.lease import Lease, renewals_ms, take_lease
+from scheduler.controller.lease import Candidate, Lease, renewals_ms
 from scheduler.controller.live_state import LiveState
 from scheduler.controller.nodes import Nodes
 from scheduler.controller.observing import Observed, correct_lost, lose_node, observe
@@ -128,6 +128,7 @@ class Controller:
         self._policy = policy or policy_named("default")
         self._queues = tuple(queues)
         self._watcher = watcher or Nobody()
+        self._candidate = Candidate(engine, holder, pace.leader_lease_ms)
         self._term: _Term | None = None
         self._prepared = LiveState(self._policy, self._queues)
         self._prepare_at = 0
@@ -207,7 +208,7 @@ class Controller:
         if self._term is not None:
             self._term.lease.proceed()
             return True
-        lease = take_lease(self._engine, self._holder, self._pace.leader_lease_ms)
+        lease = self._candidate.take()
         if lease is None:
             return False
         _log.info("leading", epoch=lease.leadership.epoch, holder=self._holder)
@@ -346,18 +347,18 @@ class Controller:
             for name, report in reports.items()
         }
         settled, kept = self._observe(observed, at)
-        for name in kept:
-            term.nodes.answered(name, reports[name], heard_ms)
+        for name, report in kept.items():
+            term.nodes.answered(name, report, heard_ms)
         more = {
             name
             for name in kept
-            if reports[name].usage_pending
+            if (kept[name].usage and reports[name].usage_pending)
             or desired[name].later
             or reports[name].instance != requests[name].instance  # which has only answered
         }
         return settled.freed, set(reachable) if settled.stopping else more
 
-    def _observe(self, observed: Mapping[str, Observed], at: datetime) -> tuple[Settled, list[str]]:
+    def _observe(self, observed: Mapping[str, Observed], at: datetime) -> tuple[Settled, dict[str, Report]]:
         """Write down what nodes said, if it is news or the last word written down is a tick old."""
         term, now_ms = self._led, boottime_ms()
         fresh = {name for name in observed if now_ms < term.written_boot_ms.get(name, 0) + self._pace.tick_ms}
@@ -365,7 +366,7 @@ class Controller:
             name in fresh and one.moves_nothing and not term.nodes.describes(name, one.report)
             for name, one in observed.items()
         ):
-            return Settled(), sorted(observed)
+            return Settled(), {name: one.report for name, one in observed.items()}
         with transaction(self._engine) as session:
             fence(session, term.leadership)
             self._describe(session, {name: one.report for name, one in observed.items()})

@@ -5,20 +5,25 @@ the workspace only as open descriptors. Only plain files, folders and links that
 relative, without `..`, and opened step by step without following links. Prints one sentence and leaves with
 status 1 when the archive is refused.
 
+It ends with the supervisor: nobody else knows of it, and its uid may be the next job's.
+
 Arguments: descriptor of the workspace (the archive is 0), sha256, bytes at most, entries at most, uid (-1
-keeps the caller's).
+keeps the caller's), pid of the supervisor.
 """
 
+import ctypes
 import gzip
 import hashlib
 import io
 import os
 import posixpath
 import resource
+import signal
 import sys
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import BinaryIO, Final
 
 _ARCHIVE: Final = 0
@@ -27,6 +32,7 @@ _COPY_BYTES: Final = 1024 * 1024
 _DEPTH_MAX: Final = 200
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _GZIP_MAGIC: Final = b"\x1f\x8b"
+_PR_SET_PDEATHSIG: Final = 1
 
 
 class Refused(Exception):
@@ -102,15 +108,25 @@ def _place(tar: tarfile.TarFile, member: tarfile.TarInfo, top: int) -> None:
             _write(tar, member, folder, name)
         elif member.issym():
             _check_link(member, parts)
-            os.symlink(member.linkname, name, dir_fd=folder)
+            _anew(folder, name, partial(os.symlink, member.linkname, name, dir_fd=folder))
         elif member.islnk():
             target = _parts(member.linkname)
             if not target:
                 raise Refused(f"the link {member.name!r} leads to no file")
             with _folder(top, target[:-1]) as other:
-                os.link(target[-1], name, src_dir_fd=other, dst_dir_fd=folder, follow_symlinks=False)
+                make = partial(os.link, target[-1], name, src_dir_fd=other, dst_dir_fd=folder)
+                _anew(folder, name, partial(make, follow_symlinks=False))
         else:
             raise Refused(f"{member.name} is neither a file nor a folder nor a link")
+
+
+def _anew(folder: int, name: str, make: Callable[[], None]) -> None:
+    """Make a link in the place of what lies there from a time when unpacking was broken off."""
+    try:
+        make()
+    except FileExistsError:
+        os.unlink(name, dir_fd=folder)
+        make()
 
 
 def _write(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: int, name: str) -> None:
@@ -162,11 +178,14 @@ def _folder(top: int, parts: tuple[str, ...]) -> Iterator[int]:
 def main(arguments: list[str]) -> int:
     """Drop root, limit ourselves, unpack."""
     top, sha256 = int(arguments[0]), arguments[1]
-    bytes_max, entries_max, uid = map(int, arguments[2:])
+    bytes_max, entries_max, uid, supervisor_pid = map(int, arguments[2:])
     if uid >= 0:
         os.setgroups([])
         os.setresgid(uid, uid, uid)
         os.setresuid(uid, uid, uid)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # which a change of uid would undo
+    if os.getppid() != supervisor_pid:
+        return 1
     os.umask(0o022)
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
     try:

@@ -14,6 +14,9 @@ SLOTS_PER_DEVICE: Final = 1000
 FRAME_BYTES_MAX: Final = 16 * 1024 * 1024
 PROTOCOL_VERSION: Final = 1
 
+UNAVAILABLE: Final = "unavailable"
+"""The level of isolation of a node that starts nothing."""
+
 PIDS: Final = 512
 """Processes and threads a run may have, unless its specification says otherwise."""
 
@@ -53,6 +56,7 @@ class EndReason(StrEnum):
     OOM = "oom"
     DISK_FULL = "disk_full"
     JOURNAL_FULL = "journal_full"
+    DEVICE_HELD = "device_held"
     SUPERVISOR_LOST = "supervisor_lost"
 
 

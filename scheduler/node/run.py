@@ -22,9 +22,11 @@ from kernel.clock import boottime_ms, unix_ms, utc_now
 from kernel.errors import HubError
 from kernel.traces import request_id
 from scheduler.node.config import NodeConfig
+from scheduler.node.errors import DeviceHeld
 from scheduler.node.launched import Launched
 from scheduler.node.launching import Launcher
 from scheduler.node.meter import DeviceTotals, Meter, start_meter
+from scheduler.node.processes import unkillable
 from scheduler.node.protocol import EndReason, RunSpec, RunState, RunStatus
 from scheduler.node.sensing import Sensed, share_totals
 from scheduler.node.spool import JournalFailed, Line, Spool, ended_line, started_line, usage_line
@@ -34,6 +36,7 @@ _SIGNAL_BASE: Final = 128
 _NOT_FOUND: Final = 127
 _NOT_EXECUTABLE: Final = 126
 NEVER_MS: Final = 2**62
+_LOOK_S: Final = 0.5
 
 _log = structlog.get_logger(__name__)
 
@@ -73,7 +76,7 @@ class Run:
         self._stop_sentence = ""
         self._notice = ""
         self._kill_at_ms = NEVER_MS
-        self._killed = False
+        self._killed_at_ms: int | None = None
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -150,7 +153,7 @@ class Run:
     @property
     def gone_by_ms(self) -> int:
         """The boot time by which it has been killed, unless it is renewed or we are no longer awake."""
-        if self._killed:
+        if self._killed_at_ms is not None:
             return NEVER_MS
         lapsed_ms = self.lease_until_ms + self._around.config.limits.lease_grace_ms
         return min(lapsed_ms, self._kill_at_ms)
@@ -164,7 +167,7 @@ class Run:
         if now_ms < self.lease_until_ms:
             return self.lease_until_ms
         lease_grace_ms = self._around.config.limits.lease_grace_ms
-        if self.stopping and not self._killed:
+        if self.stopping and self._killed_at_ms is None:
             self._kill_at_ms = min(self._kill_at_ms, self.lease_until_ms + lease_grace_ms)
         self.stop(
             EndReason.LEASE_LOST, "Its lease was not renewed in time.", min(self.spec.grace_ms, lease_grace_ms)
@@ -180,13 +183,37 @@ class Run:
             )
         return self.meter
 
+    def held(self, now_ms: int) -> str:
+        """Why its devices cannot be used though it was killed long enough ago; empty while it may still end."""
+        pid = self._status.pid
+        if self._killed_at_ms is None or self._launched is None or pid is None or self.ended.is_set():
+            return ""
+        if now_ms - self._killed_at_ms < self._around.config.limits.unkillable_ms:
+            return ""
+        return f"Process {unkillable(pid)} cannot be ended"
+
+    async def leaves(self) -> None:
+        """Wait until it has ended. Raises DeviceHeld when it was killed and does not."""
+        while not self.ended.is_set():
+            if why := self.held(boottime_ms()):
+                seconds = (boottime_ms() - (self._killed_at_ms or 0)) // 1000
+                raise DeviceHeld(
+                    why=why, run=f"run {self.spec.run_id} of job {self.spec.job_id}", seconds=seconds
+                )
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LOOK_S):
+                    await self.ended.wait()
+
     async def _live(self) -> None:
         try:
             for blocker in self._blockers:
-                await blocker.ended.wait()
+                await blocker.leaves()
             launched = await self._around.launcher.prepare(self.spec, self._log_full)
         except asyncio.CancelledError:
             self._end(self._stop_reason or EndReason.STOPPED, self._stop_sentence, None)
+            return
+        except DeviceHeld as held:
+            self._end(EndReason.DEVICE_HELD, str(held), None)
             return
         except (HubError, OSError) as error:
             self._end(EndReason.START_FAILED, str(error), None)
@@ -326,7 +353,9 @@ class Run:
         _log.info(event, **run, request_id=request_id(spec.traceparent), **facts)
 
     def _kill(self) -> None:
-        self._kill_at_ms, self._killed = NEVER_MS, True
+        self._kill_at_ms = NEVER_MS
+        if self._killed_at_ms is None:
+            self._killed_at_ms = boottime_ms()
         if self._launched is not None:
             self._launched.kill()
 

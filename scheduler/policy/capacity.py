@@ -131,6 +131,16 @@ class NodeState:
         return self.whole_mask.bit_count()
 
     @property
+    def free_milli(self) -> int:
+        """Milli-slots of healthy devices that nobody holds."""
+        shared = sum(
+            WHOLE_MILLI - sum(hi - lo for lo, hi in taken)
+            for device, taken in self.shared.items()
+            if self.healthy_mask >> device & 1
+        )
+        return self.whole_free * WHOLE_MILLI + shared
+
+    @property
     def idle(self) -> bool:
         """Whether nothing runs on it."""
         return not self.busy_mask and self.cpu_free_milli == self.node.cpu_milli
@@ -193,6 +203,7 @@ class Pool:
         self.installed_milli = 0
         """Healthy devices, those of drained and lost nodes included: they may come back."""
         self.free_milli = 0
+        """Of the open nodes; a device that has failed is not free when its job has left it."""
         self.freed = 0
         """Counts everything that could make an impossible placement possible."""
         self.moved = 0
@@ -237,6 +248,7 @@ class Pool:
         if state.shared:
             self.sharing |= state.bit
         self.capacity_milli += state.healthy_mask.bit_count() * WHOLE_MILLI
+        self.free_milli += state.free_milli
         self.freed += 1
         self.moves(state)
 
@@ -250,6 +262,7 @@ class Pool:
         self.buckets[state.whole_free] &= ~state.bit
         self.sharing &= ~state.bit
         self.capacity_milli -= state.healthy_mask.bit_count() * WHOLE_MILLI
+        self.free_milli -= state.free_milli
 
     def place(self, state: NodeState, topology: tuple[str, ...]) -> None:
         """The node lies in these domains."""
@@ -297,7 +310,8 @@ class Pool:
             taken = state.shared.setdefault(piece.device, [])
             taken.append((piece.slot_lo, piece.slot_hi))
             taken.sort()
-        self.free_milli -= piece.slot_hi - piece.slot_lo
+        if state.opened:
+            self.free_milli -= piece.slot_hi - piece.slot_lo
         self._rebucket(state, before)
 
     def give(self, state: NodeState, piece: DeviceSlice) -> None:
@@ -311,7 +325,8 @@ class Pool:
         if not taken:
             state.busy_mask &= ~(1 << piece.device)
             state.whole_mask = state.healthy_mask & ~state.busy_mask
-        self.free_milli += piece.slot_hi - piece.slot_lo
+        if state.opened and state.healthy_mask >> piece.device & 1:
+            self.free_milli += piece.slot_hi - piece.slot_lo
         self._rebucket(state, before)
         self.freed += 1
 
@@ -323,10 +338,11 @@ class Pool:
         before = state.whole_mask.bit_count()
         state.busy_mask &= ~mask
         state.whole_mask = state.healthy_mask & ~state.busy_mask
-        self.free_milli += len(pieces) * WHOLE_MILLI
         if state.opened:
+            after = state.whole_mask.bit_count()
+            self.free_milli += (after - before) * WHOLE_MILLI
             self.buckets[before] ^= state.bit
-            self.buckets[state.whole_mask.bit_count()] |= state.bit
+            self.buckets[after] |= state.bit
         self.freed += 1
 
     def _rebucket(self, state: NodeState, before: int) -> None:
@@ -365,7 +381,6 @@ class Capacity:
         self.nodes[node.name] = state
         width = 1 + max((device.index + 1 for device in node.devices), default=0)
         pool.buckets.extend([0] * (width - len(pool.buckets)))
-        pool.free_milli += state.healthy_mask.bit_count() * WHOLE_MILLI
         pool.installed_milli += state.healthy_mask.bit_count() * WHOLE_MILLI
         pool.pflops_milli = node.pflops_milli or pool.pflops_milli
         pool.place(state, node.topology)
@@ -379,7 +394,6 @@ class Capacity:
         pool.close(state)
         healthy = sum(1 << device.index for device in node.devices if device.healthy)
         more_milli = (healthy.bit_count() - state.healthy_mask.bit_count()) * WHOLE_MILLI
-        pool.free_milli += more_milli
         pool.installed_milli += more_milli
         state.cpu_free_milli += node.cpu_milli - state.node.cpu_milli
         state.memory_free_mib += node.memory_mib - state.node.memory_mib

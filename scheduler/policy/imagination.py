@@ -14,7 +14,7 @@ from scheduler.policy.capacity import Pool
 from scheduler.policy.pending import QueuedJob
 from scheduler.policy.placement import Found, as_placements, find
 from scheduler.policy.queues import QueueState, Tier
-from scheduler.policy.rights import overrides
+from scheduler.policy.rights import overrides, usable_milli
 from scheduler.policy.state import RunningJob, SchedulerState
 
 GUARANTEE: Final = "reclaims its guarantee"
@@ -84,12 +84,15 @@ class Imagination:
         self._come: list[tuple[QueuedJob, Pool, Found]] = []
         self._coming: Counter[tuple[str, str]] = Counter()
         """By queue and pool, what imagined starts use: nobody is beyond its guarantee by what it has not started."""
+        self._replaced: Counter[tuple[str, str]] = Counter()
+        """By queue and pool, what leaves for a claim of the same queue: it is used as before when that has started."""
         self._unsettled: Counter[str] = Counter()
         """By pool, nodes nominated to claimants who would not even fit there with everybody gone who is to go."""
         self._yielding = state.yielding.copy()
         self.matures_ms: int | None = None
         """When the next victim that a claim could use is past its minimum run time."""
         nominations = state.promises.nominations.by_job.values()
+        self._replaced.update(replaced(state))
         leaving = {victim for known in nominations for victim in known.victims}
         leaving.update(state.leaving)
         for job_id in sorted(leaving):
@@ -146,6 +149,8 @@ class Imagination:
         for victim in outcome.victims:
             self._lift(victim)
             self._yielding.note(victim.job.id, claim.job.id)
+            for level in common(victim.leaf, claim.leaf):
+                self._replaced[level.name, outcome.pool] += victim.job.devices_milli
         self._reconsider(claim, outcome)
         self._settle(claim, attempt.pool, place)
         return outcome
@@ -204,9 +209,12 @@ class Imagination:
 
     def _is_borrowing(self, levels: tuple[QueueState, ...], model: str) -> bool:
         """Whether each of these queues has more of the pool than its guarantee, what it does not lend included."""
-        coming = self._coming
+        coming, known = self._coming, self._replaced
         for level in levels:
-            used = level.effective.get(model, level.used.get(model, 0)) - coming.get((level.name, model), 0)
+            used = level.effective.get(model, level.used.get(model, 0))
+            more_milli = coming.get((level.name, model), 0)
+            if more_milli:
+                used -= max(0, more_milli - known.get((level.name, model), 0))
             if used <= level.quota(model).guarantee_milli:
                 return False
         return True
@@ -310,7 +318,8 @@ class Imagination:
             return None
         refusal = self._state.queues.refusal
         milli = claim.job.devices_milli
-        refused = refusal(claim.leaf, pool.model, milli, pool.capacity_milli, opportunistic=False)
+        there_milli = usable_milli(self._state, pool)
+        refused = refusal(claim.leaf, pool.model, milli, there_milli, opportunistic=False)
         return found if refused is None else None
 
     def _take_until_it_fits(
@@ -442,6 +451,25 @@ def apart(leaf: QueueState, other: QueueState) -> tuple[QueueState, ...]:
     """The queues on the way to a leaf that are not on the way to the other one, the highest first."""
     shared = sum(1 for mine, theirs in zip(leaf.ancestry, other.ancestry, strict=False) if mine is theirs)
     return leaf.ancestry[shared:]
+
+
+def common(leaf: QueueState, other: QueueState) -> tuple[QueueState, ...]:
+    """The queues on the way to both leaves, the root first."""
+    return leaf.ancestry[: len(leaf.ancestry) - len(apart(leaf, other))]
+
+
+def replaced(state: SchedulerState) -> Counter[tuple[str, str]]:
+    """By queue and pool, what leaves for nominated claims of the same queue; each job counts once."""
+    found: Counter[tuple[str, str]] = Counter()
+    counted: set[tuple[str, str]] = set()
+    for known in state.promises.nominations.by_job.values():
+        claimant = state.queued[known.job_id]
+        for victim in (state.running[name] for name in known.victims if name in state.running):
+            for level in common(victim.leaf, claimant.leaf):
+                if (level.name, victim.job.id) not in counted:
+                    counted.add((level.name, victim.job.id))
+                    found[level.name, known.pool] += victim.job.devices_milli
+    return found
 
 
 def in_guarantee(claim: QueuedJob, only: Pool | None = None) -> bool:

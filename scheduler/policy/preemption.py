@@ -16,7 +16,7 @@ victims that are not past their minimum yet: their nodes are nominated at once, 
 from collections import Counter
 from typing import Final
 
-from scheduler.policy.imagination import Imagination, Outcome, apart, in_guarantee
+from scheduler.policy.imagination import Imagination, Outcome, apart, in_guarantee, replaced
 from scheduler.policy.model import Eviction
 from scheduler.policy.nominations import Nomination
 from scheduler.policy.pending import JobClass, QueuedJob
@@ -117,6 +117,13 @@ def _lapsed(state: SchedulerState) -> list[Nomination]:
     for victim in leaving.values():
         for level in victim.leaf.ancestry:
             going[level.name, victim.pool] += victim.job.devices_milli
+    coming: Counter[tuple[str, str]] = Counter()
+    for known, _ in outstanding:
+        claimant = state.queued[known.job_id]
+        for level in claimant.leaf.ancestry:
+            coming[level.name, known.pool] += claimant.job.devices_milli
+    for key, milli in replaced(state).items():
+        going[key] -= min(milli, coming[key])  # somebody of the same queue comes in its place
     return [
         known
         for known, victims in outstanding

@@ -7,6 +7,7 @@ from scheduler.policy.model import WHOLE_MILLI, Topology, Waiting
 from scheduler.policy.pending import QueuedJob
 from scheduler.policy.placement import find, fitting_nodes
 from scheduler.policy.queues import whole_devices
+from scheduler.policy.rights import usable_milli
 from scheduler.policy.shapes import Shape
 from scheduler.policy.state import RunningJob, SchedulerState
 
@@ -43,7 +44,11 @@ def _first_reason(state: SchedulerState, queued: QueuedJob, now_ms: int) -> tupl
         pool
         for pool in queued.shape.pools
         if model_allows(
-            queued.leaf, pool.model, job.devices_milli, pool.capacity_milli, opportunistic=job.preemptible
+            queued.leaf,
+            pool.model,
+            job.devices_milli,
+            usable_milli(state, pool),
+            opportunistic=job.preemptible,
         )
         is None
     ]
@@ -143,8 +148,9 @@ def _over_quota(state: SchedulerState, queued: QueuedJob, now_ms: int) -> tuple[
     job, pools = queued.job, queued.shape.pools
     milli = job.devices_milli
     for pool in pools:
+        there_milli = usable_milli(state, pool)
         refusing = state.queues.refusal(
-            queued.leaf, pool.model, milli, pool.capacity_milli, opportunistic=job.preemptible
+            queued.leaf, pool.model, milli, there_milli, opportunistic=job.preemptible
         )
         if refusing is None or refusing.parent is None:
             continue

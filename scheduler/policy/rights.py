@@ -23,7 +23,7 @@ def allowed_pools(state: SchedulerState, queued: QueuedJob, *, once_free: bool =
     contested = bool(state.promises.nominations.by_job)
     allowed = []
     for pool in pools:
-        refusing = queues.refusal(leaf, pool.model, milli, pool.capacity_milli, opportunistic=spare)
+        refusing = queues.refusal(leaf, pool.model, milli, usable_milli(state, pool), opportunistic=spare)
         if refusing is None:
             if once_free or not contested or leaves_nominated_quota(state, queued, pool):
                 allowed.append(pool)
@@ -36,6 +36,14 @@ def allowed_pools(state: SchedulerState, queued: QueuedJob, *, once_free: bool =
     return pools if len(allowed) == len(pools) else tuple(allowed)
 
 
+def usable_milli(state: SchedulerState, pool: Pool) -> int:
+    """What quota may be given out of: all that is free, and all in use, on drained nodes and failed devices as well.
+
+    What still runs on those takes nothing of what is free elsewhere.
+    """
+    return pool.free_milli + state.queues.root.used.get(pool.model, 0)
+
+
 def leaves_nominated_quota(state: SchedulerState, queued: QueuedJob, pool: Pool) -> bool:
     """Whether a job may start without using up quota that a claim counts on which makes way for nobody like it.
 
@@ -43,7 +51,7 @@ def leaves_nominated_quota(state: SchedulerState, queued: QueuedJob, pool: Pool)
     claim also opportunistic jobs keep the bounds of the queues above both, since the claim has to keep them.
     """
     job = queued.job
-    supposed = _supposed(state, queued, pool)
+    supposed, there_milli = _supposed(state, queued, pool), usable_milli(state, pool)
     claimed = {level for leaf, milli in supposed if milli > 0 for level in leaf.ancestry}
     for leaf, milli in supposed:
         state.queues.suppose(leaf, pool.model, milli)
@@ -51,7 +59,7 @@ def leaves_nominated_quota(state: SchedulerState, queued: QueuedJob, pool: Pool)
         queued.leaf,
         pool.model,
         job.devices_milli,
-        pool.capacity_milli,
+        there_milli,
         opportunistic=job.preemptible,
         firm=claimed,
     )

@@ -39,6 +39,10 @@ class PlacementRule(StrEnum):
     FGD = "fgd"
 
 
+SCORES_ALWAYS: Final = frozenset({PlacementRule.RANDOM, PlacementRule.PACKING, PlacementRule.FGD})
+"""Rules that choose a node also for whole devices without processors and memory; the others take the best fit then."""
+
+
 @dataclass(frozen=True, slots=True)
 class PolicySettings:
     """The rules of one policy.

@@ -4,8 +4,24 @@ A shape remembers that it was found not to fit: as long as nothing is freed in i
 a cycle looks at shapes, never at the jobs behind them.
 """
 
+from operator import attrgetter
+from typing import Final
+
 from scheduler.policy.capacity import Capacity, Pool
 from scheduler.policy.model import WHOLE_MILLI, Job
+
+_what_decides: Final = attrgetter(
+    "models",
+    "min_pflops_milli",
+    "nodes",
+    "devices_per_node",
+    "tail_devices",
+    "slots_milli",
+    "cpu_milli",
+    "memory_mib",
+    "topology",
+)
+"""Of a job, where it fits."""
 
 
 class Shape:
@@ -36,7 +52,7 @@ class Shape:
         "whole",
     )
 
-    def __init__(self, job: Job, number: int) -> None:
+    def __init__(self, job: Job, number: int, *, always_scored: bool = False) -> None:
         self.number = number
         self.models = job.models
         self.min_pflops_milli = job.min_pflops_milli
@@ -50,16 +66,11 @@ class Shape:
         self.whole = job.slots_milli == WHOLE_MILLI
         self.demand_milli = job.devices_milli
         """Milli-slots of the whole gang."""
-        self.scored = (
-            job.nodes == 1
-            and not job.tail_devices
-            and not (self.whole and not job.cpu_milli and not job.memory_mib)
-        )
-        """Whether nodes differ for it by more than their number of free devices."""
-        self.simple = (
-            job.nodes == 1 and not job.tail_devices and self.whole and not job.cpu_milli and not job.memory_mib
-        )
+        alone = job.nodes == 1 and not job.tail_devices
+        self.simple = alone and self.whole and not job.cpu_milli and not job.memory_mib
         """Whether it fits wherever one node has so many devices wholly free."""
+        self.scored = alone and (always_scored or not self.simple)
+        """Whether nodes differ for it by more than their number of free devices, or the placement rule says so."""
         self.pools: tuple[Pool, ...] = ()
         self.pools_version = -1
         self.possible: tuple[Pool, ...] | None = None
@@ -96,25 +107,25 @@ class Shape:
 
 
 class Shapes:
-    """Every shape seen, one object each."""
+    """Every shape seen, one object each.
 
-    def __init__(self) -> None:
+    Args:
+        always_scored: whether the placement rule has a word to say even where nodes differ by their number of free
+            devices only.
+    """
+
+    def __init__(self, *, always_scored: bool = False) -> None:
+        self._always_scored = always_scored
         self._known: dict[tuple[object, ...], Shape] = {}
+
+    def known(self, job: Job) -> Shape | None:
+        """The one shape object of a job, if any job of its shape was seen before."""
+        return self._known.get(_what_decides(job))
 
     def of(self, job: Job) -> Shape:
         """The one shape object of a job."""
-        key = (
-            job.models,
-            job.min_pflops_milli,
-            job.nodes,
-            job.devices_per_node,
-            job.tail_devices,
-            job.slots_milli,
-            job.cpu_milli,
-            job.memory_mib,
-            job.topology,
-        )
+        key = _what_decides(job)
         shape = self._known.get(key)
         if shape is None:
-            shape = self._known[key] = Shape(job, len(self._known))
+            shape = self._known[key] = Shape(job, len(self._known), always_scored=self._always_scored)
         return shape

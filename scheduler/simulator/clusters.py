@@ -1,14 +1,16 @@
 """Readers of cluster files: the hub's JSON, and the node list of alibaba/clusterdata openb."""
 
-import csv
-import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from scheduler.policy.model import DeviceState, Node, Queue, Quota, Reservation
 from scheduler.simulator.errors import EmptyTrace, MalformedTrace
-from scheduler.simulator.readers import Row
+from scheduler.simulator.rows import Row, csv_rows, json_of, text_of
 from scheduler.simulator.workload import Cluster, Failure
+
+DEVICES_MAX: Final = 1024
+NODES_MAX: Final = 100_000
+"""As many as one entry may stand for."""
 
 
 def read_cluster(file: Path) -> Cluster:
@@ -24,59 +26,75 @@ def read_cluster(file: Path) -> Cluster:
 
 
 def _openb_nodes(file: Path) -> Cluster:
-    nodes = []
-    with file.open(encoding="utf-8", newline="") as stream:
-        reader = csv.DictReader(stream)
-        for values in reader:
-            row = Row(file, reader.line_num, dict(values))
-            nodes.append(
-                Node(
-                    row.text("sn"),
-                    row.text("model", "CPU"),
-                    tuple(DeviceState(index) for index in range(row.whole("gpu"))),
-                    row.whole("cpu_milli"),
-                    row.whole("memory_mib"),
-                )
-            )
-    return Cluster(tuple(nodes))
+    nodes: dict[str, Node] = {}
+    for row in csv_rows(file):
+        devices = tuple(DeviceState(index) for index in range(row.whole("gpu", most=DEVICES_MAX)))
+        node = Node(
+            row.text("sn"), row.text("model", "CPU"), devices, row.whole("cpu_milli"), row.whole("memory_mib")
+        )
+        _once(row, "sn", node.name, nodes)
+        nodes[node.name] = node
+    return Cluster(tuple(nodes.values()))
+
+
+def _once(row: Row, field: str, name: str, known: dict[str, Any]) -> None:
+    if name in known:
+        raise row.refuse(field, name, "occurs twice")
 
 
 def _hub_cluster(file: Path) -> Cluster:
-    try:
-        data: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise MalformedTrace(
-            file=file, line=error.lineno, field="(file)", value=error.pos, why=f"is not JSON: {error.msg}"
-        ) from None
-    if type(data) is not dict:
-        raise MalformedTrace(file=file, line=1, field="(file)", value=data, why="is not a JSON object")
-    nodes: list[Node] = []
-    for place, values in enumerate(_rows(file, data, "nodes"), start=1):
-        nodes += _machines(Row(file, place, values), values.get("topology", []))
-    queues = [_queue(file, place, values) for place, values in enumerate(_rows(file, data, "queues"), start=1)]
-    reservations = []
-    for place, values in enumerate(_rows(file, data, "reservations"), start=1):
+    data = json_of(file, 1, text_of(file), "(file)")
+    whole = Row(file, 1, data).only(("nodes", "queues", "reservations", "failures"))
+    nodes: dict[str, Node] = {}
+    for place, values in enumerate(whole.rows("nodes"), start=1):
         row = Row(file, place, values)
-        reservations.append(
-            Reservation(
-                row.text("id"),
-                tuple(values.get("nodes", [])),
-                row.milliseconds("from_s"),
-                row.milliseconds("to_s"),
-                frozenset(values.get("for_jobs", [])),
-            )
-        )
-    failures = []
-    for place, values in enumerate(_rows(file, data, "failures"), start=1):
-        row = Row(file, place, values)
-        back_ms = row.milliseconds("back_s", 0) or None
-        failures.append(Failure(row.text("node"), row.milliseconds("at_s"), back_ms))
-    known = {node.name for node in nodes}
+        for node in _machines(row):
+            _once(row, "nodes.name", node.name, nodes)
+            nodes[node.name] = node
+    queues: dict[str, Queue] = {}
+    for place, values in enumerate(whole.rows("queues"), start=1):
+        queue = _queue(file, place, values)
+        _once(Row(file, place, values), "queues.name", queue.name, queues)
+        queues[queue.name] = queue
+    reservations = [
+        _reservation(Row(file, place, values))
+        for place, values in enumerate(whole.rows("reservations"), start=1)
+    ]
+    failures = [
+        _failure(Row(file, place, values)) for place, values in enumerate(whole.rows("failures"), start=1)
+    ]
     for place, kept in enumerate(reservations, start=1):
-        _check_nodes(file, place, "reservations.nodes", kept.nodes, known)
+        _check_nodes(file, place, "reservations.nodes", kept.nodes, set(nodes))
     for place, failure in enumerate(failures, start=1):
-        _check_nodes(file, place, "failures.node", (failure.node,), known)
-    return Cluster(tuple(nodes), tuple(queues), tuple(reservations), tuple(failures))
+        _check_nodes(file, place, "failures.node", (failure.node,), set(nodes))
+        _check_overlap(file, place, failure, failures[: place - 1])
+    return Cluster(tuple(nodes.values()), tuple(queues.values()), tuple(reservations), tuple(failures))
+
+
+def _reservation(row: Row) -> Reservation:
+    row.only(("id", "nodes", "from_s", "to_s", "for_jobs", "for_tenant"))
+    from_ms, to_ms = row.milliseconds("from_s"), row.milliseconds("to_s")
+    if to_ms <= from_ms:
+        raise row.refuse("reservations.to_s", to_ms / 1000, "is not after from_s")
+    for_jobs = frozenset(row.words("for_jobs"))
+    return Reservation(row.text("id"), row.words("nodes"), from_ms, to_ms, for_jobs, row.text("for_tenant", ""))
+
+
+def _failure(row: Row) -> Failure:
+    row.only(("node", "at_s", "back_s"))
+    at_ms, back_ms = row.milliseconds("at_s"), row.milliseconds("back_s", 0) or None
+    if back_ms is not None and back_ms <= at_ms:
+        raise row.refuse("failures.back_s", back_ms / 1000, "is not after at_s")
+    return Failure(row.text("node"), at_ms, back_ms)
+
+
+def _check_overlap(file: Path, place: int, failure: Failure, earlier: list[Failure]) -> None:
+    for other in earlier:
+        begins_in = other.at_ms <= failure.at_ms and (other.back_ms is None or failure.at_ms < other.back_ms)
+        holds_its = failure.at_ms <= other.at_ms and (failure.back_ms is None or other.at_ms < failure.back_ms)
+        if other.node == failure.node and (begins_in or holds_its):
+            why = "is lost already then, by another failure of this file"
+            raise MalformedTrace(file=file, line=place, field="failures.node", value=failure.node, why=why)
 
 
 def _check_nodes(file: Path, place: int, field: str, names: tuple[str, ...], known: set[str]) -> None:
@@ -87,20 +105,13 @@ def _check_nodes(file: Path, place: int, field: str, names: tuple[str, ...], kno
             raise MalformedTrace(file=file, line=place, field=field, value=name, why=why)
 
 
-def _rows(file: Path, data: dict[str, Any], field: str) -> list[dict[str, Any]]:
-    rows = data.get(field, [])
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise MalformedTrace(
-            file=file, line=1, field=field, value=type(rows).__name__, why="is not a list of objects"
-        )
-    return rows
-
-
-def _machines(row: Row, topology: list[str]) -> list[Node]:
+def _machines(row: Row) -> list[Node]:
     """One entry may stand for `count` equal machines, named `name-0000` and so on."""
-    count = row.whole("count", 1, least=1)
+    row.only(("name", "model", "devices", "count", "cpu_milli", "memory_mib", "pflops", "topology"))
+    count = row.whole("count", 1, least=1, most=NODES_MAX)
     name = row.text("name")
-    devices = tuple(DeviceState(index) for index in range(row.whole("devices")))
+    devices = tuple(DeviceState(index) for index in range(row.whole("devices", most=DEVICES_MAX)))
+    topology = row.words("topology")
     return [
         Node(
             name if count == 1 else f"{name}-{number:04d}",
@@ -109,20 +120,25 @@ def _machines(row: Row, topology: list[str]) -> list[Node]:
             row.whole("cpu_milli", 2**40),
             row.whole("memory_mib", 2**40),
             round(row.number("pflops", 0) * 1000),
-            tuple(topology),
+            topology,
         )
         for number in range(count)
     ]
 
 
+_QUEUE_FIELDS: Final = (
+    "name", "parent", "quotas", "max_wait_s", "half_life_s", "user_running_max", "running_max",
+)  # fmt: skip
+
+
 def _queue(file: Path, place: int, values: dict[str, Any]) -> Queue:
-    row = Row(file, place, values)
+    row = Row(file, place, values).only(_QUEUE_FIELDS)
     quotas = {}
     written = values.get("quotas", {})
     if not isinstance(written, dict) or not all(isinstance(quota, dict) for quota in written.values()):
         raise row.refuse("quotas", written, "is not an object of one object per accelerator model")
     for pool, quota in written.items():
-        inner = Row(file, place, quota)
+        inner = Row(file, place, quota).only(("guarantee", "borrow", "lend", "weight"))
         quotas[pool] = Quota(
             round(inner.number("guarantee", 0) * 1000),
             None if quota.get("borrow") is None else round(inner.number("borrow") * 1000),

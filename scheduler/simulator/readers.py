@@ -1,7 +1,5 @@
 """Readers of trace formats: each line becomes a job, or a refusal with the file, the line and the field."""
 
-import csv
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from math import ceil
@@ -10,71 +8,14 @@ from typing import Final, NamedTuple
 
 from scheduler.policy.model import WHOLE_MILLI, Job, Topology
 from scheduler.simulator.errors import EmptyTrace, MalformedTrace, UnknownFormat
+from scheduler.simulator.rows import Row, csv_rows, json_of, text_of
 from scheduler.simulator.workload import TraceJob
-
-
-class Row:
-    """One record of a file, whose fields are read with a check and refused by name."""
-
-    def __init__(self, file: Path, line: int, values: dict[str, object]) -> None:
-        self._file = file
-        self._line = line
-        self._values = values
-
-    def refuse(self, field: str, value: object, why: str) -> MalformedTrace:
-        """The refusal of one field."""
-        return MalformedTrace(file=self._file, line=self._line, field=field, value=value, why=why)
-
-    def text(self, field: str, default: str | None = None) -> str:
-        """A field as text. Raises MalformedTrace when it is missing and has no default."""
-        value = self._values.get(field)
-        if value is None or value == "":
-            if default is None:
-                raise self.refuse(field, value, "is missing")
-            return default
-        return str(value)
-
-    def number(self, field: str, default: float | None = None, *, least: float = 0) -> float:
-        """A field as a number of at least `least`. Raises MalformedTrace."""
-        value = self._values.get(field)
-        if value is None or value == "":
-            if default is None:
-                raise self.refuse(field, value, "is missing")
-            return default
-        try:
-            number = float(str(value))
-        except ValueError:
-            raise self.refuse(field, value, "is not a number") from None
-        if not least <= number < float("inf"):
-            raise self.refuse(field, value, f"must be at least {least:g}")
-        return number
-
-    def whole(self, field: str, default: int | None = None, *, least: int = 0) -> int:
-        """A field as a whole number of at least `least`. Raises MalformedTrace."""
-        number = self.number(field, default, least=least)
-        if number != int(number):
-            raise self.refuse(field, self._values.get(field), "is not a whole number")
-        return int(number)
-
-    def milliseconds(self, field: str, default: float | None = None, *, least: float = 0) -> int:
-        """A field in seconds as milliseconds. Raises MalformedTrace."""
-        return round(self.number(field, default, least=least) * 1000)
 
 
 class Layout(NamedTuple):
     """What a reader must know of the cluster: how many devices make a whole node."""
 
     devices_per_node: int
-
-
-def _csv_rows(file: Path) -> Iterator[Row]:
-    with file.open(encoding="utf-8", newline="") as stream:
-        reader = csv.DictReader(stream)
-        for values in reader:
-            row = Row(file, reader.line_num, dict(values))
-            if None in values:
-                raise row.refuse("(line)", values[None], "has more fields than the header")
-            yield row
 
 
 def gang_of(job: Job, devices: int, devices_per_node: int) -> Job:
@@ -87,7 +28,7 @@ def gang_of(job: Job, devices: int, devices_per_node: int) -> Job:
 
 def _elasticflow(file: Path, layout: Layout) -> Iterator[TraceJob]:
     """`job_id, submission_time, duration, num_gpu`, times in seconds (microsoft/elasticflow-traces)."""
-    for row in _csv_rows(file):
+    for row in csv_rows(file):
         duration_ms = row.milliseconds("duration", least=0.001)
         job = Job(
             id=row.text("job_id"),
@@ -101,20 +42,18 @@ def _elasticflow(file: Path, layout: Layout) -> Iterator[TraceJob]:
 
 def _openb(file: Path, _layout: Layout) -> Iterator[TraceJob]:
     """Pods of alibaba/clusterdata `cluster-trace-gpu-v2023`; lists without times arrive at once and stay."""
-    for row in _csv_rows(file):
+    for row in csv_rows(file):
         created_ms = row.milliseconds("creation_time", 0)
         started_ms = row.milliseconds("scheduled_time", created_ms / 1000)
         duration_ms = max(1000, row.milliseconds("deletion_time", 0) - started_ms)
-        milli = row.whole("gpu_milli") if row.whole("num_gpu") else WHOLE_MILLI
-        if not 1 <= milli <= WHOLE_MILLI:
-            raise row.refuse("gpu_milli", milli, "must be from 1 to 1000")
+        milli = row.whole("gpu_milli", least=1, most=WHOLE_MILLI) if row.whole("num_gpu") else WHOLE_MILLI
         job = Job(
             id=row.text("name"),
             queue="main",
             submitted_ms=created_ms,
             time_limit_ms=duration_ms,
             estimate_ms=duration_ms,
-            models=tuple(row.text("gpu_spec", "").split("|")) if row.text("gpu_spec", "") else (),
+            models=row.words("gpu_spec"),
             devices_per_node=row.whole("num_gpu"),
             slots_milli=milli,
             cpu_milli=row.whole("cpu_milli"),
@@ -129,9 +68,16 @@ _SWF_FIELDS: Final = (
 )  # fmt: skip
 
 
+_SWF_PARTIAL: Final = frozenset({2, 3, 4})
+"""Status of a line about part of a job (swapped out, checkpointed); the line before it is about the whole."""
+
+
 def _swf(file: Path, layout: Layout) -> Iterator[TraceJob]:
-    """The Standard Workload Format: 18 fields, `;` comments, -1 for unknown; a processor is a device."""
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+    """The Standard Workload Format: 18 fields, `;` comments, -1 for unknown; a processor is a device.
+
+    Comments of archived traces are in any encoding; the fields are numbers.
+    """
+    for number, line in enumerate(file.read_text("utf-8-sig", errors="replace").splitlines(), start=1):
         words = line.split()
         if not words or words[0].startswith(";"):
             continue
@@ -140,6 +86,8 @@ def _swf(file: Path, layout: Layout) -> Iterator[TraceJob]:
             raise row.refuse("(line)", len(words), f"fields instead of {len(_SWF_FIELDS)}")
         run_s = row.number("run", least=-1)
         devices = max(row.whole("requested", least=-1), row.whole("allocated", least=-1))
+        if row.number("status", least=-1) in _SWF_PARTIAL:
+            continue
         if run_s <= 0 or devices < 1:
             continue  # cancelled before it ran: the format's own way of saying that nothing was used
         asked_s = row.number("requested_time", least=-1)
@@ -150,16 +98,28 @@ def _swf(file: Path, layout: Layout) -> Iterator[TraceJob]:
             submitted_ms=row.milliseconds("submit"),
             time_limit_ms=max(duration_ms, round(asked_s * 1000)),
             estimate_ms=round(asked_s * 1000) if asked_s > 0 else None,
-            user=row.text("user", ""),
-            name=row.text("executable", ""),
+            user=_if_known(row, "user"),
+            name=_if_known(row, "executable"),
         )
         yield TraceJob(gang_of(job, devices, layout.devices_per_node), duration_ms)
 
 
+def _if_known(row: Row, field: str) -> str:
+    text = row.text(field, "")
+    return "" if text == "-1" else text
+
+
+_HUB_FIELDS: Final = (
+    "job_id", "submitted_s", "duration_s", "queue", "tenant", "user", "name", "models", "min_pflops", "nodes",
+    "devices", "tail_devices", "slots_milli", "cpu_milli", "memory_mib", "time_limit_s", "estimate_s", "priority",
+    "preemptible", "topology", "not_before_s", "depends_on", "array_id", "array_running_max",
+)  # fmt: skip
+
+
 def _hub_job(row: Row) -> TraceJob:
+    row.only(_HUB_FIELDS)
     duration_ms = row.milliseconds("duration_s", least=0.001)
     estimate_s = row.number("estimate_s", 0)
-    models = row.text("models", "")
     try:
         topology = Topology(row.text("topology", Topology.PACK.value))
     except ValueError:
@@ -169,23 +129,23 @@ def _hub_job(row: Row) -> TraceJob:
         id=row.text("job_id"),
         queue=row.text("queue", "main"),
         submitted_ms=row.milliseconds("submitted_s"),
-        time_limit_ms=row.milliseconds("time_limit_s", ceil(duration_ms / 1000)),
+        time_limit_ms=row.milliseconds("time_limit_s", ceil(duration_ms / 1000), least=0.001),
         tenant=row.text("tenant", ""),
         user=row.text("user", ""),
         name=row.text("name", ""),
-        models=tuple(models.split("|")) if models else (),
+        models=row.words("models"),
         min_pflops_milli=round(row.number("min_pflops", 0) * 1000),
         nodes=row.whole("nodes", 1, least=1),
         devices_per_node=row.whole("devices", 1),
         tail_devices=row.whole("tail_devices", 0),
-        slots_milli=row.whole("slots_milli", WHOLE_MILLI, least=1),
+        slots_milli=row.whole("slots_milli", WHOLE_MILLI, least=1, most=WHOLE_MILLI),
         cpu_milli=row.whole("cpu_milli", 0),
         memory_mib=row.whole("memory_mib", 0),
         priority=row.whole("priority", 0, least=-(2**31)),
-        preemptible=row.text("preemptible", "false").lower() in {"true", "1", "yes"},
+        preemptible=row.yes("preemptible"),
         topology=topology,
         not_before_ms=row.milliseconds("not_before_s", 0),
-        depends_on=tuple(filter(None, row.text("depends_on", "").split("|"))),
+        depends_on=row.words("depends_on"),
         estimate_ms=round(estimate_s * 1000) or None,
         array_id=row.text("array_id", ""),
         array_running_max=row.whole("array_running_max", 0),
@@ -195,21 +155,14 @@ def _hub_job(row: Row) -> TraceJob:
 
 def _hub_csv(file: Path, _layout: Layout) -> Iterator[TraceJob]:
     """The hub's own columns, as `scheduler/README.md` lists them; lists are joined with `|`."""
-    return map(_hub_job, _csv_rows(file))
+    return map(_hub_job, csv_rows(file))
 
 
 def _hub_json(file: Path, _layout: Layout) -> Iterator[TraceJob]:
     """The same fields, one JSON object per line."""
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            values = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise Row(file, number, {}).refuse("(line)", line[:40], f"is not JSON: {error.msg}") from None
-        if not isinstance(values, dict):
-            raise Row(file, number, {}).refuse("(line)", line[:40], "is not a JSON object")
-        yield _hub_job(Row(file, number, values))
+    for number, line in enumerate(text_of(file).split("\n"), start=1):
+        if line.strip():
+            yield _hub_job(Row(file, number, json_of(file, number, line, "(line)")))
 
 
 Reader = Callable[[Path, Layout], Iterator[TraceJob]]
@@ -240,12 +193,7 @@ def read_trace(file: Path, format_name: str, devices_per_node: int) -> tuple[Tra
     reader = READERS.get(format_name)
     if reader is None:
         raise UnknownFormat(field="format", name=format_name, known=", ".join(READERS))
-    try:
-        jobs = tuple(reader(file, Layout(devices_per_node)))
-    except UnicodeDecodeError as error:
-        raise MalformedTrace(
-            file=file, line=0, field="(file)", value=error.start, why="is the first byte that is not UTF-8"
-        ) from None
+    jobs = tuple(reader(file, Layout(devices_per_node)))
     if not jobs:
         raise EmptyTrace(file=file, field="jobs", noun="job")
     seen: set[str] = set()

@@ -29,7 +29,7 @@ _STYLE: Final = """body{font:15px/1.45 system-ui,sans-serif;margin:2rem auto;max
 1rem;color:#1b1f24} table{border-collapse:collapse;width:100%;margin:.5rem 0 1.5rem}
 th,td{padding:.3rem .6rem;text-align:right;border-bottom:1px solid #d8dee4}
 th:first-child,td:first-child{text-align:left}svg{width:100%;height:auto;background:#f6f8fa}
-figure{margin:0 0 1.5rem}
+figure{margin:0 0 1.5rem}.wide{overflow-x:auto}svg{min-width:42rem}
 svg text{font:11px system-ui,sans-serif;fill:#57606a}
 figcaption{color:#57606a;font-size:.9em}h2{margin-top:2rem}.key{margin-right:1.2rem}"""
 
@@ -38,6 +38,7 @@ def write_report(file: Path, cluster: Cluster, rows: list[Row]) -> None:
     """Write the page."""
     parts = [
         "<!doctype html><html lang='en'><head><meta charset='utf-8'><title>Simulation</title>",
+        "<meta name='viewport' content='width=device-width, initial-scale=1'>",
         f"<style>{_STYLE}</style></head><body><h1>Simulation</h1>",
         f"<p>{len(cluster.nodes)} nodes with {sum(len(node.devices) for node in cluster.nodes)} devices, ",
         f"{rows[0][2]['jobs']:,} jobs finished.</p>",
@@ -59,15 +60,17 @@ def write_report(file: Path, cluster: Cluster, rows: list[Row]) -> None:
 def _table(head: list[str], body: list[list[str]]) -> str:
     heads = "".join(f"<th>{escape(cell)}</th>" for cell in head)
     lines = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in body)
-    return f"<table><thead><tr>{heads}</tr></thead><tbody>{lines}</tbody></table>".replace(
-        " s</th>", "&nbsp;s</th>"
+    return (
+        f"<div class='wide'><table><thead><tr>{heads}</tr></thead><tbody>{lines}</tbody></table></div>".replace(
+            " s</th>", "&nbsp;s</th>"
+        )
     )
 
 
 def _comparison(rows: list[Row]) -> str:
     keys = ["mean_jct_s", "mean_queue_s", "p50_queue_s", "p99_queue_s", "max_queue_s"]
     head = ["policy", "mean completion s", "mean wait s", "median wait s", "99 % wait s", "longest wait s"]
-    head += ["bounded slowdown", "allocation rate", "preemptions", "impossible"]
+    head += ["bounded slowdown", "allocation rate", "preemptions", "impossible", "left waiting"]
     body = [
         [
             name,
@@ -76,6 +79,7 @@ def _comparison(rows: list[Row]) -> str:
             f"{summary['utilisation']:.1%}",
             f"{summary['preemptions']:,}",
             str(len(summary["impossible_jobs"])),
+            str(len(summary["unstarted_jobs"])),
         ]
         for name, _, summary in rows
     ]
@@ -145,7 +149,8 @@ def _curves(rows: list[Row], measure: Measure, caption: str, *, percent: bool = 
         for part in (0, 2, 4)
     )
     return (
-        f"<figure><svg viewBox='0 0 {_WIDTH} {_HEIGHT + _FOOT}' role='img'>{levels}{lines}{_days(begin, end)}</svg>"
+        f"<figure><div class='wide'><svg viewBox='0 0 {_WIDTH} {_HEIGHT + _FOOT}' role='img'>"
+        f"{levels}{lines}{_days(begin, end)}</svg></div>"
         f"<figcaption>{escape(caption)}</figcaption></figure>"
     )
 
@@ -220,9 +225,9 @@ def _gantt(cluster: Cluster, outcome: Outcome) -> str:
     )
     high = max(1, len(shown)) * _ROW
     return (
-        f"<figure><svg viewBox='0 0 {_WIDTH} {high + _FOOT}' role='img'>{names}{''.join(bars)}"
-        f"{_days(begin, outcome.end_ms, high)}</svg><figcaption>{len(shown)} of {len(cluster.nodes)} nodes, a row "
-        f"each, devices from top to bottom; the {len(bars)} longest allocations on them</figcaption></figure>"
+        f"<figure><div class='wide'><svg viewBox='0 0 {_WIDTH} {high + _FOOT}' role='img'>{names}{''.join(bars)}"
+        f"{_days(begin, outcome.end_ms, high)}</svg></div><figcaption>{len(shown)} of {len(cluster.nodes)} nodes, a "
+        f"row each, devices from top to bottom; the {len(bars):,} longest allocations on them</figcaption></figure>"
     )
 
 

@@ -5,13 +5,15 @@ import gc
 import json
 import re
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from scheduler.policy.errors import UnknownPolicy
-from scheduler.policy.model import Queue
+from scheduler.policy.model import WHOLE_MILLI, Queue
+from scheduler.policy.queues import QueueTree
 from scheduler.policy.settings import (
     POLICIES,
     PlacementRule,
@@ -21,13 +23,16 @@ from scheduler.policy.settings import (
 )
 from scheduler.simulator.clusters import read_cluster
 from scheduler.simulator.engine import Outcome, Simulation
-from scheduler.simulator.errors import MalformedOption
+from scheduler.simulator.errors import MalformedOption, MalformedTrace
 from scheduler.simulator.readers import read_trace
 from scheduler.simulator.report import write_report
 from scheduler.simulator.summary import summarise
 from scheduler.simulator.workload import Cluster, TraceJob, uniform_cluster, with_estimates, with_limits
 
-_NUMBER: Final = r"(\d+(?:\.\d+)?)"
+_NUMBER: Final = r"(\d{1,9}(?:\.\d{1,9})?)"
+_FACTOR_MAX: Final = 1_000_000
+_SIGMA_MAX: Final = 10
+_NAMED_MAX: Final = 20
 _GARBAGE_LET_BE: Final = 1_000_000
 """Objects that may come before the collector looks for circles among them: a run makes few, and all of them small."""
 _COLUMNS: Final = [
@@ -90,19 +95,21 @@ def prepare(
     """Give the jobs limits and estimates as `--limits` and `--estimates` say. Raises MalformedOption."""
     if limits is not None:
         match = re.fullmatch(f"factor:{_NUMBER}", limits)
-        if match is None or float(match[1]) < 1:
-            raise MalformedOption(field="limits", value=limits, why="write factor:F with F at least 1")
+        if match is None or not 1 <= float(match[1]) <= _FACTOR_MAX:
+            why = f"write factor:F with F at least 1 and at most {_FACTOR_MAX}"
+            raise MalformedOption(field="limits", value=limits, why=why)
         jobs = with_limits(jobs, float(match[1]), seed)
     if estimates is not None:
         match = re.fullmatch(f"exact|lognormal:{_NUMBER}", estimates)
-        if match is None:
-            raise MalformedOption(field="estimates", value=estimates, why="write exact or lognormal:SIGMA")
+        if match is None or float(match[1] or 0) > _SIGMA_MAX:
+            why = f"write exact or lognormal:SIGMA with SIGMA at most {_SIGMA_MAX}"
+            raise MalformedOption(field="estimates", value=estimates, why=why)
         jobs = with_estimates(jobs, float(match[1] or 0), seed)
     return jobs
 
 
 def load(options: Options) -> tuple[Cluster, tuple[TraceJob, ...], tuple[Queue, ...]]:
-    """Cluster, jobs and queues of the options; refuses what cannot be meant."""
+    """Cluster, jobs and queues of the options; refuses what cannot be meant, before anything is simulated."""
     if (options.cluster is None) == (options.nodes is None):
         raise MalformedOption(field="cluster", value=options.cluster, why="give either --cluster or --nodes")
     if options.nodes is not None and (options.nodes < 1 or options.devices < 1):
@@ -116,7 +123,28 @@ def load(options: Options) -> tuple[Cluster, tuple[TraceJob, ...], tuple[Queue, 
     jobs = read_trace(options.trace, options.format, max(1, widest))
     jobs = prepare(jobs, options.limits, options.estimates, options.seed)
     queues = cluster.queues or tuple(Queue(name) for name in sorted({one.job.queue for one in jobs}))
+    _check_names(options.trace, cluster, jobs, queues)
     return cluster, jobs, queues
+
+
+def _check_names(trace: Path, cluster: Cluster, jobs: tuple[TraceJob, ...], queues: tuple[Queue, ...]) -> None:
+    """Refuse queues that are no tree, models no node has and queues nobody can wait in, with those there are."""
+    capacities: Counter[str] = Counter()
+    for node in cluster.nodes:
+        capacities[node.model] += len(node.devices) * WHOLE_MILLI
+    tree = QueueTree(queues)
+    tree.check_guarantees(capacities)
+    models = set(capacities)
+    leaves = {name for name, state in tree.states.items() if name and not state.children}
+    for position, (job, _) in enumerate(jobs, start=1):
+        asked = [("models", model, models) for model in job.models] + [("queue", job.queue, leaves)]
+        for field, name, known in asked:
+            if name not in known:
+                some = ", ".join(sorted(known)[:_NAMED_MAX]) + (
+                    " and others" if len(known) > _NAMED_MAX else ""
+                )
+                why = f"is not known to this cluster, where jobs may name {some}"
+                raise MalformedTrace(file=trace, line=f"of job {position}", field=field, value=name, why=why)
 
 
 def run_simulation(options: Options, progress: Progress | None = None) -> list[Result]:
@@ -125,22 +153,53 @@ def run_simulation(options: Options, progress: Progress | None = None) -> list[R
     With several policies the files are of the first one; the others' schedules are `schedule-NAME.csv` and
     their summaries stand under `policies` in `summary.json`.
     """
-    settings = [resolve_policy(name) for name in options.policies]
+    if not options.policies:
+        raise MalformedOption(field="policy", value="", why="name at least one policy or placement")
+    settings = [resolve_policy(name) for name in dict.fromkeys(options.policies)]
     cluster, jobs, queues = load(options)
-    results = [simulate_policy(setting, cluster, jobs, queues, progress) for setting in settings]
     options.out.mkdir(parents=True, exist_ok=True)
-    write_schedule(options.out / "schedule.csv", results[0].outcome)
+    results = [simulate_policy(setting, cluster, jobs, queues, progress) for setting in settings]
+    _publish(options.out, _files(cluster, results))
+    return results
+
+
+Writer = Callable[[Path], None]
+
+
+def _files(cluster: Cluster, results: list[Result]) -> dict[str, Writer]:
+    """Every file of a run and what writes it."""
     summary = dict(results[0].summary)
     if len(results) > 1:
         summary["policies"] = {result.policy: result.summary for result in results}
-        for result in results[1:]:
-            write_schedule(options.out / f"schedule-{result.policy}.csv", result.outcome)
     text = json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
-    (options.out / "summary.json").write_text(text, encoding="utf-8")
-    write_report(
-        options.out / "report.html", cluster, [(one.policy, one.outcome, one.summary) for one in results]
-    )
-    return results
+    rows = [(one.policy, one.outcome, one.summary) for one in results]
+    return {
+        "schedule.csv": lambda file: write_schedule(file, results[0].outcome),
+        **{f"schedule-{one.policy}.csv": _schedule_of(one) for one in results[1:]},
+        "summary.json": lambda file: _write(file, text),
+        "report.html": lambda file: write_report(file, cluster, rows),
+    }
+
+
+def _schedule_of(result: Result) -> Writer:
+    return lambda file: write_schedule(file, result.outcome)
+
+
+def _write(file: Path, text: str) -> None:
+    file.write_text(text, encoding="utf-8")
+
+
+def _publish(out: Path, files: dict[str, Writer]) -> None:
+    """Write all files beside their places and then put them there: whoever is stopped leaves nothing half-written."""
+    parts = {name: out / f".{name}.part" for name in files}
+    try:
+        for name, write in files.items():
+            write(parts[name])
+        for name, part in parts.items():
+            part.replace(out / name)
+    finally:
+        for part in parts.values():
+            part.unlink(missing_ok=True)
 
 
 def simulate_policy(

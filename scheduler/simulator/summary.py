@@ -31,7 +31,7 @@ def finished_jobs(outcome: Outcome) -> list[Finished]:
         rows[run.job.id] = Finished(
             run.job, start - submitted, run.end_ms - submitted, run.end_ms - run.start_ms
         )
-    return list(rows.values())
+    return [row for job_id, row in rows.items() if job_id not in outcome.unstarted]
 
 
 def percentile(ordered: list[int], percent: int) -> int:
@@ -85,7 +85,7 @@ def summarise(
         "processor_s": round(processor_s, 3),
         "jobs_per_s": round(len(jobs) / max(1e-9, wall_s), 1),
         "impossible_jobs": outcome.impossible,
-        "unstarted_jobs": [job.id for job in outcome.unstarted],
+        "unstarted_jobs": outcome.unstarted,
         "by_size": {size: _waits(sizes[size]) for size in sorted(sizes, key=float)},
         "by_queue": {queue: _waits(queues[queue]) for queue in sorted(queues)},
     }

@@ -57,6 +57,32 @@ def test_a_line_torn_by_a_crash_is_cut_off_and_nothing_before_it_is_lost(path: P
     assert Spool(path).memory.open["r"].meter.until_boot_ms == 600
 
 
+def test_whatever_append_returns_from_is_on_the_disk_and_what_replaces_a_journal_before_it_does(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: dict[int, int] = {}
+    really, rename = os.fdatasync, os.rename
+
+    def sync(file: int) -> None:
+        really(file)
+        synced[os.fstat(file).st_ino] = os.fstat(file).st_size
+
+    def replace_by(fresh: Path, target: Path) -> Path:
+        facts = fresh.stat()
+        assert synced[facts.st_ino] == facts.st_size
+        rename(fresh, target)
+        return target
+
+    monkeypatch.setattr(os, "fdatasync", sync)
+    monkeypatch.setattr(Path, "replace", replace_by)
+    spool = started(path)
+    for line in (meter_line({"r": METER.read(500, 3)}), ended_line(replace(STATUS, state=RunState.ENDED))):
+        spool.append(line)
+        assert synced[path.stat().st_ino] == path.stat().st_size
+    spool.append(acknowledged_line([], ["r"]), durable=False)
+    assert synced[path.stat().st_ino] < path.stat().st_size
+
+
 def test_a_damaged_line_costs_that_line_only_and_the_journal_is_put_aside(
     path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,7 +3,17 @@
 import pytest
 
 from scheduler.policy.cycle import plan_cycle, run_cycle
-from scheduler.policy.model import Job, Node, Queue, Quota, Topology
+from scheduler.policy.model import (
+    DeviceSlice,
+    DeviceState,
+    Job,
+    Node,
+    Placement,
+    Queue,
+    Quota,
+    Start,
+    Topology,
+)
 from scheduler.policy.reasons import explain
 from scheduler.policy.settings import POLICIES
 from tests.scheduler.policy.builders import job, node, state_of
@@ -41,6 +51,34 @@ def test_a_cycle_starts_exactly_the_jobs_that_fit_whole(
     for one in jobs:
         state.job_queued(one)
     assert [start.job_id for start in plan_cycle(state, 0).starts] == started
+
+
+LIMITED = [Queue("main", user_running_max=99)]
+UNLENT = [Queue("main"), Queue("other", quotas={"A100": Quota(2000, lend_milli=0)})]
+
+
+@pytest.mark.parametrize(("queues", "started"), [(None, ["y", "z"]), (LIMITED, ["y", "z"]), (UNLENT, ["y"])])
+def test_what_runs_on_drained_nodes_and_failed_devices_takes_nothing_of_what_is_free_elsewhere(
+    queues: list[Queue] | None, started: list[str]
+) -> None:
+    state = state_of([node("n1", 4), node("n2", 4), node("n3", 2)], queues)
+    for name, where, devices in (("x", "n1", 4), ("w", "n3", 2)):
+        state.job_queued(job(name, devices))
+        pieces = tuple(DeviceSlice(index, 0, 1000) for index in range(devices))
+        state.allocation_started(Start(name, (Placement(where, pieces),)), 0)
+    state.node_drained("n1")
+    state.node_joined(Node("n3", "A100", (DeviceState(0, healthy=False), DeviceState(1, healthy=False))))
+    pool = state.capacity.pools["A100"]
+    assert (pool.capacity_milli, pool.free_milli) == (4000, 4000)
+    for name in ("y", "z"):
+        state.job_queued(job(name, 2))
+    assert [start.job_id for start in plan_cycle(state, 1).starts] == started
+    for name in ("x", "w"):
+        state.allocation_ended(name, 1, succeeded=True)
+    assert (pool.capacity_milli, pool.free_milli) == (4000, 4000)
+    state.node_resumed("n1")
+    state.node_joined(node("n3", 2))
+    assert (pool.capacity_milli, pool.free_milli) == (10_000, 10_000)
 
 
 def test_planning_leaves_the_state_as_it_was_and_repeats_itself() -> None:

@@ -301,3 +301,38 @@ def test_only_a_guarantee_turns_round_what_a_job_made_way_for() -> None:
     assert not yielding.leads("x", "w")
     yielding.forget()
     assert not yielding.leads("x", "y")
+
+
+SHARED_ABOVE = [
+    Queue("firms", quotas={"A100": Quota(3000)}),
+    Queue("a", "firms", {"A100": Quota(2000)}),
+    Queue("b", "firms", {"A100": Quota(1000)}),
+    Queue("c", quotas={"A100": Quota(1000)}),
+]
+
+
+def test_who_comes_in_place_of_a_victim_leaves_the_queue_above_as_far_beyond_its_guarantee() -> None:
+    state = state_of([node("n", 4)], SHARED_ABOVE, RULES)
+    for name, queue in (("a0", "a"), ("b0", "b"), ("b1", "b"), ("b2", "b")):
+        state.job_queued(job(name, 1, queue))
+        run_cycle(state, 0)
+    state.job_queued(job("claim-a", 1, "a"), 1)
+    first = run_cycle(state, RULES.min_run_ms).evictions
+    for order in first:
+        state.eviction_ordered(order)
+    state.job_queued(job("claim-c", 1, "c"), 1)
+    second = run_cycle(state, RULES.min_run_ms + 1).evictions
+    assert [(one.job_id, one.for_job_id) for one in (*first, *second)] == [("b1", "claim-a"), ("b2", "claim-c")]
+
+
+def test_a_claim_keeps_its_nomination_when_somebody_comes_in_place_of_another_victim() -> None:
+    state = state_of([node("n", 4)], SHARED_ABOVE, RULES)
+    for name, queue in (("a0", "a"), ("b0", "b"), ("b1", "b"), ("b2", "b")):
+        state.job_queued(job(name, 1, queue))
+        run_cycle(state, 0)
+    for name, queue in (("claim-a", "a"), ("claim-c", "c")):
+        state.job_queued(job(name, 1, queue), 1)
+        run_cycle(state, 1)
+    before = state.promises.nominations.by_job["claim-c"]
+    run_cycle(state, 2)
+    assert state.promises.nominations.by_job["claim-c"] is before
