@@ -52,14 +52,16 @@ class Watch:
         self._memory_bytes = memory_bytes
         self._census: Census | None = None
         self._began_ms = 0
-        self._next_ms = 0
+        self._next_ms: int | None = None
 
     def hurry(self) -> None:
         """Count anew at once."""
         self._next_ms = 0
 
     def disk(self, now_ms: int, pid: int) -> str:
-        """Count on; a sentence when the workspace holds too much, else empty."""
+        """Count on; a sentence when the workspace holds too much, else empty. Who ends at once is never counted."""
+        if self._next_ms is None:
+            self._next_ms = now_ms + LOOK_MS
         if self._census is None:
             if now_ms < self._next_ms:
                 return ""
@@ -85,9 +87,8 @@ class Watch:
 
     def due_ms(self, now_ms: int) -> int:
         """When to count on."""
-        return (
-            now_ms + _STEP_PAUSE_MS if self._census is not None else max(self._next_ms, now_ms + _STEP_PAUSE_MS)
-        )
+        step_ms = now_ms + _STEP_PAUSE_MS
+        return step_ms if self._census is not None else max(self._next_ms or 0, step_ms)
 
     def _complaint(self, found_bytes: int, entries: int) -> str:
         if found_bytes > self._limits.workspace_bytes:
