@@ -2,7 +2,8 @@
 
 Every supervisor keeps a file in a folder of the workspace root, locked as long as it lives, with the size of its
 largest run. Who must stop a run takes the turn's lock, reads all files and stops its own only if none is larger and
-nobody has had the turn since it counted. Files have a fixed length and are written in place, so that a full disk takes them, too.
+nobody has had the turn since it counted. Files have a fixed length and are written in place, so that a full disk takes
+them, too.
 
 Invariant: whoever lost the turn waits and looks again; a larger one that does nothing is waited for only so long.
 """

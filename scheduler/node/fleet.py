@@ -177,7 +177,7 @@ class Fleet:
 
     def _devices(self, now_ms: int) -> Iterator[DeviceStatus]:
         """How each device is; one that a process holds which cannot be ended takes no new jobs."""
-        held = {}
+        held: dict[int, str] = {}
         for run in self._runs.values():
             if why := run.held(now_ms):
                 held |= dict.fromkeys((share.index for share in run.spec.devices), why)

@@ -48,7 +48,7 @@ def unkillable(root: int) -> int:
     """Which process of a tree is waiting in the kernel, where no signal reaches it; the first one if none says so."""
     for member in (root, *descendants(root)):
         fields = _stat_fields(member)
-        if fields and fields[0] == "D":
+        if fields and fields[0] == b"D":
             return member
     return root
 
