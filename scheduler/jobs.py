@@ -13,7 +13,7 @@ from uuid import UUID
 from sqlalchemy import bindparam, func, select, text, tuple_
 from sqlalchemy.orm import Session
 
-from kernel.bulk import add_rows
+from kernel.bulk import add_rows, among
 from kernel.ids import derived_id
 from scheduler.dependencies import checked_dependencies
 from scheduler.fitting import Demand, acceptable_models
@@ -54,6 +54,13 @@ _LIVE: Final = select(func.count()).select_from(
     .subquery()
 )
 """Asked with every submission; a statement that is made once need not be made and recognised each time."""
+
+_RUNS: Final = (
+    select(RunRow)
+    .where(among(RunRow.job_id, bindparam("jobs")))
+    .order_by(RunRow.job_id, RunRow.attempt, RunRow.rank)
+)
+"""Asked whenever a job is shown; made once, as `_LIVE` is."""
 
 _TELL: Final = text(f"NOTIFY {WAKE_CHANNEL}")
 _TELL_SUBMITTED: Final = (WAKE_CHANNEL, SUBMITTED)
@@ -291,10 +298,7 @@ def list_jobs(
 def runs_of(session: Session, job_ids: Sequence[UUID]) -> dict[UUID, list[RunRow]]:
     """The runs of jobs, each job's by attempt and rank."""
     found: dict[UUID, list[RunRow]] = {job_id: [] for job_id in job_ids}
-    query = (
-        select(RunRow).where(RunRow.job_id.in_(job_ids)).order_by(RunRow.job_id, RunRow.attempt, RunRow.rank)
-    )
-    for run in session.scalars(query):
+    for run in session.scalars(_RUNS, {"jobs": list(job_ids)}):
         found[run.job_id].append(run)
     return found
 

@@ -347,18 +347,18 @@ class Controller:
             for name, report in reports.items()
         }
         settled, kept = self._observe(observed, at)
-        for name in kept:
-            term.nodes.answered(name, reports[name], heard_ms)
+        for name, report in kept.items():
+            term.nodes.answered(name, report, heard_ms)
         more = {
             name
             for name in kept
-            if reports[name].usage_pending
+            if (kept[name].usage and reports[name].usage_pending)
             or desired[name].later
             or reports[name].instance != requests[name].instance  # which has only answered
         }
         return settled.freed, set(reachable) if settled.stopping else more
 
-    def _observe(self, observed: Mapping[str, Observed], at: datetime) -> tuple[Settled, list[str]]:
+    def _observe(self, observed: Mapping[str, Observed], at: datetime) -> tuple[Settled, dict[str, Report]]:
         """Write down what nodes said, if it is news or the last word written down is a tick old."""
         term, now_ms = self._led, boottime_ms()
         fresh = {name for name in observed if now_ms < term.written_boot_ms.get(name, 0) + self._pace.tick_ms}
@@ -366,7 +366,7 @@ class Controller:
             name in fresh and one.moves_nothing and not term.nodes.describes(name, one.report)
             for name, one in observed.items()
         ):
-            return Settled(), sorted(observed)
+            return Settled(), {name: one.report for name, one in observed.items()}
         with transaction(self._engine) as session:
             fence(session, term.leadership)
             self._describe(session, {name: one.report for name, one in observed.items()})

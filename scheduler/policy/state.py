@@ -19,7 +19,7 @@ from scheduler.policy.errors import DuplicateJob, MalformedJob, UnknownJob, Unkn
 from scheduler.policy.model import WHOLE_MILLI, Eviction, Job, Node, Placement, Queue, Reservation, Start
 from scheduler.policy.nominations import Nomination
 from scheduler.policy.ordering import Sizes
-from scheduler.policy.pending import SMALL, JobClass, Pending, QueuedJob
+from scheduler.policy.pending import SMALL, Pending, QueuedJob
 from scheduler.policy.prediction import Predictor
 from scheduler.policy.promises import Promises
 from scheduler.policy.queues import QueueState, QueueTree
@@ -251,8 +251,7 @@ class SchedulerState:
         if job.attempt == 1:
             self.yielding.forget()
         queued.predicted_ms = self.predict_ms(job)
-        self.pending.class_of(queued).push(queued, self.order_key(queued))
-        self.pending.line_up(queued)
+        queued.give_place(self.order_key(queued))
         self.arrived.append(queued)
         if self.settings.order is _TURN:
             queued.shape.resolve(self.capacity)
@@ -290,7 +289,7 @@ class SchedulerState:
         self.held.add(job_id)
         self.promises.nominations.forget(job_id)
         self.congestion.left(queued)
-        self._unready(queued)
+        self.unready(queued)
 
     def job_released(self, job_id: str, now_ms: int) -> None:
         """Take back a hold. Raises UnknownJob."""
@@ -304,15 +303,17 @@ class SchedulerState:
             raise UnknownJob(field="job_id", job=job_id, expected="queued")
         return queued
 
-    def _unready(self, queued: QueuedJob) -> None:
+    def unready(self, queued: QueuedJob) -> None:
+        """The job is no longer one that may start."""
         home = queued.home
         if home is not None:
             home.drop(queued)
-            self.pending.forget_empty(home)
+            if not home.size:
+                self.pending.forget_empty(home)
         queued.ready = False
 
     def _take_out(self, queued: QueuedJob) -> None:
-        self._unready(queued)
+        self.unready(queued)
         del self.queued[queued.job.id]
         self.held.discard(queued.job.id)
         self.promises.forget(queued.job.id)
@@ -435,16 +436,16 @@ class SchedulerState:
             elif job_id in self.queued:
                 self._make_ready(self.queued[job_id], now_ms)
         for queued, key in self.congestion.due(now_ms, self.capacity.pools, self.running):
-            home = queued.home
-            if home is not None:
-                home.promote(queued, key)
-                self.pending.line_up(queued)
+            if queued.ready:
+                self.pending.promote(queued, key)
                 self.arrived.append(queued)
+
+    def enlist_arrived(self) -> None:
+        """Let what became ready since the last cycle wait among the others."""
+        for queued in self.arrived:
+            if queued.ready and queued.home is None:
+                self.pending.enlist(queued)
 
     def next_alarm_ms(self) -> int | None:
         """When `wake` next has something to do."""
         return self._alarms[0][0] if self._alarms else None
-
-    def classes(self) -> Iterable[JobClass]:
-        """All classes somebody waits in."""
-        return self.pending.classes.values()

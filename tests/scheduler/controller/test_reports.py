@@ -7,7 +7,7 @@ from uuid import UUID
 
 import psycopg
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, select, text
 from sqlalchemy.orm import Session
 
 from kernel.clock import boottime_ms, unix_ms, utc_now
@@ -30,9 +30,10 @@ from scheduler.node.protocol import (
     RunState,
     RunStatus,
     SyncRequest,
+    UsageRecord,
 )
 from scheduler.policy.settings import policy_named
-from scheduler.tables import JobRow
+from scheduler.tables import JobRow, RunRow
 from tests.conftest import Database
 from tests.scheduler.controller.counted import BEGAN_MS, Centre, as_it_is, simulated
 
@@ -327,3 +328,52 @@ def test_a_run_whose_device_is_held_by_a_process_nobody_can_end_is_tried_again_w
     with transaction(centre.engine) as session:
         reasons = session.execute(text("SELECT DISTINCT healthy, health_reason FROM devices")).all()
         assert reasons == [(False, "Process 7 cannot be ended.")]
+
+
+def test_a_run_that_cannot_be_written_is_named_and_the_rest_of_its_nodes_report_is_kept(
+    centre: Centre, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spoilt, *others = (centre.started() for _ in range(3))
+    with Session(centre.engine) as session:
+        run = str(session.scalars(select(RunRow.id).where(RunRow.job_id == spoilt)).one())
+
+    def spoil(report: Report) -> Report:
+        ends = {"state": RunState.ENDED, "end_reason": EndReason.EXITED, "exit_code": 0}
+        runs = [replace(one, **ends) for one in report.runs]
+        runs = [replace(one, exit_code=2**70) if one.run_id == run else one for one in runs]
+        return replace(report, runs=tuple(runs))
+
+    centre.machines.falsified = spoil
+    centre.tick()
+    assert [centre.job(job_id).state for job_id in (spoilt, *others)] == ["running", "succeeded", "succeeded"]
+    assert f"run={run}" in capsys.readouterr().out
+    centre.machines.requests.clear()
+    centre.tick()
+    acknowledged = {one for _, request in centre.machines.requests for one in request.acknowledged_exits}
+    assert len(acknowledged) == 2
+    assert run not in acknowledged
+    with transaction(centre.engine) as session:
+        assert session.scalar(text("SELECT state FROM nodes")) == "up"
+    centre.machines.falsified = lambda report: replace(
+        report, runs=tuple(replace(one, exit_code=0) for one in spoil(report).runs)
+    )
+    centre.tick()
+    assert centre.job(spoilt).state == "succeeded"
+
+
+def test_usage_that_cannot_be_written_holds_up_its_own_run_only(centre: Centre) -> None:
+    spoilt, other = centre.started(milliseconds=0), centre.started(milliseconds=0)
+    record_usage = centre.free.record_usage
+
+    def refuse(session: Session, node: str, records: Sequence[UsageRecord], at: datetime) -> None:
+        assert all(record.job_id != str(spoilt) for record in records)
+        record_usage(session, node, records, at)
+
+    centre.free.record_usage = refuse  # type: ignore[method-assign] # one of its rows cannot be written
+    centre.machines.nodes["n"].advance(boottime_ms(), unix_ms(utc_now()))
+    centre.tick()
+    assert [centre.job(job_id).state for job_id in (spoilt, other)] == ["running", "succeeded"]
+    centre.free.record_usage = record_usage  # type: ignore[method-assign] # and now it can
+    centre.tick()
+    assert centre.job(spoilt).state == "succeeded"
+    assert {record.job_id for record in centre.free.usage.values()} == {str(spoilt), str(other)}
