@@ -94,4 +94,4 @@ INSERT INTO charges (id, job_id, tenant_id, n, attempt, model, month, slot_ms, a
 INSERT INTO accounts (id, name, asset, bound, opened_at)
   VALUES (:credit_granted, 'centre/credit-granted', 'CNY', 'none', now());
 
-INSERT INTO scheduler_leader VALUES (1, 'x', 7, now() + interval '1 hour');
+INSERT INTO scheduler_leader VALUES (1, 'x', 7, true, 2500, 0, now() + interval '1 hour');

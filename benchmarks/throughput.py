@@ -1,8 +1,9 @@
 """How many jobs a second the hub starts and ends, beside Slurm and Ray's Jobs API on the same machine in the same run.
 
 A job does nothing on one device of 2 nodes × 8 devices. Ours go through the HTTP API, a sandbox each, are metered and
-paid for; a peer's have none of that. Figures are from the first submission to the end of the last job, the median of
-several rounds. With `--account` it says how much of the processors each part of the hub used for a job.
+paid for; a peer's have none of that. They are submitted one by one and, for Slurm and the hub, as one array, too.
+Figures are from the first submission to the end of the last job, the median of several rounds.
+With `--account` it says how much of the processors each part of the hub used for a job.
 
     python -m benchmarks.throughput --jobs 300 --peers slurm,ray-jobs --json
 
@@ -72,8 +73,12 @@ def measure(arguments: argparse.Namespace, peers: list[str], say: _Say) -> Figur
         found = [hub.throughput(jobs) for _ in range(rounds)]
         figures |= {name: round(median(one[name] for one in found), 2) for name in found[0]}
         say(f"jobs a second by round: {_listed([one['ours_jobs_per_s'] for one in found])}")
+        used = hub.used_ms_per_job
+        found = [hub.array_throughput(jobs) for _ in range(rounds)]
+        figures |= {name: round(median(one[name] for one in found), 2) for name in found[0]}
+        say(f"as an array: {_listed([one['ours_array_jobs_per_s'] for one in found])}")
         if arguments.account:
-            say(accounts.table(hub.used_ms_per_job))
+            say(accounts.table(used))
         else:
             figures |= hub.supervisor_load()
     ours = figures["ours_jobs_per_s"]
@@ -84,6 +89,7 @@ def measure(arguments: argparse.Namespace, peers: list[str], say: _Say) -> Figur
         figures["slurm_jobs_per_s"] = round(median(singles), 2)
         figures["slurm_array_jobs_per_s"] = round(median(arrays), 2)
         figures["ratio_slurm"] = round(ours / median(singles), 2)
+        figures["ratio_slurm_array"] = round(figures["ours_array_jobs_per_s"] / median(arrays), 2)
     if "ray-jobs" in peers:
         say(f"Ray's Jobs API: {_RAY_JOBS} jobs")
         rate = ray_jobs_per_s(FOLDER / "ray", _RAY_JOBS)

@@ -6,11 +6,13 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from heapq import nsmallest
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, Final
 
 from kernel.clock import from_unix_ms
-from kernel.errors import Invalid, NotFound
+from kernel.errors import Conflict, Invalid, NotFound
 from scheduler.node.errors import InvalidRun
 from scheduler.node.workspace import open_artifact, open_directory
 
@@ -18,14 +20,28 @@ _CHUNK_BYTES: Final = 64 * 1024
 _LATEST_MS: Final = 253_402_300_799_999
 """The end of the year 9999, behind which there are no datetimes."""
 
-ENTRIES_MAX: Final = 10_000
-"""Entries of one directory that are looked at."""
+ENTRIES_MAX: Final = 1_000_000
+"""Entries of one directory that are looked at: as many as a job may have by itself, unless its operator allows more."""
 
 
 class LogNotReadable(NotFound):
     """What lies at the log's place is not a log."""
 
     sentence = "What job {job} left in the place of the log of rank {rank} is not a log."
+
+
+class NoLongerKept(NotFound):
+    """It was removed after its time, or before it because the disk was full."""
+
+    sentence = "{what} of job {job} are no longer kept: they were removed at {removed_at}."
+
+
+class FolderTooLarge(Conflict):
+    """A folder with more entries than are looked at; a listing that leaves some out would look like a whole one."""
+
+    sentence = (
+        "{path!r} of job {job} has more than {most} entries, too many to list. Download them by their names."
+    )
 
 
 class ArtifactNotReadable(NotFound):
@@ -46,7 +62,7 @@ class MalformedArtifactPath(Invalid):
 class Artifact:
     """Something in a job's working directory: a `file`, a `directory`, or `other`, which cannot be downloaded."""
 
-    name: str
+    path: str
     kind: str
     size_bytes: int
     modified_at: datetime
@@ -75,20 +91,32 @@ def log_piece(job: object, rank: int, path: Path, offset: int) -> bytes:
         return file.read(_CHUNK_BYTES)
 
 
-def list_artifacts(job: object, workspace: Path, path: str) -> list[Artifact]:
-    """What lies in a folder of a job's working directory, by name; nothing when it has none yet.
+def list_artifacts(
+    job: object, workspace: Path, path: str, after: str, limit: int
+) -> tuple[list[Artifact], str | None]:
+    """What lies in a folder of a job's working directory, by path, the first so many behind a path; then the next.
+
+    Nothing when there is no working directory yet. However many there are, only those that are asked for are kept.
+
+    Returns:
+        Them, and the path after which there may be more; what has just been removed is left out.
 
     Raises:
-        MalformedArtifactPath, ArtifactNotReadable.
+        MalformedArtifactPath, ArtifactNotReadable, FolderTooLarge.
     """
     parts = _parts("folder", path)
     if not workspace.is_dir():
-        return []
+        return [], None
+    above = "".join(f"{part}/" for part in parts)
     try:
         with open_directory(workspace, parts, "path") as folder, os.scandir(folder) as entries:
-            names = sorted(entry.name for entry, _ in zip(entries, range(ENTRIES_MAX), strict=False))
-            found = (_artifact(folder, name) for name in names)
-            return [artifact for artifact in found if artifact is not None]
+            named = ((above + _shown(entry.name), entry.name) for entry in islice(entries, ENTRIES_MAX))
+            names = nsmallest(limit, (pair for pair in named if pair[0] > after))
+            if next(entries, None) is not None:
+                raise FolderTooLarge(job=job, path=path, most=ENTRIES_MAX)
+            found = (_artifact(folder, name, shown) for shown, name in names)
+            more = names[-1][0] if len(names) == limit else None
+            return [artifact for artifact in found if artifact is not None], more
     except (InvalidRun, OSError) as error:
         raise ArtifactNotReadable(job=job, path=path, why=_why(error)) from error
 
@@ -146,7 +174,7 @@ def _parts(field: str, path: str) -> tuple[str, ...]:
     return parts
 
 
-def _artifact(folder: int, name: str) -> Artifact | None:
+def _artifact(folder: int, name: str, path: str) -> Artifact | None:
     try:
         facts = os.stat(name, dir_fd=folder, follow_symlinks=False)
     except FileNotFoundError:
@@ -154,10 +182,13 @@ def _artifact(folder: int, name: str) -> Artifact | None:
     kind = "directory" if stat.S_ISDIR(facts.st_mode) else "other"
     if stat.S_ISREG(facts.st_mode) and facts.st_nlink == 1:
         kind = "file"
-    shown = name.encode(errors="surrogateescape").decode(errors="replace")
     # The job says when it was changed: any number of nanoseconds.
     modified_ms = min(max(0, facts.st_mtime_ns // 1_000_000), _LATEST_MS)
-    return Artifact(shown, kind, facts.st_size, from_unix_ms(modified_ms))
+    return Artifact(path, kind, facts.st_size, from_unix_ms(modified_ms))
+
+
+def _shown(name: str) -> str:
+    return name.encode(errors="surrogateescape").decode(errors="replace")
 
 
 def _why(error: InvalidRun | OSError) -> str:

@@ -249,6 +249,14 @@ class Settings(BaseSettings):
     live_jobs_per_tenant_max: Annotated[int, Field(ge=1)] = 20_000
     """Jobs of one tenant that may wait or run at once."""
     log_bytes_max: Annotated[int, Field(ge=4096)] = 16 * 2**20
+    files_kept_ms: Annotated[int, Field(ge=0)] = 14 * 86_400_000
+    """So long working directories and checkpoints are kept after a job's end (`hub keeper`)."""
+    logs_kept_ms: Annotated[int, Field(ge=0)] = 90 * 86_400_000
+    """So long what jobs printed is kept after their end."""
+    least_kept_ms: Annotated[int, Field(ge=60_000)] = 3_600_000
+    """So long both are kept however full the disk is."""
+    store_full_percent: Annotated[int, Field(ge=1, le=100)] = 85
+    """When so much of the workspaces' file system is used, the oldest of both go before their time, files first."""
     centre: Centre = Centre()
     billing: Billing = Billing()
     models: dict[str, Model] = {}

@@ -142,8 +142,16 @@ def _held(home: Path) -> list[tuple[int, int, Path]]:
 
 
 def find_upload(folder: Path, tenant: str, sha256: str) -> Path:
-    """The archive with that digest. Raises UploadNotFound."""
+    """The archive with that digest, which counts as new again: no other makes it go while its job is on the way.
+
+    Raises:
+        UploadNotFound: this tenant has none.
+    """
     path = folder / tenant / f"{sha256}.tar.gz"
-    if not _DIGEST.fullmatch(sha256) or not path.is_file():
-        raise UploadNotFound(field="upload_sha256", sha256=sha256)
-    return path
+    try:
+        if _DIGEST.fullmatch(sha256):
+            os.utime(path)
+            return path
+    except FileNotFoundError:
+        pass
+    raise UploadNotFound(field="upload_sha256", sha256=sha256)

@@ -15,10 +15,12 @@ from uuid import UUID
 
 import psycopg
 from psycopg.pq import ExecStatus, TransactionStatus
-from sqlalchemy import ColumnElement, any_, literal
+from sqlalchemy import BindParameter, ColumnElement, Insert, any_, bindparam, func, insert, literal
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.orm import InstrumentedAttribute, Session
+from sqlalchemy.orm import InstrumentedAttribute, Session, make_transient_to_detached
+from sqlalchemy.sql.dml import ReturningInsert
+from sqlalchemy.sql.schema import CallableColumnDefault, ScalarElementColumnDefault
 from sqlalchemy.types import TypeEngine
 
 from kernel.database import Table
@@ -62,6 +64,49 @@ def copy_rows(session: Session, into: type[Table], rows: Sequence[Mapping[str, A
         copy.write(text)
 
 
+def add_rows(session: Session, rows: Sequence[Table], *, tell: tuple[str, str] | None = None) -> None:
+    """Insert new rows of one table now, with a third of what the unit of work costs; they are then the session's own.
+
+    Args:
+        session: whose transaction this belongs to; what it has not written yet is written first.
+        rows: none of whose attributes is the database's to fill in.
+        tell: a notification channel and what is said there when the transaction commits.
+
+    Raises:
+        sqlalchemy.exc.IntegrityError: the database refuses a row, and with it all.
+    """
+    if not rows:
+        return
+    session.flush()
+    session.connection().execute(_insertion(type(rows[0]), tell), [_complete(row) for row in rows])
+    for row in rows:
+        make_transient_to_detached(row)
+    session.add_all(rows)
+
+
+def _complete(row: Table) -> dict[str, Any]:
+    """All values of a new row by column; what was not said of it becomes its default, or nothing."""
+    values: dict[str, Any] = {}
+    for name, column in row.__mapper__.columns.items():
+        if name not in row.__dict__:
+            setattr(row, name, _default(column.default))
+        values[column.key] = getattr(row, name)
+    return values
+
+
+def _default(default: object) -> Any:  # noqa: ANN401 - of any column
+    if isinstance(default, CallableColumnDefault):
+        return default.arg(cast("Any", None))  # made outside of any statement
+    return default.arg if isinstance(default, ScalarElementColumnDefault) else None
+
+
+@cache
+def _insertion(into: type[Table], tell: tuple[str, str] | None) -> Insert | ReturningInsert[Any]:
+    """Made once per table, so that it need not be made and recognised each time."""
+    statement = insert(into.metadata.tables[into.__tablename__])
+    return statement if tell is None else statement.returning(func.pg_notify(*tell))
+
+
 def run(session: Session, statement: bytes, arguments: Sequence[object]) -> list[tuple[Any, ...]]:
     """Execute a statement whose arguments are mostly arrays; returns its rows, if it has any."""
     session.flush()
@@ -94,8 +139,13 @@ def _read(value: bytes | None) -> str | None:
     return None if value is None else value.decode()
 
 
-def among(column: InstrumentedAttribute[_T], values: Iterable[_T]) -> ColumnElement[bool]:
-    """Whether a column's value is one of these, with a statement that does not depend on how many there are."""
+def among(column: InstrumentedAttribute[_T], values: Iterable[_T] | BindParameter[Any]) -> ColumnElement[bool]:
+    """Whether a column's value is one of these, with a statement that does not depend on how many there are.
+
+    A parameter stands for a list that is given when the statement is executed.
+    """
+    if isinstance(values, BindParameter):
+        return column == any_(bindparam(values.key, type_=ARRAY(column.type)))
     return column == any_(literal(list(values), ARRAY(column.type)))
 
 

@@ -10,9 +10,10 @@ from datetime import datetime
 from typing import Final
 from uuid import UUID
 
-from sqlalchemy import func, select, text, tuple_
+from sqlalchemy import bindparam, func, select, text, tuple_
 from sqlalchemy.orm import Session
 
+from kernel.bulk import add_rows, among
 from kernel.ids import derived_id
 from scheduler.dependencies import checked_dependencies
 from scheduler.fitting import Demand, acceptable_models
@@ -46,8 +47,23 @@ ARRAY_BYTES_MAX: Final = 16 * 1024 * 1024
 LIVE_JOBS_MAX: Final = 20_000
 """Jobs of one tenant that have not ended: the controller looks at all of them with every step."""
 
+_LIVE: Final = select(func.count()).select_from(
+    select(JobRow.id)
+    .where(JobRow.tenant_id == bindparam("tenant"), JobRow.ended_at.is_(None))
+    .limit(bindparam("most"))
+    .subquery()
+)
+"""Asked with every submission; a statement that is made once need not be made and recognised each time."""
+
+_RUNS: Final = (
+    select(RunRow)
+    .where(among(RunRow.job_id, bindparam("jobs")))
+    .order_by(RunRow.job_id, RunRow.attempt, RunRow.rank)
+)
+"""Asked whenever a job is shown; made once, as `_LIVE` is."""
+
 _TELL: Final = text(f"NOTIFY {WAKE_CHANNEL}")
-_TELL_SUBMITTED: Final = text(f"NOTIFY {WAKE_CHANNEL}, '{SUBMITTED}'")
+_TELL_SUBMITTED: Final = (WAKE_CHANNEL, SUBMITTED)
 
 _NEW: Final = "waiting for the next scheduling cycle"
 HELD: Final = "held; it starts after it is released"
@@ -119,9 +135,7 @@ def submit_job(
     """
     job = _checked(session, job_id, request, tenant_id, submitted_by, environments, at)
     _refuse_too_many(session, tenant_id, 1, live_max)
-    session.add(job)
-    session.flush()
-    session.execute(_TELL_SUBMITTED)
+    add_rows(session, [job], tell=_TELL_SUBMITTED)
     return job
 
 
@@ -158,9 +172,7 @@ def submit_array(
     for index, job in enumerate(jobs):
         job.array_id, job.array_index = array_id, index
         job.array_size, job.array_running_max = size, running_max
-    session.add_all(jobs)
-    session.flush()
-    session.execute(_TELL_SUBMITTED)
+    add_rows(session, jobs, tell=_TELL_SUBMITTED)
     return jobs
 
 
@@ -286,10 +298,7 @@ def list_jobs(
 def runs_of(session: Session, job_ids: Sequence[UUID]) -> dict[UUID, list[RunRow]]:
     """The runs of jobs, each job's by attempt and rank."""
     found: dict[UUID, list[RunRow]] = {job_id: [] for job_id in job_ids}
-    query = (
-        select(RunRow).where(RunRow.job_id.in_(job_ids)).order_by(RunRow.job_id, RunRow.attempt, RunRow.rank)
-    )
-    for run in session.scalars(query):
+    for run in session.scalars(_RUNS, {"jobs": list(job_ids)}):
         found[run.job_id].append(run)
     return found
 
@@ -379,8 +388,7 @@ def _row(job_id: UUID, request: JobRequest, tenant_id: UUID, submitted_by: UUID,
 
 def _refuse_too_many(session: Session, tenant_id: UUID, asked: int, most: int) -> None:
     """Two submissions at one moment may go a little beyond it."""
-    live = select(JobRow.id).where(JobRow.tenant_id == tenant_id, JobRow.ended_at.is_(None)).limit(most)
-    count = session.scalar(select(func.count()).select_from(live.subquery())) or 0
+    count = session.scalar(_LIVE, {"tenant": tenant_id, "most": most}) or 0
     if count + asked > most:
         raise TooManyLiveJobs(asked=asked, most=most)
 

@@ -26,41 +26,64 @@ class Leadership:
     epoch: int
 
 
-def acquire(session: Session, holder: str, lease: timedelta, at: datetime) -> Leadership | None:
-    """Take the lease if it is free or lapsed, with the next epoch; None while somebody else holds it.
+@dataclass(frozen=True)
+class Standing:
+    """How the lease stands: it goes on for `lease_ms` after each renewal, unless it is not held."""
+
+    epoch: int
+    renewals: int
+    lease_ms: int
+    held: bool
+
+
+def standing(session: Session) -> Standing:
+    """How the lease stands now; one that nobody ever had is held by nobody."""
+    row = session.scalars(select(LeaderRow).execution_options(populate_existing=True)).one_or_none()
+    return Standing(0, 0, 0, held=False) if row is None else _standing(row)
+
+
+def acquire(
+    session: Session, holder: str, lease: timedelta, at: datetime, *, lapsed: Standing
+) -> Leadership | None:
+    """Take the lease with the next epoch, if it stands as the caller saw it lapse; None if somebody was quicker.
 
     Whoever is in the middle of a transaction under the old epoch finishes it first, or is ended by the database.
     """
-    held = session.scalars(select(LeaderRow.expires_at)).one_or_none()
-    if held is not None and held > at:
-        return None
     _fence(session, alone=True)
-    lapsed = at - timedelta(microseconds=1)
-    session.execute(
-        insert(LeaderRow).values(id=1, holder="", epoch=0, expires_at=lapsed).on_conflict_do_nothing()
+    first = insert(LeaderRow).values(
+        id=1, holder="", epoch=0, held=False, lease_ms=0, renewals=0, expires_at=at
     )
-    row = session.scalars(select(LeaderRow).with_for_update()).one()
-    if row.expires_at > at:
+    session.execute(first.on_conflict_do_nothing())
+    query = select(LeaderRow).with_for_update().execution_options(populate_existing=True)
+    row = session.scalars(query).one()
+    if _standing(row) != lapsed:
         return None
-    row.holder, row.epoch, row.expires_at = holder, row.epoch + 1, at + lease
+    row.holder, row.epoch, row.held, row.renewals = holder, row.epoch + 1, True, 0
+    row.lease_ms, row.expires_at = lease // timedelta(milliseconds=1), at + lease
     return Leadership(holder, row.epoch)
 
 
 def renew(session: Session, leadership: Leadership, lease: timedelta, at: datetime) -> None:
     """Push the lease's end out. Raises LeadershipLost when another epoch has begun."""
     fence(session, leadership)
-    session.execute(update(LeaderRow).values(expires_at=at + lease))
+    session.execute(update(LeaderRow).values(renewals=LeaderRow.renewals + 1, expires_at=at + lease))
 
 
 def resign(session: Session, leadership: Leadership, at: datetime) -> None:
     """Let the lease lapse now, so that a standby need not wait for it. Does nothing when it is already lost."""
-    session.execute(update(LeaderRow).where(LeaderRow.epoch == leadership.epoch).values(expires_at=at))
+    session.execute(
+        update(LeaderRow).where(LeaderRow.epoch == leadership.epoch).values(held=False, expires_at=at)
+    )
 
 
 def fence(session: Session, leadership: Leadership) -> None:
     """Hold the leadership for the rest of this transaction. Raises LeadershipLost; write nothing before this."""
     if _fence(session, alone=False) != leadership.epoch:
         raise LeadershipLost(holder=leadership.holder, epoch=leadership.epoch)
+
+
+def _standing(row: LeaderRow) -> Standing:
+    return Standing(row.epoch, row.renewals, row.lease_ms, row.held)
 
 
 def _fence(session: Session, *, alone: bool) -> int | None:

@@ -29,7 +29,11 @@ from kernel.database import Table
 
 
 class LeaderRow(Table):
-    """The one lease of leadership; every write of a controller checks that its epoch is still the lease's."""
+    """The one lease of leadership; every write of a controller checks that its epoch is still the lease's.
+
+    It lapses when `renewals` has not grown for `lease_ms` by the clock of whoever wants it, or when it is no longer
+    `held`. `expires_at` is for people: nothing is decided by it, because wall clocks step.
+    """
 
     __tablename__ = "scheduler_leader"
     __table_args__ = (CheckConstraint("id = 1", name="single_row"),)
@@ -37,6 +41,9 @@ class LeaderRow(Table):
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     holder: Mapped[str] = mapped_column(Text)
     epoch: Mapped[int]
+    held: Mapped[bool]
+    lease_ms: Mapped[int]
+    renewals: Mapped[int]
     expires_at: Mapped[datetime]
 
 
@@ -158,7 +165,8 @@ class JobRow(Table):
     were preempted. `traceparent` (W3C Trace Context) is what its submission belongs to. `lost_attempts` came to
     nothing through the centre's doing: lost with a node, or preempted; their time is the centre's to bear.
     `evicted_for` names the job for which this one is being stopped. `notice` is what
-    its running ranks are told, with `notice_signal` where it asked for one.
+    its running ranks are told, with `notice_signal` where it asked for one. `files_removed_at` and `logs_removed_at`
+    are when what it left was no longer kept.
     """
 
     __tablename__ = "jobs"
@@ -169,6 +177,11 @@ class JobRow(Table):
         ),
         CheckConstraint(
             "(ended_at IS NOT NULL) = (state IN ('succeeded', 'failed', 'cancelled'))", name="ended"
+        ),
+        CheckConstraint(
+            "(files_removed_at IS NULL OR ended_at IS NOT NULL) AND "
+            "(logs_removed_at IS NULL OR files_removed_at IS NOT NULL)",
+            name="removed",
         ),
         CheckConstraint("node_count > 0 AND devices_per_node > 0", name="shape"),
         CheckConstraint("slots_milli BETWEEN 1 AND 1000", name="slots"),
@@ -240,6 +253,8 @@ class JobRow(Table):
     stop_reason: Mapped[str | None] = mapped_column(Text)
     notice: Mapped[str] = mapped_column(Text, default="")
     notice_signal: Mapped[int] = mapped_column(default=0)
+    files_removed_at: Mapped[datetime | None]
+    logs_removed_at: Mapped[datetime | None]
 
 
 class RunRow(Table):

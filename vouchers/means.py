@@ -7,10 +7,10 @@ so that what was read stays true and only what is taken here changes it.
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import Uuid, func, literal, select, tuple_
+from sqlalchemy import Select, Uuid, bindparam, func, select, tuple_
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Session
 
@@ -38,6 +38,28 @@ _OWNED_NAMES: Final = [column.key for column in _OWNED]
 
 VOUCHERS_MAX: Final = 200
 """Of one tenant weighed at once; beyond it those that last longest wait for the others to be used up."""
+
+
+def _burning() -> Select[Any]:
+    """The vouchers named in `asked`, and of each tenant in `free` those it uses up first."""
+    place = func.row_number().over(partition_by=Voucher.enterprise_id, order_by=(Voucher.use_by_at, Voucher.id))
+    weighed = (
+        select(Voucher.id, place.label("place"))
+        .where(among(Voucher.enterprise_id, bindparam("free")), Voucher.state == "active")
+        .subquery()
+    )
+    first = select(weighed.c.id).where(weighed.c.place <= VOUCHERS_MAX)
+    named = select(func.unnest(bindparam("asked", type_=ARRAY(Uuid))))
+    return (
+        select(*_OWNED, Voucher.holder, Voucher.enterprise_id, ProgrammeVersion.digest)
+        .join(ProgrammeVersion, ProgrammeVersion.id == Voucher.version_id)
+        .where(Voucher.id.in_(first.union_all(named)))
+        .order_by(Voucher.use_by_at, Voucher.id)
+    )
+
+
+_BURNING: Final = _burning()
+"""Asked with every job; a statement that is made once need not be made and recognised each time."""
 
 
 @dataclass(frozen=True)
@@ -147,18 +169,7 @@ def _vouchers(
     asked = {voucher_id for wish in wishes for voucher_id in wish.voucher_ids or ()}
     if not free and not asked:
         return {}, {}
-    place = func.row_number().over(partition_by=Voucher.enterprise_id, order_by=(Voucher.use_by_at, Voucher.id))
-    first = select(Voucher.id, place.label("place")).where(
-        among(Voucher.enterprise_id, free), Voucher.state == "active"
-    )
-    weighed = first.subquery()
-    burning = select(weighed.c.id).where(weighed.c.place <= VOUCHERS_MAX)
-    rows = session.execute(
-        select(*_OWNED, Voucher.holder, Voucher.enterprise_id, ProgrammeVersion.digest)
-        .join(ProgrammeVersion, ProgrammeVersion.id == Voucher.version_id)
-        .where(Voucher.id.in_(burning.union_all(select(func.unnest(literal(list(asked), ARRAY(Uuid)))))))
-        .order_by(Voucher.use_by_at, Voucher.id)
-    ).all()
+    rows = session.execute(_BURNING, {"free": list(free), "asked": list(asked)}).all()
     active: dict[UUID, list[Owned]] = {}
     named: dict[tuple[UUID, UUID], Owned] = {}
     for *columns, holder, tenant_id, digest in rows:

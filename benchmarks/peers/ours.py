@@ -134,21 +134,37 @@ class Hub:
         with ThreadPoolExecutor(_CLIENTS) as pool:
             ids = [one for some in pool.map(self._submit_some, _shares(count, _CLIENTS)) for one in some]
         submitted = utc_now()
+        last = self._last_end(ids, before)
+        return {
+            "ours_jobs_per_s": round(count / (last - began).total_seconds(), 2),
+            "ours_submissions_per_s": round(count / (submitted - began).total_seconds(), 2),
+            "ours_cpu_ms_per_job": accounts.total(self.used_ms_per_job),
+        }
+
+    def array_throughput(self, count: int) -> dict[str, float]:
+        """The same for one submission of an array of so many jobs."""
+        os.sync()
+        began, before = utc_now(), self.account()
+        with self.client() as client:
+            array = client.post("/v1/job-arrays", {"job": self._job("/usr/bin/true"), "size": count})
+        last = self._last_end([f"{array['id']}.{index}" for index in range(count)], before)
+        return {
+            "ours_array_jobs_per_s": round(count / (last - began).total_seconds(), 2),
+            "ours_array_cpu_ms_per_job": accounts.total(self.used_ms_per_job),
+        }
+
+    def _last_end(self, ids: Sequence[str], before: accounts.Account) -> datetime:
+        """When the last of them ended, all well; what a job used since `before` is in `used_ms_per_job` then."""
         with self.client() as client:
             self._await_idle(client)
-            self.used_ms_per_job = accounts.per_job(before, self.account(), count)
+            self.used_ms_per_job = accounts.per_job(before, self.account(), len(ids))
             jobs = self.await_ended(client, ids)
         bad = [job for job in jobs if job["state"] != "succeeded"]
         if bad:
             raise NotDone(
                 what=f"{len(bad)} jobs failed, one says {bad[0]['reason']!r}", seconds=0, logs=self.stack.logs
             )
-        last = max(datetime.fromisoformat(job["ended_at"]) for job in jobs)
-        return {
-            "ours_jobs_per_s": round(count / (last - began).total_seconds(), 2),
-            "ours_submissions_per_s": round(count / (submitted - began).total_seconds(), 2),
-            "ours_cpu_ms_per_job": accounts.total(self.used_ms_per_job),
-        }
+        return max(datetime.fromisoformat(job["ended_at"]) for job in jobs)
 
     def await_ended(
         self, client: HubClient, ids: Sequence[str], look_s: float = _LOOK_S

@@ -9,7 +9,7 @@ from uuid import UUID
 from fastapi import Depends, Header, Request
 from psycopg.errors import DeadlockDetected, SerializationFailure, UniqueViolation
 from pydantic import BaseModel
-from sqlalchemy import Engine, select, text
+from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
@@ -19,11 +19,13 @@ from compute_hub.identity.duties import check_duty
 from compute_hub.identity.keys import Principal, authenticate
 from compute_hub.identity.remits import check_remit
 from compute_hub.settings import Settings
+from kernel.bulk import add_rows, run
 from kernel.clock import utc_now
-from kernel.database import glance, transaction
+from kernel.database import glance, picture, transaction
 from kernel.errors import Conflict, Invalid
 
 _TRIES: Final = 3
+_FIRST_ANSWER: Final = b"SELECT request_sha256, answer FROM first_answer(%s, %s, %s)"
 _RACES: Final = (UniqueViolation, SerializationFailure, DeadlockDetected)
 
 Result = TypeVar("Result")
@@ -81,8 +83,7 @@ class Call:
 
     def read(self, action: Callable[[Session], Result]) -> Result:
         """Look at one consistent picture, in a transaction that can change nothing."""
-        with transaction(self.engine) as session:
-            session.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
+        with picture(self.engine) as session:
             return action(session)
 
     def preview(self, action: Callable[[Session, datetime], Result]) -> Result:
@@ -116,11 +117,12 @@ class Call:
             given = self._first_answer(session, key)
             if given is None:
                 made = action(session, utc_now())
-                session.add(self._row(key, digest, made))
+                add_rows(session, [self._row(key, digest, made)])
                 return made
-            if given.request_sha256 != digest:
+            asked_first, answered = given
+            if asked_first != digest:
                 raise IdempotencyKeyReused(key=key)
-            return answer.model_validate_json(given.answer["json"])
+            return answer.model_validate_json(answered)
 
         return self._transact(keyed)
 
@@ -137,10 +139,11 @@ class Call:
                     raise ConcurrentChange from error
         raise AssertionError(_TRIES)
 
-    def _first_answer(self, session: Session, key: str) -> IdempotencyRow | None:
+    def _first_answer(self, session: Session, key: str) -> tuple[str, str] | None:
+        """What was asked first under this key, as a digest, and what was answered; nobody else is at it meanwhile."""
         lock = int.from_bytes(hashlib.sha256(f"{self.principal.id}{key}".encode()).digest()[:8], signed=True)
-        session.execute(select(text("pg_advisory_xact_lock(:lock)")).params(lock=lock))
-        return session.get(IdempotencyRow, (self.principal.id, key))
+        rows = run(session, _FIRST_ANSWER, (lock, self.principal.id, key))
+        return (rows[0][0], rows[0][1]) if rows else None
 
     def _row(self, key: str, digest: str, made: View) -> IdempotencyRow:
         return IdempotencyRow(

@@ -11,9 +11,9 @@ from sqlalchemy.orm import Session
 
 from compute_hub.api.call import Call, Caller
 from compute_hub.api.job_reference import JobId
-from compute_hub.api.shapes import Limit, Page, View, page_of
+from compute_hub.api.shapes import Limit, Page, View
 from compute_hub.identity.keys import authenticate
-from compute_hub.job_files import list_artifacts, log_chunks, open_download
+from compute_hub.job_files import NoLongerKept, list_artifacts, log_chunks, open_download
 from compute_hub.job_following import Followed, Followers, follow_log
 from scheduler.jobs import find_job
 from scheduler.store import Store
@@ -60,6 +60,7 @@ def logs(
 ) -> StreamingResponse:
     """What one rank printed, from a byte offset on. With `follow` all attempts from that one on are followed."""
     found = _find(call, job_id)
+    _check_kept("the logs", found, found.logs_removed_at)
     if not follow:
         path = job_directory(call, found, attempt) / f"rank-{rank}.log"
         chunks = log_chunks(job_id, rank, path, offset)
@@ -103,22 +104,15 @@ def artifacts(
     limit: Limit = 100,
     after: Annotated[str, Query(max_length=4096, description="Continue after this path.")] = "",
 ) -> Page[ArtifactView]:
-    """What lies in one folder of the working directory of one rank, by name."""
+    """What lies in one folder of the working directory of one rank, by name, however many entries it has."""
     found = _find(call, job_id)
-    above = "".join(f"{part}/" for part in folder.split("/") if part not in {"", "."})
+    directory = _directory(call, found, attempt, rank, checkpoints=checkpoints)
+    listed, more = list_artifacts(job_id, directory, folder, after, limit)
     views = [
-        ArtifactView(
-            path=above + entry.name,
-            kind=entry.kind,
-            size_bytes=entry.size_bytes,
-            modified_at=entry.modified_at,
-        )
-        for entry in list_artifacts(
-            job_id, _directory(call, found, attempt, rank, checkpoints=checkpoints), folder
-        )
+        ArtifactView(path=one.path, kind=one.kind, size_bytes=one.size_bytes, modified_at=one.modified_at)
+        for one in listed
     ]
-    items = [view for view in views if view.path > after][:limit]
-    return page_of(items, limit, items[-1].path if items else "")
+    return Page(items=views, next=more)
 
 
 @router.get(
@@ -154,9 +148,17 @@ def job_directory(call: Call, found: JobRow, attempt: int | None) -> Path:
 
 
 def _directory(call: Call, found: JobRow, attempt: int | None, rank: int, *, checkpoints: bool) -> Path:
+    _check_kept("the files", found, found.files_removed_at)
     if checkpoints:
         return _store(call).checkpoints(found, rank)
     return job_directory(call, found, attempt) / f"rank-{rank}"
+
+
+def _check_kept(what: str, found: JobRow, removed_at: datetime | None) -> None:
+    if removed_at is not None:
+        raise NoLongerKept(
+            what=what.capitalize(), job=found.id, removed_at=removed_at.isoformat(timespec="seconds")
+        )
 
 
 def _store(call: Call) -> Store:

@@ -2,20 +2,45 @@
 
 from collections.abc import Sequence
 from datetime import datetime
+from typing import Final
 from uuid import UUID
 
-from sqlalchemy import func, select
+from sqlalchemy import bindparam, func, select
 from sqlalchemy.orm import Session
 
 from compute_hub.api.job_submission import PRIORITIES
 from compute_hub.api.shapes import View
 from compute_hub.billing.tables import ChargeCorrectionRow, ChargeRow, JobFundingRow
 from compute_hub.metering.tables import UsageRecordRow
+from kernel.bulk import among
 from kernel.money import format_yuan
 from scheduler.jobs import runs_of
 from scheduler.tables import JobRow, RunRow
 
 _CLASSES = {value: name.value for name, value in PRIORITIES.items()}
+
+# Asked whenever a job is shown; statements that are made once need not be made and recognised each time.
+_USED: Final = (
+    select(UsageRecordRow.job_id, func.sum(UsageRecordRow.slot_ms))
+    .where(among(UsageRecordRow.job_id, bindparam("jobs")))
+    .group_by(UsageRecordRow.job_id)
+)
+_CHARGED: Final = (
+    select(
+        ChargeRow.job_id,
+        func.sum(ChargeRow.amount_micros),
+        func.sum(ChargeRow.voucher_micros),
+        func.sum(ChargeRow.tenant_micros),
+    )
+    .where(
+        among(ChargeRow.job_id, bindparam("jobs")),
+        ~select(ChargeCorrectionRow.charge_id).where(ChargeCorrectionRow.charge_id == ChargeRow.id).exists(),
+    )
+    .group_by(ChargeRow.job_id)
+)
+_PROJECTS: Final = select(JobFundingRow.job_id, JobFundingRow.project).where(
+    among(JobFundingRow.job_id, bindparam("jobs"))
+)
 
 
 class DeviceView(View):
@@ -61,6 +86,8 @@ class JobView(View):
     ended_at: datetime | None
     exit_code: int | None
     end_reason: str | None
+    files_removed_at: datetime | None
+    logs_removed_at: datetime | None
     devices: list[DeviceView]
     card_ms: int
     charge_cny: str
@@ -72,33 +99,12 @@ def job_views(session: Session, rows: Sequence[JobRow]) -> list[JobView]:
     """Several jobs with their devices, card time and money, in four queries however many they are."""
     ids = [row.id for row in rows]
     runs = runs_of(session, ids)
-    used = {
-        job_id: int(slot_ms)
-        for job_id, slot_ms in session.execute(
-            select(UsageRecordRow.job_id, func.sum(UsageRecordRow.slot_ms))
-            .where(UsageRecordRow.job_id.in_(ids))
-            .group_by(UsageRecordRow.job_id)
-        )
-    }
-    corrected = select(ChargeCorrectionRow.charge_id).where(ChargeCorrectionRow.charge_id == ChargeRow.id)
+    used = {job_id: int(slot_ms) for job_id, slot_ms in session.execute(_USED, {"jobs": ids})}
     money = {
         job_id: (int(charged), int(vouchers), int(tenant))
-        for job_id, charged, vouchers, tenant in session.execute(
-            select(
-                ChargeRow.job_id,
-                func.sum(ChargeRow.amount_micros),
-                func.sum(ChargeRow.voucher_micros),
-                func.sum(ChargeRow.tenant_micros),
-            )
-            .where(ChargeRow.job_id.in_(ids), ~corrected.exists())
-            .group_by(ChargeRow.job_id)
-        )
+        for job_id, charged, vouchers, tenant in session.execute(_CHARGED, {"jobs": ids})
     }
-    projects = dict(
-        session.execute(
-            select(JobFundingRow.job_id, JobFundingRow.project).where(JobFundingRow.job_id.in_(ids))
-        ).all()
-    )
+    projects = dict(session.execute(_PROJECTS, {"jobs": ids}).all())
     return [
         _view(row, runs[row.id], used.get(row.id, 0), money.get(row.id, (0, 0, 0)), projects.get(row.id))
         for row in rows
@@ -145,6 +151,8 @@ def _view(
         ended_at=row.ended_at,
         exit_code=row.exit_code,
         end_reason=row.end_reason,
+        files_removed_at=row.files_removed_at,
+        logs_removed_at=row.logs_removed_at,
         devices=[DeviceView(node=run.node, index=device[0]) for run in latest for device in run.devices],
         card_ms=slot_ms // 1000,
         charge_cny=format_yuan(money[0]),

@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Annotated, Literal
 from uuid import UUID
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from sqlalchemy import select, tuple_
 from sqlalchemy.orm import Session
@@ -26,7 +26,7 @@ from compute_hub.api.job_views import (
     job_views,
     new_job_view,
 )
-from compute_hub.api.shapes import After, Limit, Page, View, page_of
+from compute_hub.api.shapes import After, Limit, Page, View, page_of, written
 from compute_hub.billing.funding import pledge_alike, pledge_funding
 from compute_hub.environments import check_use
 from compute_hub.telemetry.tracing import about, traceparent
@@ -95,8 +95,8 @@ async def upload(request: Request, call: Caller) -> UploadView:
     return UploadView(sha256=sha256, size_bytes=incoming.size)
 
 
-@router.post("/jobs", status_code=201, name="submit_job")
-def submit(body: JobSubmission, call: Caller) -> JobView:
+@router.post("/jobs", status_code=201, name="submit_job", response_model=JobView)
+def submit(body: JobSubmission, call: Caller) -> Response:
     """Queue a job. It is refused when it could never run here or its first hour cannot be paid."""
 
     def action(session: Session, at: datetime) -> JobView:
@@ -105,7 +105,7 @@ def submit(body: JobSubmission, call: Caller) -> JobView:
 
     submitted = call.once(JobView, body, action)
     about(job=str(submitted.id))
-    return submitted
+    return written(submitted, 201)
 
 
 @router.post("/jobs:quote", name="quote_job")
@@ -141,10 +141,11 @@ def jobs(
     return call.read(action)
 
 
-@router.get("/jobs/{job_id}", name="show_job")
-def job(job_id: JobId, call: Caller) -> JobView:
+@router.get("/jobs/{job_id}", name="show_job", response_model=JobView)
+def job(job_id: JobId, call: Caller) -> Response:
     """One job."""
-    return call.read(lambda session: job_views(session, [find_job(session, job_id, tenant_id=call.scope)])[0])
+    (found,) = call.read(lambda session: job_views(session, [find_job(session, job_id, tenant_id=call.scope)]))
+    return written(found)
 
 
 @router.get("/jobs/{job_id}/explanation", name="explain_job")

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from typing import Final
 from uuid import UUID
 
-from sqlalchemy import func, select
+from sqlalchemy import bindparam, func, select
 from sqlalchemy.orm import Session
 
 from compute_hub.billing.domain.days import Span
@@ -29,6 +29,13 @@ STEP_MS: Final = 60_000
 """An extension goes at least so far, so that a job that started late is not extended with every tick."""
 
 _DOMESTIC: Final = frozenset({"cambricon", "ascend"})
+
+_VENDORS: Final = (
+    select(DeviceRow.model, func.min(DeviceRow.vendor))
+    .where(among(DeviceRow.model, bindparam("models")))
+    .group_by(DeviceRow.model)
+)
+"""Asked with every job; a statement that is made once need not be made and recognised each time."""
 
 _COVERED: Final = b"""
     WITH covered AS (
@@ -140,13 +147,7 @@ def cover_ahead(
 
 def hardware_of(session: Session, models: Collection[str]) -> dict[str, str]:
     """By accelerator model what the voucher rules call its hardware."""
-    vendors = dict(
-        session.execute(
-            select(DeviceRow.model, func.min(DeviceRow.vendor))
-            .where(among(DeviceRow.model, models))
-            .group_by(DeviceRow.model)
-        ).all()
-    )
+    vendors = dict(session.execute(_VENDORS, {"models": list(models)}).all())
     return {model: "domestic" if vendors.get(model) in _DOMESTIC else "other" for model in models}
 
 

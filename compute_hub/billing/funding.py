@@ -32,7 +32,7 @@ from compute_hub.billing.tables import JobFundingRow
 from compute_hub.metering.energy import Draw
 from compute_hub.metering.recording import NO_DRAWS, record_usage
 from compute_hub.metering.tables import UsageTotalRow
-from kernel.bulk import among
+from kernel.bulk import add_rows, among
 from kernel.errors import HubError
 from scheduler.controller.ports import Admission
 from scheduler.node.protocol import UsageRecord
@@ -89,7 +89,7 @@ def pledge_alike(
     project: str | None = None,
 ) -> None:
     """Note how new jobs are to be paid that are like one of which that has been checked."""
-    session.add_all(
+    rows = [
         JobFundingRow(
             job_id=job.id,
             tenant_id=job.tenant_id,
@@ -102,8 +102,8 @@ def pledge_alike(
             charges=0,
         )
         for job in jobs
-    )
-    session.flush()
+    ]
+    add_rows(session, rows)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Final
 from uuid import UUID
 
-from sqlalchemy import func, or_, select
+from sqlalchemy import bindparam, func, or_, select
 from sqlalchemy.orm import Session
 
 from compute_hub.billing.domain.days import Span
@@ -36,6 +36,16 @@ from scheduler.tables import JobRow
 
 _DATED: Final[dict[tuple[UUID, UUID, datetime], Dated]] = {}
 _DATED_MAX: Final = 10_000
+
+_CARDS: Final = (
+    select(RateRow)
+    .where(
+        among(RateRow.model, bindparam("models")),
+        or_(RateRow.tenant_id.is_(None), among(RateRow.tenant_id, bindparam("tenants"))),
+    )
+    .order_by(RateRow.effective_from, RateRow.id)
+)
+"""Asked with every job; a statement that is made once need not be made and recognised each time."""
 
 _LOCK: Final = 0x7261_7465
 """Cards are set one at a time, so that two which overlap cannot pass each other."""
@@ -106,13 +116,7 @@ def tariff_of(session: Session, tenant_id: UUID, model: str) -> Tariff:
 def tariffs_of(session: Session, wanted: Collection[tuple[UUID, str]]) -> dict[tuple[UUID, str], Tariff]:
     """Per tenant and model all cards that may hold, past and coming ones too."""
     tenants, models = {tenant for tenant, _ in wanted}, {model for _, model in wanted}
-    rows = session.scalars(
-        select(RateRow)
-        .where(
-            among(RateRow.model, models), or_(RateRow.tenant_id.is_(None), among(RateRow.tenant_id, tenants))
-        )
-        .order_by(RateRow.effective_from, RateRow.id)
-    ).all()
+    rows = session.scalars(_CARDS, {"models": list(models), "tenants": list(tenants)}).all()
     cards: dict[tuple[UUID | None, str], list[Dated]] = {}
     for row in rows:
         cards.setdefault((row.tenant_id, row.model), []).append(dated(row))

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from compute_hub.cli.jobs import print_arrays, print_jobs
 from compute_hub.cli.output import AsJson, client, show, yuan
-from compute_hub.cli.waiting import wait_for_end
+from compute_hub.cli.waiting import exit_status, wait_for_end
 from kernel.errors import Invalid
 
 
@@ -97,7 +97,9 @@ def submit(
     quote: Annotated[
         bool, typer.Option(help="Only say who would pay the first stretch; upload and submit nothing.")
     ] = False,
-    wait: Annotated[bool, typer.Option(help="Wait for the end and print the log.")] = False,
+    wait: Annotated[
+        bool, typer.Option(help="Wait for the end, print the log and leave with the job's status.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Submit a job, such as: hub job submit --accelerator MLU370-X8 --workdir . -- python train.py."""
@@ -148,8 +150,8 @@ def submit(
             job = wait_for_end(hub, job["id"])
             sys.stdout.buffer.write(hub.log(job["id"]))
     print_jobs([job], as_json=as_json)
-    if wait and job["state"] != "succeeded":
-        raise typer.Exit(1)
+    if wait:
+        raise typer.Exit(exit_status([job]))
 
 
 _OPTIONS: Final = {

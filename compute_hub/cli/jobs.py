@@ -1,4 +1,4 @@
-"""`hub job …`: list, show, logs, hold, cancel; submitting has a file of its own."""
+"""`hub job …`: list, show, logs, wait, hold, cancel; submitting has a file of its own."""
 
 import sys
 from pathlib import Path
@@ -9,6 +9,9 @@ from rich.console import Console
 from rich.markup import escape
 
 from compute_hub.cli.output import AsJson, client, plain, show, yuan
+from compute_hub.cli.waiting import exit_status, wait_for_end
+from kernel.clock import boottime_ms
+from kernel.errors import Invalid
 
 app = typer.Typer(help="Submit jobs and follow them.", no_args_is_help=True)
 
@@ -26,6 +29,12 @@ _COLUMNS = {
 }
 
 EVERYBODY_STATES = "queued, starting, running, stopping, succeeded, failed or cancelled"
+
+
+class NothingToWaitFor(Invalid):
+    """--exit-code without -f."""
+
+    sentence = "--exit-code: only with -f is the job's end waited for. Add -f, or use `hub job wait`."
 
 
 @app.command("list")
@@ -67,8 +76,13 @@ def logs(
     rank: Annotated[int, typer.Option(help="Which process of the job.")] = 0,
     attempt: Annotated[int | None, typer.Option(help="Which attempt; the latest, if left out.")] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")] = False,
+    exit_code: Annotated[
+        bool, typer.Option("--exit-code", help="With -f: leave with the job's status, as `hub job wait` does.")
+    ] = False,
 ) -> None:
-    """Print what a job has printed."""
+    """Print what a job has printed. Leaves with 0 when it was printed, however the job ended, unless --exit-code."""
+    if exit_code and not follow:
+        raise NothingToWaitFor
     with client() as hub:
         if not follow:
             sys.stdout.buffer.write(hub.log(job, rank, attempt=attempt))
@@ -78,6 +92,29 @@ def logs(
             if kind == "log":
                 sys.stdout.buffer.write(data["text"].encode())
                 sys.stdout.flush()
+        status = exit_status([hub.get(f"/v1/jobs/{job}")]) if exit_code else 0
+    raise typer.Exit(status)
+
+
+@app.command()
+def wait(
+    jobs: Annotated[list[str], typer.Argument(help="Ids of jobs, or array.index.")],
+    *,
+    timeout: Annotated[
+        float | None, typer.Option(help="Wait for so many seconds at most, then leave with 124.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Wait until jobs have ended, and leave with 0 if all succeeded.
+
+    Otherwise with the status of the first that did not, in the order named: its program's own where it ended by itself,
+    128 + the signal where one ended it, else 1.
+    """
+    never_ms = None if timeout is None else boottime_ms() + int(timeout * 1000)
+    with client() as hub:
+        ended = [wait_for_end(hub, job, seconds=_left_s(never_ms)) for job in jobs]
+    print_jobs(ended, as_json=as_json)
+    raise typer.Exit(exit_status(ended))
 
 
 @app.command()
@@ -208,6 +245,10 @@ def print_arrays(arrays: list[dict[str, Any]], *, as_json: bool) -> None:
     """Arrays of jobs as a table or as JSON."""
     columns = {"id": "array", "name": "name", "size": "jobs", "running_max": "at once", "states": "states"}
     show(arrays, columns, as_json=as_json)
+
+
+def _left_s(until_ms: int | None) -> float | None:
+    return None if until_ms is None else max(0, until_ms - boottime_ms()) / 1000
 
 
 def _where(job: dict[str, Any]) -> str:

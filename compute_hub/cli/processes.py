@@ -56,6 +56,13 @@ def biller() -> None:
     run_biller(settings())
 
 
+def keeper() -> None:
+    """Remove what jobs left when its time is over, or the disk is full."""
+    from compute_hub.workers.keeper import run_keeper
+
+    run_keeper(settings())
+
+
 def up(
     *,
     with_monitoring: Annotated[

@@ -18,7 +18,9 @@ from kernel.ids import derived_id, new_id, new_secret
 
 _FORM: Final = re.compile(r"hub_[a-z_]+_[0-9a-f]{48}")
 
-_OF_DIGEST: Final = select(ApiKeyRow).where(ApiKeyRow.key_sha256 == bindparam("digest"))
+_WHOSE: Final = select(
+    ApiKeyRow.principal_id, ApiKeyRow.principal_name, ApiKeyRow.role, ApiKeyRow.tenant_id, ApiKeyRow.authority
+).where(ApiKeyRow.key_sha256 == bindparam("digest"), ApiKeyRow.revoked_at.is_(None))
 """Asked with every request; a statement that is made once need not be made and recognised each time."""
 
 
@@ -125,7 +127,7 @@ def issue_key(
 
 def find_key(session: Session, key: str) -> ApiKeyRow | None:
     """What the hub knows of a key."""
-    return session.scalars(_OF_DIGEST, {"digest": _digest(key)}).one_or_none()
+    return session.scalars(select(ApiKeyRow).where(ApiKeyRow.key_sha256 == _digest(key))).one_or_none()
 
 
 def revoke_key(session: Session, key_id: UUID, *, at: datetime) -> ApiKeyRow:
@@ -156,10 +158,11 @@ def authenticate(session: Session, authorization: str | None) -> Principal:
     scheme, _, key = authorization.partition(" ")
     if scheme.lower() != "bearer" or not _FORM.fullmatch(key):
         raise MalformedKey
-    row = find_key(session, key)
-    if row is None or row.revoked_at is not None:
+    row = session.execute(_WHOSE, {"digest": _digest(key)}).one_or_none()
+    if row is None:
         raise UnknownKey
-    return Principal(row.principal_id, row.principal_name, Role(row.role), row.tenant_id, row.authority)
+    principal_id, name, role, tenant_id, authority = row
+    return Principal(principal_id, name, Role(role), tenant_id, authority)
 
 
 def require(principal: Principal, *roles: Role) -> None:

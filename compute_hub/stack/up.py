@@ -1,4 +1,4 @@
-"""The whole hub on one machine: PostgreSQL, nodes, controller, biller and API, each a process of its own."""
+"""The whole hub on one machine: PostgreSQL, nodes, controller, biller, keeper and API, each a process of its own."""
 
 import fcntl
 import os
@@ -135,9 +135,10 @@ class LocalStack:
         self._tell("PostgreSQL and migrations")
         self._database = prepare_database(self.settings, utc_now())
         self._start_nodes()
-        self._tell("API, controller and biller")
+        self._tell("API, controller, biller and keeper")
         self._child("api", "api")
         self._child("biller", "biller")
+        self._child("keeper", "keeper")
         self._child("controller", *self._controller(), **ray_environment(self.settings))
         self._wait("the API", lambda: httpx.get(f"{self.url}/readyz").is_success)
         auditor = {"Authorization": f"Bearer {self.key(Role.AUDITOR, 'hub up')}"}

@@ -429,6 +429,21 @@ CREATE INDEX ix_alerts_waiting ON alerts (id) WHERE sent_at IS NULL;
 GRANT SELECT, INSERT, UPDATE ON alert_rules, alerts TO hub_app;
 GRANT SELECT, INSERT ON ledger_audits TO hub_app;
 GRANT SELECT, INSERT, UPDATE, DELETE ON start_estimates TO hub_app;
+-- Volatile, so that its second statement sees what was committed while the first waited for the lock.
+CREATE FUNCTION first_answer(lock bigint, principal uuid, asked_key text)
+RETURNS TABLE (request_sha256 text, answer text)
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, public, pg_temp AS $$
+#variable_conflict use_column
+BEGIN
+    PERFORM pg_advisory_xact_lock(lock);
+    RETURN QUERY
+    SELECT k.request_sha256, k.answer ->> 'json'
+      FROM idempotency_keys AS k
+     WHERE k.principal_id = principal AND k.key = asked_key;
+END $$;
+REVOKE ALL ON FUNCTION first_answer FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION first_answer TO hub_app;
+
 GRANT SELECT, INSERT ON api_keys, idempotency_keys, usage_records, usage_mismatches, gap_cases TO hub_app;
 GRANT UPDATE (revoked_at) ON api_keys TO hub_app;
 GRANT SELECT, INSERT ON rates, charges, charge_lines, charge_corrections, charged_usage, lost_attempts TO hub_app;

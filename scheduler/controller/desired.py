@@ -1,11 +1,11 @@
 """What every node should be running, computed from the database alone.
 
-A node is told of a run whole until it reports that the run runs, and by its id from then on: so nothing starts again by
-being asked for again, and a request does not grow with what runs. What is new is told in portions.
+A node is told of a run whole until it reports it, and by its id from then on: so nothing starts again by being asked
+for again, and a request does not grow with what runs. What is new is told in portions.
 """
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Final
@@ -34,7 +34,7 @@ PORTION_BYTES: Final = FRAME_BYTES_MAX // 2
 """Of new runs told to a node at once, as JSON; a node takes no longer message than a frame."""
 
 _MASTER_PORT = 29_500
-_WANTED = ("placed", "running")
+_WANTED: Final = frozenset({"placed", "running"})
 
 
 @dataclass
@@ -42,14 +42,18 @@ class Wanted:
     """What one node should be running, and by run what its program is to be told.
 
     Attributes:
-        runs: not seen running there yet.
+        runs: not seen there yet.
         going_on: ids of those that were.
+        running: ids of those that are known to run.
+        leaving: whether something is there that should not be.
         later: ids of runs that did not fit into this portion.
         notices: by run id.
     """
 
     runs: list[RunSpec] = field(default_factory=list)
     going_on: list[str] = field(default_factory=list)
+    running: set[str] = field(default_factory=set)
+    leaving: bool = False
     later: list[str] = field(default_factory=list)
     notices: dict[str, str] = field(default_factory=dict)
 
@@ -59,35 +63,46 @@ class Wanted:
         return frozenset((*(spec.run_id for spec in self.runs), *self.going_on, *self.later))
 
 
-def desired_runs(session: Session, store: Store, names: Collection[str]) -> dict[str, Wanted]:
+def desired_runs(
+    session: Session, store: Store, names: Collection[str], reported: Mapping[str, AbstractSet[str]]
+) -> dict[str, Wanted]:
     """By node, every run that should exist there now; a run whose job is to stop is left out, which stops it.
 
     Args:
         session: to read with.
         store: where the jobs' files lie.
         names: the nodes to look at.
+        reported: by node, ids of the runs its last report named.
     """
     live = session.execute(
-        select(RunRow.node, RunRow.id, RunRow.state, JobRow.notice)
+        select(RunRow.node, RunRow.id, RunRow.state, JobRow.notice, JobRow.stop_reason)
         .join(JobRow, JobRow.id == RunRow.job_id)
-        .where(RunRow.node.in_(names), RunRow.state.in_(_WANTED), JobRow.stop_reason.is_(None))
+        .where(RunRow.node.in_(names), RunRow.state != "ended")
         .order_by(RunRow.node, RunRow.id)
     ).all()
     found = {name: Wanted() for name in names}
-    new = _specs(session, store, [run_id for _, run_id, state, _ in live if state != "running"])
-    left = dict.fromkeys(names, PORTION_BYTES)
-    for node, run_id, state, notice in live:
-        wanted = found[node]
-        if notice:
-            wanted.notices[str(run_id)] = notice
-        if state == "running":
-            wanted.going_on.append(str(run_id))
+    new: list[tuple[str, UUID]] = []
+    for node, run_id, state, notice, stop_reason in live:
+        wanted, name = found[node], str(run_id)
+        if state not in _WANTED or stop_reason is not None:
+            wanted.leaving = True
             continue
-        left[node] -= len(json.dumps(encode(new[run_id])))
-        if left[node] >= 0 or not wanted.runs:
-            wanted.runs.append(new[run_id])
+        if notice:
+            wanted.notices[name] = notice
+        if state == "running":
+            wanted.running.add(name)
+        if state == "running" or name in reported.get(node, ()):
+            wanted.going_on.append(name)
         else:
-            wanted.later.append(str(run_id))
+            new.append((node, run_id))
+    specs = _specs(session, store, [run_id for _, run_id in new])
+    left = dict.fromkeys(names, PORTION_BYTES)
+    for node, run_id in new:
+        left[node] -= len(json.dumps(encode(specs[run_id])))
+        if left[node] >= 0 or not found[node].runs:
+            found[node].runs.append(specs[run_id])
+        else:
+            found[node].later.append(str(run_id))
     return found
 
 

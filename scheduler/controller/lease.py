@@ -14,7 +14,7 @@ from sqlalchemy import Engine
 
 from kernel.clock import boottime_ms, utc_now
 from kernel.database import transaction
-from scheduler.leadership import Leadership, acquire, renew, resign
+from scheduler.leadership import Leadership, Standing, acquire, renew, resign, standing
 from scheduler.refusals import LeadershipLost
 
 STUCK_LEASES: Final = 4
@@ -89,12 +89,40 @@ class Lease:
             self._renewed_ms = asked_ms
 
 
-def take_lease(engine: Engine, holder: str, lease_ms: int) -> Lease | None:
-    """The lease if it is free or lapsed; None while somebody else holds it."""
-    asked_ms = boottime_ms()
-    with transaction(engine) as session:
-        leadership = acquire(session, holder, timedelta(milliseconds=lease_ms), utc_now())
-    return None if leadership is None else Lease(engine, leadership, lease_ms, asked_ms)
+class Candidate:
+    """Waits for the lease: it has lapsed when it was not renewed for its whole length, by our own CLOCK_BOOTTIME.
+
+    So neither a step of a wall clock nor clocks that differ between machines give the lease to two or keep it from all.
+
+    Args:
+        engine: where the lease is kept.
+        holder: who wants it.
+        lease_ms: for how long at a time.
+    """
+
+    def __init__(self, engine: Engine, holder: str, lease_ms: int) -> None:
+        self._engine = engine
+        self._holder = holder
+        self._lease_ms = lease_ms
+        self._seen: Standing | None = None
+        self._since_ms = 0
+
+    def take(self) -> Lease | None:
+        """The lease if it is free or lapsed; None while somebody else holds it."""
+        asked_ms = boottime_ms()
+        lease = timedelta(milliseconds=self._lease_ms)
+        with transaction(self._engine) as session:
+            stands = standing(session)
+            if stands.held and not self._has_lapsed(stands):
+                return None
+            leadership = acquire(session, self._holder, lease, utc_now(), lapsed=stands)
+        return None if leadership is None else Lease(self._engine, leadership, self._lease_ms, asked_ms)
+
+    def _has_lapsed(self, stands: Standing) -> bool:
+        now_ms = boottime_ms()
+        if stands != self._seen:
+            self._seen, self._since_ms = stands, now_ms
+        return now_ms >= self._since_ms + stands.lease_ms
 
 
 def renewals_ms(lease_ms: int) -> int:

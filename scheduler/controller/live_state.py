@@ -88,9 +88,9 @@ class LiveState:
         self._shelved[job_id] = _Shelved(now_ms + pause, pause)
 
     def is_shelved(self, job_id: UUID, now_ms: int) -> bool:
-        """Whether a waiting job is out of the picture for now."""
+        """Whether a waiting job is out of the picture for now; no longer than meant when the clock was set back."""
         kept = self._shelved.get(job_id)
-        return kept is not None and kept.until_ms > now_ms
+        return kept is not None and kept.until_ms - kept.pause_ms <= now_ms < kept.until_ms
 
     def is_as_seen(self, job: JobRow) -> bool:
         """Whether nobody has changed what a job waits for since it was taken into the picture."""
@@ -203,8 +203,13 @@ class LiveState:
                 self.policy.eviction_ordered(Eviction(str(job_id), str(claimant), ""))
 
     def _renew(self, nodes: Sequence[Node]) -> None:
-        """Health and openness come last: what runs on a device that has just become unhealthy keeps it."""
-        for node in nodes:
+        """Health and openness come last: what runs on a device that has just become unhealthy keeps it.
+
+        A node whose last device of a model is now another's takes no more jobs, or the card would be given out twice.
+        """
+        there = {node.name for node in nodes}
+        gone = [known for name, known in self._nodes.items() if name not in there]
+        for node in (*nodes, *(replace(_all_healthy(one), schedulable=False) for one in gone)):
             known = self.policy.capacity.nodes.get(node.name)
             if known is None or known.node != node:
                 self.policy.node_joined(node)

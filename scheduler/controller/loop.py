@@ -8,6 +8,7 @@ Nothing that goes wrong in a step ends the process: the next tick begins again f
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Final
 
 import structlog
@@ -22,12 +23,12 @@ from scheduler.controller.clearing import order_clearing
 from scheduler.controller.desired import desired_runs
 from scheduler.controller.explaining import explain_waiting
 from scheduler.controller.inventory import hosts_of, record_node
-from scheduler.controller.lease import Lease, renewals_ms, take_lease
+from scheduler.controller.lease import Candidate, Lease, renewals_ms
 from scheduler.controller.live_state import LiveState
 from scheduler.controller.nodes import Nodes
 from scheduler.controller.observing import Observed, correct_lost, lose_node, observe
 from scheduler.controller.ports import Accounting, Machines
-from scheduler.controller.settling import WITHDRAWN_MAX, end_waiting, settle, unsettled
+from scheduler.controller.settling import WITHDRAWN_MAX, Settled, end_waiting, settle, unsettled
 from scheduler.controller.stopwatch import Stopwatch
 from scheduler.controller.wakeups import Wakeups
 from scheduler.controller.watching import Nobody, Step, Watcher
@@ -62,6 +63,9 @@ _SPARED_MS_MAX: Final = 4000
 many, so much seldomer that it takes an eighth of the time at most, and every four seconds at least: a quarter of what
 is held beyond the stop of a job whose funds end."""
 
+_PREPARED_SHARE: Final = 32
+"""A standby takes so small a part of its time to keep its picture, as long as that is never older than four seconds."""
+
 _log = structlog.get_logger(__name__)
 
 
@@ -84,6 +88,8 @@ class _Term:
     stopwatch: Stopwatch
     spared: dict[str, int] = field(default_factory=dict)
     """Until when what is done sparingly is left."""
+    written_boot_ms: dict[str, int] = field(default_factory=dict)
+    """When a node's report was last written down."""
 
     @property
     def leadership(self) -> Leadership:
@@ -122,6 +128,7 @@ class Controller:
         self._policy = policy or policy_named("default")
         self._queues = tuple(queues)
         self._watcher = watcher or Nobody()
+        self._candidate = Candidate(engine, holder, pace.leader_lease_ms)
         self._term: _Term | None = None
         self._prepared = LiveState(self._policy, self._queues)
         self._prepare_at = 0
@@ -153,8 +160,12 @@ class Controller:
             began = boottime_ms()
             self.attempt(words, ticking=ticking)
             ended = boottime_ms()
-            rested = ended + min(max(_BREATH_MS, ended - began), _BREATH_MS_MAX)
+            rested = ended + self._breath_ms(ended - began)
             next_tick = min(next_tick, self._next_look())
+
+    def _breath_ms(self, took_ms: int) -> int:
+        """How long to gather words after a step; to one who only stands by they say nothing."""
+        return _STANDBY_LOOK_MS if self._term is None else min(max(_BREATH_MS, took_ms), _BREATH_MS_MAX)
 
     def _keep_lease(self, done: threading.Event) -> None:
         while not done.wait(renewals_ms(self._pace.leader_lease_ms) / 1000):
@@ -197,7 +208,7 @@ class Controller:
         if self._term is not None:
             self._term.lease.proceed()
             return True
-        lease = take_lease(self._engine, self._holder, self._pace.leader_lease_ms)
+        lease = self._candidate.take()
         if lease is None:
             return False
         _log.info("leading", epoch=lease.leadership.epoch, holder=self._holder)
@@ -210,9 +221,11 @@ class Controller:
         """While another leads: keep the picture up to date, so that taking over takes no time."""
         if boottime_ms() < self._prepare_at:
             return
-        self._prepare_at = boottime_ms() + self._pace.tick_ms
+        began = boottime_ms()
         with transaction(self._engine) as session:
             self._prepared.refresh(session, unix_ms(utc_now()), frozenset())
+        pause_ms = min(_PREPARED_SHARE * (boottime_ms() - began), _SPARED_MS_MAX)
+        self._prepare_at = boottime_ms() + max(pause_ms, self._pace.tick_ms)
 
     def resign(self) -> None:
         """Let a standby take over at once; if the database is away, the lease lapses by itself."""
@@ -314,7 +327,7 @@ class Controller:
         """One round trip to these nodes; whether devices were given back, and the nodes worth another one."""
         term = self._led
         with transaction(self._engine) as session:
-            desired = desired_runs(session, self._store, names)
+            desired = desired_runs(session, self._store, names, term.nodes.reported(names))
             hosts = hosts_of(session, names)
         requests: dict[str, SyncRequest] = {}
         for name, wanted in sorted(desired.items()):
@@ -329,22 +342,38 @@ class Controller:
         }
         heard_ms, at = boottime_ms(), utc_now()
         term.lease.proceed()
-        observed = {name: Observed(report, desired[name].asked) for name, report in reports.items()}
-        with transaction(self._engine) as session:
-            fence(session, term.leadership)
-            self._describe(session, reports)
-            settled, kept = observe(session, term.leadership, observed, self._accounting, at)
-        self._watcher.moved(settled.steps)
-        for name in kept:
-            term.nodes.answered(name, reports[name], heard_ms)
+        observed = {
+            name: Observed(report, desired[name].asked, desired[name].running, desired[name].leaving)
+            for name, report in reports.items()
+        }
+        settled, kept = self._observe(observed, at)
+        for name, report in kept.items():
+            term.nodes.answered(name, report, heard_ms)
         more = {
             name
             for name in kept
-            if reports[name].usage_pending
+            if (kept[name].usage and reports[name].usage_pending)
             or desired[name].later
             or reports[name].instance != requests[name].instance  # which has only answered
         }
         return settled.freed, set(reachable) if settled.stopping else more
+
+    def _observe(self, observed: Mapping[str, Observed], at: datetime) -> tuple[Settled, dict[str, Report]]:
+        """Write down what nodes said, if it is news or the last word written down is a tick old."""
+        term, now_ms = self._led, boottime_ms()
+        fresh = {name for name in observed if now_ms < term.written_boot_ms.get(name, 0) + self._pace.tick_ms}
+        if observed and all(
+            name in fresh and one.moves_nothing and not term.nodes.describes(name, one.report)
+            for name, one in observed.items()
+        ):
+            return Settled(), {name: one.report for name, one in observed.items()}
+        with transaction(self._engine) as session:
+            fence(session, term.leadership)
+            self._describe(session, {name: one.report for name, one in observed.items()})
+            settled, kept = observe(session, term.leadership, observed, self._accounting, at)
+        term.written_boot_ms |= dict.fromkeys(kept, now_ms)
+        self._watcher.moved(settled.steps)
+        return settled, kept
 
     def _describe(self, session: Session, reports: Mapping[str, Report]) -> None:
         at = utc_now()

@@ -26,6 +26,8 @@ class _Node:
     """Whether it answered this controller, and its last request."""
     acknowledged_usage: tuple[str, ...] = ()
     acknowledged_exits: tuple[str, ...] = ()
+    reported: frozenset[str] = frozenset()
+    """Runs its last report named."""
     described: Report | None = None
 
 
@@ -80,7 +82,12 @@ class Nodes:
         node.as_of_boot_ms, node.instance = report.boot_ms, report.instance
         node.acknowledged_usage = tuple(record.id for record in report.usage)
         node.acknowledged_exits = tuple(run.run_id for run in report.runs if run.state is RunState.ENDED)
+        node.reported = frozenset(run.run_id for run in report.runs)
         node.described = description(report)
+
+    def reported(self, names: Iterable[str]) -> dict[str, frozenset[str]]:
+        """By node, the runs its last report named: it knows them and need not be told of them whole again."""
+        return {name: self._node(name).reported for name in names}
 
     def describes(self, name: str, report: Report) -> bool:
         """Whether the node says something new of itself."""

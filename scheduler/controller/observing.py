@@ -1,19 +1,21 @@
 """From what nodes report to what the database says of runs, under the guard of the epoch.
 
 All reports are applied together, in a number of statements that does not depend on that of the nodes; only if that
-fails, each by itself. A run only moves forward. It ends when its node says so, when its node certainly does not have
-it, or when the node is given up; its slices are free from the moment we know that, and no sooner.
+fails, each by itself, and of one that fails each half of its runs, so that only a run that cannot be written stays
+behind. A run only moves forward. It ends when its node says so, when its node certainly does not have it, or when the
+node is given up; its slices are free from the moment we know that, and no sooner.
 """
 
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final
 from uuid import UUID
 
 import structlog
 from sqlalchemy import func, literal, select, text, update
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from kernel.clock import from_unix_ms
@@ -30,6 +32,7 @@ _FOR_NOW: Final = frozenset({"taken", "node_full"})
 """Refusals that only say "not now": the run is asked for again with the next sync."""
 
 _DETAIL_MAX: Final = 4000
+_REASON_MAX: Final = 1000
 
 _log = structlog.get_logger(__name__)
 
@@ -40,10 +43,40 @@ class Observed:
 
     Args:
         asked: ids of the runs that were desired there.
+        running: ids of those that were known to run.
+        leaving: whether there was something that should not be.
+        only: ids of the runs about which it is to be believed; all, if left out.
     """
 
     report: Report
     asked: AbstractSet[str]
+    running: AbstractSet[str]
+    leaving: bool
+    only: AbstractSet[str] | None = None
+
+    def about(self, run_id: str) -> bool:
+        """Whether it is to be believed about a run."""
+        return self.only is None or run_id in self.only
+
+    def without(self, spoilt: AbstractSet[str]) -> Report:
+        """What of the report is kept when some runs are left out of it."""
+        return replace(
+            self.report,
+            runs=tuple(run for run in self.report.runs if run.run_id not in spoilt),
+            usage=tuple(record for record in self.report.usage if record.run_id not in spoilt),
+        )
+
+    @property
+    def moves_nothing(self) -> bool:
+        """Whether the report says nothing of runs and their usage that was not known when the node was asked."""
+        report = self.report
+        if self.leaving or report.usage or report.refused:
+            return False
+        states = {status.run_id: status.state for status in report.runs}
+        return self.running <= states.keys() <= self.asked and all(
+            state is RunState.STARTING or (state is RunState.RUNNING and run_id in self.running)
+            for run_id, state in states.items()
+        )
 
 
 def observe(
@@ -52,11 +85,11 @@ def observe(
     observed: Mapping[str, Observed],
     accounting: Accounting,
     at: datetime,
-) -> tuple[Settled, list[str]]:
-    """Apply reports. A report that cannot be applied is left out, loudly, and holds nobody else up.
+) -> tuple[Settled, dict[str, Report]]:
+    """Apply reports. A run about which a report cannot be applied is left out, loudly, and holds nobody else up.
 
     Returns:
-        What moved with it, and the nodes whose report is kept.
+        What moved with it, and by node what is kept of its report: what is left out is reported again.
 
     Raises:
         LeadershipLost: nothing was written.
@@ -64,36 +97,63 @@ def observe(
     fence(session, leadership)
     try:
         with session.begin_nested():
-            touched, kept = _take(session, observed, accounting, at), sorted(observed)
-    except Exception:  # noqa: BLE001 - one row must not stop all others
+            touched = _take(session, observed, accounting, at)
+            kept = {node: one.report for node, one in sorted(observed.items())}
+    except Exception as error:  # noqa: BLE001 - one row must not stop all others
+        _raise_if_away(error)
         touched, kept = _take_each(session, observed, accounting, at)
     return settle(session, touched, accounting, at), kept
 
 
 def _take_each(
     session: Session, observed: Mapping[str, Observed], accounting: Accounting, at: datetime
-) -> tuple[set[UUID], list[str]]:
+) -> tuple[set[UUID], dict[str, Report]]:
     """Leave out, loudly, what cannot be applied."""
     touched: set[UUID] = set()
-    kept = []
+    kept = {}
     for node, one in sorted(observed.items()):
-        try:
-            with session.begin_nested():
-                moved = _take(session, {node: one}, accounting, at)
-        except Exception:  # noqa: BLE001 - the same
-            _log.exception("report_not_applied", node=node)
-            continue
+        live = select(RunRow.id).where(RunRow.node == node, RunRow.state != "ended")
+        report = one.report
+        told = {run.run_id for run in report.runs} | {record.run_id for record in report.usage}
+        told |= {refusal.run_id for refusal in report.refused}
+        runs = sorted(told | set(map(str, session.scalars(live))))
+        moved, spoilt = _take_halves(session, node, one, runs, accounting, at)
         touched |= moved
-        kept.append(node)
+        kept[node] = one.without(spoilt)
     return touched, kept
+
+
+def _take_halves(
+    session: Session, node: str, one: Observed, runs: Sequence[str], accounting: Accounting, at: datetime
+) -> tuple[set[UUID], set[str]]:
+    """Apply what a node says of these runs; of those that cannot be applied, each is found by halving and left out."""
+    try:
+        with session.begin_nested():
+            return _take(session, {node: replace(one, only=frozenset(runs))}, accounting, at), set()
+    except Exception as error:  # noqa: BLE001 - the same
+        _raise_if_away(error)
+        if len(runs) <= 1:
+            reason = f"{type(error).__name__}: {error}"[:_REASON_MAX]
+            _log.error("report_not_applied", node=node, run="".join(runs), reason=reason)
+            return set(), set(runs)
+    middle = len(runs) // 2
+    parts = [_take_halves(session, node, one, part, accounting, at) for part in (runs[:middle], runs[middle:])]
+    return {job for moved, _ in parts for job in moved}, {run for _, spoilt in parts for run in spoilt}
+
+
+def _raise_if_away(error: Exception) -> None:
+    """A database that is away is no fault of a row's."""
+    if isinstance(error, DBAPIError) and error.connection_invalidated:
+        raise error
 
 
 def _take(
     session: Session, observed: Mapping[str, Observed], accounting: Accounting, at: datetime
 ) -> set[UUID]:
     for node, one in sorted(observed.items()):
-        if one.report.usage:
-            accounting.record_usage(session, node, one.report.usage, at)
+        usage = tuple(record for record in one.report.usage if one.about(record.run_id))
+        if usage:
+            accounting.record_usage(session, node, usage, at)
     return _apply(session, observed, at)
 
 
@@ -141,7 +201,7 @@ def _apply(session: Session, observed: Mapping[str, Observed], at: datetime) -> 
     for run_id, node, state in live:
         at_node = (node, str(run_id))
         status = statuses.get(at_node)
-        if (
+        if observed[node].about(at_node[1]) and (
             _ORDER[status.state] > _ORDER[state]
             if status is not None
             else at_node in refusals or at_node[1] not in observed[node].asked or state != "placed"

@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 
 from kernel.clock import from_unix_ms, unix_ms
 from scheduler.fitting import stated_pflops_milli
+from scheduler.node.protocol import UNAVAILABLE
 from scheduler.policy.model import DeviceSlice, DeviceState, Job, Node, Placement, Reservation, Topology
 from scheduler.reservations import kept_devices
 from scheduler.tables import DeviceRow, JobRow, NodeRow, RunRow
@@ -121,7 +122,9 @@ def _topology(labels: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _takes_jobs(node: NodeRow) -> bool:
-    return node.state == "up" and node.admits == "open"
+    """A node on which no sandbox can be built would fail job after job, and always be free for the next."""
+    works = node.isolation.get("level") != UNAVAILABLE
+    return works and node.state == "up" and node.admits == "open"
 
 
 def placements_of(

@@ -22,8 +22,12 @@ from scheduler.leadership import Leadership, fence
 from scheduler.node.protocol import EndReason
 from scheduler.tables import JobRow, RunRow
 
+DEVICE_HELD: Final = EndReason.DEVICE_HELD.value
+"""A run that never started, because a process nobody can end held its device, which is drained: tried elsewhere,
+without a retry for it, however few the job has."""
+
 INFRASTRUCTURE: Final = frozenset(
-    {"lease_lost", "supervisor_lost", "node_lost", "node_stopped", "journal_full"}
+    {"lease_lost", "supervisor_lost", "node_lost", "node_stopped", "journal_full", DEVICE_HELD}
 )
 """Ends that are the centre's fault: the job is tried again if it has retries left."""
 
@@ -37,6 +41,10 @@ RETRY_MS_MAX: Final = 300_000
 
 WITHDRAWN_MAX: Final = 1000
 """Cancelled jobs ended in one transaction."""
+
+NOTICED_MS: Final = 30_000
+"""A loss may have happened so long before it is noticed: a lease, its margins, and clocks of nodes that differ. What
+the other ranks of a gang do meanwhile, they may do because one is gone."""
 
 PREEMPTED: Final = "preempted"
 """Why a job is stopped for another one, and how its runs end then."""
@@ -228,11 +236,20 @@ def _conclude(job: JobRow, runs: Sequence[RunRow], failed: RunRow | None, at: da
     own = _culprit(runs)
     culprit = own or failed
     wanted = job.stop_reason not in {None, "rank_failed", *CENTRES_STOPS}
-    centres = own is None or own.end_reason in INFRASTRUCTURE
+    # A rank that is told a little later may fail because another one has stopped already.
+    stopped = any(run.end_reason in CENTRES_STOPS for run in runs)
+    centres = own is None or own.end_reason in INFRASTRUCTURE or stopped
     if job.stop_reason in CENTRES_STOPS and failed is not None and centres:
         job.evictions += 1
         _requeue(job, f"attempt {job.attempt} {_WHY[job.stop_reason]}; it waits to be tried again", at, 0)
         job.lost_attempts = [*job.lost_attempts, job.attempt]
+    elif own is not None and own.end_reason == DEVICE_HELD and not wanted:
+        job.evictions += 1
+        job.lost_attempts = [*job.lost_attempts, job.attempt]
+        pause_ms = min(RETRY_MS << min(job.evictions - 1, 16), RETRY_MS_MAX)
+        _requeue(
+            job, f"attempt {job.attempt} did not start ({own.end_detail}); it is tried elsewhere", at, pause_ms
+        )
     elif culprit is None and not wanted:
         job.exit_code = 0
         _end(job, "succeeded", "finished", at)
@@ -256,9 +273,18 @@ def _started_at(runs: Sequence[RunRow]) -> datetime | None:
 
 
 def _culprit(runs: Sequence[RunRow]) -> RunRow | None:
-    """The rank whose end brought the others down: the first that ended badly of itself, not by being stopped."""
+    """The rank whose end brought the others down: the first that ended badly of itself, not by being stopped.
+
+    One that the centre lost counts from when it may have been lost: its peers fail before that is known.
+    """
     bad = [run for run in runs if not _succeeded(run) and run.end_reason not in _STOPPED]
-    return min(bad, key=lambda run: (run.ended_at, run.rank), default=None)
+    return min(bad, key=lambda run: (_may_have_ended(run), run.rank), default=None)
+
+
+def _may_have_ended(run: RunRow) -> datetime:
+    assert run.ended_at is not None  # noqa: S101 - only ends are compared
+    lost = run.end_reason in INFRASTRUCTURE
+    return run.ended_at - timedelta(milliseconds=NOTICED_MS) if lost else run.ended_at
 
 
 def _fail_or_requeue(job: JobRow, culprit: RunRow, at: datetime) -> None:

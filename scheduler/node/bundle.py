@@ -5,16 +5,20 @@ the workspace only as open descriptors. Only plain files, folders and links that
 relative, without `..`, and opened step by step without following links. Prints one sentence and leaves with
 status 1 when the archive is refused.
 
+It ends with the supervisor: nobody else knows of it, and its uid may be the next job's.
+
 Arguments: descriptor of the workspace (the archive is 0), sha256, bytes at most, entries at most, uid (-1
-keeps the caller's).
+keeps the caller's), pid of the supervisor.
 """
 
+import ctypes
 import gzip
 import hashlib
 import io
 import os
 import posixpath
 import resource
+import signal
 import sys
 import tarfile
 from collections.abc import Iterator
@@ -27,6 +31,7 @@ _COPY_BYTES: Final = 1024 * 1024
 _DEPTH_MAX: Final = 200
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _GZIP_MAGIC: Final = b"\x1f\x8b"
+_PR_SET_PDEATHSIG: Final = 1
 
 
 class Refused(Exception):
@@ -162,11 +167,14 @@ def _folder(top: int, parts: tuple[str, ...]) -> Iterator[int]:
 def main(arguments: list[str]) -> int:
     """Drop root, limit ourselves, unpack."""
     top, sha256 = int(arguments[0]), arguments[1]
-    bytes_max, entries_max, uid = map(int, arguments[2:])
+    bytes_max, entries_max, uid, supervisor_pid = map(int, arguments[2:])
     if uid >= 0:
         os.setgroups([])
         os.setresgid(uid, uid, uid)
         os.setresuid(uid, uid, uid)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # which a change of uid would undo
+    if os.getppid() != supervisor_pid:
+        return 1
     os.umask(0o022)
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
     try:

@@ -20,6 +20,18 @@ _V1_CONTROLLERS: Final = ("memory", "pids", "cpu", "cpuacct")
 _V2_CONTROLLERS: Final = ("memory", "pids", "cpu")
 _PERIOD_US: Final = 100_000
 _PIDS_OF_THE_SANDBOX: Final = 8
+_SWAP: Final = frozenset({"memory.memsw.limit_in_bytes", "memory.swap.max"})
+"""What keeps a run from having more memory than its own as swap, where the kernel counts that."""
+
+_SOCKET_MEMORY: Final = "memory.kmem.tcp.limit_in_bytes"
+"""What waits in sockets (UDP's, too), which version 1 counts apart and only where it is limited; newer kernels may have
+done away with it."""
+
+_SOCKET_SHARE: Final = 4
+"""A quarter of a run's memory, beside the rest."""
+
+_SKIPPED: Final = _SWAP | {_SOCKET_MEMORY}
+"""Not there in every kernel."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +47,11 @@ def v1_settings(caps: Caps) -> dict[str, dict[str, str]]:
     """Files to write per controller of version 1."""
     quota = str(max(1000, _PERIOD_US * caps.cpu_milli // 1000)) if caps.cpu_milli else "-1"
     return {
-        "memory": {"memory.limit_in_bytes": str(caps.memory_mib << 20)},
+        "memory": {
+            "memory.limit_in_bytes": str(caps.memory_mib << 20),
+            "memory.memsw.limit_in_bytes": str(caps.memory_mib << 20),
+            _SOCKET_MEMORY: str((caps.memory_mib << 20) // _SOCKET_SHARE),
+        },
         "pids": {"pids.max": str(caps.pids + _PIDS_OF_THE_SANDBOX)},
         "cpu": {"cpu.cfs_quota_us": quota},
         "cpuacct": {},
@@ -47,6 +63,7 @@ def v2_settings(caps: Caps) -> dict[str, str]:
     quota = str(max(1000, _PERIOD_US * caps.cpu_milli // 1000)) if caps.cpu_milli else "max"
     return {
         "memory.max": str(caps.memory_mib << 20),
+        "memory.swap.max": "0",
         "memory.oom.group": "1",
         "pids.max": str(caps.pids + _PIDS_OF_THE_SANDBOX),
         "cpu.max": f"{quota} {_PERIOD_US}",
@@ -143,6 +160,8 @@ class CgroupTree:
                 directory.mkdir(exist_ok=True)
                 settings = v1_settings(caps)[controller] if self._version == 1 else v2_settings(caps)
                 for name, value in settings.items():
+                    if name in _SKIPPED and not (directory / name).exists():
+                        continue  # this kernel does not count it
                     with (directory / name).open("wb", buffering=0) as file:
                         file.write(value.encode())
         except OSError:

@@ -86,6 +86,7 @@ class Limits:
     shm_bytes: int = 256 * 1024 * 1024
     nofile: int = 65_536
     lease_grace_ms: int = 500
+    unkillable_ms: int = 10_000
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,12 @@ class StartFailed(HubError):
     sentence = "{why}"
 
 
+class DeviceHeld(HubError):
+    """What a run needs is held by another one that was killed and does not end."""
+
+    sentence = "{why}: {run} was killed {seconds} s ago and still holds its devices or directories."
+
+
 class NestedTooDeep(HubError):
     """Folders of a job deeper within each other than anybody walks."""
 

@@ -5,18 +5,23 @@ in the journal; what is reported as ended or used is on disk.
 """
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from kernel.clock import boottime_ms
 from scheduler.node.config import NodeConfig
 from scheduler.node.deadman import MARGIN_MS, DeadMansTimer
-from scheduler.node.errors import StaleEpoch
+from scheduler.node.disk_turns import DiskTurns
+from scheduler.node.errors import DeviceHeld, StaleEpoch
 from scheduler.node.inventory import Inventory
 from scheduler.node.launching import Launcher
 from scheduler.node.protocol import (
     PROTOCOL_VERSION,
     Change,
+    DeviceStatus,
     EndReason,
     Hello,
     Isolation,
@@ -70,6 +75,7 @@ class Fleet:
         self._workspace_root = Path(config.workspace_root)
         limits = config.limits
         self._alarm = DiskAlarm(limits.workspace_reserve_bytes, limits.workspace_step_bytes)
+        self._turns = DiskTurns(self._workspace_root, config.node)
         self._looking: asyncio.TimerHandle | None = None
         self._set_meters(boottime_ms())
 
@@ -137,7 +143,10 @@ class Fleet:
             run.stop(EndReason.STOPPED, "The node's supervisor was stopped.", run.spec.grace_ms)
         self._arm()
         for run in runs:
-            await run.ended.wait()
+            with suppress(
+                DeviceHeld
+            ):  # nobody can end it; it is left behind rather than waited for without end
+                await run.leaves()
         if self._timer is not None:
             self._timer.cancel()
 
@@ -152,16 +161,31 @@ class Fleet:
             epoch_seen=memory.epoch,
             instance=self._hello.instance,
             seq=self._seq,
-            runs=(*(run.status for run in self._runs.values()), *memory.ended.values()),
+            runs=(
+                *(run.status for run_id, run in self._runs.items() if run_id not in memory.ended),
+                *memory.ended.values(),
+            ),
             usage=usage[:USAGE_PER_REPORT_MAX],
             usage_pending=max(0, len(usage) - USAGE_PER_REPORT_MAX),
             refused=refused,
-            devices=tuple(self._inventory.health(boottime_ms())),
+            devices=tuple(self._devices(boottime_ms())),
             isolation=self._isolation,
             labels=dict(self._config.labels),
             cpu_milli=self._config.cpu_milli,
             memory_mib=self._config.memory_mib,
         )
+
+    def _devices(self, now_ms: int) -> Iterator[DeviceStatus]:
+        """How each device is; one that a process holds which cannot be ended takes no new jobs."""
+        held: dict[int, str] = {}
+        for run in self._runs.values():
+            if why := run.held(now_ms):
+                held |= dict.fromkeys((share.index for share in run.spec.devices), why)
+        for device in self._inventory.health(now_ms):
+            if device.healthy and device.index in held:
+                yield replace(device, healthy=False, reason=f"{held[device.index]}.")
+            else:
+                yield device
 
     def _obey_epoch(self, epoch: int) -> None:
         seen = self._spool.memory.epoch
@@ -220,21 +244,36 @@ class Fleet:
     def _look_at_disk(self) -> None:
         if not self._runs:
             self._looking = None
+            self._turns.publish(0)
             return
         self._looking = asyncio.get_running_loop().call_later(LOOK_MS / 1000, self._look_at_disk)
-        order = self._alarm.look(boottime_ms(), free_bytes(self._workspace_root))
+        now_ms = boottime_ms()
+        if self._turns.passed():
+            self._alarm.spare(now_ms)
+        order = self._alarm.look(now_ms, free_bytes(self._workspace_root))
         if order is Order.NOTHING:
             return
         staying = [run for run in self._runs.values() if not run.stopping]
-        if order is Order.STOP_LARGEST and staying:
-            largest = max(staying, key=lambda run: (run.disk_bytes, run.spec.run_id))
-            sentence = (
-                f"The node's disk is nearly full and its workspace is the largest, {largest.disk_bytes} bytes."
-            )
-            largest.stop(EndReason.DISK_FULL, sentence, 0)
+        largest = max(staying, key=lambda run: (run.disk_bytes, run.spec.run_id), default=None)
+        taken_bytes = 0 if largest is None else largest.disk_bytes
+        if order is Order.COUNT:
+            self._turns.publish(taken_bytes)
+        elif largest is not None:
+            self._stop_largest(largest, now_ms)
         for run in staying:
             run.count_again()
         self._tick()
+
+    def _stop_largest(self, largest: Run, now_ms: int) -> None:
+        """Stop the run that takes most of this node, unless another node that shares the disk has a larger one."""
+        if not self._turns.take(largest.disk_bytes):
+            self._alarm.spare(now_ms)
+            return
+        sentence = (
+            f"The node's disk is nearly full and its workspace is the largest, {largest.disk_bytes} bytes."
+        )
+        largest.stop(EndReason.DISK_FULL, sentence, 0)
+        self._turns.publish(0)
 
     def _set_meters(self, now_ms: int) -> None:
         self._cut_at_ms = now_ms + self._config.meter_interval_ms

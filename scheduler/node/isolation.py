@@ -15,7 +15,7 @@ from typing import Final
 
 from scheduler.node.config import NodeConfig, SandboxMode
 from scheduler.node.nursery import Nursery, abandon, await_child
-from scheduler.node.protocol import Isolation, Network
+from scheduler.node.protocol import UNAVAILABLE, Isolation, Network
 from scheduler.node.sandbox import View, compose, make_stage
 from scheduler.node.seccomp import ARCHITECTURES
 
@@ -54,7 +54,7 @@ def examine(config: NodeConfig, etc: Path, uid: int | None, nursery: Nursery, *,
     problem = _missing_program() or _try_sandbox(config, etc, uid, nursery)
     if problem:
         sentence = f"No sandbox can be built on this node: {problem}"
-        return Examination(Isolation("unavailable", (sentence, *weaknesses)), sentence)
+        return Examination(Isolation(UNAVAILABLE, (sentence, *weaknesses)), sentence)
     return Examination(Isolation("user" if weaknesses else "full", (*weaknesses, _MEASURED)), "")
 
 

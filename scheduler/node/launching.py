@@ -150,7 +150,7 @@ class Launcher:
         with open_directory(self._root, parts[:-1], "bundle.path") as folder:
             source = os.open(parts[-1], os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
         limits = self._config.limits
-        bounds = (limits.bundle_bytes, limits.bundle_entries, -1 if uid is None else uid)
+        bounds = (limits.bundle_bytes, limits.bundle_entries, -1 if uid is None else uid, os.getpid())
         target = os.dup(directory)
         said = os.memfd_create("said", os.MFD_CLOEXEC)
         try:

@@ -44,6 +44,15 @@ def resident_bytes(pid: int) -> int:
     return pages * _PAGE_BYTES
 
 
+def unkillable(root: int) -> int:
+    """Which process of a tree is waiting in the kernel, where no signal reaches it; the first one if none says so."""
+    for member in (root, *descendants(root)):
+        fields = _stat_fields(member)
+        if fields and fields[0] == b"D":
+            return member
+    return root
+
+
 def start_ticks(pid: int) -> int | None:
     """When a process started, in clock ticks since boot; with the pid it names a process for ever."""
     fields = _stat_fields(pid)

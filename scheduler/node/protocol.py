@@ -14,6 +14,9 @@ SLOTS_PER_DEVICE: Final = 1000
 FRAME_BYTES_MAX: Final = 16 * 1024 * 1024
 PROTOCOL_VERSION: Final = 1
 
+UNAVAILABLE: Final = "unavailable"
+"""The level of isolation of a node that starts nothing."""
+
 PIDS: Final = 512
 """Processes and threads a run may have, unless its specification says otherwise."""
 
@@ -53,6 +56,7 @@ class EndReason(StrEnum):
     OOM = "oom"
     DISK_FULL = "disk_full"
     JOURNAL_FULL = "journal_full"
+    DEVICE_HELD = "device_held"
     SUPERVISOR_LOST = "supervisor_lost"
 
 
@@ -218,8 +222,8 @@ class SyncRequest:
     """What the controller of an epoch wants on this node: exactly these runs, for `lease_ms` from `as_of` on.
 
     Args:
-        desired: what is to run here and was not seen running yet.
-        going_on: ids of runs that this node has reported as running and that are to go on; one that is not known here
+        desired: what is to run here and was not seen here yet.
+        going_on: ids of runs that this node has reported and that are to go on; one that is not known here
             is not started, and is missing from the report.
         as_of_boot_ms: `boot_ms` of the node's last report that the sender has; None counts from the arrival. A request
             that was so long on its way that its lease is over, or is older than the supervisor, is only answered,

@@ -22,9 +22,11 @@ from kernel.clock import boottime_ms, unix_ms, utc_now
 from kernel.errors import HubError
 from kernel.traces import request_id
 from scheduler.node.config import NodeConfig
+from scheduler.node.errors import DeviceHeld
 from scheduler.node.launched import Launched
 from scheduler.node.launching import Launcher
 from scheduler.node.meter import DeviceTotals, Meter, start_meter
+from scheduler.node.processes import unkillable
 from scheduler.node.protocol import EndReason, RunSpec, RunState, RunStatus
 from scheduler.node.sensing import Sensed, share_totals
 from scheduler.node.spool import JournalFailed, Line, Spool, ended_line, started_line, usage_line
@@ -34,6 +36,7 @@ _SIGNAL_BASE: Final = 128
 _NOT_FOUND: Final = 127
 _NOT_EXECUTABLE: Final = 126
 NEVER_MS: Final = 2**62
+_LOOK_S: Final = 0.5
 
 _log = structlog.get_logger(__name__)
 
@@ -67,12 +70,13 @@ class Run:
         self._blockers = blockers
         self._status = RunStatus(spec.run_id, spec.job_id, spec.attempt, spec.rank, RunState.STARTING)
         self._last_words: tuple[Line, RunStatus] | None = None
+        self._settling = False
         self._launched: Launched | None = None
         self._stop_reason: EndReason | None = None
         self._stop_sentence = ""
         self._notice = ""
         self._kill_at_ms = NEVER_MS
-        self._killed = False
+        self._killed_at_ms: int | None = None
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -149,7 +153,7 @@ class Run:
     @property
     def gone_by_ms(self) -> int:
         """The boot time by which it has been killed, unless it is renewed or we are no longer awake."""
-        if self._killed:
+        if self._killed_at_ms is not None:
             return NEVER_MS
         lapsed_ms = self.lease_until_ms + self._around.config.limits.lease_grace_ms
         return min(lapsed_ms, self._kill_at_ms)
@@ -163,7 +167,7 @@ class Run:
         if now_ms < self.lease_until_ms:
             return self.lease_until_ms
         lease_grace_ms = self._around.config.limits.lease_grace_ms
-        if self.stopping and not self._killed:
+        if self.stopping and self._killed_at_ms is None:
             self._kill_at_ms = min(self._kill_at_ms, self.lease_until_ms + lease_grace_ms)
         self.stop(
             EndReason.LEASE_LOST, "Its lease was not renewed in time.", min(self.spec.grace_ms, lease_grace_ms)
@@ -179,20 +183,48 @@ class Run:
             )
         return self.meter
 
+    def held(self, now_ms: int) -> str:
+        """Why its devices cannot be used though it was killed long enough ago; empty while it may still end."""
+        pid = self._status.pid
+        if self._killed_at_ms is None or self._launched is None or pid is None or self.ended.is_set():
+            return ""
+        if now_ms - self._killed_at_ms < self._around.config.limits.unkillable_ms:
+            return ""
+        return f"Process {unkillable(pid)} cannot be ended"
+
+    async def leaves(self) -> None:
+        """Wait until it has ended. Raises DeviceHeld when it was killed and does not."""
+        while not self.ended.is_set():
+            if why := self.held(boottime_ms()):
+                seconds = (boottime_ms() - (self._killed_at_ms or 0)) // 1000
+                raise DeviceHeld(
+                    why=why, run=f"run {self.spec.run_id} of job {self.spec.job_id}", seconds=seconds
+                )
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LOOK_S):
+                    await self.ended.wait()
+
     async def _live(self) -> None:
         try:
             for blocker in self._blockers:
-                await blocker.ended.wait()
+                await blocker.leaves()
             launched = await self._around.launcher.prepare(self.spec, self._log_full)
         except asyncio.CancelledError:
             self._end(self._stop_reason or EndReason.STOPPED, self._stop_sentence, None)
+            return
+        except DeviceHeld as held:
+            self._end(EndReason.DEVICE_HELD, str(held), None)
             return
         except (HubError, OSError) as error:
             self._end(EndReason.START_FAILED, str(error), None)
             return
         try:
-            self._start(launched)
+            await self._start(launched)
             await launched.gone()
+        except asyncio.CancelledError:  # by `stop`, which does so only while nothing runs
+            launched.discard()
+            self._end(self._stop_reason or EndReason.STOPPED, self._stop_sentence, None)
+            return
         except (HubError, OSError) as error:
             self._launched = None
             launched.discard()
@@ -217,14 +249,14 @@ class Run:
             reason = self._stop_reason or EndReason.START_FAILED
             self._end(reason, self._stop_sentence or f"The supervisor failed: {error!r}", None)
 
-    def _start(self, launched: Launched) -> None:
+    async def _start(self, launched: Launched) -> None:
         self._around.spool.replenish()
         if not self._around.spool.has_reserve:
             raise JournalFailed(errno.ENOSPC, os.strerror(errno.ENOSPC))
         now_ms, wall_ms = boottime_ms(), unix_ms(utc_now())
         self._status = replace(self._status, started_unix_ms=wall_ms, started_boot_ms=now_ms)
         meter = self._new_meter(now_ms, wall_ms)
-        self._around.spool.append(started_line(self._status, meter))
+        await self._around.spool.soon(started_line(self._status, meter))
         self.meter = meter
         launched.start(self._running)
         self._launched = launched
@@ -274,14 +306,20 @@ class Run:
 
     def _settle(self) -> None:
         # The end exists for others only once it is on disk; a full disk is tried again with every tick.
-        if self._last_words is None:
+        if self._last_words is None or self._settling:
             return
         usage, ended = self._last_words
-        try:
-            self._around.spool.append(usage, ended_line(ended))
-        except OSError as error:
+        self._settling = True
+        self._around.spool.soon(usage, ended_line(ended)).add_done_callback(self._settled)
+
+    def _settled(self, written: asyncio.Future[None]) -> None:
+        self._settling = False
+        error = written.exception()
+        if isinstance(error, OSError):
             self._around.spool_failed(error)
             return
+        assert self._last_words is not None  # noqa: S101 - it stays until it is written
+        _, ended = self._last_words
         self._last_words = None
         self._say("run_ended", end_reason=str(ended.end_reason), exit_code=ended.exit_code)
         self._status = ended
@@ -315,7 +353,9 @@ class Run:
         _log.info(event, **run, request_id=request_id(spec.traceparent), **facts)
 
     def _kill(self) -> None:
-        self._kill_at_ms, self._killed = NEVER_MS, True
+        self._kill_at_ms = NEVER_MS
+        if self._killed_at_ms is None:
+            self._killed_at_ms = boottime_ms()
         if self._launched is not None:
             self._launched.kill()
 

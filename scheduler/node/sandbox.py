@@ -34,6 +34,10 @@ SECRETS_MAX: Final = DESCRIPTORS_MAX - 3
 """Each has a descriptor; so have the status, the arguments and the filter."""
 _PIDS_OF_THE_SANDBOX: Final = 8
 
+NO_CORE_AT_ALL: Final = 1
+"""Bytes of a core dump: too few for a file, and the one limit with which no crash handler of the host is started
+either (with zero it is: core(5), "Piping core dumps to a program")."""
+
 _STAGED: Final = "/tmp"  # noqa: S108 - covered in the job's own mount namespace
 _RESOLVER: Final = Path("/etc/resolv.conf")
 _LINKS: Final = (("usr/bin", "/bin"), ("usr/sbin", "/sbin"), ("usr/lib", "/lib"), ("usr/lib64", "/lib64"))
@@ -197,7 +201,7 @@ def _namespaces(view: View) -> tuple[str, ...]:
 def _resource_limits(view: View) -> tuple[tuple[int, int], ...]:
     # Without cgroups each process's memory is limited instead.
     limits = [
-        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_CORE, NO_CORE_AT_ALL),
         (resource.RLIMIT_NOFILE, _within_hard_limit(resource.RLIMIT_NOFILE, view.nofile)),
         (resource.RLIMIT_FSIZE, view.file_bytes),
     ]

@@ -35,9 +35,12 @@ _FAMILIES: Final = (1, 2, 10)  # AF_UNIX, AF_INET, AF_INET6
 _NETLINK: Final = 16  # AF_NETLINK, for NETLINK_ROUTE only: name resolution lists interfaces
 _PR_SET_PDEATHSIG: Final = 1
 _SIGKILL: Final = 9
+_RLIMIT_CORE: Final = 4
 _PERSONALITIES: Final = (0x0, 0x8, 0x20000, 0x20008, 0xFFFFFFFF)
 
-# name: (x86-64, AArch64); 0 where the architecture has no such call
+_NONE: Final = -1
+
+# name: (x86-64, AArch64); _NONE where the architecture has no such call
 _REFUSED: Final = {
     "mount": (165, 40),
     "umount2": (166, 39),
@@ -85,17 +88,18 @@ _REFUSED: Final = {
     "move_pages": (279, 239),
     "migrate_pages": (256, 238),
     "memfd_secret": (447, 447),
-    "uselib": (134, 0),
-    "modify_ldt": (154, 0),
-    "_sysctl": (156, 0),
-    "iopl": (172, 0),
-    "ioperm": (173, 0),
-    "ustat": (136, 0),
-    "sysfs": (139, 0),
+    "uselib": (134, _NONE),
+    "modify_ldt": (154, _NONE),
+    "_sysctl": (156, _NONE),
+    "iopl": (172, _NONE),
+    "ioperm": (173, _NONE),
+    "ustat": (136, _NONE),
+    "sysfs": (139, _NONE),
 }
 # Refused as if the kernel were too old to have them, so that programs fall back.
 _UNKNOWN: Final = {
     "clone3": (435, 435),
+    "io_setup": (206, 0),  # the whole machine has 65,536 of what it takes
     "io_uring_setup": (425, 425),
     "io_uring_enter": (426, 426),
     "io_uring_register": (427, 427),
@@ -121,11 +125,17 @@ class Architecture:
     socket: int
     personality: int
     prctl: int
+    setrlimit: int
+    prlimit: int
 
 
 ARCHITECTURES: Final = {
-    "x86_64": Architecture(0xC000003E, 0, clone=56, ioctl=16, socket=41, personality=135, prctl=157),
-    "aarch64": Architecture(0xC00000B7, 1, clone=220, ioctl=29, socket=198, personality=92, prctl=167),
+    "x86_64": Architecture(
+        0xC000003E, 0, clone=56, ioctl=16, socket=41, personality=135, prctl=157, setrlimit=160, prlimit=302
+    ),
+    "aarch64": Architecture(
+        0xC00000B7, 1, clone=220, ioctl=29, socket=198, personality=92, prctl=167, setrlimit=164, prlimit=261
+    ),
 }
 
 
@@ -143,6 +153,8 @@ def job_filter(machine: str | None = None) -> bytes:
             *_check_socket(architecture.socket),
             *_check_personality(architecture.personality),
             *_check_prctl(architecture.prctl),
+            *_check_core_limit(architecture.setrlimit, 0),
+            *_check_core_limit(architecture.prlimit, 1),
             _instruction(_RETURN, _ALLOW),
         )
     )
@@ -173,7 +185,7 @@ def _only_this(architecture: Architecture) -> list[bytes]:
 
 
 def _refuse_listed(calls: dict[str, tuple[int, int]], column: int, number: int) -> list[bytes]:
-    listed = sorted(numbers[column] for numbers in calls.values() if numbers[column])
+    listed = sorted(numbers[column] for numbers in calls.values() if numbers[column] != _NONE)
     return [word for call in listed for word in (_instruction(_IF_EQUAL, call, 0, 1), _refuse(number))]
 
 
@@ -210,6 +222,21 @@ def _check_prctl(call: int) -> list[bytes]:
     body = [_argument(0), _instruction(_IF_EQUAL, _PR_SET_PDEATHSIG, 1, 0), _instruction(_RETURN, _ALLOW)]
     body += [_argument(1), _instruction(_IF_EQUAL, _SIGKILL, 0, 1), _instruction(_RETURN, _ALLOW), pretend]
     return _only_when(call, body)
+
+
+def _check_core_limit(call: int, argument: int) -> list[bytes]:
+    # A core limit of one byte keeps the kernel from handing a crashed job to the host's crash handler, which is root's;
+    # any other, zero too, would not (fs/coredump.c). Programs that want no dump are told that they got that.
+    body = [_argument(argument), _instruction(_IF_EQUAL, _RLIMIT_CORE, 1, 0), _instruction(_RETURN, _ALLOW)]
+    if argument:  # prlimit64 without a new value only asks
+        body += _unless_asked(2)
+    return _only_when(call, [*body, _refuse(0)])
+
+
+def _unless_asked(index: int) -> list[bytes]:
+    null = [_instruction(_IF_EQUAL, 0, 0, 1), _instruction(_RETURN, _ALLOW)]
+    high = _instruction(_LOAD, 16 + 8 * index + 4)
+    return [_argument(index), _instruction(_IF_EQUAL, 0, 0, 3), high, *null]
 
 
 def _check_personality(call: int) -> list[bytes]:

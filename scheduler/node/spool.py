@@ -5,10 +5,14 @@ others is a disk's mistake, which costs that line only: the journal is put aside
 is rewritten without what has been acknowledged when it is opened and when it has grown, into a new file that replaces
 the old one at once; where that fails, the old one goes on.
 
+Waiting for the disk is what a journal costs. So what is due at the same moment is written together: whoever uses `soon`
+goes on when the disk has his lines, and all of one turn of the event loop have waited for it once.
+
 Invariant: a run whose `started` line is on disk never starts again, and a record that was reported stays until
-it is acknowledged, whatever is killed in between.
+it is acknowledged, whatever is killed in between. Lines are on disk in the order in which they were given.
 """
 
+import asyncio
 import json
 import os
 import shutil
@@ -191,6 +195,7 @@ class Spool:
         self._path = path
         self._reserve = path.with_suffix(".reserve")
         self.memory = Memory()
+        self._waiting: list[tuple[tuple[Line, ...], asyncio.Future[None]]] = []
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         self._size = os.fstat(self._file).st_size
         if damaged := self._replay():
@@ -200,8 +205,37 @@ class Spool:
         self.compact()
         self.keep_reserve()
 
+    def soon(self, *lines: Line) -> asyncio.Future[None]:
+        """Write lines durably, with all others that are given in this turn of the event loop; JournalFailed for all."""
+        loop = asyncio.get_running_loop()
+        if not self._waiting:
+            loop.call_soon(self._write_waiting)
+        self._waiting.append((lines, loop.create_future()))
+        return self._waiting[-1][1]
+
     def append(self, *lines: Line, durable: bool = True) -> None:
         """Write lines in one piece, remember them, and (unless told not to) wait for the disk."""
+        self._write_waiting()
+        self._append(lines, durable=durable)
+
+    def _write_waiting(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        if not waiting:
+            return
+        failed = None
+        try:
+            self._append([line for lines, _ in waiting for line in lines], durable=True)
+        except JournalFailed as error:
+            failed = error
+        for _, written in waiting:
+            if written.cancelled():
+                continue
+            if failed is None:
+                written.set_result(None)
+            else:
+                written.set_exception(failed)
+
+    def _append(self, lines: Sequence[Line], *, durable: bool) -> None:
         data = b"".join(_frame(line.data) for line in lines)
         try:
             _write_all(self._file, data)
@@ -269,7 +303,8 @@ class Spool:
             self.release_reserve()
 
     def close(self) -> None:
-        """Give the file back; nothing is lost, everything is on disk already."""
+        """Give the file back; nothing is lost, everything is on disk then."""
+        self._write_waiting()
         os.close(self._file)
 
     def _replay(self) -> int:

@@ -3,7 +3,7 @@
 A census walks them in small steps, as often as its own cost allows, and counts what was deleted but is
 still held open. Between two censuses a run may overshoot. What that can do to others is bounded by looking at the
 file system itself, ten times a second, which costs next to nothing: whoever writes fast is counted at once, and when
-the reserve kept free is touched, the run that takes most is stopped.
+the reserve kept free is touched, the run that takes most is stopped, and the next one only if the disk goes on filling.
 """
 
 import enum
@@ -20,6 +20,9 @@ from scheduler.node.workspace import Census
 
 LOOK_MS: Final = 100
 """Between two looks at the file system while anything runs."""
+
+_COUNTED_MS: Final = 2 * LOOK_MS
+"""From the touched reserve to the stop of the largest: everybody is counted and says so to who shares the disk."""
 
 _SPARED_MS: Final = 1000
 """After one was stopped, before the next is: what it held must have time to be given back."""
@@ -117,17 +120,28 @@ class DiskAlarm:
         self._step_bytes = step_bytes
         self._counted_at_bytes: int | None = None
         self._stop_at_ms: int | None = None
+        self._stopped_at_bytes: int | None = None
+        self._passed = False
+
+    def spare(self, now_ms: int) -> None:
+        """Somebody else on this disk has just been stopped or is about to be: that must have time to show."""
+        self._stop_at_ms, self._passed = now_ms + _SPARED_MS, True
 
     def look(self, now_ms: int, free: int) -> Order:
         """What so much free space calls for at this time."""
         if free < self._reserve_bytes:
             self._counted_at_bytes = free
+            if self._passed:
+                self._stopped_at_bytes, self._passed = free, False
             if self._stop_at_ms is None or now_ms < self._stop_at_ms:
-                self._stop_at_ms = self._stop_at_ms or now_ms + LOOK_MS
+                self._stop_at_ms = self._stop_at_ms or now_ms + _COUNTED_MS
                 return Order.COUNT
-            self._stop_at_ms = now_ms + _SPARED_MS
+            if self._stopped_at_bytes is not None and free >= self._stopped_at_bytes:
+                return Order.COUNT  # what was stopped has left its files, but nobody goes on filling the disk
+            self._stop_at_ms, self._stopped_at_bytes = now_ms + _SPARED_MS, free
             return Order.STOP_LARGEST
-        self._stop_at_ms = None
+        self._stop_at_ms = self._stopped_at_bytes = None
+        self._passed = False
         if self._counted_at_bytes is None or free > self._counted_at_bytes:
             self._counted_at_bytes = free
         if self._counted_at_bytes - free < self._step_bytes:

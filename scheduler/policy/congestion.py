@@ -27,6 +27,8 @@ OVERDUE_PERCENT: Final = 105
 MEMORY_IN_BOUNDS: Final = 20
 """A wait is forgotten after once to twice so many times the longest wait."""
 
+_NEVER_MS: Final = 2**62
+
 
 class Started(Protocol):
     """What must be known of a job that runs in the real pool."""
@@ -54,6 +56,9 @@ class FirstCome:
         self._line: deque[str] = deque()
         self._ends: list[tuple[int, str]] = []
         self._used_milli = 0
+        self._capacity_milli = 0
+        self._blocked_until_ms = 0
+        """Until then the first of the line only waits, unless somebody ends or leaves."""
         self.longest_ms = 0
         self.before_ms = 0
         self.since_ms = 0
@@ -80,10 +85,19 @@ class FirstCome:
         self.overdue_after_ms = longest_ms * OVERDUE_PERCENT // 100
 
     def arrived(self, job_id: str, milli: int, lasts_ms: int, now_ms: int) -> None:
-        """A job joins the line, unless it stands there already."""
-        if job_id not in self._guests:
-            self._guests[job_id] = Guest(now_ms, milli, lasts_ms)
+        """A job starts if nobody stands in line and it fits, else joins the line; unless it is here already."""
+        if job_id in self._guests:
+            return
+        guest = self._guests[job_id] = Guest(now_ms, milli, lasts_ms)
+        if not self._line and self._used_milli + milli <= self._capacity_milli:
+            self._start(job_id, guest, now_ms)
+        else:
             self._line.append(job_id)
+
+    def _start(self, job_id: str, guest: Guest, at_ms: int) -> None:
+        guest.ends_ms = at_ms + guest.lasts_ms
+        self._used_milli += guest.milli
+        heappush(self._ends, (guest.ends_ms, job_id))
 
     def ended(self, job_id: str, ran_ms: int) -> None:
         """How long a job lasts is known better."""
@@ -98,13 +112,20 @@ class FirstCome:
     def left(self, job_id: str) -> None:
         """The job will not run, or not yet."""
         guest = self._guests.pop(job_id, None)
+        self._blocked_until_ms = 0
         if guest is not None and guest.ends_ms is not None:
             self._used_milli -= guest.milli
 
     def advance(self, now_ms: int, capacity_milli: int, running: Mapping[str, Started]) -> None:
         """Play until now."""
-        ends = self._ends
-        if not self._line and now_ms <= self._forget_ms and not (ends and ends[0][0] <= now_ms):
+        ends, line = self._ends, self._line
+        if capacity_milli != self._capacity_milli:
+            self._capacity_milli, self._blocked_until_ms = capacity_milli, 0
+        elif (
+            now_ms <= self._forget_ms
+            and (not ends or now_ms < ends[0][0])
+            and (not line or now_ms <= self._blocked_until_ms)
+        ):
             return
         if now_ms > self._forget_ms:
             self.before_ms, self.longest_ms, self.since_ms = self.longest_ms, 0, now_ms
@@ -120,14 +141,14 @@ class FirstCome:
                     continue
                 del self._guests[job_id]
                 self._used_milli -= guest.milli
-                if self._line:
-                    self._admit(ends_ms, capacity_milli)
-        if self._line:
-            self._admit(now_ms, capacity_milli)
+                if line:
+                    self._admit(ends_ms)
+        if line:
+            self._admit(now_ms)
 
-    def _admit(self, at_ms: int, capacity_milli: int) -> None:
+    def _admit(self, at_ms: int) -> None:
         """Start the first of the line as long as it fits."""
-        line, guests = self._line, self._guests
+        line, guests, capacity_milli = self._line, self._guests, self._capacity_milli
         while line:
             guest = guests.get(line[0])
             if guest is not None:
@@ -135,36 +156,51 @@ class FirstCome:
                     self.longest_ms = at_ms - guest.arrived_ms
                     self._settle()
                 if self._used_milli + guest.milli <= capacity_milli:
-                    guest.ends_ms = max(at_ms, guest.arrived_ms) + guest.lasts_ms
-                    self._used_milli += guest.milli
-                    heappush(self._ends, (guest.ends_ms, line[0]))
+                    self._start(line[0], guest, max(at_ms, guest.arrived_ms))
                 elif guest.milli <= capacity_milli:
+                    self._blocked_until_ms = guest.arrived_ms + self.longest_ms
                     return
                 else:
                     del guests[line[0]]  # it fits no more; the line does not wait for it
             line.popleft()
+
+    def promote(self, now_ms: int) -> list[tuple[QueuedJob, int]]:
+        """Those who are promoted from now on, with their new order keys; from here on they may become overdue."""
+        found: list[tuple[QueuedJob, int]] = []
+        for queued in self.patient.before(now_ms - self.promoted_after_ms):
+            self.promoted.add(queued.job.submitted_ms, queued)
+            if queued.entry is not None and queued.entry[0] > PROMOTED:
+                found.append((queued, PROMOTED))
+        return found
 
 
 class Waiting:
     """Jobs that may become due, the first due first; those of one instant in the order of their submission."""
 
     def __init__(self) -> None:
-        self.heap: list[tuple[int, int, int, QueuedJob]] = []
+        self.first_ms = _NEVER_MS
+        """After which the first of them is due."""
+        self._heap: list[tuple[int, int, int, QueuedJob]] = []
         self._counted = 0
 
     def add(self, at_ms: int, queued: QueuedJob) -> None:
         """The job is due after `at_ms`."""
+        heap = self._heap
+        while heap and not heap[0][3].ready:
+            heappop(heap)
         self._counted += 1
-        heappush(self.heap, (at_ms, queued.sequence, self._counted, queued))
+        heappush(heap, (at_ms, queued.sequence, self._counted, queued))
+        self.first_ms = heap[0][0]
 
     def before(self, now_ms: int) -> list[QueuedJob]:
         """Take out who is due and still waits."""
-        heap = self.heap
+        heap = self._heap
         found = []
-        while heap and (heap[0][0] < now_ms or not heap[0][3].ready):
+        while heap and heap[0][0] < now_ms:
             queued = heappop(heap)[3]
             if queued.ready:
                 found.append(queued)
+        self.first_ms = heap[0][0] if heap else _NEVER_MS
         return found
 
 
@@ -214,14 +250,11 @@ class Congestion:
         due: list[tuple[QueuedJob, int]] = []
         for model, first_come in self.pools.items():
             first_come.advance(now_ms, pools[model].capacity_milli, running)
-            if first_come.patient.heap:
-                for queued in first_come.patient.before(now_ms - first_come.promoted_after_ms):
-                    first_come.promoted.add(queued.job.submitted_ms, queued)
-                    if queued.entry is not None and queued.entry[0] > PROMOTED:
-                        due.append((queued, PROMOTED))
-            if first_come.promoted.heap:
+            if first_come.patient.first_ms + first_come.promoted_after_ms < now_ms:
+                due += first_come.promote(now_ms)
+            if first_come.promoted.first_ms + first_come.overdue_after_ms < now_ms:
                 overdue = first_come.promoted.before(now_ms - first_come.overdue_after_ms)
                 due += [(queued, OVERDUE) for queued in overdue]
-        if self._bounded.heap:
+        if self._bounded.first_ms < now_ms:
             due += [(queued, OVERDUE) for queued in self._bounded.before(now_ms)]
         return due

@@ -31,7 +31,7 @@ CONTESTS_MAX: Final = 8
 def plan_cycle(state: SchedulerState, now_ms: int) -> Plan:
     """What to start and whom to evict now. The state is left as it was, except that time has passed in it."""
     state.wake(now_ms)
-    if not state.pending.classes:
+    if not state.pending.classes and not state.arrived:
         return _nothing_waits(state, now_ms)
     cycle = Cycle(state, now_ms)
     plan = cycle.run()
@@ -42,14 +42,13 @@ def plan_cycle(state: SchedulerState, now_ms: int) -> Plan:
 def run_cycle(state: SchedulerState, now_ms: int) -> Plan:
     """The same plan, with its starts applied to the state."""
     state.wake(now_ms)
-    if not state.pending.classes:
+    if not state.pending.classes and not state.arrived:
         return _nothing_waits(state, now_ms)
     return Cycle(state, now_ms).run()
 
 
 def _nothing_waits(state: SchedulerState, now_ms: int) -> Plan:
     """There is nothing to decide."""
-    state.arrived.clear()
     return Plan(now_ms, (), (), state.next_alarm_ms())
 
 
@@ -82,15 +81,16 @@ class Cycle:
         6. Preempt: for entitled claims that are still waiting.
         """
         state = self.state
-        if state.promises.nominations.by_job:
-            promised = dict(state.promises.by_pool)
-            if self._may_evict:
-                renew_lapsed(state, self.now_ms)
-            self._start_nominees(planned=False)
-            self._make_up(promised)
-        if state.promises.by_pool:
-            self._start_promised()
         if not self._start_alone():
+            state.enlist_arrived()
+            if state.promises.nominations.by_job:
+                promised = dict(state.promises.by_pool)
+                if self._may_evict:
+                    renew_lapsed(state, self.now_ms)
+                self._start_nominees(planned=False)
+                self._make_up(promised)
+            if state.promises.by_pool:
+                self._start_promised()
             self._hold_contests()
         evictions: tuple[Eviction, ...] = ()
         next_wake_ms = state.next_alarm_ms()
@@ -114,18 +114,19 @@ class Cycle:
     def _start_alone(self) -> bool:
         """Start the only job that waits if nothing is promised and it fits: then there is no turn to ask for."""
         state = self.state
-        if len(state.queued) != 1 or state.promises.by_pool:
+        promises = state.promises
+        if len(state.queued) != 1 or promises.by_pool or promises.nominations.by_job:
             return False
         queued = next(iter(state.queued.values()))
-        shape, home = queued.shape, queued.home
+        shape = queued.shape
         shape.resolve(state.capacity)
-        if home is None or not shape.may_fit():
+        if not queued.ready or not shape.may_fit():
             return False
         placed = place(state, queued, allowed_pools(state, queued), self.now_ms)[0]
         if placed is None:
             return False
         state.arrived.clear()
-        self._start(queued, home, *placed)
+        self._start(queued, *placed)
         return True
 
     def _hold_contests(self) -> None:
@@ -170,8 +171,7 @@ class Cycle:
         for queued in reversed(self._begun):
             state.stop(queued.job.id, self.now_ms)
             state.queued[queued.job.id] = queued
-            state.pending.class_of(queued).restore(queued)
-            state.pending.line_up(queued)
+            state.pending.enlist(queued)
             queued.ready = True
         kept = state.promises.nominations.by_job
         begun = {queued.job.id for queued in self._begun}
@@ -183,7 +183,7 @@ class Cycle:
         state = self.state
         for model, promise in list(state.promises.by_pool.items()):
             queued = state.queued.get(promise.job_id)
-            if queued is None or queued.home is None or queued.entry is None:
+            if queued is None or not queued.ready or queued.entry is None:
                 continue
             if not promise.hard and not turn_has_come(queued.entry[0], self.now_ms):
                 continue  # its turn has not come: it goes in its order
@@ -191,7 +191,7 @@ class Cycle:
             if pool in allowed_pools(self.state, queued):
                 placed = place(self.state, queued, (pool,), self.now_ms)[0]
                 if placed is not None:
-                    self._start(queued, queued.home, *placed)
+                    self._start(queued, *placed)
 
     def _start_nominees(self, *, planned: bool) -> None:
         """Start every claimant whose room is there; void a nomination that nobody is leaving for any more."""
@@ -199,12 +199,11 @@ class Cycle:
         nominations = state.promises.nominations
         for known in list(nominations.by_job.values()):
             queued, pool = state.queued[known.job_id], state.capacity.pools[known.pool]
-            home = queued.home
             pools = allowed_pools(self.state, queued)
-            if home is not None and pool in pools:
+            if queued.ready and pool in pools:
                 placed = place_nominee(state, queued, pool, pools, self.now_ms)
                 if placed is not None:
-                    self._start(queued, home, *placed)
+                    self._start(queued, *placed)
                     continue
             if not nominations.awaits_any(known.pool, state.running):
                 if planned or not self._may_evict:
@@ -329,7 +328,7 @@ class Cycle:
                 self._redeemed = True
             placed, hindered = place(self.state, queued, pools, self.now_ms)
             if placed is not None:
-                self._start(queued, job_class, *placed)
+                self._start(queued, *placed)
                 for holder, pool in aside:
                     self._promise(holder, (pool,))
                 contest.advance(leaf)
@@ -450,7 +449,7 @@ class Cycle:
             return True
         return (-holder.job.priority, holder.entry[:3]) < (-queued.job.priority, entry[:3])
 
-    def _start(self, queued: QueuedJob, job_class: JobClass, pool: Pool, found: Found) -> None:
+    def _start(self, queued: QueuedJob, pool: Pool, found: Found) -> None:
         state, job = self.state, queued.job
         whole = queued.shape.whole
         for node, pieces in found:
@@ -462,10 +461,7 @@ class Cycle:
             node.cpu_free_milli -= job.cpu_milli
             node.memory_free_mib -= job.memory_mib
         placements = as_placements(found)
-        job_class.drop(queued)
-        if not job_class.size:
-            state.pending.forget_empty(job_class)
-        queued.ready = False
+        state.unready(queued)
         del state.queued[job.id]
         promises = state.promises
         redeemed: list[str] = []

@@ -1,7 +1,8 @@
 """Jobs that wait, in classes of equal queue, shape, priority and preemptibility, each class a heap.
 
-Classes are maintained by events; a cycle only looks at their heads. Invariant: every queued job that is ready
-has exactly one live heap entry (stale ones, of withdrawn or promoted jobs, are dropped when they surface).
+A job is enlisted by the first cycle that does not start it at once; from then on a cycle only looks at the heads of
+the classes. Invariant: every ready job that is enlisted has exactly one live heap entry (stale ones, of withdrawn or
+promoted jobs, are dropped when they surface).
 """
 
 from collections import deque
@@ -55,7 +56,12 @@ class QueuedJob:
         self.predicted_ms = job.time_limit_ms
         self.ready = False
         self.home: JobClass | None = None
+        """The class it is enlisted in."""
         self.entry: Entry | None = None
+
+    def give_place(self, key: int) -> None:
+        """Let it go before all with a later key, in the order of submission among those with the same."""
+        self.entry = (key, self.job.submitted_ms, self.sequence, self)
 
 
 class ClassKey(NamedTuple):
@@ -134,31 +140,13 @@ class JobClass:
         """The same for all classes of the shape."""
         self.size = 0
 
-    def push(self, queued: QueuedJob, key: int) -> None:
-        """Give the job its (new) place; an older entry of it becomes stale."""
-        entry = (key, queued.job.submitted_ms, queued.sequence, queued)
-        if queued.home is None:
-            self.size += 1
+    def push(self, queued: QueuedJob, entry: Entry) -> None:
+        """The job waits here, at the place that its entry says."""
+        self.size += 1
         queued.home = self
-        queued.entry = entry
         heappush(self.heap, entry)
         self.by_limit.add(queued)
         self._of_shape.add(queued)
-
-    def promote(self, queued: QueuedJob, key: int) -> None:
-        """Put the job before all with a later key, in the order of submission among those with the same."""
-        queued.entry = (key, queued.job.submitted_ms, queued.sequence, queued)
-        heappush(self.heap, queued.entry)
-
-    def restore(self, queued: QueuedJob) -> None:
-        """Take back a removal, at the place it had."""
-        entry = queued.entry
-        if entry is not None:
-            self.size += 1
-            queued.home = self
-            heappush(self.heap, entry)
-            self.by_limit.add(queued)
-            self._of_shape.add(queued)
 
     def drop(self, queued: QueuedJob) -> None:
         """The job no longer waits here; its entry goes when it surfaces."""
@@ -219,13 +207,25 @@ class Pending:
         """Per shape all its jobs by time limit."""
         self._turn: deque[ClassKey] = deque()
 
-    def line_up(self, queued: QueuedJob) -> None:
-        """The job has a (new) place in its class; give it the same among all of its shape."""
+    def enlist(self, queued: QueuedJob) -> None:
+        """Let a ready job wait in its class, at the place it was given."""
         if queued.entry is not None:
-            line = self.by_order.get(queued.shape)
-            if line is None:
-                line = self.by_order[queued.shape] = []
-            heappush(line, queued.entry)
+            self.class_of(queued).push(queued, queued.entry)
+            self._line_up(queued.shape, queued.entry)
+
+    def promote(self, queued: QueuedJob, key: int) -> None:
+        """Give a ready job a new place; if it is enlisted, its older entry becomes stale."""
+        queued.give_place(key)
+        if queued.home is not None and queued.entry is not None:
+            heappush(queued.home.heap, queued.entry)
+            self._line_up(queued.shape, queued.entry)
+
+    def _line_up(self, shape: Shape, entry: Entry) -> None:
+        """Give the job the same place among all of its shape."""
+        line = self.by_order.get(shape)
+        if line is None:
+            line = self.by_order[shape] = []
+        heappush(line, entry)
 
     def first_of(self, shape: Shape, allowed: Callable[[QueuedJob], bool]) -> Entry | None:
         """The first job of a shape that may start; None when none of the first few may."""
@@ -283,6 +283,7 @@ class Pending:
             if not siblings:
                 del self.by_shape[emptied.shape]
                 del self.by_limit[emptied.shape]
+                self.by_order.pop(emptied.shape, None)
             beside = self.by_leaf[emptied.leaf]
             beside[emptied.shape].remove(emptied)
             if not beside[emptied.shape]:

@@ -60,12 +60,14 @@ def find_among_lasting(shape: Shape, pool: Pool, barred: int, now_ms: int, leave
     is shared by all who can still join the job there: a few long jobs each put beside short ones would keep many
     nodes from gangs, where together they keep one. Among equals the fullest node is taken.
     """
-    devices = shape.devices_per_node
+    devices = shape.devices_per_node  # at least one: what needs none prolongs nothing
     best: NodeState | None = None
     best_cost, states, roomy = 0, pool.states, not shape.cpu_milli and not shape.memory_mib
     open_to_it = ~barred
-    for free in range(max(1, devices), len(pool.buckets)):
-        nodes = pool.buckets[free] & open_to_it
+    for free, bucket in enumerate(pool.buckets[devices:], devices):
+        nodes = bucket & open_to_it
+        if not nodes:
+            continue
         sharing = free // devices
         while nodes:
             bit = nodes & -nodes
@@ -75,7 +77,7 @@ def find_among_lasting(shape: Shape, pool: Pool, barred: int, now_ms: int, leave
                 continue
             last_ms = state.last_leaves_ms
             if last_ms is None:
-                last_ms = state.last_leaves_ms = max(state.leaves.values(), default=0)
+                last_ms = state.last_leaves_ms = max(state.leaves.values()) if state.leaves else 0
             if last_ms >= leaves_ms:  # it stays in use as long anyway, and what comes later is at best as cheap
                 return ((state, lowest_devices(state.whole_mask, devices)[1]),)
             cost = (leaves_ms - max(now_ms, last_ms)) // sharing

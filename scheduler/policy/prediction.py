@@ -31,14 +31,14 @@ def _mantissas() -> list[int]:
 _MANTISSAS: Final = _mantissas()
 _SHIFT: Final = 40
 _TOP_BITS: Final = 10
-_LOG_OF_MANTISSA: Final = [bisect_right(_MANTISSAS, (512 + top) << (_SHIFT - 9)) - 1 for top in range(512)]
+_LOG_OF_TOP: Final = [bisect_right(_MANTISSAS, top << (_SHIFT - 9)) - 1 for top in range(1024)]
+"""By the ten highest bits of a number, the first of which is set: what its logarithm is beyond a whole octave."""
 
 
 def log2_milli(value: int) -> int:
     """The binary logarithm of a positive integer in 1/1024 octaves, to within two of them."""
     length = value.bit_length()
-    top = value >> (length - _TOP_BITS) if length > _TOP_BITS else value << (_TOP_BITS - length)
-    return (length - 1) * OCTAVE + _LOG_OF_MANTISSA[top - 512]
+    return (length - 1) * OCTAVE + _LOG_OF_TOP[value << _TOP_BITS >> length]
 
 
 def exp2_milli(octaves: int) -> int:

@@ -45,7 +45,7 @@ class QueueState:
         "floor",
         "half_life_ms",
         "inner",
-        "limited",
+        "limits",
         "lonely",
         "name",
         "parent",
@@ -96,7 +96,12 @@ class QueueState:
         self.user_limited: bool = queue.user_running_max is not None or (
             parent is not None and parent.user_limited
         )
-        self.limited = queue.running_max is not None or queue.user_running_max is not None
+        limited = queue.running_max is not None or queue.user_running_max is not None
+        self.limits: tuple[QueueState, ...] = (
+            *((self,) if limited else ()),
+            *(parent.limits if parent else ()),
+        )
+        """This queue and its ancestors, the root last, as far as they limit how many jobs run."""
 
     def stands_alone(self, lonely: bool) -> None:  # noqa: FBT001 - a fact, not a switch
         """Say whether it has no siblings: then its share is never compared, and so never worked out."""
@@ -400,17 +405,14 @@ class QueueTree:
             state.effective[pool] = effective
 
     def count(self, leaf: QueueState, user: str, change: int) -> None:
-        """Record a running job of a user more (1) or less (-1) in the leaf and all above it."""
-        for state in leaf.ancestry:
+        """Record a running job of a user more (1) or less (-1) wherever the leaf or a queue above has a limit."""
+        for state in leaf.limits:
             state.running += change
-            if state.limited:
-                state.running_by_user[user] = state.running_by_user.get(user, 0) + change
+            state.running_by_user[user] = state.running_by_user.get(user, 0) + change
 
     def full_for(self, leaf: QueueState, user: str) -> QueueState | None:
         """The lowest queue whose number of running jobs, in all or of this user, is at its limit."""
-        for state in leaf.path():
-            if not state.limited:
-                continue
+        for state in leaf.limits:
             most, most_user = state.queue.running_max, state.queue.user_running_max
             if most is not None and state.running >= most:
                 return state

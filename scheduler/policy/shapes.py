@@ -4,8 +4,24 @@ A shape remembers that it was found not to fit: as long as nothing is freed in i
 a cycle looks at shapes, never at the jobs behind them.
 """
 
+from operator import attrgetter
+from typing import Final
+
 from scheduler.policy.capacity import Capacity, Pool
 from scheduler.policy.model import WHOLE_MILLI, Job
+
+_what_decides: Final = attrgetter(
+    "models",
+    "min_pflops_milli",
+    "nodes",
+    "devices_per_node",
+    "tail_devices",
+    "slots_milli",
+    "cpu_milli",
+    "memory_mib",
+    "topology",
+)
+"""Of a job, where it fits."""
 
 
 class Shape:
@@ -102,19 +118,13 @@ class Shapes:
         self._always_scored = always_scored
         self._known: dict[tuple[object, ...], Shape] = {}
 
+    def known(self, job: Job) -> Shape | None:
+        """The one shape object of a job, if any job of its shape was seen before."""
+        return self._known.get(_what_decides(job))
+
     def of(self, job: Job) -> Shape:
         """The one shape object of a job."""
-        key = (
-            job.models,
-            job.min_pflops_milli,
-            job.nodes,
-            job.devices_per_node,
-            job.tail_devices,
-            job.slots_milli,
-            job.cpu_milli,
-            job.memory_mib,
-            job.topology,
-        )
+        key = _what_decides(job)
         shape = self._known.get(key)
         if shape is None:
             shape = self._known[key] = Shape(job, len(self._known), always_scored=self._always_scored)

@@ -19,7 +19,7 @@ from scheduler.policy.errors import DuplicateJob, MalformedJob, UnknownJob, Unkn
 from scheduler.policy.model import WHOLE_MILLI, Eviction, Job, Node, Placement, Queue, Reservation, Start
 from scheduler.policy.nominations import Nomination
 from scheduler.policy.ordering import Sizes
-from scheduler.policy.pending import SMALL, JobClass, Pending, QueuedJob
+from scheduler.policy.pending import SMALL, Pending, QueuedJob
 from scheduler.policy.prediction import Predictor
 from scheduler.policy.promises import Promises
 from scheduler.policy.queues import QueueState, QueueTree
@@ -217,13 +217,16 @@ class SchedulerState:
         if job.id in self.queued or job.id in self.running:
             raise DuplicateJob(field="id", job=job.id)
         leaf = self.queues.leaf(job.queue)
-        self._check(job)
+        shape = self.shapes.known(job)
+        if shape is None or job.time_limit_ms < 1:  # what else there is to check is the shape's
+            self._check(job)
+            shape = self.shapes.of(job)
         self._sequence += 1
         now = job.submitted_ms if now_ms is None else now_ms
-        queued = QueuedJob(job, leaf, self.shapes.of(job), self._sequence, now)
+        queued = QueuedJob(job, leaf, shape, self._sequence, now)
         self.queued[job.id] = queued
-        if queued.shape.scored:
-            self.boards.mix.see(queued.shape)
+        if shape.scored:
+            self.boards.mix.see(shape)
         if job.depends_on:
             for needed in job.depends_on:
                 if needed not in self.succeeded:
@@ -270,8 +273,7 @@ class SchedulerState:
         if job.attempt == 1:
             self.yielding.forget()
         queued.predicted_ms = self.predict_ms(job)
-        self.pending.class_of(queued).push(queued, self.order_key(queued))
-        self.pending.line_up(queued)
+        queued.give_place(self.order_key(queued))
         self.arrived.append(queued)
         if self.settings.order is _TURN:
             queued.shape.resolve(self.capacity)
@@ -309,7 +311,7 @@ class SchedulerState:
         self.held.add(job_id)
         self.promises.nominations.forget(job_id)
         self.congestion.left(queued)
-        self._unready(queued)
+        self.unready(queued)
 
     def job_released(self, job_id: str, now_ms: int) -> None:
         """Take back a hold. Raises UnknownJob."""
@@ -323,15 +325,17 @@ class SchedulerState:
             raise UnknownJob(field="job_id", job=job_id, expected="queued")
         return queued
 
-    def _unready(self, queued: QueuedJob) -> None:
+    def unready(self, queued: QueuedJob) -> None:
+        """The job is no longer one that may start."""
         home = queued.home
         if home is not None:
             home.drop(queued)
-            self.pending.forget_empty(home)
+            if not home.size:
+                self.pending.forget_empty(home)
         queued.ready = False
 
     def _take_out(self, queued: QueuedJob) -> None:
-        self._unready(queued)
+        self.unready(queued)
         del self.queued[queued.job.id]
         self.held.discard(queued.job.id)
         self.promises.forget(queued.job.id)
@@ -454,16 +458,16 @@ class SchedulerState:
             elif job_id in self.queued:
                 self._make_ready(self.queued[job_id], now_ms)
         for queued, key in self.congestion.due(now_ms, self.capacity.pools, self.running):
-            home = queued.home
-            if home is not None:
-                home.promote(queued, key)
-                self.pending.line_up(queued)
+            if queued.ready:
+                self.pending.promote(queued, key)
                 self.arrived.append(queued)
+
+    def enlist_arrived(self) -> None:
+        """Let what became ready since the last cycle wait among the others."""
+        for queued in self.arrived:
+            if queued.ready and queued.home is None:
+                self.pending.enlist(queued)
 
     def next_alarm_ms(self) -> int | None:
         """When `wake` next has something to do."""
         return self._alarms[0][0] if self._alarms else None
-
-    def classes(self) -> Iterable[JobClass]:
-        """All classes somebody waits in."""
-        return self.pending.classes.values()

@@ -10,6 +10,7 @@ from pathlib import Path
 from scheduler.node.client import SupervisorClient
 from scheduler.node.errors import SupervisorUnreachable
 from scheduler.node.protocol import Change, Report, SyncRequest
+from scheduler.ray.sealing import unsealed
 
 SOCKET_VARIABLE = "HUB_NODE_SOCKET"
 """Set by `hub node` in its raylet's environment, which the raylet's workers inherit."""
@@ -24,8 +25,15 @@ class NodeAgent:
         self._socket = Path(os.environ[SOCKET_VARIABLE])  # noqa: TID251 - all a raylet can hand to its workers
         self._clients = threading.local()
 
-    def sync(self, request: SyncRequest) -> Report:
-        """One `sync` of the node's supervisor; once more on a new connection if it has been started anew."""
+    def sync(self, request: SyncRequest, key: bytes = b"", secrets: bytes = b"") -> Report:
+        """One `sync` of the node's supervisor; once more on a new connection if it has been started anew.
+
+        Args:
+            request: without secrets, because Ray may keep it in its object store.
+            key: opens the secrets; empty if there are none.
+            secrets: sealed (`sealing.py`).
+        """
+        request = unsealed(request, key, secrets)
         try:
             return self._supervisor().sync(request)
         except SupervisorUnreachable:

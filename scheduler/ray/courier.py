@@ -24,6 +24,7 @@ from kernel.logs import configure_logs
 from scheduler.node.protocol import Report, SyncRequest
 from scheduler.ray.agent import NodeAgent
 from scheduler.ray.messages import Answer, Ask, Changed, Members, Word
+from scheduler.ray.sealing import sealed
 from scheduler.ray.start import keep_loopback
 
 RESOURCE: Final = "hub_node:"
@@ -93,7 +94,7 @@ class Courier:
             (requests.keys() & self._late, _LATE_S),
         ):
             try:
-                asked = {agents[name].sync.remote(requests[name]): name for name in names & agents.keys()}
+                asked = {agents[name].sync.remote(*sealed(requests[name])): name for name in names & agents.keys()}
                 done, _ = ray.wait(list(asked), num_returns=len(asked), timeout=seconds) if asked else ([], [])
             except Exception as error:  # noqa: BLE001 - Ray raises many kinds while its head is away
                 _log.warning("ray_away", error=str(error))

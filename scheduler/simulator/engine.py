@@ -9,7 +9,7 @@ from heapq import heappop, heappush
 from typing import NamedTuple
 
 from scheduler.policy.cycle import run_cycle
-from scheduler.policy.model import Job, Placement, Queue, Start
+from scheduler.policy.model import Job, Placement, Queue
 from scheduler.policy.reasons import explain, impossible
 from scheduler.policy.settings import PolicySettings
 from scheduler.policy.state import SchedulerState
@@ -86,7 +86,11 @@ class Simulation:
             if events and events[0][0] <= now:
                 now = events[0][0]
                 while events and events[0][0] <= now:
-                    self._happen(heappop(events), now)
+                    _, kind, name, attempt = heappop(events)
+                    if kind == _END:
+                        self._end(name, attempt, now)
+                    else:
+                        self._happen(kind, name, attempt, now)
             while at < count and times[at] <= now:
                 self._arrive(jobs[at])
                 at += 1
@@ -113,8 +117,10 @@ class Simulation:
 
     def _plan(self, now: int) -> None:
         plan = run_cycle(self.state, now)
-        for start in plan.starts:
-            self._begin(start, now)
+        for job_id, _ in plan.starts:
+            job = self.state.running[job_id].job
+            lasts = min(self._durations[job_id], job.time_limit_ms)
+            heappush(self._events, (now + lasts, _END, job_id, job.attempt))
         for eviction in plan.evictions:
             self.state.eviction_ordered(eviction)
             job = self.state.running[eviction.job_id].job
@@ -125,27 +131,21 @@ class Simulation:
             self._woken = wake
             heappush(self._events, (wake, _WAKE, "", 0))
 
-    def _begin(self, start: Start, now: int) -> None:
-        job = self.state.running[start.job_id].job
-        lasts = min(self._durations[job.id], job.time_limit_ms)
-        heappush(self._events, (now + lasts, _END, job.id, job.attempt))
-
-    def _happen(self, event: tuple[int, int, str, int], now: int) -> None:
-        _, kind, name, attempt = event
-        if kind <= _STOPPED:
-            self._end(name, attempt, now, stopped=kind == _STOPPED)
+    def _happen(self, kind: int, name: str, attempt: int, now: int) -> None:
+        """Anything but a job's own end."""
+        if kind == _STOPPED:
+            running = self.state.running.get(name)
+            if running is not None and running.job.attempt == attempt:
+                self._stop(name, now, PREEMPTED)
         elif kind == _LOST:
             for job_id in self.state.node_left(name):
                 self._stop(job_id, now, NODE_LOST)
         elif kind == _BACK:
             self.state.node_joined(self._nodes[name])
 
-    def _end(self, job_id: str, attempt: int, now: int, *, stopped: bool) -> None:
+    def _end(self, job_id: str, attempt: int, now: int) -> None:
         running = self.state.running.get(job_id)
         if running is None or running.job.attempt != attempt:
-            return
-        if stopped:
-            self._stop(job_id, now, PREEMPTED)
             return
         timed_out = self._durations[job_id] > running.job.time_limit_ms
         reason = TIMED_OUT if timed_out else FINISHED

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from compute_hub.uploads import Incoming, TooManyUploads
+from compute_hub.uploads import Incoming, TooManyUploads, UploadNotFound, find_upload
 from kernel.clock import utc_now
 
 PIECE = 100_000
@@ -44,6 +44,17 @@ def test_what_is_new_or_needed_stays_and_then_there_is_no_room(tmp_path: Path) -
         kept(tmp_path, b"4", digests, later_h=2)
     assert stored(tmp_path) == digests
     assert kept(tmp_path, b"1", set(), tenant="another") in digests
+
+
+def test_what_a_job_has_just_named_stays_though_the_job_is_not_seen_yet(tmp_path: Path) -> None:
+    digests = [kept(tmp_path, begin, set()) for begin in (b"1", b"2", b"3")]
+    for age, digest in enumerate(digests):
+        os.utime(tmp_path / "t" / f"{digest}.tar.gz", (age + 1, age + 1))
+    find_upload(tmp_path, "t", digests[0])
+    fourth = kept(tmp_path, b"4", set())
+    assert stored(tmp_path) == {digests[0], digests[2], fourth}
+    with pytest.raises(UploadNotFound):
+        find_upload(tmp_path, "t", digests[1])
 
 
 def test_uploads_that_never_end_take_no_more_than_their_tenant_may_have(tmp_path: Path) -> None:

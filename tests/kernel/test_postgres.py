@@ -4,7 +4,7 @@ import psycopg
 import pytest
 from sqlalchemy import text
 
-from kernel.database import glance, open_engine, transaction
+from kernel.database import glance, open_engine, picture, transaction
 from kernel.postgres import PostgresDidNotStart, PrivatePostgres
 
 
@@ -45,7 +45,7 @@ def test_a_failed_block_leaves_nothing_behind(postgres: PrivatePostgres) -> None
     postgres.drop_database("scratch")
 
 
-def test_connections_the_server_has_closed_are_not_used_again_and_a_glance_leaves_none_changed(
+def test_connections_the_server_has_closed_are_not_used_again_and_neither_glance_nor_picture_leaves_one_changed(
     postgres: PrivatePostgres,
 ) -> None:
     postgres.create_database("glances")
@@ -57,7 +57,11 @@ def test_connections_the_server_has_closed_are_not_used_again_and_a_glance_leave
             root.execute("SELECT pg_terminate_backend(%s, 5000)", [pid])
     with glance(engine) as session:
         assert session.scalar(text("SELECT 42")) == 42
+    with picture(engine) as session:
+        assert session.scalar(text("SHOW transaction_isolation")) == "repeatable read"
+        assert session.scalar(text("SHOW transaction_read_only")) == "on"
     with transaction(engine) as session:
         first = session.scalar(text("SELECT pg_current_xact_id()"))
         assert session.scalar(text("SELECT pg_current_xact_id()")) == first
+        assert session.scalar(text("SHOW transaction_isolation")) == "read committed"
     engine.dispose()

@@ -4,6 +4,7 @@ import asyncio
 import os
 import threading
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -14,6 +15,7 @@ from compute_hub.identity.keys import find_key, revoke_key
 from compute_hub.job_files import open_download
 from compute_hub.job_following import Followers, TooManyFollowers
 from compute_hub.sdk import HubClient, Refused
+from compute_hub.workers.keeper import keep_once
 from kernel.clock import utc_now
 from kernel.database import transaction
 from scheduler.tables import JobRow
@@ -267,3 +269,57 @@ def test_links_pipes_and_ways_out_of_the_working_directory_give_nothing_away(hou
     for name in ("folder-link", "up", "deep/loop", "link", "nothing"):
         firm.refused(404, "artifact_not_readable", "GET", listing, params={"folder": name})
     firm.refused(422, "malformed_artifact_path", "GET", listing, params={"folder": "../.."})
+
+
+def test_a_folder_is_listed_to_its_end_however_many_entries_it_has(house: House) -> None:
+    firm = house.enterprise("1000.00")
+    job_id = firm.post("/v1/jobs", job())["id"]
+    _change(house, job_id, state="running", attempt=1)
+    many = _folder(house, firm, job_id) / "rank-0" / "many"
+    many.mkdir()
+    names = [f"{number:05}" for number in range(10_500)]
+    for name in names:
+        (many / name).touch()
+    (many / os.fsdecode(b"\xff")).touch()
+    with HubClient(house.server.url, firm.key) as hub:
+        found = [item["path"] for item in hub.pages(f"/v1/jobs/{job_id}/artifacts", folder="many")]
+        behind = hub.get(f"/v1/jobs/{job_id}/artifacts", folder="many", after="n", limit=1)
+    assert found == [*(f"many/{name}" for name in names), "many/\N{REPLACEMENT CHARACTER}"]
+    assert (behind["items"], behind["next"]) == ([], None)
+
+
+def test_what_is_no_longer_kept_says_so(house: House) -> None:
+    firm = house.enterprise("1000.00")
+    job_id = firm.post("/v1/jobs", job())["id"]
+    folder, now = _folder(house, firm, job_id), utc_now()
+    _say(folder, b"done\n")
+    _change(house, job_id, state="succeeded", attempt=1, ended_at=now, files_removed_at=now)
+    with HubClient(house.server.url, firm.key) as hub:
+        assert hub.log(job_id) == b"done\n"
+        for query in ("", "?checkpoints=true"):
+            with pytest.raises(Refused, match=r"The files of job .* are no longer kept"):
+                hub.get(f"/v1/jobs/{job_id}/artifacts{query}")
+        _change(house, job_id, logs_removed_at=now)
+        with pytest.raises(Refused, match=r"The logs of job .* are no longer kept") as refused:
+            hub.log(job_id)
+        with pytest.raises(Refused, match=r"The logs of job .* are no longer kept"):
+            list(hub.follow(job_id))
+    assert refused.value.problem_code == "no_longer_kept"
+
+
+def test_the_keeper_removes_what_is_over_its_time_as_the_operator_set_it(house: House) -> None:
+    firm = house.enterprise("1000.00")
+    old, new = (firm.post("/v1/jobs", job())["id"] for _ in range(2))
+    for job_id, days in ((old, 15), (new, 13)):
+        folder = _folder(house, firm, job_id)
+        _say(folder, b"done\n")
+        (folder / "rank-0" / "result").touch()
+        _change(house, job_id, state="succeeded", attempt=1, ended_at=utc_now() - timedelta(days=days))
+    while keep_once(house.engine, house.settings, threading.Event()):
+        pass
+    with HubClient(house.server.url, firm.key) as hub:
+        assert [hub.get(f"/v1/jobs/{one}")["files_removed_at"] is None for one in (old, new)] == [False, True]
+        assert hub.log(old) == b"done\n"
+        assert hub.get(f"/v1/jobs/{new}/artifacts")["items"][0]["path"] == "result"
+        with pytest.raises(Refused, match="no longer kept"):
+            hub.get(f"/v1/jobs/{old}/artifacts")

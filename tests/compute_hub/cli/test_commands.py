@@ -6,12 +6,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import pytest
 from structlog.testing import capture_logs
 
 from compute_hub.cli.main import app, main
+from compute_hub.cli.waiting import exit_status
 from kernel.clock import utc_now
 from kernel.database import transaction
 from scheduler.tables import JobRow
@@ -376,3 +378,45 @@ def test_nodes_are_drained_reserved_and_opened_again_by_commands(terminal: Termi
     firm.post("/v1/jobs", job())
     assert MODEL in terminal.types(operator, "cluster", "demand")[0]
     assert "serve --model" in terminal.types(operator, "cluster", "environments")[0]
+
+
+@pytest.mark.parametrize(
+    ("outcome", "status"),
+    [
+        ({"state": "succeeded", "exit_code": 0}, 0),
+        ({"state": "failed", "exit_code": 3}, 3),
+        ({"state": "failed", "exit_code": 137}, 137),
+        ({"state": "failed", "exit_code": -9}, 137),
+        ({"state": "failed", "exit_code": 1000}, 255),
+        ({"state": "failed", "exit_code": None}, 1),
+        ({"state": "failed", "exit_code": 0}, 1),
+        ({"state": "cancelled", "exit_code": 143}, 1),
+        ({"state": "running", "exit_code": None}, 124),
+    ],
+)
+def test_a_script_is_told_how_the_job_it_waited_for_ended(outcome: dict[str, Any], status: int) -> None:
+    good = {"state": "succeeded", "exit_code": 0}
+    assert exit_status([outcome]) == exit_status([good, outcome, good]) == status
+    assert exit_status([outcome, {"state": "failed", "exit_code": 77}]) == (status or 77)
+
+
+def test_jobs_are_waited_for_and_followed_with_their_status(terminal: Terminal) -> None:
+    firm = terminal.house.enterprise("1000.00")
+    jobs = [firm.post("/v1/jobs", job())["id"] for _ in range(2)]
+
+    def end(job_id: str, state: str, exit_code: int) -> None:
+        with transaction(terminal.house.engine) as session:
+            row = session.get_one(JobRow, UUID(job_id))
+            row.state, row.exit_code, row.ended_at = state, exit_code, utc_now()
+
+    assert json.loads(terminal.types(firm, "job", "wait", *jobs, "--timeout", "0", "--json", status=124)[0])
+    end(jobs[0], "succeeded", 0)
+    end(jobs[1], "failed", 3)
+    out, _ = terminal.types(firm, "job", "wait", *jobs, "--json", status=3)
+    assert [one["state"] for one in json.loads(out)] == ["succeeded", "failed"]
+    terminal.types(firm, "job", "wait", jobs[0])
+    terminal.types(firm, "job", "logs", "-f", jobs[1])
+    terminal.types(firm, "job", "logs", "-f", "--exit-code", jobs[1], status=3)
+    terminal.types(firm, "job", "logs", "-f", "--exit-code", jobs[0])
+    _, said = terminal.types(firm, "job", "logs", "--exit-code", jobs[0], status=1)
+    assert "hub job wait" in said

@@ -22,8 +22,10 @@ from tests.scheduler.controller.cluster import Free
 BEGAN_MS = 1000
 
 
-def simulated(name: str, host: str = "host", instance: str = "first") -> SimulatedNode:
-    machine = SimulatedMachine(name, host, "sim-a", "simulated", 4, 16_000, 16_384)
+def simulated(
+    name: str, host: str = "host", instance: str = "first", model: str = "sim-a", devices: int = 4
+) -> SimulatedNode:
+    machine = SimulatedMachine(name, host, model, "simulated", devices, 16_000, 16_384)
     return SimulatedNode(machine, "boot", instance, BEGAN_MS, 60_000)
 
 
@@ -100,3 +102,8 @@ class Centre:
         with Session(self.engine) as session:
             runs = session.query(RunRow).where(RunRow.job_id == job_id).order_by(RunRow.attempt, RunRow.rank)
             return [run.end_reason for run in runs]
+
+    def node_of(self, job_id: UUID, rank: int) -> str:
+        with Session(self.engine) as session:
+            query = session.query(RunRow).where(RunRow.job_id == job_id, RunRow.rank == rank)
+            return str(query.order_by(RunRow.attempt.desc()).first().node)  # type: ignore[union-attr] # it has run

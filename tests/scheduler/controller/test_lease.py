@@ -82,6 +82,24 @@ def test_a_step_may_take_longer_than_the_lease_and_leadership_stays(cluster: Clu
     assert standby.lead()  # the leader was stopped in order
 
 
+@pytest.mark.parametrize("hours", [-1, 1])
+def test_no_step_of_a_wall_clock_moves_the_lease(cluster: Cluster, hours: int) -> None:
+    step = f"UPDATE scheduler_leader SET expires_at = now() + interval '{hours} hour'"
+    cluster.controller.resign()
+    leader = cluster.new_controller("leader", leader_lease_ms=500)
+    standby = cluster.new_controller("standby")
+    with running(leader, Step(cluster)):
+        await_that(lambda: cluster.sql("SELECT holder FROM scheduler_leader") == [("leader",)])
+        for _ in range(10):
+            cluster.sql(step)
+            assert not standby.lead()
+    gone = cluster.new_controller("gone", leader_lease_ms=500)
+    assert gone.lead()
+    cluster.sql(step)
+    assert not standby.lead()
+    await_that(standby.lead)
+
+
 def test_a_leader_that_is_stuck_loses_its_lease_and_writes_nothing_when_it_goes_on(cluster: Cluster) -> None:
     cluster.node()
     cluster.controller.resign()

@@ -21,7 +21,8 @@ NUMBERS = {
     "swapon": (167, 224), "fsopen": (430, 430), "open_tree": (428, 428), "mount_setattr": (442, 442),
     "pidfd_open": (434, 434), "pidfd_getfd": (438, 438), "syslog": (103, 116), "quotactl": (179, 60),
     "capset": (126, 91), "shmget": (29, 194), "iopl": (172, 9999), "ioperm": (173, 9999),
-    "kcmp": (312, 272), "fanotify_init": (300, 262),
+    "kcmp": (312, 272), "fanotify_init": (300, 262), "io_setup": (206, 0), "setrlimit": (160, 164),
+    "prlimit64": (302, 261),
 }
 def call(name, *arguments):
     """The system call's result, or minus its errno."""
@@ -183,13 +184,21 @@ if int(reads("/proc/self/oom_score_adj")) < 0: escaped(reads("/proc/self/oom_sco
 for kind in (resource.RLIMIT_NOFILE, resource.RLIMIT_CORE, resource.RLIMIT_NPROC, resource.RLIMIT_FSIZE):
     soft, hard = resource.getrlimit(kind)
     if hard == resource.RLIM_INFINITY: escaped(kind)
-    try: resource.setrlimit(kind, (hard + 1, hard + 1)); escaped(kind)
+    try: resource.setrlimit(kind, (hard + 1, hard + 1))
     except (ValueError, OSError): pass
+    if resource.getrlimit(kind)[1] > hard: escaped(kind)
 """,
     "leave a core dump": """
 if os.fork() == 0: os.abort()
 _, status = os.wait()
 if os.WCOREDUMP(status) or glob.glob("/job/core*"): escaped("dumped")
+""",
+    "hand a crash to a program of the host": """
+both = (ctypes.c_long * 2)(0, 0)
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+call("setrlimit", resource.RLIMIT_CORE, both)
+call("prlimit64", 0, resource.RLIMIT_CORE, both, None)
+if resource.getrlimit(resource.RLIMIT_CORE) != (1, 1): escaped(resource.getrlimit(resource.RLIMIT_CORE))
 """,
     "get a better priority": """
 for attempt in (lambda: os.setpriority(os.PRIO_PROCESS, 0, -10),
@@ -309,6 +318,9 @@ if call("perf_event_open", event, 0, -1, -1, 0) >= 0: escaped("opened")
 if call("userfaultfd", 1) >= 0 or os.path.exists("/dev/userfaultfd"): escaped("opened")
 """,
     "use io_uring": "if call('io_uring_setup', 8, ctypes.create_string_buffer(120)) >= 0: escaped('set up')",
+    "take all asynchronous input and output of the machine": """
+if call("io_setup", 128, ctypes.byref(ctypes.c_ulong())) >= 0: escaped("set up")
+""",
     "use keyrings": """
 if call("add_key", b"user", b"escape", b"x", 1, -4) >= 0: escaped("added")
 if call("keyctl", 0, -4, 1) >= 0: escaped("keyctl")

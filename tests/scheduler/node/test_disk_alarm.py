@@ -17,9 +17,16 @@ COUNT, NOTHING, STOP = Order.COUNT, Order.NOTHING, Order.STOP_LARGEST
         ),  # a hundred less since everybody was counted
         ([900, 700, 650, 600, 599], [NOTHING, COUNT, NOTHING, COUNT, NOTHING]),
         ([900, 700, 950, 870, 850], [NOTHING, COUNT, NOTHING, NOTHING, COUNT]),  # what was given back counts
-        ([900, 90, 80], [NOTHING, COUNT, STOP]),  # below the reserve: count first, then the largest goes
-        ([90, 80, 500, 90, 80], [COUNT, STOP, NOTHING, COUNT, STOP]),
-        ([90, 80, *[70] * 9, 60], [COUNT, STOP, *[COUNT] * 9, STOP]),  # one a second
+        (
+            [900, 90, 80, 80],
+            [NOTHING, COUNT, COUNT, STOP],
+        ),  # below the reserve: count first, then the largest goes
+        ([90, 80, 80, 500, 90, 80, 80], [COUNT, COUNT, STOP, NOTHING, COUNT, COUNT, STOP]),
+        (
+            [90, 80, 80, *[80] * 30, 79],
+            [COUNT, COUNT, STOP, *[COUNT] * 30, STOP],
+        ),  # nobody, while nobody writes
+        ([90, 80, 80, *[70] * 9, 60], [COUNT, COUNT, STOP, *[COUNT] * 9, STOP]),  # one a second
     ],
 )
 def test_who_writes_fast_is_counted_at_once_and_the_largest_goes_when_the_reserve_is_touched(
@@ -27,3 +34,11 @@ def test_who_writes_fast_is_counted_at_once_and_the_largest_goes_when_the_reserv
 ) -> None:
     alarm = DiskAlarm(reserve_bytes=100, step_bytes=100)
     assert [alarm.look(number * LOOK_MS, left) for number, left in enumerate(free)] == orders
+
+
+def test_after_another_nodes_run_on_the_same_disk_was_stopped_it_is_waited_as_after_an_own_one() -> None:
+    alarm = DiskAlarm(reserve_bytes=100, step_bytes=100)
+    assert alarm.look(0, 90) is COUNT
+    alarm.spare(LOOK_MS)
+    orders = [alarm.look(number * LOOK_MS, 80 if number == 2 else 79) for number in range(2, 12)]
+    assert orders == [*[COUNT] * 9, STOP]

@@ -55,6 +55,31 @@ while True:
         assert "128 MiB" in status.reason
 
 
+def test_what_waits_in_sockets_is_bounded_like_other_memory(node: Node) -> None:
+    program = """
+import resource, socket
+most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+sender, held, data, got = socket.socket(socket.AF_INET, socket.SOCK_DGRAM), [], bytes(32768), 0
+sender.setblocking(False)
+for _ in range(1500):
+    one = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    one.bind(("127.0.0.1", 0))
+    one.setblocking(False)
+    held.append(one)
+    for _ in range(6):
+        try: sender.sendto(data, one.getsockname())
+        except OSError: pass
+for one in held:
+    try:
+        while True: got += len(one.recv(65536))
+    except BlockingIOError: pass
+print(got)
+"""
+    status, log = python(node, program, memory_mib=128)
+    assert status.end_reason is EndReason.OOM or int(log) <= 64 * MIB
+
+
 def test_filling_the_disk_is_ended_and_named(machine: Machine) -> None:
     node = machine.node(limits={"workspace_bytes": 32 * MIB})
     status, _ = python(

@@ -1,20 +1,25 @@
 """What happens to jobs when the supervisor freezes, its disk fills or its journal is damaged."""
 
+import gzip
+import hashlib
 import os
+import re
 import select
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from scheduler.node.deadman import MARGIN_MS
-from scheduler.node.protocol import DeviceShare, EndReason, RunState
+from scheduler.node.protocol import Bundle, DeviceShare, EndReason, RunState
 from tests.scheduler.node.harness import Machine, Node, await_line
 
 pytestmark = pytest.mark.slow
 
+MIB = 1 << 20
 LOOP = "echo ready; while :; do sleep 0.1; done"
 
 
@@ -44,6 +49,30 @@ def test_a_frozen_supervisor_that_thaws_in_time_goes_on(node: Node) -> None:
     assert node.status(spec).state is RunState.RUNNING
     node.desired.clear()
     node.ended(spec)
+
+
+def test_what_unpacks_a_working_directory_ends_with_the_supervisor(node: Node) -> None:
+    archive = gzip.compress(bytes(256 * 1024 * 1024), compresslevel=1)
+    path = node.folder / "store" / "archive"
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(archive)
+    spec = node.spec("/bin/true", bundle=Bundle(str(path), hashlib.sha256(archive).hexdigest()))
+    node.begin(spec)
+    assert node.process is not None
+    children = Path(f"/proc/{node.process.pid}/task/{node.process.pid}/children")
+    unpacking: list[Path] = []
+    while not unpacking:
+        places = [Path("/proc", pid) for pid in children.read_text().split()]
+        unpacking = [place for place in places if b"bundle.py" in (place / "cmdline").read_bytes()]
+    pid = int(unpacking[0].name)
+    process = os.pidfd_open(pid)
+    while str(512 * 1024 * 1024) not in (unpacking[0] / "limits").read_text():
+        os.sched_yield()  # it has not begun to read
+    os.kill(pid, signal.SIGSTOP)
+    node.kill()
+    assert select.select([process], [], [], 30)[0]
+    os.close(process)
+    node.start()
 
 
 def test_a_frozen_job_is_stopped_all_the_same(node: Node) -> None:
@@ -136,3 +165,74 @@ def test_a_full_disk_stops_the_jobs_and_their_ends_are_still_written(
     assert node.stop() == 0
     node.start()
     assert node.status(spec).end_reason is EndReason.JOURNAL_FULL
+
+
+def test_of_two_nodes_on_one_full_disk_the_larger_run_goes_and_the_other_goes_on(
+    machine: Machine, small_disk: Path
+) -> None:
+    if os.geteuid() != 0:
+        return  # nobody else may mount a disk that is small enough
+    facts: dict[str, object] = {
+        "workspace_root": str(small_disk),
+        "limits": {"workspace_reserve_bytes": 9 * MIB},
+    }
+    nodes = [machine.node(name, **facts) for name in ("a", "b")]
+    held = [
+        node.begin(node.spec("/bin/sh", "-c", f"head -c {size}M /dev/zero > /job/x; echo ready; sleep 1000"))
+        for node, size in zip(nodes, (2, 3), strict=True)
+    ]
+    for spec in held:
+        await_line(spec, "ready")
+    (small_disk / "others").write_bytes(bytes(3 * MIB))
+    assert nodes[1].ended(held[1]).end_reason is EndReason.DISK_FULL
+    with nodes[0].client() as client:
+        before = nodes[0].sync()
+        assert (
+            client.wait_for_change(before.seq, 2500).seq == before.seq
+        )  # the next one would go after a second
+    assert nodes[0].status(held[0]).state is RunState.RUNNING
+
+
+FREEZER = Path("/sys/fs/cgroup/freezer")
+
+
+@contextmanager
+def frozen(pids: Iterable[int], name: str) -> Iterator[None]:
+    """Processes that no signal reaches while the block lasts, as if they waited for a broken device."""
+    group = FREEZER / name
+    group.mkdir()
+    try:
+        for pid in pids:
+            (group / "cgroup.procs").write_text(str(pid))
+        (group / "freezer.state").write_text("FROZEN")
+        yield
+    finally:
+        (group / "freezer.state").write_text("THAWED")
+        while (group / "cgroup.procs").read_text():
+            os.sched_yield()
+        group.rmdir()
+
+
+def test_a_run_that_cannot_be_ended_costs_its_device_and_the_next_run_its_start_not_its_time(
+    machine: Machine,
+) -> None:
+    if not os.access(FREEZER / "cgroup.procs", os.W_OK):
+        return  # nothing else keeps a process from being ended at will
+    node = machine.node(limits={"unkillable_ms": 200})
+    first = node.begin(node.spec("/bin/sh", "-c", LOOP, devices=(DeviceShare(1),), grace_ms=0))
+    await_line(first, "ready")
+    pid = node.await_state(first, RunState.RUNNING).pid
+    assert pid is not None
+    with frozen([pid], f"hub-test-{pid}"):
+        node.desired.clear()
+        second = node.begin(node.spec("/bin/true", devices=(DeviceShare(1),)))
+        held = node.ended(second)
+        assert (held.end_reason, held.pid) == (EndReason.DEVICE_HELD, None)
+        assert re.match(rf"Process {pid} cannot be ended: run {first.run_id} .* still holds", held.reason)
+        assert [record.duration_ms for record in node.records(second)] == [0]
+        ill = [device for device in node.sync().devices if not device.healthy]
+        assert [(device.index, device.reason) for device in ill] == [(1, f"Process {pid} cannot be ended.")]
+        assert node.run(node.spec("/bin/true", devices=(DeviceShare(0),))).exit_code == 0
+    assert node.ended(first).end_reason is EndReason.STOPPED
+    assert all(device.healthy for device in node.sync().devices)
+    assert node.run(node.spec("/bin/true", devices=(DeviceShare(1),))).exit_code == 0

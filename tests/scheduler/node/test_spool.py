@@ -1,4 +1,6 @@
+import asyncio
 import os
+import resource
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +10,7 @@ from scheduler.node.meter import start_meter
 from scheduler.node.protocol import EndReason, RunSpec, RunState, RunStatus
 from scheduler.node.recovery import bury
 from scheduler.node.spool import (
+    JournalFailed,
     Spool,
     acknowledged_line,
     ended_line,
@@ -52,6 +55,32 @@ def test_a_line_torn_by_a_crash_is_cut_off_and_nothing_before_it_is_lost(path: P
     again.append(meter_line({"r": METER.read(600, 3)}))
     again.close()
     assert Spool(path).memory.open["r"].meter.until_boot_ms == 600
+
+
+def test_whatever_append_returns_from_is_on_the_disk_and_what_replaces_a_journal_before_it_does(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: dict[int, int] = {}
+    really, rename = os.fdatasync, os.rename
+
+    def sync(file: int) -> None:
+        really(file)
+        synced[os.fstat(file).st_ino] = os.fstat(file).st_size
+
+    def replace_by(fresh: Path, target: Path) -> Path:
+        facts = fresh.stat()
+        assert synced[facts.st_ino] == facts.st_size
+        rename(fresh, target)
+        return target
+
+    monkeypatch.setattr(os, "fdatasync", sync)
+    monkeypatch.setattr(Path, "replace", replace_by)
+    spool = started(path)
+    for line in (meter_line({"r": METER.read(500, 3)}), ended_line(replace(STATUS, state=RunState.ENDED))):
+        spool.append(line)
+        assert synced[path.stat().st_ino] == path.stat().st_size
+    spool.append(acknowledged_line([], ["r"]), durable=False)
+    assert synced[path.stat().st_ino] < path.stat().st_size
 
 
 def test_a_damaged_line_costs_that_line_only_and_the_journal_is_put_aside(
@@ -101,6 +130,57 @@ def test_runs_of_a_dead_supervisor_are_metered_to_the_last_reading_on_disk(path:
     ]
     assert again.memory.ended["r"].end_reason is EndReason.SUPERVISOR_LOST
     assert not again.memory.open
+
+
+def test_what_is_due_together_waits_for_the_disk_once_and_keeps_its_order(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = Spool(path)
+    flushed = []
+    flush = os.fdatasync
+
+    def counted(file: int) -> None:
+        flushed.append(file)
+        flush(file)
+
+    monkeypatch.setattr(os, "fdatasync", counted)
+    _, record = METER.cut(final=True)
+
+    async def write() -> None:
+        first = spool.soon(started_line(STATUS, METER))
+        last = spool.soon(usage_line(record), ended_line(replace(STATUS, state=RunState.ENDED)))
+        assert not spool.memory.known
+        await asyncio.gather(first, last)
+        assert len(flushed) == 1
+        waiting = spool.soon(epoch_line(8))
+        spool.append(epoch_line(9))
+        assert waiting.done()
+
+    asyncio.run(write())
+    spool.close()
+    memory = Spool(path).memory
+    assert memory.epoch == 9
+    assert not memory.open
+    assert list(memory.ended) == ["r"]
+
+
+def test_all_that_were_written_together_hear_that_there_is_no_room(path: Path) -> None:
+    spool = started(path)
+    size = path.stat().st_size
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    async def write() -> list[object]:
+        both = (spool.soon(epoch_line(8)), spool.soon(epoch_line(9)))
+        return list(await asyncio.gather(*both, return_exceptions=True))
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 10, hard))
+    try:
+        failed = asyncio.run(write())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [type(error) for error in failed] == [JournalFailed, JournalFailed]
+    assert path.stat().st_size == size
+    assert spool.memory.epoch == 7
 
 
 def test_what_is_acknowledged_is_forgotten_but_the_run_stays_known(path: Path) -> None:

@@ -90,11 +90,26 @@ def test_limits_are_written_for_either_cgroup_version() -> None:
     caps = Caps(memory_mib=256, pids=100, cpu_milli=1500)
     first = v1_settings(caps)
     assert first["memory"]["memory.limit_in_bytes"] == str(256 << 20)
+    assert first["memory"]["memory.memsw.limit_in_bytes"] == str(256 << 20)
     assert first["cpu"]["cpu.cfs_quota_us"] == "150000"
     second = v2_settings(caps)
     assert (second["memory.max"], second["cpu.max"]) == (str(256 << 20), "150000 100000")
+    assert second["memory.swap.max"] == "0"
     assert v2_settings(Caps(256, 100, 0))["cpu.max"] == "max 100000"
     assert v1_settings(Caps(256, 100, 0))["cpu"]["cpu.cfs_quota_us"] == "-1"
+
+
+def test_a_run_has_no_more_memory_as_swap_where_the_kernel_counts_that(node: Node) -> None:
+    spec = node.begin(node.spec("/bin/sh", "-c", "echo ready; sleep 1000", memory_mib=64))
+    await_line(spec, "ready")
+    pid = node.status(spec).pid
+    groups = dict(line.split(":", 2)[1:] for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines())
+    bound = Path(f"/sys/fs/cgroup/memory{groups.get('memory', '/none')}/memory.memsw.limit_in_bytes")
+    swap = Path(f"/sys/fs/cgroup{groups.get('', '/none')}/memory.swap.max")
+    assert (bound.read_text() if bound.exists() else str(64 << 20)).strip() == str(64 << 20)
+    assert (swap.read_text() if swap.exists() else "0").strip() == "0"
+    node.desired.clear()
+    node.ended(spec)
 
 
 def test_a_run_with_a_share_of_cpu_runs_under_it(node: Node) -> None:

@@ -1,0 +1,66 @@
+"""`hub keeper`: removes what jobs left when its time is over, and the oldest before it when the store's disk is full.
+
+A process of its own, because it alone needs the right to remove what jobs of any user own, and because nobody must wait
+for it: it renews no lease. Several may run.
+"""
+
+import os
+import signal
+import threading
+from typing import Final
+
+import structlog
+from sqlalchemy import Engine
+from sqlalchemy.exc import DBAPIError
+
+from compute_hub.settings import Settings
+from compute_hub.stack.database import application_url
+from kernel.clock import boottime_ms, utc_now
+from kernel.database import open_engine
+from kernel.logs import configure_logs
+from scheduler.keeping import Terms, sweep
+
+_NICENESS: Final = 10
+_PAUSE_S: Final = 60
+_PAUSE_PER_COST: Final = 10
+"""A sweep looks at every job that left something: it takes a tenth of the time at most."""
+
+_log = structlog.get_logger(__name__)
+
+
+def run_keeper(settings: Settings) -> None:
+    """Keep until SIGTERM or SIGINT."""
+    configure_logs("keeper")
+    os.nice(_NICENESS)
+    stopping = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopping.set())
+    engine = open_engine(application_url(settings), part="keeper", pool_size=1, look=False)
+    beat = settings.state_directory.resolve() / "keeper-swept"
+    while True:
+        began_ms = boottime_ms()
+        again = False
+        try:
+            again = keep_once(engine, settings, stopping)
+            beat.touch()
+        except (DBAPIError, OSError) as error:
+            _log.error("not_swept", reason=str(error))
+        cost_s = (boottime_ms() - began_ms) / 1000
+        if stopping.wait(0 if again else max(_PAUSE_S, cost_s * _PAUSE_PER_COST)):
+            break
+    engine.dispose()
+
+
+def keep_once(engine: Engine, settings: Settings, stopping: threading.Event) -> bool:
+    """One sweep, broken off when told to stop; whether there may be more to do at once. Raises DBAPIError, OSError."""
+    terms = Terms(
+        settings.files_kept_ms, settings.logs_kept_ms, settings.least_kept_ms, settings.store_full_percent
+    )
+    more = removed = before_time = 0
+    for swept in sweep(engine, settings.workspaces, terms, utc_now()):
+        more, removed, before_time = swept.more, swept.removed, swept.before_time
+        if stopping.is_set():
+            break
+    if removed:
+        _log.info("removed_what_jobs_left", jobs=removed, before_their_time=before_time)
+    return bool(more)
