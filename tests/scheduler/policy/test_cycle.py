@@ -38,6 +38,16 @@ SWITCHES = [node(f"n{i}", 2, topology=("z", f"s{i // 2}")) for i in range(4)]
         ([node("n", 1)], [job(f"h{i}", 1, slots_milli=334) for i in range(3)], ["h0", "h1"]),
         ([node("n", 4, cpu_milli=3000)], [job(f"c{i}", 1, cpu_milli=1500) for i in range(3)], ["c0", "c1"]),
         ([node("n", 4, memory_mib=100)], [job(f"c{i}", 1, memory_mib=60) for i in range(3)], ["c0"]),
+        (
+            [node("n", 4, memory_mib=100), node("m", 4, memory_mib=100)],
+            [job(f"g{i}", 1, nodes=2, memory_mib=60) for i in range(2)],
+            ["g0"],
+        ),
+        (
+            [node("n", 4, cpu_milli=3000), node("m", 4, cpu_milli=3000)],
+            [job(f"g{i}", 1, nodes=2, cpu_milli=2000) for i in range(2)],
+            ["g0"],
+        ),
         ([node("n", 1, cpu_milli=1000)], [job("cpu", 0, cpu_milli=1000)], ["cpu"]),
         (SWITCHES, [job("g", 2, nodes=2, topology=Topology.SAME_SWITCH)], ["g"]),
         (SWITCHES, [job("g", 2, nodes=3, topology=Topology.SAME_SWITCH)], []),
@@ -51,6 +61,43 @@ def test_a_cycle_starts_exactly_the_jobs_that_fit_whole(
     for one in jobs:
         state.job_queued(one)
     assert [start.job_id for start in plan_cycle(state, 0).starts] == started
+
+
+@pytest.mark.parametrize("others", [0, 1], ids=["alone", "beside-another"])
+@pytest.mark.parametrize(
+    ("told", "starts"),
+    [((), True), (("hold",), False), (("hold", "release"), True), (("withdraw",), False)],
+    ids=["nothing", "held", "released", "withdrawn"],
+)
+def test_what_is_said_of_a_job_before_its_first_cycle_counts(
+    told: tuple[str, ...], others: int, *, starts: bool
+) -> None:
+    state = state_of(TWO)
+    state.job_queued(job("a"))
+    for number in range(others):
+        state.job_queued(job(f"b{number}"))
+    for word in told:
+        if word == "hold":
+            state.job_held("a")
+        elif word == "release":
+            state.job_released("a", 0)
+        else:
+            state.job_withdrawn("a")
+    for plan in (plan_cycle(state, 0), plan_cycle(state, 0), run_cycle(state, 0)):
+        assert [start.job_id for start in plan.starts].count("a") == starts
+        assert len(plan.starts) == starts + others
+    assert not state.pending.classes
+
+
+def test_who_was_withdrawn_before_its_first_cycle_takes_no_turn_from_a_class() -> None:
+    state = state_of([node("n", 1)])
+    state.job_queued(job("first", 1))
+    run_cycle(state, 0)
+    state.job_queued(job("gone", 1, priority=2))
+    state.job_withdrawn("gone")
+    state.job_queued(job("waits", 1, priority=1))
+    run_cycle(state, 1)
+    assert [key.priority for key in state.pending.rotation(1)] == [1]
 
 
 LIMITED = [Queue("main", user_running_max=99)]
