@@ -142,8 +142,10 @@ class NodeState:
 
     @property
     def idle(self) -> bool:
-        """Whether nothing runs on it."""
-        return not self.busy_mask and self.cpu_free_milli == self.node.cpu_milli
+        """Whether nothing that needs anything runs on it."""
+        facts = self.node
+        unused = self.cpu_free_milli == facts.cpu_milli and self.memory_free_mib == facts.memory_mib
+        return unused and not self.busy_mask
 
     def hole_for(self, device: int, slots_milli: int) -> tuple[int, int] | None:
         """The tightest free range of a shared device that holds `slots_milli`: (its length, its start)."""

@@ -2,7 +2,7 @@
 
 A promise rests on enforced time limits alone, so it can be kept whatever predictions say. Backfill may use
 promised nodes only if it must be gone before. Invariant: once a job's turn has come its promise is hard, and a
-hard promise is only ever replaced by an earlier one; nothing but the loss of a node moves it back.
+hard promise is only ever replaced by an earlier one; nothing but a node that is lost, drained or shrinks moves it back.
 """
 
 from collections.abc import Container
@@ -104,7 +104,7 @@ class Promises:
         self.nominations.forget(job_id)
 
     def node_lost(self, pool: str, bit: int) -> None:
-        """Promises on a lost node are void; their jobs get new ones at the next cycle."""
+        """Promises on a node that is lost or drained are void; their jobs get new ones at the next cycle."""
         promise = self.by_pool.get(pool)
         if promise is not None and promise.nodes & bit:
             del self.by_pool[pool]
@@ -127,6 +127,8 @@ def free_at_ms(state: NodeState, shape: Shape, now_ms: int) -> int:
     if needed > len(times):
         return FOREVER_MS
     at = times[needed - 1] if needed else now_ms
+    if shape.tail_devices:  # the one for what is left over must be empty, of jobs without devices as well
+        at = max(at, max((ends_ms for ends_ms, _, _ in state.tenants.values()), default=0))
     cpu, memory = state.cpu_free_milli, state.memory_free_mib
     if cpu < shape.cpu_milli or memory < shape.memory_mib:
         for ends_ms, job_cpu, job_memory in sorted(state.tenants.values()):

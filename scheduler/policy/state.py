@@ -13,7 +13,7 @@ from heapq import heappop, heappush
 from typing import Final
 
 from scheduler.policy.boards import Boards
-from scheduler.policy.capacity import Capacity
+from scheduler.policy.capacity import Capacity, NodeState
 from scheduler.policy.congestion import Congestion
 from scheduler.policy.errors import DuplicateJob, MalformedJob, UnknownJob, UnknownModel
 from scheduler.policy.model import WHOLE_MILLI, Eviction, Job, Node, Placement, Queue, Reservation, Start
@@ -66,6 +66,18 @@ class _JobsOf(Container[object]):
             return True
         known = self._state.queued.get(str(job_id))
         return known is not None and known.job.tenant == self._tenant
+
+
+def _has_shrunk(state: NodeState, before: Node, healthy_mask: int) -> bool:
+    """Whether the node offers less of anything than it did."""
+    now = state.node
+    return (
+        not state.opened
+        or healthy_mask & ~state.healthy_mask != 0
+        or now.cpu_milli < before.cpu_milli
+        or now.memory_mib < before.memory_mib
+        or now.topology != before.topology
+    )
 
 
 class SchedulerState:
@@ -132,13 +144,18 @@ class SchedulerState:
 
     def node_joined(self, node: Node) -> None:
         """A node is there, for the first time or again, with these devices."""
-        self.capacity.join(node)
+        known = self.capacity.nodes.get(node.name)
+        before = None if known is None else (known.node, known.healthy_mask)
+        state = self.capacity.join(node)
         self.yielding.forget()
+        if before is not None and state is known and _has_shrunk(state, *before):
+            self._withdraw(state)
 
     def node_drained(self, name: str) -> None:
         """The node takes no new jobs. Raises UnknownNode."""
         state = self.capacity.state_of(name)
         state.pool.close(state)
+        self._withdraw(state)
 
     def node_resumed(self, name: str) -> None:
         """The node takes jobs again. Raises UnknownNode."""
@@ -149,7 +166,7 @@ class SchedulerState:
         """The node is gone; returns the jobs on it, whose ends the caller reports when they are confirmed."""
         state = self.capacity.state_of(name)
         state.pool.close(state)
-        self.promises.node_lost(state.pool.model, state.bit)
+        self._withdraw(state)
         self.yielding.forget()
         return tuple(
             sorted(
@@ -158,6 +175,11 @@ class SchedulerState:
                 if any(placement.node == name for placement in running.placements)
             )
         )
+
+    def _withdraw(self, state: NodeState) -> None:
+        """What was promised or is being cleared on the node is void, and looked for elsewhere by the next cycle."""
+        self.promises.node_lost(state.pool.model, state.bit)
+        state.pool.freed += 1
 
     def reservations_changed(self, reservations: Iterable[Reservation], now_ms: int) -> None:
         """These are all there are from now on. What was promised on their nodes is promised anew."""

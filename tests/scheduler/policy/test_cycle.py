@@ -38,6 +38,16 @@ SWITCHES = [node(f"n{i}", 2, topology=("z", f"s{i // 2}")) for i in range(4)]
         ([node("n", 1)], [job(f"h{i}", 1, slots_milli=334) for i in range(3)], ["h0", "h1"]),
         ([node("n", 4, cpu_milli=3000)], [job(f"c{i}", 1, cpu_milli=1500) for i in range(3)], ["c0", "c1"]),
         ([node("n", 4, memory_mib=100)], [job(f"c{i}", 1, memory_mib=60) for i in range(3)], ["c0"]),
+        (
+            [node("n", 4, memory_mib=100), node("m", 4, memory_mib=100)],
+            [job(f"g{i}", 1, nodes=2, memory_mib=60) for i in range(2)],
+            ["g0"],
+        ),
+        (
+            [node("n", 4, cpu_milli=3000), node("m", 4, cpu_milli=3000)],
+            [job(f"g{i}", 1, nodes=2, cpu_milli=2000) for i in range(2)],
+            ["g0"],
+        ),
         ([node("n", 1, cpu_milli=1000)], [job("cpu", 0, cpu_milli=1000)], ["cpu"]),
         (SWITCHES, [job("g", 2, nodes=2, topology=Topology.SAME_SWITCH)], ["g"]),
         (SWITCHES, [job("g", 2, nodes=3, topology=Topology.SAME_SWITCH)], []),

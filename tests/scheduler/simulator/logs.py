@@ -88,6 +88,8 @@ def machines_of(cluster: Cluster) -> tuple[Machine, ...]:
             node.cpu_milli,
             node.memory_mib,
             tuple(lost.get(node.name, ())),
+            node.topology,
+            node.pflops_milli,
         )
         for node in cluster.nodes
     )
@@ -136,6 +138,7 @@ def asked_of(trace_job: TraceJob) -> Asked:
         priority=job.priority,
         preemptible=job.preemptible,
         same_switch=job.topology is Topology.SAME_SWITCH,
+        pflops_milli=job.min_pflops_milli,
     )
 
 

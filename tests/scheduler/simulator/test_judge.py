@@ -61,6 +61,60 @@ def free(one: Log) -> Log:
     return replace(one, bounds=FREE)
 
 
+def switched(first: str, second: str, job: Asked) -> Log:
+    """A gang over two machines in these switches."""
+    pieces = (Piece("m1", 0, 0, 1000), Piece("m2", 0, 0, 1000))
+    machines = (replace(M1, switch=("z", first)), replace(M2, switch=("z", second)))
+    return replace(log((job, ran(job.job, nodes=("m1", "m2"), pieces=pieces))), machines=machines)
+
+
+def tailed(start: int) -> Attempt:
+    """One device on the first machine and two left over on the second."""
+    pieces = (Piece("m1", 0, 0, 1000), Piece("m2", 0, 0, 1000), Piece("m2", 1, 0, 1000))
+    return ran("x", start, nodes=("m1", "m2"), pieces=pieces)
+
+
+def test_a_gang_of_one_switch_and_an_empty_machine_for_what_is_left_over_are_no_fault() -> None:
+    assert faults(switched("s1", "s1", asked("x", nodes=2, same_switch=True))) == []
+    assert faults(switched("s1", "s2", asked("x", nodes=2))) == []
+    assert faults(log((asked("x", tail=2), tailed(5)), (Y, ran("y", 0, 5, devices=(3,), node="m2")))) == []
+
+
+@pytest.mark.parametrize(
+    ("rows", "facts"),
+    [
+        (((asked("z", 4), ran("z", 0, 20, (0, 1, 2, 3))), (X, ran("x", 20))), {}),
+        (
+            ((asked("z", user="u"), ran("z", 0, 20)), (asked("x", user="u"), ran("x", 20))),
+            {"user_running_max": 1},
+        ),
+        (((asked("z"), ran("z", 0, 20)), (X, ran("x", 20))), {"running_max": 1}),
+        (
+            (
+                (asked("z", array="r", array_max=1), ran("z", 0, 20)),
+                (asked("x", array="r", array_max=1), ran("x", 20)),
+            ),
+            {},
+        ),
+    ],
+)
+def test_who_waits_for_a_bound_or_a_limit_is_no_fault(
+    rows: tuple[tuple[Asked, Attempt], ...], facts: dict[str, int]
+) -> None:
+    bounds = (QUEUES[0], replace(QUEUES[1], **facts), QUEUES[2])  # type: ignore[arg-type]
+    assert faults(replace(log(*rows, **CYCLES), bounds=bounds)) == []
+
+
+def test_what_is_not_lent_or_being_cleared_may_stand_idle_beside_a_bound() -> None:
+    rows = ((asked("z", 4, queue="b"), ran("z", 0, 20, (0, 1, 2, 3))), (X, ran("x", 20, node="m2")))
+    waits = log(*rows, **CYCLES)
+    assert faults(waits) == ["x waits at 0 though it fits", "x waits at 10 though it fits"]
+    unlent = (*QUEUES[:2], Bound("b", None), Bound("c", None, unlent_milli={"A100": 4000}))
+    assert faults(replace(waits, bounds=unlent)) == []
+    cleared = tuple(Nominated(at_ms, "y", frozenset()) for at_ms in (0, 10))
+    assert faults(replace(waits, nominations=cleared)) == []
+
+
 def test_a_good_log_has_no_fault() -> None:
     assert faults(GOOD) == []
     assert differences(GOOD, GOOD) == []
@@ -152,6 +206,17 @@ def test_a_good_log_has_no_fault() -> None:
         ),
         (free(log((X, ran("x", 20)))), "waits past its queue's bound"),
         (free(log((X, ran("x", 20)), **CYCLES)), "x waits at 0 though it fits"),
+        (log((X, ran("x", 20)), **CYCLES), "x waits at 0 though it fits"),
+        (
+            log((Y, ran("y", 0, 10)), (asked("z", depends_on=("y",)), ran("z", 30, 40)), **CYCLES),
+            "z waits at 10 though it fits",
+        ),
+        (switched("s1", "s2", asked("x", nodes=2, same_switch=True)), "asked for one switch and lies in"),
+        (log((asked("x", pflops_milli=320), ran("x"))), "weaker than it asked for"),
+        (
+            log((asked("x", tail=2), tailed(5)), (Y, ran("y", 0, devices=(3,), node="m2"))),
+            "no machine of its own for what is left over",
+        ),
     ],
 )
 def test_the_judge_sees_each_violation(bad: Log, told: str) -> None:

@@ -61,6 +61,7 @@ def jobs(draw: st.DrawFn) -> tuple[TraceJob, ...]:
             user=draw(st.sampled_from(["u", "v"])),
             estimate_ms=draw(st.one_of(st.none(), st.integers(1000, 5_000_000))),
             models=draw(st.sampled_from([(), ("A100",), ("910B",), ("910B", "A100")])),
+            min_pflops_milli=draw(st.sampled_from([0, 0, 0, 315])),
             nodes=nodes,
             devices_per_node=devices,
             tail_devices=2 if (nodes, devices) == (2, 4) else 0,
@@ -80,8 +81,11 @@ def jobs(draw: st.DrawFn) -> tuple[TraceJob, ...]:
 
 
 MACHINES = (
-    *(node(f"a{i}", 4, "A100", cpu_milli=8000, memory_mib=500, topology=("z", f"s{i // 2}")) for i in range(4)),
-    *(node(f"h{i}", 4, "910B", cpu_milli=8000, memory_mib=500) for i in range(2)),
+    *(
+        node(f"a{i}", 4, "A100", cpu_milli=8000, memory_mib=500, pflops_milli=312, topology=("z", f"s{i // 2}"))
+        for i in range(4)
+    ),
+    *(node(f"h{i}", 4, "910B", cpu_milli=8000, memory_mib=500, pflops_milli=320) for i in range(2)),
 )
 FAILURES = st.lists(
     st.builds(

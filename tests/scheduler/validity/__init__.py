@@ -19,7 +19,7 @@ from tests.scheduler.validity.facts import (
 )
 from tests.scheduler.validity.idling import idle
 from tests.scheduler.validity.lives import lives
-from tests.scheduler.validity.machines import gangs, hosts, reservations, slots
+from tests.scheduler.validity.machines import gangs, hosts, reservations, slots, switches, tails
 from tests.scheduler.validity.quotas import lending, quotas
 from tests.scheduler.validity.waiting import patience, promises
 
@@ -46,7 +46,20 @@ def faults(log: Log) -> list[str]:
     found: list[str] = []
     for judge in (slots, reservations, victims):
         found += judge(log)
-    for rule in (hosts, gangs, lives, quotas, lending, entitled, circles, promises, patience, idle):
+    for rule in (
+        hosts,
+        gangs,
+        switches,
+        tails,
+        lives,
+        quotas,
+        lending,
+        entitled,
+        circles,
+        promises,
+        patience,
+        idle,
+    ):
         found += rule(log, asked)
     return found
 

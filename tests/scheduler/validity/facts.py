@@ -14,6 +14,9 @@ class Machine:
     memory_mib: int
     lost: tuple[tuple[int, int], ...] = ()
     """Spans in which it is gone."""
+    switch: tuple[str, ...] = ()
+    """Where it lies, from the widest domain to the innermost."""
+    pflops_milli: int = 0
 
     def there(self, at_ms: int) -> bool:
         return not any(gone <= at_ms < back for gone, back in self.lost)
@@ -56,6 +59,8 @@ class Asked:
     priority: int = 0
     preemptible: bool = False
     same_switch: bool = False
+    pflops_milli: int = 0
+    """A device must offer at least this."""
 
     @property
     def milli(self) -> int:

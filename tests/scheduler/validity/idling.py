@@ -11,12 +11,13 @@ from collections.abc import Iterator
 from heapq import heapify, heappop, heappush
 
 from tests.scheduler.validity.facts import WHOLE, Asked, Attempt, Log, Machine, Promised, Tree
+from tests.scheduler.validity.quotas import kept
 from tests.scheduler.validity.waiting import bounded
 
 _END, _START, _NO_TIME = -1, 1, 2
 """Of an attempt: what it takes comes back, is gone, or was taken for no time at all."""
 
-Need = tuple[tuple[str, ...], int, int, int, int, int, int]
+Need = tuple[tuple[str, ...], int, int, int, int, int, int, int]
 
 
 def idle(log: Log, asked: dict[str, Asked]) -> list[str]:
@@ -24,10 +25,12 @@ def idle(log: Log, asked: dict[str, Asked]) -> list[str]:
     if not log.backfills:
         return []
     tree = Tree(log)
-    play = _Play(log, asked)
+    play = _Play(log, asked, Usage(log, asked, tree))
+    ended_well = {one.job: one.end_ms for one in log.attempts if one.reason == "finished"}
     for job in asked.values():
-        if not (bounded(tree, job) or job.depends_on or job.same_switch or job.job in log.impossible):
-            play.follow(job)
+        awaited = [ended_well.get(needed) for needed in job.depends_on]
+        if not (job.same_switch or job.job in log.impossible or None in awaited):
+            play.follow(job, max((one for one in awaited if one is not None), default=0))
     promised: dict[int, list[Promised]] = defaultdict(list)
     cleared: dict[int, set[str]] = defaultdict(set)
     for promise in log.promises:
@@ -38,13 +41,57 @@ def idle(log: Log, asked: dict[str, Asked]) -> list[str]:
     for at_ms in log.cycles_ms:
         play.until(at_ms)
         late = play.fitting(at_ms, promised.get(at_ms, []), cleared.get(at_ms, set()))
-        found += [f"{job.job} waits at {at_ms} though it fits" for job in late]
+        for job, models in late:
+            free = not bounded(tree, job)  # what a claim counts on is kept from who is bounded
+            if free or (at_ms not in cleared and any(play.usage.allows(job, model, at_ms) for model in models)):
+                found.append(f"{job.job} waits at {at_ms} though it fits")
     return found
+
+
+class Usage:
+    """What every queue uses, and whether bounds, limits and what is not lent leave room for one job more."""
+
+    def __init__(self, log: Log, asked: dict[str, Asked], tree: Tree) -> None:
+        self._log, self._asked, self._tree = log, asked, tree
+        self._use: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+        self._running: dict[str, int] = defaultdict(int)
+        self._by_user: dict[tuple[str, str], int] = defaultdict(int)
+        self._of_array: dict[str, int] = defaultdict(int)
+        self._model_of = {machine.name: machine.model for machine in log.machines}
+
+    def change(self, attempt: Attempt, sign: int) -> None:
+        """An attempt begins (1) or ends (-1)."""
+        job = self._asked[attempt.job]
+        self._use[self._model_of[attempt.nodes[0]]][job.queue] += sign * attempt.milli
+        self._of_array[job.array] += sign
+        for queue in self._tree.path(job.queue):
+            self._running[queue] += sign
+            self._by_user[queue, job.user] += sign
+
+    def allows(self, job: Asked, model: str, at_ms: int) -> bool:
+        """Whether nothing but room could keep the job from this model."""
+        tree = self._tree
+        if job.array_max and self._of_array[job.array] >= job.array_max:
+            return False
+        after = self._use[model] | {job.queue: self._use[model].get(job.queue, 0) + job.milli}
+        use: dict[str, int] = defaultdict(int, after)
+        for queue in tree.path(job.queue):
+            bound = tree.bounds[queue]
+            if bound.running_max is not None and self._running[queue] >= bound.running_max:
+                return False
+            if bound.user_running_max is not None and self._by_user[queue, job.user] >= bound.user_running_max:
+                return False
+            below = use[queue] + sum(kept(tree, child, model, use) for child in tree.children.get(queue, ()))
+            if not job.preemptible and below > bound.most_milli.get(model, below):
+                return False
+        there = sum(m.devices for m in self._log.machines if m.model == model and m.there(at_ms)) * WHOLE
+        return sum(kept(tree, queue, model, use) for queue in tree.children[None]) <= there
 
 
 def need_of(job: Asked) -> Need:
     """Everything about a job that decides where it fits."""
-    return (job.models, job.nodes, job.devices, job.slots, job.cpu_milli, job.memory_mib, job.tail)
+    parts = (job.nodes, job.devices, job.slots, job.cpu_milli, job.memory_mib, job.tail, job.pflops_milli)
+    return (job.models, *parts)
 
 
 class _Room:
@@ -76,6 +123,8 @@ class _Room:
             return False
         if self.cpu < job.cpu_milli or self.memory < job.memory_mib:
             return False
+        if machine.pflops_milli < job.pflops_milli:
+            return False
         return sum(hole >= job.slots for hole in self.holes) >= job.devices
 
 
@@ -102,22 +151,23 @@ class _Kind:
             (self.empty[model].add if unused else self.empty[model].discard)(name)
         self.stale.clear()
 
-    def fits(self, barred: set[str]) -> bool:
-        """Whether the whole gang fits on machines of one model that are not barred."""
+    def fits(self, barred: set[str]) -> list[str]:
+        """The models on whose machines that are not barred the whole gang fits."""
         needed = self.example.nodes + bool(self.example.tail)
-        return any(
-            len(names) >= needed
+        return [
+            model
+            for model, names in self.rooms.items()
+            if len(names) >= needed
             and len(names) - len(names & barred) >= needed
             and (not self.example.tail or bool(self.empty[model] - barred))
-            for model, names in self.rooms.items()
-        )
+        ]
 
 
 class _Play:
     """The log, played up to a time."""
 
-    def __init__(self, log: Log, asked: dict[str, Asked]) -> None:
-        self._log, self._asked = log, asked
+    def __init__(self, log: Log, asked: dict[str, Asked], usage: Usage) -> None:
+        self._log, self._asked, self.usage = log, asked, usage
         self._rooms = {machine.name: _Room(machine) for machine in log.machines}
         self._kinds: dict[Need, _Kind] = {}
         self._followed: set[str] = set()
@@ -139,10 +189,10 @@ class _Play:
         self._edges.reverse()
         self._arrivals: list[tuple[int, str]] = []
 
-    def follow(self, job: Asked) -> None:
-        """Watch whether the job waits in vain."""
+    def follow(self, job: Asked, from_ms: int) -> None:
+        """Watch whether the job waits in vain from then on, or from its arrival."""
         self._followed.add(job.job)
-        heappush(self._arrivals, (max(job.submitted_ms, job.not_before_ms), job.job))
+        heappush(self._arrivals, (max(job.submitted_ms, job.not_before_ms, from_ms), job.job))
         if need_of(job) not in self._kinds:
             self._kinds[need_of(job)] = _Kind(job, list(self._rooms))
 
@@ -167,6 +217,7 @@ class _Play:
         if sign != _NO_TIME:
             for name in dict.fromkeys(attempt.nodes):
                 self._rooms[name].change(attempt, self._asked[attempt.job], sign)
+            self.usage.change(attempt, sign)
             self._spoil(attempt.nodes)
             self._live[attempt.job] += sign
         if sign != _START and attempt.reason in {"finished", "timed_out"}:
@@ -190,8 +241,10 @@ class _Play:
             self._waiting.remove(job)
             line.remove((asked.limit_ms, job))
 
-    def fitting(self, at_ms: int, promised: list[Promised], cleared: set[str]) -> Iterator[Asked]:
-        """Waiting jobs that fit beside what is promised, reserved and being cleared."""
+    def fitting(
+        self, at_ms: int, promised: list[Promised], cleared: set[str]
+    ) -> Iterator[tuple[Asked, list[str]]]:
+        """Waiting jobs that fit beside what is promised, reserved and being cleared, and on which models."""
         special = {promise.job for promise in promised} | self._kept_for
         for kind in self._kinds.values():
             if not kind.waiting:
@@ -204,8 +257,9 @@ class _Play:
                 job = self._asked[name]
                 if name not in special and not ordinary:
                     continue
-                if kind.fits(self._barred(job, at_ms, promised) | cleared):
-                    yield job
+                models = kind.fits(self._barred(job, at_ms, promised) | cleared)
+                if models:
+                    yield job, models
                 elif name not in special:
                     ordinary = False  # whoever is longer is barred from at least as many machines
 

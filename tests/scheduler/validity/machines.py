@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 
-from tests.scheduler.validity.facts import WHOLE, Asked, Log, Piece
+from tests.scheduler.validity.facts import WHOLE, Asked, Attempt, Log, Piece
 
 
 def slots(log: Log) -> list[str]:
@@ -49,6 +49,8 @@ def hosts(log: Log, asked: dict[str, Asked]) -> list[str]:
             found.append(f"{attempt.job} runs on two models at once")
         if job.models and not models <= set(job.models):
             found.append(f"{attempt.job} runs on {models}, which it did not ask for")
+        if any(machines[name].pflops_milli < job.pflops_milli for name in attempt.nodes):
+            found.append(f"{attempt.job} runs on devices weaker than it asked for")
         for name in attempt.nodes:
             changes[name].append((attempt.start_ms, job.cpu_milli, job.memory_mib))
             changes[name].append((attempt.end_ms, -job.cpu_milli, -job.memory_mib))
@@ -80,6 +82,45 @@ def gangs(log: Log, asked: dict[str, Asked]) -> list[str]:
             found.append(f"{attempt.job} got devices {sizes} instead of {expected}")
         if any(piece.hi - piece.lo != job.slots for piece in attempt.pieces):
             found.append(f"{attempt.job} got other fractions than it asked for")
+    return found
+
+
+def switches(log: Log, asked: dict[str, Asked]) -> list[str]:
+    """A gang that asked for one switch lies in one of the innermost domains of its model, where there are any."""
+    machines = {machine.name: machine for machine in log.machines}
+    found = []
+    for attempt in log.attempts:
+        if not asked[attempt.job].same_switch or len(attempt.nodes) == 1:
+            continue
+        model = machines[attempt.nodes[0]].model
+        deepest = max(len(one.switch) for one in log.machines if one.model == model)
+        lies_in = {machines[name].switch for name in attempt.nodes}
+        if deepest and (len(lies_in) > 1 or len(next(iter(lies_in))) < deepest):
+            found.append(f"{attempt.job} asked for one switch and lies in {sorted(lies_in)}")
+    return found
+
+
+def tails(log: Log, asked: dict[str, Asked]) -> list[str]:
+    """What is left over of a gang begins on a machine nobody else uses then."""
+    present: dict[str, list[Attempt]] = defaultdict(list)
+    for attempt in log.attempts:
+        one_of = asked[attempt.job]
+        if not (one_of.devices or one_of.cpu_milli or one_of.memory_mib):
+            continue  # it is nowhere in particular
+        for name in dict.fromkeys(attempt.nodes):
+            present[name].append(attempt)
+    found = []
+    for attempt in log.attempts:
+        job = asked[attempt.job]
+        parts = {name: sum(piece.node == name for piece in attempt.pieces) for name in attempt.nodes}
+        if job.tail and not any(
+            taken == job.tail
+            and not any(
+                one is not attempt and one.start_ms < attempt.start_ms < one.end_ms for one in present[name]
+            )
+            for name, taken in parts.items()
+        ):
+            found.append(f"{attempt.job} has no machine of its own for what is left over of it")
     return found
 
 
