@@ -44,7 +44,10 @@ def run_cycle(state: SchedulerState, now_ms: int) -> Plan:
     state.wake(now_ms)
     if not state.pending.classes and not state.arrived:
         return _nothing_waits(state, now_ms)
-    return Cycle(state, now_ms).run()
+    cycle = Cycle(state, now_ms)
+    plan = cycle.run()
+    cycle.settle()
+    return plan
 
 
 def _nothing_waits(state: SchedulerState, now_ms: int) -> Plan:
@@ -164,6 +167,11 @@ class Cycle:
         if self._vacant:
             self._fill_vacancies(None, 0)
         return self._redeemed
+
+    def settle(self) -> None:
+        """The starts are for good: let go of places in line, so that jobs gone are no circles for the collector."""
+        for queued in self._begun:
+            queued.entry = None
 
     def undo(self) -> None:
         """Take every start back, the last first."""

@@ -336,6 +336,7 @@ class SchedulerState:
 
     def _take_out(self, queued: QueuedJob) -> None:
         self.unready(queued)
+        queued.entry = None
         del self.queued[queued.job.id]
         self.held.discard(queued.job.id)
         self.promises.forget(queued.job.id)
