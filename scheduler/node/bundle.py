@@ -21,8 +21,9 @@ import resource
 import signal
 import sys
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import BinaryIO, Final
 
 _ARCHIVE: Final = 0
@@ -107,15 +108,25 @@ def _place(tar: tarfile.TarFile, member: tarfile.TarInfo, top: int) -> None:
             _write(tar, member, folder, name)
         elif member.issym():
             _check_link(member, parts)
-            os.symlink(member.linkname, name, dir_fd=folder)
+            _anew(folder, name, partial(os.symlink, member.linkname, name, dir_fd=folder))
         elif member.islnk():
             target = _parts(member.linkname)
             if not target:
                 raise Refused(f"the link {member.name!r} leads to no file")
             with _folder(top, target[:-1]) as other:
-                os.link(target[-1], name, src_dir_fd=other, dst_dir_fd=folder, follow_symlinks=False)
+                make = partial(os.link, target[-1], name, src_dir_fd=other, dst_dir_fd=folder)
+                _anew(folder, name, partial(make, follow_symlinks=False))
         else:
             raise Refused(f"{member.name} is neither a file nor a folder nor a link")
+
+
+def _anew(folder: int, name: str, make: Callable[[], None]) -> None:
+    """Make a link in the place of what lies there from a time when unpacking was broken off."""
+    try:
+        make()
+    except FileExistsError:
+        os.unlink(name, dir_fd=folder)
+        make()
 
 
 def _write(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: int, name: str) -> None:

@@ -20,6 +20,9 @@ _V1_CONTROLLERS: Final = ("memory", "pids", "cpu", "cpuacct")
 _V2_CONTROLLERS: Final = ("memory", "pids", "cpu")
 _PERIOD_US: Final = 100_000
 _PIDS_OF_THE_SANDBOX: Final = 8
+_FILE_BYTES: Final = 4096
+"""More than any of the files holds that are read here."""
+
 _SWAP: Final = frozenset({"memory.memsw.limit_in_bytes", "memory.swap.max"})
 """What keeps a run from having more memory than its own as swap, where the kernel counts that."""
 
@@ -84,23 +87,23 @@ class RunCgroup:
     def cpu_ms(self) -> int | None:
         """CPU time used by everything that ever ran in the group; None where nobody counts it."""
         with suppress(OSError, KeyError, ValueError):
-            return int((self._directories["cpuacct"] / "cpuacct.usage").read_bytes()) // 1_000_000
+            return int(_read(self._directories["cpuacct"], "cpuacct.usage")) // 1_000_000
         with suppress(OSError, KeyError, ValueError):
-            return _counter(self._directories["cpu"] / "cpu.stat", "usage_usec") // 1000
+            return _counter(self._directories["cpu"], "cpu.stat", "usage_usec") // 1000
         return None
 
     def memory_bytes(self) -> int | None:
         """The most its processes have kept of memory, caches included; None where no cgroup counts it."""
         for name in ("memory.max_usage_in_bytes", "memory.peak", "memory.current"):
             with suppress(OSError, ValueError, KeyError):
-                return int((self._directories["memory"] / name).read_text(encoding="ascii"))
+                return int(_read(self._directories["memory"], name))
         return None
 
     def oom_kills(self) -> int:
         """How many processes the kernel killed because the group ran out of memory."""
         for name in ("memory.oom_control", "memory.events"):
             with suppress(OSError, KeyError, ValueError):
-                return _counter(self._directories["memory"] / name, "oom_kill")
+                return _counter(self._directories["memory"], name, "oom_kill")
         return 0
 
     def kill(self) -> None:
@@ -160,10 +163,11 @@ class CgroupTree:
                 directory.mkdir(exist_ok=True)
                 settings = v1_settings(caps)[controller] if self._version == 1 else v2_settings(caps)
                 for name, value in settings.items():
-                    if name in _SKIPPED and not (directory / name).exists():
-                        continue  # this kernel does not count it
-                    with (directory / name).open("wb", buffering=0) as file:
-                        file.write(value.encode())
+                    try:
+                        _write(directory, name, value)
+                    except FileNotFoundError:
+                        if name not in _SKIPPED:  # else this kernel does not count it
+                            raise
         except OSError:
             group.remove()
             raise
@@ -222,6 +226,23 @@ def _make(directories: Iterable[Path]) -> bool:
     return True
 
 
+def _write(directory: Path, name: str, value: str) -> None:
+    # Plain system calls here and below: each run has a dozen, and Python's files would ask each what it is.
+    file = os.open(f"{directory}/{name}", os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(file, value.encode())
+    finally:
+        os.close(file)
+
+
+def _read(directory: Path, name: str) -> bytes:
+    file = os.open(f"{directory}/{name}", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(file, _FILE_BYTES)
+    finally:
+        os.close(file)
+
+
 def _members(directory: Path) -> list[int]:
     try:
         return [int(pid) for pid in (directory / "cgroup.procs").read_text(encoding="ascii").split()]
@@ -229,6 +250,6 @@ def _members(directory: Path) -> list[int]:
         return []
 
 
-def _counter(path: Path, name: str) -> int:
-    lines = (line.split() for line in path.read_text(encoding="ascii").splitlines())
-    return int({line[0]: line[1] for line in lines}[name])
+def _counter(directory: Path, file: str, name: str) -> int:
+    lines = (line.split() for line in _read(directory, file).splitlines())
+    return int({line[0]: line[1] for line in lines}[name.encode()])

@@ -4,6 +4,7 @@ Two things are asked of a source: which devices there are, once at the start, an
 Invariant: a device whose health cannot be read is unhealthy, never healthy.
 """
 
+import os
 import stat
 from collections.abc import Sequence
 from pathlib import Path
@@ -79,8 +80,12 @@ def _told(file: str) -> tuple[str, str]:
     if not file:
         return "healthy", ""
     try:
-        with Path(file).open("rb") as handle:
-            text = handle.read(_HEALTH_BYTES_MAX).decode(errors="replace").strip()
+        # A pipe in its place must not be waited for: this is asked on the thread that renews leases.
+        handle = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            text = os.read(handle, _HEALTH_BYTES_MAX).decode(errors="replace").strip()
+        finally:
+            os.close(handle)
     except FileNotFoundError:
         return "healthy", ""
     except OSError as error:

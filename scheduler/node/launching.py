@@ -28,7 +28,7 @@ from scheduler.node.nursery import Nursery
 from scheduler.node.protocol import Bundle, Network, RunSpec, Scope
 from scheduler.node.reconcile import nested
 from scheduler.node.sandbox import View, make_stage
-from scheduler.node.watching import Watch
+from scheduler.node.watching import Allowance, Watch
 from scheduler.node.workspace import adopt, give_to, open_directory, relative_parts
 
 _RUN_ID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -60,6 +60,7 @@ class Launcher:
         self._nursery = nursery
         self._problem = problem
         self._root = Path(config.workspace_root)
+        self._allowance = Allowance()
 
     def check(self, spec: RunSpec) -> None:
         """Refuse what cannot be meant, before anything is made. Raises InvalidRun, StartFailed."""
@@ -108,7 +109,7 @@ class Launcher:
             view = self._view(spec, uid, enter_pid, cgroup.joins if cgroup is not None else ())
             log = self._open_log(spec, log_full)
             memory_bytes = 0 if cgroup is not None else view.memory_bytes
-            watch = Watch(directories, self._config.limits, memory_bytes=memory_bytes)
+            watch = Watch(directories, self._config.limits, self._allowance, memory_bytes=memory_bytes)
             return Launched(view, log, cgroup, watch, lent.pop_all(), self._config.sandbox, self._nursery)
 
     def _view(self, spec: RunSpec, uid: int | None, enter_pid: int | None, joins: tuple[str, ...]) -> View:

@@ -13,7 +13,7 @@ import os
 import signal
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import structlog
@@ -30,6 +30,7 @@ from scheduler.node.processes import unkillable
 from scheduler.node.protocol import EndReason, RunSpec, RunState, RunStatus
 from scheduler.node.sensing import Sensed, share_totals
 from scheduler.node.spool import JournalFailed, Line, Spool, ended_line, started_line, usage_line
+from scheduler.node.turnstile import Turnstile
 from scheduler.node.workspace import leave_notice
 
 _SIGNAL_BASE: Final = 128
@@ -52,6 +53,7 @@ class Surroundings:
     changed: Callable[[], None]
     spool_failed: Callable[[OSError], None]
     sensed: Callable[[int], Sequence[Sensed]]
+    turnstile: Turnstile = field(default_factory=Turnstile)
 
 
 class Run:
@@ -208,6 +210,7 @@ class Run:
         try:
             for blocker in self._blockers:
                 await blocker.leaves()
+            await self._around.turnstile.passed()
             launched = await self._around.launcher.prepare(self.spec, self._log_full)
         except asyncio.CancelledError:
             self._end(self._stop_reason or EndReason.STOPPED, self._stop_sentence, None)
@@ -258,6 +261,7 @@ class Run:
         meter = self._new_meter(now_ms, wall_ms)
         await self._around.spool.soon(started_line(self._status, meter))
         self.meter = meter
+        await self._around.turnstile.passed()
         launched.start(self._running)
         self._launched = launched
 

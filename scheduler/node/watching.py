@@ -31,41 +31,67 @@ _PAUSE_MS: Final = 1000
 _PAUSE_PER_COST: Final = 20
 _PAUSE_MS_MAX: Final = 30_000
 _STEPS: Final = 4
+_STEPS_TOGETHER: Final = 32
+"""Of all runs in one tick: about twenty milliseconds."""
+
 _STEP_PAUSE_MS: Final = 10
 _OPEN_FILES_MAX: Final = 20_000
 _OPEN_FILES_AT_ONCE: Final = 64
+
+
+class Allowance:
+    """How much all watches together may count at one time, so that many large workspaces keep nobody from leases."""
+
+    def __init__(self, steps: int = _STEPS_TOGETHER) -> None:
+        self._steps = self._left = steps
+        self._at_ms = 0
+
+    def take(self, now_ms: int) -> bool:
+        """Whether one more step may be made now."""
+        if now_ms != self._at_ms:
+            self._at_ms, self._left = now_ms, self._steps
+        self._left -= 1
+        return self._left >= 0
 
 
 class Watch:
     """The disk and memory of one run.
 
     Args:
+        allowance: shared with the other watches of this node.
         directories: descriptors of what it may write, its workspace first, open as long as the watch is used.
         memory_bytes: what it may keep resident; zero leaves memory to its cgroup.
     """
 
-    def __init__(self, directories: Sequence[int], limits: Limits, *, memory_bytes: int) -> None:
+    def __init__(
+        self, directories: Sequence[int], limits: Limits, allowance: Allowance, *, memory_bytes: int
+    ) -> None:
         self.bytes = 0
+        self._allowance = allowance
         self.directory = directories[0]
         self._directories = directories
         self._limits = limits
         self._memory_bytes = memory_bytes
         self._census: Census | None = None
         self._began_ms = 0
-        self._next_ms = 0
+        self._next_ms: int | None = None
 
     def hurry(self) -> None:
         """Count anew at once."""
         self._next_ms = 0
 
     def disk(self, now_ms: int, pid: int) -> str:
-        """Count on; a sentence when the workspace holds too much, else empty."""
+        """Count on; a sentence when the workspace holds too much, else empty. Who ends at once is never counted."""
+        if self._next_ms is None:
+            self._next_ms = now_ms + LOOK_MS
         if self._census is None:
             if now_ms < self._next_ms:
                 return ""
             self._census, self._began_ms = Census(self._directories, _held_open(pid)), now_ms
         census = self._census
         for _ in range(_STEPS):
+            if not self._allowance.take(now_ms):
+                break
             census.step()
             if census.complete:
                 break
@@ -85,9 +111,8 @@ class Watch:
 
     def due_ms(self, now_ms: int) -> int:
         """When to count on."""
-        return (
-            now_ms + _STEP_PAUSE_MS if self._census is not None else max(self._next_ms, now_ms + _STEP_PAUSE_MS)
-        )
+        step_ms = now_ms + _STEP_PAUSE_MS
+        return step_ms if self._census is not None else max(self._next_ms or 0, step_ms)
 
     def _complaint(self, found_bytes: int, entries: int) -> str:
         if found_bytes > self._limits.workspace_bytes:

@@ -94,7 +94,9 @@ class Courier:
             (requests.keys() & self._late, _LATE_S),
         ):
             try:
-                asked = {agents[name].sync.remote(*sealed(requests[name])): name for name in names & agents.keys()}
+                asked = {
+                    agents[name].sync.remote(*sealed(requests[name])): name for name in names & agents.keys()
+                }
                 done, _ = ray.wait(list(asked), num_returns=len(asked), timeout=seconds) if asked else ([], [])
             except Exception as error:  # noqa: BLE001 - Ray raises many kinds while its head is away
                 _log.warning("ray_away", error=str(error))

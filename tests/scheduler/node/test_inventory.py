@@ -1,6 +1,7 @@
 """What a node says of its devices: from its configuration, from health files, and from what NVIDIA's library reads."""
 
 import ctypes
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -177,3 +178,9 @@ def test_what_sensors_say_goes_into_the_records_between_which_it_was_said() -> N
     ] == [(500, 3000, 64, 9), (0, 0, 64, 9), (300, 0, 96, 11)]
     _, blind = start_meter(spec, boot_id="b", boot_ms=0, unix_ms=0).read(1000, 10).cut(final=True)
     assert (blind.device_busy_ms, blind.energy_mj, blind.device_memory_bytes_max) == (None, None, None)
+
+
+def test_a_pipe_in_the_place_of_a_health_file_is_not_waited_for(tmp_path: Path) -> None:
+    file = tmp_path / "health"
+    os.mkfifo(file)
+    assert not device_status(Device(0, "sim-a", health_file=str(file))).healthy

@@ -1,14 +1,16 @@
 """What a job gets: its devices, environment, secrets and log; and how one that cannot be meant is refused."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from scheduler.node.codec import decode, encode
-from scheduler.node.protocol import DeviceShare, EndReason, RunSpec
+from scheduler.node.protocol import DeviceShare, EndReason, RunSpec, RunState
 from tests.scheduler.node.harness import Machine, Node, await_line
 
 pytestmark = pytest.mark.slow
@@ -36,6 +38,26 @@ def test_each_vendor_has_its_own_variable(machine: Machine, vendor: str, variabl
     assert log == "5\n"
     _, log = node.sh(f'test "${{{variable}-unset}}" = "" && echo hidden')
     assert log == "hidden\n"
+
+
+def test_each_run_has_a_uid_of_its_own_and_a_workspace_that_is_closed_to_others(node: Node) -> None:
+    specs = [node.begin(node.spec("/bin/sh", "-c", "echo ready; while :; do sleep 0.1; done")) for _ in "ab"]
+    uids = []
+    for spec in specs:
+        await_line(spec, "ready")
+        process = psutil.Process(node.await_state(spec, RunState.RUNNING).pid)
+        workspace = Path(spec.workspace).stat()
+        assert {one.uids().real for one in (process, *process.children())} == {workspace.st_uid}
+        assert workspace.st_mode & 0o777 == 0o700
+        uids.append(workspace.st_uid)
+    if os.geteuid() == 0:
+        assert len(set(uids)) == len(specs)
+        assert all(uid >= 700_000 for uid in uids)
+    else:
+        assert set(uids) == {os.geteuid()}
+    node.desired.clear()
+    for spec in specs:
+        node.ended(spec)
 
 
 def test_a_device_that_imitates_nobody_is_shown_by_the_hubs_own_variables_alone(machine: Machine) -> None:

@@ -51,16 +51,12 @@ def test_a_run_beyond_its_time_limit_is_stopped(node: Node) -> None:
 
 
 def test_a_run_whose_lease_nobody_renews_is_stopped(node: Node) -> None:
-    node.lease_ms = 1
-    spec = node.spec("/bin/sh", "-c", FOREVER)
-    node.desired[spec.run_id] = spec
+    spec = node.begin(node.spec("/bin/sh", "-c", FOREVER))
+    await_line(spec, "ready")
     seq = node.sync(lease_ms=800).seq
-    status = None
     with node.client() as client:
-        while status is None:
-            seq = client.wait_for_change(seq, 10_000).seq
-            status = next((run for run in node.sync(desired=()).runs if run.state is RunState.ENDED), None)
-    assert status.end_reason in {EndReason.LEASE_LOST, EndReason.STOPPED}
+        assert client.wait_for_change(seq, 30_000).seq != seq
+    assert node.ended(spec).end_reason is EndReason.LEASE_LOST
 
 
 def test_a_run_in_its_grace_is_killed_when_nobody_is_heard_of_any_more(node: Node) -> None:

@@ -45,3 +45,15 @@ def test_a_hard_link_to_nothing_is_refused_with_a_sentence(tmp_path: Path) -> No
     link.type, link.linkname = tarfile.LNKTYPE, "./"
     with pytest.raises(Refused, match="leads to no file"):
         unpacked(tmp_path, link)
+
+
+def test_a_working_directory_whose_unpacking_was_broken_off_is_unpacked_again(tmp_path: Path) -> None:
+    folder, file, symbolic, hard = map(tarfile.TarInfo, ("a", "a/file", "a/symbolic", "a/hard"))
+    folder.type, folder.mode = tarfile.DIRTYPE, 0o755
+    symbolic.type, symbolic.linkname = tarfile.SYMTYPE, "file"
+    hard.type, hard.linkname = tarfile.LNKTYPE, "a/file"
+    unpacked(tmp_path, folder, file, symbolic)
+    unpacked(tmp_path, folder, file, symbolic, hard)
+    unpacked(tmp_path, folder, file, symbolic, hard)
+    assert (tmp_path / "a" / "symbolic").readlink() == Path("file")
+    assert (tmp_path / "a" / "hard").samefile(tmp_path / "a" / "file")

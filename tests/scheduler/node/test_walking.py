@@ -2,12 +2,14 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
+from scheduler.node.config import Limits
 from scheduler.node.errors import NestedTooDeep
+from scheduler.node.watching import Allowance, Watch
 from scheduler.node.workspace import DEPTH_MAX, Census, walk_entries
 
 OPENED_AT_ONCE = 1024
@@ -83,3 +85,19 @@ def test_one_folder_with_many_files_is_counted_in_steps(tmp_path: Path) -> None:
             steps += 1
     assert (census.entries, census.bytes) == (2000, 1024)
     assert steps >= 2000 // 256
+
+
+def test_however_many_workspaces_are_counted_at_once_they_share_what_is_done_in_one_tick(
+    tmp_path: Path,
+) -> None:
+    for number in range(1500):
+        (tmp_path / str(number)).touch()
+    allowance, limits = Allowance(steps=10), Limits(workspace_entries=100)
+    with ExitStack() as stack:
+        tops = [stack.enter_context(opened(tmp_path)) for _ in range(40)]
+        watches = [Watch([top], limits, allowance, memory_bytes=0) for top in tops]
+        complained = [
+            {at for at, one in enumerate(watches) if one.disk(now_ms, os.getpid())} for now_ms in range(1, 400)
+        ]
+    assert max(map(len, complained)) <= 10
+    assert set.union(*complained) == set(range(40))  # everybody has his turn

@@ -44,6 +44,27 @@ def test_a_job_that_ends_early_ends_early_in_the_imagination_too() -> None:
     assert pool.overdue_after_ms == 210
 
 
+def test_a_job_that_fits_and_has_nobody_before_it_starts_at_the_instant_it_arrives() -> None:
+    pool = FirstCome()
+    pool.advance(0, 2000, {})
+    for name, milli, at_ms in (("a", 1000, 10), ("b", 1000, 20), ("c", 2000, 30)):
+        pool.arrived(name, milli, 1000, at_ms)
+    for now_ms in (500, 1010, 1015, 2000):
+        pool.advance(now_ms, 2000, {})
+    assert pool.overdue_after_ms == (1020 - 30) * 105 // 100
+
+
+def test_a_line_goes_on_when_the_pool_has_grown() -> None:
+    pool = FirstCome()
+    pool.advance(0, 1000, {})
+    pool.arrived("a", 1000, 10_000, 0)
+    pool.arrived("b", 1000, 10_000, 0)
+    pool.advance(1000, 1000, {})
+    pool.advance(1001, 2000, {})
+    pool.advance(9000, 2000, {})
+    assert pool.overdue_after_ms == 1001 * 105 // 100
+
+
 def test_a_job_that_is_withdrawn_holds_up_nobody() -> None:
     pool = FirstCome()
     for name in ("a", "b", "c"):

@@ -63,6 +63,43 @@ def test_a_cycle_starts_exactly_the_jobs_that_fit_whole(
     assert [start.job_id for start in plan_cycle(state, 0).starts] == started
 
 
+@pytest.mark.parametrize("others", [0, 1], ids=["alone", "beside-another"])
+@pytest.mark.parametrize(
+    ("told", "starts"),
+    [((), True), (("hold",), False), (("hold", "release"), True), (("withdraw",), False)],
+    ids=["nothing", "held", "released", "withdrawn"],
+)
+def test_what_is_said_of_a_job_before_its_first_cycle_counts(
+    told: tuple[str, ...], others: int, *, starts: bool
+) -> None:
+    state = state_of(TWO)
+    state.job_queued(job("a"))
+    for number in range(others):
+        state.job_queued(job(f"b{number}"))
+    for word in told:
+        if word == "hold":
+            state.job_held("a")
+        elif word == "release":
+            state.job_released("a", 0)
+        else:
+            state.job_withdrawn("a")
+    for plan in (plan_cycle(state, 0), plan_cycle(state, 0), run_cycle(state, 0)):
+        assert [start.job_id for start in plan.starts].count("a") == starts
+        assert len(plan.starts) == starts + others
+    assert not state.pending.classes
+
+
+def test_who_was_withdrawn_before_its_first_cycle_takes_no_turn_from_a_class() -> None:
+    state = state_of([node("n", 1)])
+    state.job_queued(job("first", 1))
+    run_cycle(state, 0)
+    state.job_queued(job("gone", 1, priority=2))
+    state.job_withdrawn("gone")
+    state.job_queued(job("waits", 1, priority=1))
+    run_cycle(state, 1)
+    assert [key.priority for key in state.pending.rotation(1)] == [1]
+
+
 LIMITED = [Queue("main", user_running_max=99)]
 UNLENT = [Queue("main"), Queue("other", quotas={"A100": Quota(2000, lend_milli=0)})]
 
