@@ -121,8 +121,6 @@ class Promises:
 def free_at_ms(state: NodeState, shape: Shape, now_ms: int) -> int:
     """When, by enforced limits, the node can certainly hold one part of the shape; FOREVER_MS if never."""
     needed = shape.devices_per_node
-    if shape.tail_devices:
-        needed = max(needed, state.healthy_mask.bit_count())
     times = state.device_times()
     if needed > len(times):
         return FOREVER_MS

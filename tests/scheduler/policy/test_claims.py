@@ -311,3 +311,14 @@ def test_a_range_of_a_shared_device_is_given_once() -> None:
     with pytest.raises(SliceTaken):
         state.allocation_started(Start("y", (Placement("n", (DeviceSlice(0, 250, 750),)),)), 0)
     state.allocation_started(Start("y", (Placement("n", (DeviceSlice(0, 500, 1000),)),)), 0)
+
+
+@pytest.mark.parametrize(("before", "orders"), [(2, [("x", "claim")]), (3, [])])
+def test_a_job_that_was_stopped_often_enough_gives_way_to_no_priority_any_more(
+    before: int, orders: list[tuple[str, str]]
+) -> None:
+    state = state_of([node("n", 1)], [Queue("main")], RULES)
+    runs(state, job("x", preemptible=True), ("n", (0,)))
+    state.evictions_of["x"] = before
+    state.job_queued(job("claim", priority=1), 1)
+    assert evicted(state, 60_000) == orders
