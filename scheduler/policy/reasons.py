@@ -97,7 +97,10 @@ def impossible(state: SchedulerState, queued: QueuedJob) -> tuple[str, str] | No
         state.queues.ever_allows(queued.leaf, pool.model, milli, pool.installed_milli, opportunistic=spare)
         for pool in shape.possible
     ):
-        return "beyond_quota", f"asks for {whole_devices(milli)} devices, more than its queue may ever use"
+        return (
+            "beyond_quota",
+            f"asks for {_counted(whole_devices(milli), 'device')}, more than its queue may ever use",
+        )
     return None
 
 
@@ -126,11 +129,15 @@ def _limited(state: SchedulerState, queued: QueuedJob) -> tuple[str, str] | None
     if full is not None:
         most = full.queue.running_max
         if most is not None and full.running >= most:
-            return "queue_limit", f"queue {full.name!r} runs {full.running} jobs, which is its limit"
+            return (
+                "queue_limit",
+                f"queue {full.name!r} runs {_counted(full.running, 'job')}, which is its limit",
+            )
         most = full.queue.user_running_max
-        return "user_limit", f"user {job.user!r} runs {most} jobs in queue {full.name!r}, which is the limit"
+        runs = _counted(most or 0, "job")
+        return "user_limit", f"user {job.user!r} runs {runs} in queue {full.name!r}, which is the limit"
     if job.array_running_max and state.array_running[job.array_id] >= job.array_running_max:
-        return "array_limit", f"{job.array_running_max} jobs of its array run, which is its limit"
+        return "array_limit", f"its array runs {_counted(job.array_running_max, 'job')}, which is its limit"
     return None
 
 
@@ -138,9 +145,10 @@ def _nominated(state: SchedulerState, queued: QueuedJob) -> tuple[str, str] | No
     known = state.promises.nominations.by_job.get(queued.job.id)
     if known is None:
         return None
+    victims = _counted(len(known.victims), "running job")
     if known.due_ms is None:
-        return "nominated", f"{len(known.victims)} running jobs have been told to stop to make room for it"
-    return "nominated", f"{len(known.victims)} running jobs give way as soon as their minimum run time is over"
+        return "nominated", f"room is being made for it: {victims} told to stop"
+    return "nominated", f"room will be made for it by {victims} at the end of the minimum run time"
 
 
 def _over_quota(state: SchedulerState, queued: QueuedJob, now_ms: int) -> tuple[str, str]:
@@ -256,7 +264,7 @@ def expected_end_ms(running: RunningJob, now_ms: int) -> int:
 
 def wording(shape: Shape) -> str:
     """What a shape asks for, for people."""
-    model = " or ".join(shape.models) or "device"
+    model = " or ".join(shape.models) or ("device" if shape.devices_per_node == 1 else "devices")
     if not shape.devices_per_node:
         return f"{shape.cpu_milli / 1000:g} processors and {shape.memory_mib} MiB on {shape.nodes} nodes"
     each = (
@@ -268,3 +276,7 @@ def wording(shape: Shape) -> str:
         return f"{each} on one node"
     tail = f" and {shape.tail_devices} more on an empty node" if shape.tail_devices else ""
     return f"{shape.nodes} nodes with {each} each{tail}"
+
+
+def _counted(count: int | str, what: str) -> str:
+    return f"{count} {what}" if str(count) == "1" else f"{count} {what}s"

@@ -88,7 +88,7 @@ def test_an_array_runs_as_many_at_once_as_it_may_and_each_knows_its_index(cluste
     ids = [array_job_id(array_id, index) for index in range(3)]
     cluster.until(lambda: [cluster.job(one).state for one in ids] == ["running", "running", "queued"])
     cluster.tick()
-    assert cluster.job(ids[2]).reason == "2 jobs of its array run, which is its limit"
+    assert cluster.job(ids[2]).reason == "its array runs 2 jobs, which is its limit"
     for one in ids:
         cluster.until_state(one, "running")
         cluster.until(lambda one=one: log_of(cluster, one) != "")

@@ -92,7 +92,7 @@ NO_PROCESSORS = (
             asked(9),
             nothing,
             "too_large",
-            "asks for 9 free device on one node, more than this cluster has even when it is empty",
+            "asks for 9 free devices on one node, more than this cluster has even when it is empty",
         ),
         (TWO, BOUND, [], asked(9, nodes=1, models=("A100",)), nothing, "too_large", None),
         (
@@ -111,7 +111,7 @@ NO_PROCESSORS = (
             asked(),
             nothing,
             "queue_limit",
-            "queue 'main' runs 1 jobs, which is its limit",
+            "queue 'main' runs 1 job, which is its limit",
         ),
         (
             TWO,
@@ -120,7 +120,7 @@ NO_PROCESSORS = (
             asked(user="u"),
             nothing,
             "user_limit",
-            "user 'u' runs 1 jobs in queue 'main', which is the limit",
+            "user 'u' runs 1 job in queue 'main', which is the limit",
         ),
         (
             TWO,
@@ -129,7 +129,7 @@ NO_PROCESSORS = (
             asked(array_id="r", array_running_max=1),
             nothing,
             "array_limit",
-            "1 jobs of its array run, which is its limit",
+            "its array runs 1 job, which is its limit",
         ),
         (
             TWO,
@@ -258,7 +258,7 @@ def test_a_claimant_and_whom_it_keeps_away_say_so() -> None:
     plan = run_cycle(state, NOON + MINUTE)
     for eviction in plan.evictions:
         state.eviction_ordered(eviction)
-    assert explain(state, "c", NOON).sentence == "1 running jobs have been told to stop to make room for it"
+    assert explain(state, "c", NOON).sentence == "room is being made for it: 1 running job told to stop"
 
 
 @pytest.mark.parametrize(
