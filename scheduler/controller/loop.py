@@ -56,6 +56,13 @@ _BREATH_MS_MAX: Final = 200
 """Between two steps as long as the last one took, within these bounds, so that under load a step serves many words
 and leaves the machine to others half of the time; the first word after a pause is served at once."""
 
+_START_MS: Final = 4
+"""… and for each job it started so much at least, about what a node takes to start one: of many that end at once, a
+step would hear of the first few only."""
+
+_ROOM_SHARE: Final = 4
+"""Where devices are known to have come free, only so small a part of what the last step took."""
+
 _MANY: Final = 500
 _SHARE: Final = 8
 _SPARED_MS_MAX: Final = 4000
@@ -86,6 +93,10 @@ class _Term:
     nodes: Nodes
     live: LiveState
     stopwatch: Stopwatch
+    starts: int = 0
+    """Jobs that the last step started."""
+    room: bool = False
+    """Whether it heard of devices given back and left them to the next."""
     spared: dict[str, int] = field(default_factory=dict)
     """Until when what is done sparingly is left."""
     written_boot_ms: dict[str, int] = field(default_factory=dict)
@@ -165,7 +176,11 @@ class Controller:
 
     def _breath_ms(self, took_ms: int) -> int:
         """How long to gather words after a step; to one who only stands by they say nothing."""
-        return _STANDBY_LOOK_MS if self._term is None else min(max(_BREATH_MS, took_ms), _BREATH_MS_MAX)
+        term = self._term
+        if term is None:
+            return _STANDBY_LOOK_MS
+        wanted_ms = took_ms // _ROOM_SHARE if term.room else max(took_ms, _BREATH_MS + _START_MS * term.starts)
+        return min(max(wanted_ms, _BREATH_MS), _BREATH_MS_MAX)
 
     def _keep_lease(self, done: threading.Event) -> None:
         while not done.wait(renewals_ms(self._pace.leader_lease_ms) / 1000):
@@ -243,6 +258,7 @@ class Controller:
         Room that is only heard of while others are started is the next step's: after the breath between two steps
         there is more of it, and a step costs little more for many jobs than for one.
         """
+        self._led.room, self._led.starts = False, 0
         reachable = set(self._machines.reachable())
         due = set(reachable) if ticking else set[str]()
         if ticking:
@@ -261,6 +277,7 @@ class Controller:
                 break
             freed, due = self._sync(due, reachable)
             if freed and not due:
+                self._led.room = True
                 self._wakeups.put(_ROOM)
                 break
         if ticking:
@@ -282,6 +299,7 @@ class Controller:
                     break
                 with transaction(self._engine) as session:
                     admitted = admit(session, term.leadership, term.live, plan, self._accounting, at)
+            term.starts += admitted.starts
             self._watcher.planned(starts=admitted.starts, evictions=admitted.evictions)
             self._watcher.moved(admitted.steps)
             nodes |= admitted.nodes
