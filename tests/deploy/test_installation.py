@@ -67,6 +67,15 @@ def test_units_start_what_the_hub_has_and_bound_what_it_takes(unit: Path) -> Non
     assert "node" in unit.name or "MemoryMax=" in text
 
 
+def test_the_api_may_read_what_belongs_to_the_users_of_jobs_and_has_no_other_right() -> None:
+    unit = (ROOT / "deploy" / "systemd" / "hub-api.service").read_text(encoding="utf-8").splitlines()
+    assert "AmbientCapabilities=CAP_DAC_READ_SEARCH" in unit
+    assert "CapabilityBoundingSet=CAP_DAC_READ_SEARCH" in unit
+    entrypoint = SERVICES["api"]["entrypoint"]
+    assert entrypoint[0] == "setpriv"
+    assert {"--reuid=hub", "--regid=hub", "--ambient-caps=-all,+dac_read_search"} <= set(entrypoint)
+
+
 @pytest.mark.parametrize("name", SERVICES)
 def test_every_service_is_bounded_confined_and_asked_for_its_health(name: str) -> None:
     service = SERVICES[name]
