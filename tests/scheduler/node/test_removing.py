@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from scheduler.node.removing import BIN, emptying, open_bin, put_aside
+from tests.scheduler.node.nesting import nest
 
 ORDINARY = 54_321
 """A user that may not look into everything."""
@@ -30,16 +31,6 @@ def remove(folder: Path, name: str) -> int:
     with opened(folder) as (handle, into):
         put_aside(handle, name, into)
         return sum(1 for _ in emptying(into))
-
-
-def nest(folder: Path, depth: int) -> None:
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    for _ in range(depth):
-        os.mkdir("a", dir_fd=handle)
-        below = os.open("a", os.O_RDONLY | os.O_DIRECTORY, dir_fd=handle)
-        os.close(handle)
-        handle = below
-    os.close(handle)
 
 
 def test_folders_without_end_within_each_other_go_one_step_at_a_time(tmp_path: Path) -> None:

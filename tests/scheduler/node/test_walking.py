@@ -12,6 +12,7 @@ from scheduler.node.config import Limits
 from scheduler.node.errors import NestedTooDeep
 from scheduler.node.watching import Allowance, Watch
 from scheduler.node.workspace import DEPTH_MAX, Census, walk_entries
+from tests.scheduler.node.nesting import nest
 
 OPENED_AT_ONCE = 1024
 ORDINARY = 54_321
@@ -22,16 +23,6 @@ ORDINARY = 54_321
 def opened(folder: Path) -> Iterator[int]:
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     yield handle
-    os.close(handle)
-
-
-def nest(folder: Path, depth: int) -> None:
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    for _ in range(depth):
-        os.mkdir("a", dir_fd=handle)
-        below = os.open("a", os.O_RDONLY | os.O_DIRECTORY, dir_fd=handle)
-        os.close(handle)
-        handle = below
     os.close(handle)
 
 
