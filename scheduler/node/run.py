@@ -154,11 +154,14 @@ class Run:
 
     @property
     def gone_by_ms(self) -> int:
-        """The boot time by which it has been killed, unless it is renewed or we are no longer awake."""
+        """The boot time by which it has been killed, unless it is renewed or we are no longer awake.
+
+        A grace that ends before the lease is not counted: nobody relies on that end until he is told of it, and whoever
+        was late for it by a second, because the disk was, would take all runs of the node along.
+        """
         if self._killed_at_ms is not None:
             return NEVER_MS
-        lapsed_ms = self.lease_until_ms + self._around.config.limits.lease_grace_ms
-        return min(lapsed_ms, self._kill_at_ms)
+        return self.lease_until_ms + self._around.config.limits.lease_grace_ms
 
     def lapse(self, now_ms: int) -> int:
         """Stop the run if nobody renewed its lease, and cut short the grace of one that is on its way out.

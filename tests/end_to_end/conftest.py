@@ -5,11 +5,9 @@ import os
 import re
 import select
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +15,7 @@ import psutil
 import pytest
 
 from compute_hub.sdk import HubClient
+from compute_hub.stack.ports import free_port
 from kernel.clock import boottime_ms
 from tests.end_to_end.collecting import Collector
 
@@ -60,12 +59,6 @@ class RunningHub:
             for child in psutil.Process(self.process.pid).children()
             if child.cmdline()[-1:] == [word] and str(HUB) in child.cmdline()
         ]
-
-
-def free_port() -> int:
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def processes_mentioning(path: Path) -> list[list[str]]:
@@ -140,7 +133,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningHub]:
         )
     finally:
         process.send_signal(signal.SIGINT)
-        rest, _ = process.communicate(timeout=90)
+        rest, _ = process.communicate(timeout=240)
         collector.close()
     assert b"Everything is stopped." in rest
     assert process.returncode == 0
