@@ -14,7 +14,7 @@ from scheduler.policy.pending import Entry, JobClass, QueuedJob, goes_before, tu
 from scheduler.policy.placement import Found, as_placements
 from scheduler.policy.placing import fits_somewhere, gone_before, place, place_nominee
 from scheduler.policy.preemption import CLAIMS_MAX, find_evictions, may_evict, renew_lapsed
-from scheduler.policy.promises import Promise, earliest
+from scheduler.policy.promises import FOREVER_MS, Promise, earliest
 from scheduler.policy.queues import QueueState
 from scheduler.policy.rights import allowed_pools
 from scheduler.policy.settings import Backfill
@@ -330,6 +330,7 @@ class Cycle:
             self._pass_over(job_class, queued, entry)
             contest.drop(leaf, job_class)
             return
+        hindered = False
         if shape.may_fit():
             aside = self._set_aside(queued, entry, pools)
             if aside and any(self._hindered.values()):
@@ -341,20 +342,29 @@ class Cycle:
                     self._promise(holder, (pool,))
                 contest.advance(leaf)
                 return
-            if not hindered and pools is shape.pools:
-                shape.does_not_fit()
-                self._hindered[shape] = 0
-            elif pools is shape.pools:
-                self._hindered[shape] = gone_before(self.state, shape, pools, self.now_ms)
+            if pools is shape.pools:
+                self._note_hindrance(queued, pools, hindered=hindered)
         self._not_served(job_class, queued)
         if self.state.settings.backfill is _NO_BACKFILL:
             contest.close(leaf)
             return
-        promised = self.state.settings.backfill is _RESERVED and self._promise(queued, pools)
-        # Beside reservations those behind it may fit where it does not: shorter ones, or their holder's.
-        over = promised and not self.state.promises.spans
-        if over or not shape.may_fit() or not contest.line_up(leaf, job_class):
+        if self.state.settings.backfill is _RESERVED:
+            self._promise(queued, pools)
+        # Those behind it may fit where it does not: shorter ones, or those for whom something is reserved.
+        longest_ms = gone_before(self.state, queued, pools, self.now_ms) if hindered else 0
+        if not contest.line_up(leaf, job_class, queued, longest_ms):
             contest.drop(leaf, job_class)
+
+    def _note_hindrance(self, queued: QueuedJob, pools: tuple[Pool, ...], *, hindered: bool) -> None:
+        """Remember for all of its shape that nobody fits, or how long those may last who are gone before."""
+        shape = queued.shape
+        if not hindered:
+            shape.does_not_fit()
+            self._hindered[shape] = 0
+        elif self.state.promises.spans:  # not the same for all
+            self._hindered[shape] = FOREVER_MS
+        else:
+            self._hindered[shape] = gone_before(self.state, queued, pools, self.now_ms)
 
     def _is_full(self, shape: Shape) -> bool:
         """Whether no pool has so many slots free at all; then nobody's job of this shape can start."""
