@@ -58,11 +58,14 @@ class Promises:
         self, reservation: Reservation, for_jobs: Container[object], nodes: dict[str, NodeState]
     ) -> None:
         """Enter an advance reservation or a drain. Unknown nodes are ignored: they cannot be given away."""
+        kept: dict[str, int] = {}
         for name in reservation.nodes:
             state = nodes.get(name)
             if state is not None:
-                span = Span(state.bit, reservation.from_ms, reservation.to_ms, for_jobs)
-                self.spans.setdefault(state.pool.model, []).append(span)
+                kept[state.pool.model] = kept.get(state.pool.model, 0) | state.bit
+        for model, bits in kept.items():
+            span = Span(bits, reservation.from_ms, reservation.to_ms, for_jobs)
+            self.spans.setdefault(model, []).append(span)
         self.names_jobs = self.names_jobs or bool(reservation.for_jobs)
         self.names_tenants = self.names_tenants or bool(reservation.for_tenant)
 
@@ -119,7 +122,7 @@ class Promises:
         return [(FOREVER_MS, barred), *reversed(found)]
 
     def favours(self, job_id: str) -> tuple[bool, ...]:
-        """Of every node that is reserved, whether it is for the job; equal for those whom the same is kept from."""
+        """Of every reservation, whether it is for the job; equal for those whom the same is kept from."""
         return tuple([job_id in span.for_jobs for spans in self.spans.values() for span in spans])
 
     def make(self, pool: str, promise: Promise) -> None:
