@@ -117,6 +117,13 @@ def gone_before(state: SchedulerState, queued: QueuedJob, pools: tuple[Pool, ...
     return max(1, max(until_ms) - now_ms)
 
 
+def gone_before_at_most(state: SchedulerState, queued: QueuedJob, pools: tuple[Pool, ...], now_ms: int) -> int:
+    """The same for any job of the shape, whatever is reserved for it."""
+    if state.promises.names_jobs or state.promises.names_tenants:
+        return FOREVER_MS
+    return gone_before(state, queued, pools, now_ms)
+
+
 def _until_reserved(state: SchedulerState, queued: QueuedJob, pool: Pool, now_ms: int) -> int:
     """The latest end with which there is room in a pool of which nodes are reserved; now, if there is none."""
     shape = queued.shape

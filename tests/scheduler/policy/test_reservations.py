@@ -1,7 +1,7 @@
 """Nodes kept for a tenant or for nobody: what starts on them, and what is said to those who wait."""
 
 from scheduler.policy.cycle import plan_cycle, run_cycle
-from scheduler.policy.model import Queue, Quota, Reservation
+from scheduler.policy.model import DeviceSlice, Placement, Queue, Quota, Reservation, Start
 from scheduler.policy.reasons import explain
 from scheduler.policy.state import SchedulerState
 from tests.scheduler.policy.builders import job, node, state_of
@@ -106,3 +106,21 @@ def test_devices_on_closed_nodes_are_named_to_those_who_wait() -> None:
         state.job_queued(job(name))
     run_cycle(state, 0)
     assert "1 installed on nodes that take no new jobs" in explain(state, "b", 0).sentence
+
+
+def test_a_promise_that_is_kept_sets_free_whom_it_hindered_though_its_quota_leaves_it_one_model() -> None:
+    both = ("A100", "910B")
+    bounded = Queue("bounded", quotas={"910B": Quota(0, 0)})
+    state = state_of([node("a", 2, "A100"), node("b", 2, "910B")], [Queue("main"), bounded])
+    for name in ("on-a", "on-b"):
+        state.job_queued(job(name, 1, models=both, time_limit_ms=HOUR))
+        state.allocation_started(Start(name, (Placement(name[-1], (DeviceSlice(0, 0, 1000),)),)), 0)
+    state.job_queued(job("wide", 2, models=both, time_limit_ms=HOUR))
+    assert not run_cycle(state, 1).starts
+    assert set(state.promises.by_pool) == {"A100", "910B"}
+    state.job_queued(job("bound", 1, "bounded", submitted_ms=2, models=both, time_limit_ms=2 * HOUR))
+    state.allocation_ended("on-b", 2, succeeded=True)
+    assert {start.job_id: start.placements[0].node for start in run_cycle(state, 2).starts} == {
+        "wide": "b",
+        "bound": "a",
+    }
