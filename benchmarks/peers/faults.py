@@ -31,10 +31,17 @@ PARTS: Final = (
     "node",
     "agent",
     "supervisor",
+    "nursery",
     "raylet",
     "head",
 )
 """Every kind of process of a hub; of a controller, the one that leads and one that stands by are different things."""
+
+_BELOW: Final = {
+    "courier": ("controller", "scheduler.ray.courier"),
+    "nursery": ("supervisor", "scheduler/node/becoming.py"),
+}
+"""Whose child a part is, and how it is known."""
 
 Strike = Callable[[Hub, random.Random], None]
 
@@ -51,6 +58,13 @@ def kill(part: str) -> Fault:
     """SIGKILL one process of a part."""
     return Fault(
         f"kill {part}", lambda hub, chance: send_signal(one_of(victims(hub, part), chance), signal.SIGKILL)
+    )
+
+
+def end(part: str) -> Fault:
+    """SIGTERM of one process of a part, as for an upgrade."""
+    return Fault(
+        f"end {part}", lambda hub, chance: send_signal(one_of(victims(hub, part), chance), signal.SIGTERM)
     )
 
 
@@ -85,9 +99,10 @@ def victims(hub: Hub, part: str) -> list[psutil.Process]:
     match part:
         case "supervisor":
             return hub.supervisors()
-        case "courier":
-            found = [child for one in victims(hub, "controller") for child in _children(one)]
-            return [one for one in found if "scheduler.ray.courier" in _command(one)]
+        case "courier" | "nursery":
+            above, mark = _BELOW[part]
+            found = [child for one in victims(hub, above) for child in _children(one)]
+            return [one for one in found if mark in _command(one)]
         case "agent" | "raylet" | "head":
             mark = {"agent": "ray::NodeAgent", "raylet": "/raylet/raylet", "head": "gcs_server"}[part]
             return [process for process in _of_ray(hub) if mark in _command(process)]

@@ -1,5 +1,7 @@
 """What goes wrong with more than one process: a machine, the database, a disk, an upload; and all faults there are."""
 
+import enum
+import os
 import random
 import signal
 import subprocess
@@ -16,6 +18,7 @@ from benchmarks.peers.faults import (
     PARTS,
     PAUSE_S,
     Fault,
+    end,
     kill,
     pause,
     send_signal,
@@ -28,10 +31,25 @@ from benchmarks.peers.losses import LOSSES, struck
 from benchmarks.peers.ours import Hub
 from compute_hub.stack.database import private_server
 
-_JOURNAL_BYTES: Final = 16 * 2**20
+_DISK_BYTES: Final = 2 * 2**30
+"""A file with holes: it takes what is written to it."""
 _UPLOAD_BYTES: Final = 48 * 2**20
 _FULL_S: Final = 4.0
 _KILLED_AFTER_S: Final = (0.02, 0.4)
+
+
+class SmallDisk(enum.Enum):
+    """Whose disk may be full: that of a node's journal, or of the database."""
+
+    JOURNAL = "the disk of a node's journal"
+    DATABASE = "the disk of the database"
+
+    def folder(self, hub: Hub) -> Path:
+        """Where it is mounted."""
+        settings = hub.stack.settings
+        if self is SmallDisk.DATABASE:
+            return private_server(settings).directory
+        return settings.node_directory(hub.node_names[-1]) / "state"
 
 
 def backend(number: signal.Signals | None) -> Fault:
@@ -101,35 +119,39 @@ def upload_broken_off() -> Fault:
     return Fault("kill api in an upload", strike)
 
 
-def journal_is_full(node: str) -> Fault:
-    """The disk of a node's journal is full for a while; only where `small_journal` gave it one of its own."""
+def disk_is_full(hub: Hub, disk: SmallDisk) -> Fault:
+    """A disk of the hub's own is full for a while."""
+    folder = disk.folder(hub)
 
-    def strike(hub: Hub, chance: random.Random) -> None:  # noqa: ARG001 - there is one
-        fill = _journal(hub, node) / "fill"
+    def strike(_: Hub, chance: random.Random) -> None:  # noqa: ARG001 - there is one
+        fill = folder / "fill"
         with suppress(OSError), fill.open("wb", buffering=0) as file:
+            found = os.statvfs(folder)
+            os.posix_fallocate(file.fileno(), 0, max(1, (found.f_bavail - 16) * found.f_frsize))
+            file.seek(0, os.SEEK_END)
             while True:
                 file.write(bytes(4096))
         threading.Event().wait(_FULL_S)
         fill.unlink()
 
-    return Fault(f"the journal's disk of {node} is full", strike)
+    return Fault(f"{disk.value} is full", strike)
 
 
 @contextmanager
-def small_journal(hub: Hub, node: str) -> Iterator[None]:
-    """Give a node's journal a small file system of its own, before the hub is started; only root may."""
-    folder = _journal(hub, node)
+def small_disk(hub: Hub, disk: SmallDisk) -> Iterator[None]:
+    """Give a part of the hub a small disk, before it is started. Raises CalledProcessError: only root may mount."""
+    folder = disk.folder(hub)
     folder.mkdir(parents=True, mode=0o700)
-    options = f"size={_JOURNAL_BYTES},mode=0700"
-    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], check=True)
+    image = folder.with_name(f"{folder.name}.ext4")
+    with image.open("wb") as file:
+        file.truncate(_DISK_BYTES)
+    subprocess.run(["mkfs.ext4", "-q", "-m", "0", "-E", "root_owner", str(image)], check=True)
+    subprocess.run(["mount", "-o", "loop", str(image), str(folder)], check=True)
     try:
         yield
     finally:
         subprocess.run(["umount", str(folder)], check=True)
-
-
-def _journal(hub: Hub, node: str) -> Path:
-    return hub.stack.settings.node_directory(node) / "state"
+        image.unlink()
 
 
 def _server(hub: Hub) -> list[psutil.Process]:
@@ -140,15 +162,12 @@ def _server(hub: Hub) -> list[psutil.Process]:
     return []
 
 
-def every_fault(full_disk_of: str | None) -> list[Fault]:
-    """All kinds of faults, each once, in a fixed order.
-
-    Args:
-        full_disk_of: the node whose journal has a `small_journal`, if one has.
-    """
+def every_fault() -> list[Fault]:
+    """All kinds of faults but full disks, each once, in a fixed order."""
     return [
         *(kill(part) for part in PARTS),
         *(pause(part) for part in PARTS),
+        *(end(part) for part in ("api", "leader", "standby", "biller", "keeper", "node", "supervisor")),
         *(pause(part, LONG_PAUSE_S) for part in ("leader", "node", "agent", "supervisor", "raylet", "head")),
         *(node_is(how) for how in LOSSES),
         backend(None),
@@ -159,7 +178,6 @@ def every_fault(full_disk_of: str | None) -> list[Fault]:
         database_stands_still(PAUSE_S),
         database_stands_still(LONG_PAUSE_S),
         upload_broken_off(),
-        *([journal_is_full(full_disk_of)] if full_disk_of else ()),
         *(both(part) for part in ("controller", "supervisor", "agent", "raylet")),
         together(kill("leader"), backend(None)),
         together(kill("leader"), database_ends("shut down at once", signal.SIGQUIT)),

@@ -20,7 +20,13 @@ from ledger.audit import audit
 
 _ROUNDING_MS: Final = 50
 _CENTRES: Final = (
-    "'node_lost', 'supervisor_lost', 'lease_lost', 'never_started', 'journal_full', 'device_held', 'node_stopped'"
+    "node_lost",
+    "supervisor_lost",
+    "lease_lost",
+    "never_started",
+    "journal_full",
+    "device_held",
+    "node_stopped",
 )
 """Ends of runs that are the centre's fault; the jobs of the load give no reason for another one but to be done."""
 
@@ -31,10 +37,10 @@ _UNMETERED_ENDS: Final = """
     SELECT count(*) FROM runs r WHERE r.started_at IS NOT NULL
         AND NOT EXISTS (SELECT FROM usage_records u WHERE u.run_id = r.id AND u.final)"""
 _UNCHARGED: Final = "SELECT count(*) FROM uncharged_usage"
-_BADLY_ENDED: Final = f"""
+_BADLY_ENDED: Final = """
     SELECT count(*) FROM jobs j WHERE j.state = 'failed'
         AND (j.max_retries > 0 OR NOT EXISTS (SELECT FROM runs r WHERE r.job_id = j.id AND r.attempt = j.attempt
-            AND r.end_reason IN ({_CENTRES})))"""  # noqa: S608 - from constants
+            AND r.end_reason = ANY (%s)))"""
 _DOUBLED: Final = """
     SELECT count(*) FROM allocations a JOIN allocations b ON a.id < b.id
     WHERE a.slots && b.slots AND a.span && b.span"""
@@ -81,7 +87,7 @@ def counts(hub: Hub) -> dict[str, int]:
         return {
             "doubled_runs": _one(connection, _DOUBLED)
             + _one(connection, _OVERLAPPING_RUNS)
-            + overlapping_beats(hub),
+            + overlapping_beats(hub.stack.settings.workspaces),
             "orphan_processes": len(running_jobs(hub)),
             "orphan_holds": _one(connection, _ORPHAN_HOLDS),
             "unmetered_ms": _one(connection, _UNMETERED, _ROUNDING_MS),
@@ -118,10 +124,10 @@ def wrong_balances(hub: Hub) -> int:
     return found
 
 
-def overlapping_beats(hub: Hub) -> int:
+def overlapping_beats(workspaces: Path) -> int:
     """By the jobs' own words: ranks that were begun twice in an attempt, or still ran when the next attempt did."""
     wrong = 0
-    for ranks in _spoken(hub.stack.settings.workspaces):
+    for ranks in _spoken(workspaces):
         wrong += sum(lines.count(BEGAN) != 1 for lines in ranks)
         times = [[float(line) for line in lines if line and line != BEGAN] for lines in ranks]
         wrong += sum(before[-1] >= after[0] for before, after in pairwise(some for some in times if some))
