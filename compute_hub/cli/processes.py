@@ -88,7 +88,7 @@ def up(
             never = threading.Event()
             while not never.wait(1):
                 for what in stack.mend():
-                    console.print(f"Started again: {what}", highlight=False)
+                    console.print(what, highlight=False)
     except KeyboardInterrupt:
         console.print("Everything is stopped.")
 

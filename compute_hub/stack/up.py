@@ -7,9 +7,10 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, Self
+from typing import Final, Self
 
 import httpx
+import psycopg
 from sqlalchemy import func, select
 from sqlalchemy.exc import DBAPIError
 
@@ -26,10 +27,8 @@ from compute_hub.telemetry.serving import targets_directory
 from kernel.clock import boottime_ms, utc_now
 from kernel.database import open_engine, transaction
 from kernel.errors import HubError
+from kernel.postgres import PostgresDidNotStart, PrivatePostgres
 from scheduler.tables import JobRow
-
-if TYPE_CHECKING:
-    from kernel.postgres import PrivatePostgres
 
 _READY_S: Final = 120
 _LOOK_S: Final = 0.2
@@ -113,15 +112,25 @@ class LocalStack:
             child.check()
 
     def mend(self) -> list[str]:
-        """Start every process again that has ended by itself; returns what happened to each, in words."""
-        mended = []
+        """Start every process again that has ended by itself, the database first; returns what was done, in words."""
+        mended = self._mend_database()
         for position, child in enumerate(self._children):
             try:
                 child.check()
             except ChildEnded as ended:
                 self._children[position] = child.again()
-                mended.append(str(ended))
+                mended.append(f"Started again: {ended}")
         return mended
+
+    def _mend_database(self) -> list[str]:
+        """One that cannot be started now, because its disk is full or its last processes linger, is tried again."""
+        if self._database is None or not self._database.has_ended():
+            return []
+        try:
+            self._database.start()
+        except (PostgresDidNotStart, psycopg.OperationalError) as refusal:
+            return [str(refusal)]
+        return ["Started again: PostgreSQL had ended."]
 
     def stop(self) -> None:
         """End all processes, the database last, and before them nodes on which jobs run.

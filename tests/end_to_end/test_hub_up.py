@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 from compute_hub.sdk import HubClient
@@ -118,6 +119,18 @@ def test_a_job_survives_the_death_of_controller_biller_and_api_and_is_billed_onc
     exact = PRICE_CNY_PER_CARD_HOUR * slot_ms / (1000 * 3_600_000)
     assert abs(Fraction(Decimal(billed["charge_cny"])) - exact) <= Fraction(1, 2_000_000)
     assert json.loads(hub.command("ledger", "audit", "--json", role="auditor").stdout)["audit"] == "ok"
+
+
+def test_a_database_that_is_killed_comes_back_by_itself_and_jobs_run_again(hub: RunningHub) -> None:
+    pid = (hub.state / "postgres" / "data" / "postmaster.pid").read_text(encoding="ascii").splitlines()[0]
+    killed = psutil.Process(int(pid))
+    killed.kill()
+    killed.wait()
+    await_answer(hub)
+    job = submit(hub, "--", "true")
+    with hub.client("tenant") as client, hub.client("auditor") as auditor:
+        wait_until(client, job["id"], "succeeded")
+        until_charged(auditor, job["id"])
 
 
 def await_answer(hub: RunningHub) -> None:
