@@ -102,7 +102,7 @@ def final_counts(hub: Hub) -> dict[str, int]:
         submitted = {UUID(job_id) for job_id in hub.submitted}
         lost = len(submitted ^ {job_id for (job_id,) in known})
         lost += _one(connection, "SELECT count(*) FROM jobs WHERE ended_at IS NULL") + _one(
-            connection, _BADLY_ENDED
+            connection, _BADLY_ENDED, list(_CENTRES)
         )
         more = {
             "unended_meters": _one(connection, _UNMETERED_ENDS),
