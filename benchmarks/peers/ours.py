@@ -3,12 +3,10 @@
 import json
 import os
 import shutil
-import socket
 import statistics
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from datetime import datetime
 from http.client import HTTPConnection
 from pathlib import Path
@@ -24,6 +22,7 @@ from compute_hub.identity.roles import Role
 from compute_hub.sdk import ENDED, HubClient
 from compute_hub.settings import Settings
 from compute_hub.stack.database import private_server
+from compute_hub.stack.ports import free_port
 from compute_hub.stack.up import LocalStack
 from kernel.clock import boottime_ms, unix_ms, utc_now
 from kernel.errors import HubError
@@ -261,13 +260,6 @@ class Hub:
         facts = {"name": "bench", "argv": list(argv), "accelerator": MODEL, "environment": "plain"}
         limits = {"time_limit_s": 60, "grace_s": 1, "memory_mib": 256, "cpu_milli": 1000}
         return facts | limits | changes
-
-
-def free_port() -> int:
-    """A port nobody listens on at the moment."""
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _shares(count: int, parts: int) -> list[int]:
