@@ -14,22 +14,24 @@ from sqlalchemy import Uuid, any_, bindparam, func, select
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Session
 
+from kernel.prepared import Prepared
 from ledger.domain.accounts import Account, Balance, Bound
 from ledger.domain.transfers import Kind
 from ledger.tables import AccountRow, HoldRow, TransferRow, entries
 
-_BALANCES: Final = select(
-    AccountRow.id,
-    AccountRow.name,
-    AccountRow.asset,
-    AccountRow.bound,
-    AccountRow.debits_posted,
-    AccountRow.credits_posted,
-    AccountRow.debits_pending,
-    AccountRow.credits_pending,
-    AccountRow.version,
-).where(AccountRow.id == any_(bindparam("ids", type_=ARRAY(Uuid))))
-"""Asked with every job; a statement that is made once need not be made and recognised each time."""
+_BALANCES: Final = Prepared(
+    select(
+        AccountRow.id,
+        AccountRow.name,
+        AccountRow.asset,
+        AccountRow.bound,
+        AccountRow.debits_posted,
+        AccountRow.credits_posted,
+        AccountRow.debits_pending,
+        AccountRow.credits_pending,
+        AccountRow.version,
+    ).where(AccountRow.id == any_(bindparam("ids", type_=ARRAY(Uuid))))
+)
 
 
 class Side(StrEnum):
@@ -87,7 +89,7 @@ class Hold:
 
 def balances(session: Session, account_ids: Collection[UUID]) -> dict[UUID, Balance]:
     """The balances of those of these accounts that exist."""
-    rows = session.execute(_BALANCES, {"ids": list(account_ids)})
+    rows = _BALANCES(session, ids=list(account_ids))
     return {
         id_: Balance(Account(id_, name, asset, Bound(bound)), *totals)
         for id_, name, asset, bound, *totals in rows

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from typing import Any, Final
 
-from sqlalchemy import func, select
+from sqlalchemy import Text, func, select
 from sqlalchemy.orm import Session
 
+from kernel.prepared import Prepared
 from scheduler.policy.model import WHOLE_MILLI
 from scheduler.refusals import (
     FractionOfGang,
@@ -24,19 +25,19 @@ PFLOPS_LABEL: Final = "pflops"
 
 _PFLOPS_MAX: Final = 1_000_000
 
-_INSTALLED: Final = (
+_INSTALLED: Final = Prepared(
     select(
         DeviceRow.model,
         func.count(),
         NodeRow.cpu_milli,
         NodeRow.memory_mib,
-        NodeRow.labels.op("||")(NodeRow.own_labels).op("->>")(PFLOPS_LABEL),
+        NodeRow.labels.op("||")(NodeRow.own_labels).op("->>", return_type=Text())(PFLOPS_LABEL),
     )
     .join(DeviceRow, DeviceRow.node == NodeRow.name)
     .group_by(NodeRow.name, DeviceRow.model)
     .order_by(NodeRow.name, DeviceRow.model)
 )
-"""Asked with every submission, so made once, and no more of a node than is looked at: there may be hundreds."""
+"""No more of a node than is looked at: there may be hundreds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,5 +132,5 @@ def _refuse_what_never_fits(parts: Sequence[_Part], demand: Demand, models: str)
 def _installed(session: Session) -> list[_Part]:
     return [
         _Part(model, count, cpu_milli, memory_mib, stated_pflops_milli({PFLOPS_LABEL: stated}))
-        for model, count, cpu_milli, memory_mib, stated in session.execute(_INSTALLED)
+        for model, count, cpu_milli, memory_mib, stated in _INSTALLED(session)
     ]

@@ -13,8 +13,9 @@ from uuid import UUID
 from sqlalchemy import bindparam, func, select, text, tuple_
 from sqlalchemy.orm import Session
 
-from kernel.bulk import add_rows, among
+from kernel.bulk import among
 from kernel.ids import derived_id
+from kernel.prepared import Prepared, add_rows
 from scheduler.dependencies import checked_dependencies
 from scheduler.fitting import Demand, acceptable_models
 from scheduler.refusals import (
@@ -47,20 +48,21 @@ ARRAY_BYTES_MAX: Final = 16 * 1024 * 1024
 LIVE_JOBS_MAX: Final = 20_000
 """Jobs of one tenant that have not ended: the controller looks at all of them with every step."""
 
-_LIVE: Final = select(func.count()).select_from(
-    select(JobRow.id)
-    .where(JobRow.tenant_id == bindparam("tenant"), JobRow.ended_at.is_(None))
-    .limit(bindparam("most"))
-    .subquery()
+_LIVE: Final = Prepared(
+    select(func.count()).select_from(
+        select(JobRow.id)
+        .where(JobRow.tenant_id == bindparam("tenant"), JobRow.ended_at.is_(None))
+        .limit(bindparam("most"))
+        .subquery()
+    )
 )
-"""Asked with every submission; a statement that is made once need not be made and recognised each time."""
 
 _RUNS: Final = (
     select(RunRow)
     .where(among(RunRow.job_id, bindparam("jobs")))
     .order_by(RunRow.job_id, RunRow.attempt, RunRow.rank)
 )
-"""Asked whenever a job is shown; made once, as `_LIVE` is."""
+"""Asked whenever a job is shown; a statement that is made once need not be made and recognised each time."""
 
 _TELL: Final = text(f"NOTIFY {WAKE_CHANNEL}")
 _TELL_SUBMITTED: Final = (WAKE_CHANNEL, SUBMITTED)
@@ -388,7 +390,7 @@ def _row(job_id: UUID, request: JobRequest, tenant_id: UUID, submitted_by: UUID,
 
 def _refuse_too_many(session: Session, tenant_id: UUID, asked: int, most: int) -> None:
     """Two submissions at one moment may go a little beyond it."""
-    count = session.scalar(_LIVE, {"tenant": tenant_id, "most": most}) or 0
+    ((count,),) = _LIVE(session, tenant=tenant_id, most=most)
     if count + asked > most:
         raise TooManyLiveJobs(asked=asked, most=most)
 

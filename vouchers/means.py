@@ -7,14 +7,15 @@ so that what was read stays true and only what is taken here changes it.
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Final
+from typing import Final
 from uuid import UUID
 
-from sqlalchemy import Select, Uuid, bindparam, func, select, tuple_
+from sqlalchemy import Uuid, bindparam, func, select, tuple_
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Session
 
 from kernel.bulk import among
+from kernel.prepared import Prepared
 from ledger.domain.accounts import Account
 from ledger.reading import balances
 from vouchers import accounts
@@ -40,7 +41,7 @@ VOUCHERS_MAX: Final = 200
 """Of one tenant weighed at once; beyond it those that last longest wait for the others to be used up."""
 
 
-def _burning() -> Select[Any]:
+def _burning() -> Prepared:
     """The vouchers named in `asked`, and of each tenant in `free` those it uses up first."""
     place = func.row_number().over(partition_by=Voucher.enterprise_id, order_by=(Voucher.use_by_at, Voucher.id))
     weighed = (
@@ -50,7 +51,7 @@ def _burning() -> Select[Any]:
     )
     first = select(weighed.c.id).where(weighed.c.place <= VOUCHERS_MAX)
     named = select(func.unnest(bindparam("asked", type_=ARRAY(Uuid))))
-    return (
+    return Prepared(
         select(*_OWNED, Voucher.holder, Voucher.enterprise_id, ProgrammeVersion.digest)
         .join(ProgrammeVersion, ProgrammeVersion.id == Voucher.version_id)
         .where(Voucher.id.in_(first.union_all(named)))
@@ -59,7 +60,6 @@ def _burning() -> Select[Any]:
 
 
 _BURNING: Final = _burning()
-"""Asked with every job; a statement that is made once need not be made and recognised each time."""
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ def _vouchers(
     asked = {voucher_id for wish in wishes for voucher_id in wish.voucher_ids or ()}
     if not free and not asked:
         return {}, {}
-    rows = session.execute(_BURNING, {"free": list(free), "asked": list(asked)}).all()
+    rows = _BURNING(session, free=list(free), asked=list(asked))
     active: dict[UUID, list[Owned]] = {}
     named: dict[tuple[UUID, UUID], Owned] = {}
     for *columns, holder, tenant_id, digest in rows:

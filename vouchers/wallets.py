@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 
 from kernel.ids import derived_id
 from kernel.money import MICROS_MAX
+from kernel.prepared import Prepared
 from ledger.domain.accounts import Account
 from ledger.domain.transfers import Transfer
 from ledger.posting import post_all
@@ -39,7 +40,7 @@ ROUNDING_MICROS_MAX: Final = 1_000_000
 """Invoices ask for whole fen, so what is paid of them can be some fen more than was used of the credit line. So much
 may stay on the line; it is used before the line is."""
 
-_PAYER: Final = select(GroupMember.payer_id).where(GroupMember.affiliate_id == bindparam("affiliate"))
+_PAYER: Final = Prepared(select(GroupMember.payer_id).where(GroupMember.affiliate_id == bindparam("affiliate")))
 
 
 @dataclass(frozen=True)
@@ -215,7 +216,7 @@ def unbind_affiliate(session: Session, payer_id: UUID, affiliate_id: UUID) -> No
 
 def payer_of(session: Session, tenant_id: UUID) -> UUID | None:
     """Who pays for an enterprise besides itself."""
-    return session.scalar(_PAYER, {"affiliate": tenant_id})
+    return next((payer_id for (payer_id,) in _PAYER(session, affiliate=tenant_id)), None)
 
 
 def allot_part(

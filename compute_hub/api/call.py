@@ -9,7 +9,7 @@ from uuid import UUID
 from fastapi import Depends, Header, Request
 from psycopg.errors import DeadlockDetected, SerializationFailure, UniqueViolation
 from pydantic import BaseModel
-from sqlalchemy import Engine
+from sqlalchemy import Engine, Text, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
@@ -19,13 +19,17 @@ from compute_hub.identity.duties import check_duty
 from compute_hub.identity.keys import Principal, authenticate
 from compute_hub.identity.remits import check_remit
 from compute_hub.settings import Settings
-from kernel.bulk import add_rows, run
 from kernel.clock import utc_now
 from kernel.database import glance, picture, transaction
 from kernel.errors import Conflict, Invalid
+from kernel.prepared import Prepared, add_rows
 
 _TRIES: Final = 3
-_FIRST_ANSWER: Final = b"SELECT request_sha256, answer FROM first_answer(%s, %s, %s)"
+_FIRST_ANSWER: Final = Prepared(
+    text("SELECT request_sha256, answer FROM first_answer(:lock, :principal, :key)").columns(
+        request_sha256=Text, answer=Text
+    )
+)
 _RACES: Final = (UniqueViolation, SerializationFailure, DeadlockDetected)
 
 Result = TypeVar("Result")
@@ -142,7 +146,7 @@ class Call:
     def _first_answer(self, session: Session, key: str) -> tuple[str, str] | None:
         """What was asked first under this key, as a digest, and what was answered; nobody else is at it meanwhile."""
         lock = int.from_bytes(hashlib.sha256(f"{self.principal.id}{key}".encode()).digest()[:8], signed=True)
-        rows = run(session, _FIRST_ANSWER, (lock, self.principal.id, key))
+        rows = _FIRST_ANSWER(session, lock=lock, principal=self.principal.id, key=key)
         return (rows[0][0], rows[0][1]) if rows else None
 
     def _row(self, key: str, digest: str, made: View) -> IdempotencyRow:

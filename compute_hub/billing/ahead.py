@@ -20,6 +20,7 @@ from compute_hub.billing.tables import FundedTimeRow, JobFundingRow
 from kernel.bulk import among, array, array_of_text, run
 from kernel.clock import unix_ms
 from kernel.errors import HubError
+from kernel.prepared import Prepared
 from scheduler.tables import DeviceRow, JobRow
 from vouchers.domain.facts import CentreFacts, ChargeFacts
 from vouchers.holding import HoldRequest, place_holds
@@ -30,12 +31,11 @@ STEP_MS: Final = 60_000
 
 _DOMESTIC: Final = frozenset({"cambricon", "ascend"})
 
-_VENDORS: Final = (
+_VENDORS: Final = Prepared(
     select(DeviceRow.model, func.min(DeviceRow.vendor))
     .where(among(DeviceRow.model, bindparam("models")))
     .group_by(DeviceRow.model)
 )
-"""Asked with every job; a statement that is made once need not be made and recognised each time."""
 
 _COVERED: Final = b"""
     WITH covered AS (
@@ -147,7 +147,7 @@ def cover_ahead(
 
 def hardware_of(session: Session, models: Collection[str]) -> dict[str, str]:
     """By accelerator model what the voucher rules call its hardware."""
-    vendors = dict(session.execute(_VENDORS, {"models": list(models)}).all())
+    vendors: dict[str, str] = dict(_VENDORS(session, models=list(models)))
     return {model: "domestic" if vendors.get(model) in _DOMESTIC else "other" for model in models}
 
 

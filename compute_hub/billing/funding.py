@@ -32,8 +32,9 @@ from compute_hub.billing.tables import JobFundingRow
 from compute_hub.metering.energy import Draw
 from compute_hub.metering.recording import NO_DRAWS, record_usage
 from compute_hub.metering.tables import UsageTotalRow
-from kernel.bulk import add_rows, among
+from kernel.bulk import among
 from kernel.errors import HubError
+from kernel.prepared import add_rows
 from scheduler.controller.ports import Admission
 from scheduler.node.protocol import UsageRecord
 from scheduler.tables import JobRow

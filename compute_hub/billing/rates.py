@@ -6,7 +6,7 @@ Cards are only ever added, with who added them, when and why; so the list of car
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 from sqlalchemy import bindparam, func, or_, select
@@ -32,20 +32,35 @@ from kernel.bulk import among
 from kernel.clock import from_unix_ms, unix_ms
 from kernel.errors import Invalid
 from kernel.ids import derived_id
+from kernel.prepared import Prepared
 from scheduler.tables import JobRow
 
 _DATED: Final[dict[tuple[UUID, UUID, datetime], Dated]] = {}
 _DATED_MAX: Final = 10_000
 
-_CARDS: Final = (
-    select(RateRow)
+
+class StoredCard(NamedTuple):
+    """What of a stored card decides about prices."""
+
+    id: UUID
+    tenant_id: UUID | None
+    model: str
+    terms: dict[str, Any]
+    effective_from: datetime
+    effective_until: datetime | None
+    changes_running: bool
+    set_by: UUID
+    set_at: datetime
+
+
+_CARDS: Final = Prepared(
+    select(*(getattr(RateRow, name) for name in StoredCard._fields))
     .where(
         among(RateRow.model, bindparam("models")),
         or_(RateRow.tenant_id.is_(None), among(RateRow.tenant_id, bindparam("tenants"))),
     )
     .order_by(RateRow.effective_from, RateRow.id)
 )
-"""Asked with every job; a statement that is made once need not be made and recognised each time."""
 
 _LOCK: Final = 0x7261_7465
 """Cards are set one at a time, so that two which overlap cannot pass each other."""
@@ -116,9 +131,8 @@ def tariff_of(session: Session, tenant_id: UUID, model: str) -> Tariff:
 def tariffs_of(session: Session, wanted: Collection[tuple[UUID, str]]) -> dict[tuple[UUID, str], Tariff]:
     """Per tenant and model all cards that may hold, past and coming ones too."""
     tenants, models = {tenant for tenant, _ in wanted}, {model for _, model in wanted}
-    rows = session.scalars(_CARDS, {"models": list(models), "tenants": list(tenants)}).all()
     cards: dict[tuple[UUID | None, str], list[Dated]] = {}
-    for row in rows:
+    for row in map(StoredCard._make, _CARDS(session, models=list(models), tenants=list(tenants))):
         cards.setdefault((row.tenant_id, row.model), []).append(dated(row))
     return {
         (tenant, model): Tariff(tuple(cards.get((None, model), ())), tuple(cards.get((tenant, model), ())))
@@ -126,7 +140,7 @@ def tariffs_of(session: Session, wanted: Collection[tuple[UUID, str]]) -> dict[t
     }
 
 
-def dated(row: RateRow) -> Dated:
+def dated(row: RateRow | StoredCard) -> Dated:
     """A stored card in the words of the rules; read once per process, because a card never changes.
 
     One that was set and taken back with its transaction may be set again under the same id, by somebody or later.

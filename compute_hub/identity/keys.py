@@ -15,13 +15,19 @@ from compute_hub.identity.roles import OFFICIAL, Role
 from compute_hub.identity.tables import ApiKeyRow
 from kernel.errors import Forbidden, Invalid, NotFound, Unauthenticated
 from kernel.ids import derived_id, new_id, new_secret
+from kernel.prepared import Prepared
 
 _FORM: Final = re.compile(r"hub_[a-z_]+_[0-9a-f]{48}")
 
-_WHOSE: Final = select(
-    ApiKeyRow.principal_id, ApiKeyRow.principal_name, ApiKeyRow.role, ApiKeyRow.tenant_id, ApiKeyRow.authority
-).where(ApiKeyRow.key_sha256 == bindparam("digest"), ApiKeyRow.revoked_at.is_(None))
-"""Asked with every request; a statement that is made once need not be made and recognised each time."""
+_WHOSE: Final = Prepared(
+    select(
+        ApiKeyRow.principal_id,
+        ApiKeyRow.principal_name,
+        ApiKeyRow.role,
+        ApiKeyRow.tenant_id,
+        ApiKeyRow.authority,
+    ).where(ApiKeyRow.key_sha256 == bindparam("digest"), ApiKeyRow.revoked_at.is_(None))
+)
 
 
 class MissingKey(Unauthenticated):
@@ -158,10 +164,10 @@ def authenticate(session: Session, authorization: str | None) -> Principal:
     scheme, _, key = authorization.partition(" ")
     if scheme.lower() != "bearer" or not _FORM.fullmatch(key):
         raise MalformedKey
-    row = session.execute(_WHOSE, {"digest": _digest(key)}).one_or_none()
-    if row is None:
+    rows = _WHOSE(session, digest=_digest(key))
+    if not rows:
         raise UnknownKey
-    principal_id, name, role, tenant_id, authority = row
+    ((principal_id, name, role, tenant_id, authority),) = rows
     return Principal(principal_id, name, Role(role), tenant_id, authority)
 
 

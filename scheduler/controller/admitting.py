@@ -16,7 +16,8 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 from sqlalchemy.orm.attributes import set_committed_value
 
-from kernel.bulk import copy_rows, write_changes
+from kernel.bulk import copy_rows
+from kernel.changes import write_changes
 from kernel.clock import unix_ms
 from kernel.ids import derived_id
 from scheduler.controller.evicting import order_evictions

@@ -18,7 +18,7 @@ from sqlalchemy import func, literal, select, text, update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from kernel.bulk import write_changes
+from kernel.changes import write_changes
 from kernel.clock import from_unix_ms
 from scheduler.controller.ports import Accounting
 from scheduler.controller.settling import CENTRES_STOPS, Settled, settle

@@ -17,7 +17,7 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -61,6 +61,8 @@ class Memory:
     ended: dict[str, RunStatus] = field(default_factory=dict)
     usage: dict[str, UsageRecord] = field(default_factory=dict)
     known: dict[str, None] = field(default_factory=dict)
+    held: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    """Devices of runs that are over and whose processes nobody could end."""
 
     def apply(self, line: dict[str, Any]) -> None:
         """Fold one line of a journal in. Raises KeyError, TypeError, MalformedMessage when it is not one of ours."""
@@ -103,9 +105,15 @@ class Memory:
         for run_id in runs:
             self._remember(run_id)
 
+    def holding(self, held: Mapping[str, Sequence[int]]) -> None:
+        """All that earlier runs still hold."""
+        self.held = {run_id: tuple(devices) for run_id, devices in held.items()}
+
     def lines(self) -> "Iterator[Line]":
         """The shortest journal that folds to this memory."""
         yield epoch_line(self.epoch)
+        if self.held:
+            yield held_line(self.held)
         known = list(self.known)
         for at in range(0, len(known), 1000):
             yield known_line(known[at : at + 1000])
@@ -145,12 +153,19 @@ _FOLDS: Final[dict[str, Callable[[Memory, dict[str, Any]], None]]] = {
     "ended": lambda memory, line: memory.finished(decode(RunStatus, line["status"])),
     "acknowledged": lambda memory, line: memory.acknowledged(line["usage"], line["exits"]),
     "known": lambda memory, line: memory.forgotten(line["runs"]),
+    "held": lambda memory, line: memory.holding(line["devices"]),
 }
 
 
 def epoch_line(epoch: int) -> Line:
     """An epoch was obeyed."""
     return Line({"kind": "epoch", "epoch": epoch}, lambda memory: memory.obeyed(epoch))
+
+
+def held_line(held: Mapping[str, Sequence[int]]) -> Line:
+    """These devices, by run, are all that earlier runs still hold."""
+    data = {"kind": "held", "devices": {run_id: list(devices) for run_id, devices in held.items()}}
+    return Line(data, lambda memory: memory.holding(held))
 
 
 def known_line(runs: Sequence[str]) -> Line:

@@ -127,7 +127,7 @@ def test_runs_of_a_dead_supervisor_are_metered_to_the_last_reading_on_disk(path:
     spool.append(meter_line({"r": meter.read(900, 50)}))
     spool.close()
     again = Spool(path)
-    bury(again, wall_ms=77, boot_ms=5000)
+    bury(again, {}, wall_ms=77, boot_ms=5000)
     assert [(r.k, r.offset_ms, r.duration_ms, r.cpu_ms, r.final) for r in again.memory.usage.values()] == [
         (0, 0, 300, 30, False),
         (1, 300, 500, 20, True),

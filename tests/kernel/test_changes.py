@@ -1,12 +1,11 @@
-"""Rows that are written without the unit of work."""
+"""Changed rows that are written together."""
 
-import psycopg
 import pytest
 from sqlalchemy import Engine, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm.exc import StaleDataError
 
-from kernel.bulk import add_rows, write_changes
+from kernel.changes import write_changes
 from kernel.clock import utc_now
 from kernel.database import transaction
 from scheduler.tables import NodeRow
@@ -19,47 +18,13 @@ def node(name: str) -> NodeRow:
     return NodeRow(name=name, host_id=name, joined_at=now, last_seen_at=now, **said)
 
 
-def test_new_rows_are_there_at_once_with_their_defaults_and_are_the_sessions_own(engine: Engine) -> None:
-    with transaction(engine) as session:
-        first, second = node("a"), node("b")
-        add_rows(session, [first, second])
-        assert session.get(NodeRow, "a", populate_existing=True) is first
-        assert (first.own_labels, second.own_labels) == ({}, {})
-        assert first.own_labels is not second.own_labels
-        second.cpu_milli = 2
-    with transaction(engine) as session:
-        assert [session.get_one(NodeRow, name).cpu_milli for name in ("a", "b")] == [1, 2]
-
-
-def test_who_listens_hears_of_new_rows_once_when_they_are_committed(engine: Engine) -> None:
-    url = engine.url
-    with psycopg.connect(
-        host=str(url.query["host"]), user=url.username, dbname=url.database, autocommit=True
-    ) as ear:
-        ear.execute("LISTEN rows")
-        with transaction(engine) as session:
-            add_rows(session, [node("a"), node("b")], tell=("rows", "new"))
-            assert list(ear.notifies(timeout=0)) == []
-        assert [heard.payload for heard in ear.notifies(timeout=10, stop_after=1)] == ["new"]
-        assert list(ear.notifies(timeout=0)) == []
-
-
-def test_a_row_that_the_database_refuses_is_refused_as_ever(engine: Engine) -> None:
-    with transaction(engine) as session:
-        add_rows(session, [node("a")])
-    with pytest.raises(IntegrityError), transaction(engine) as session:
-        add_rows(session, [node("b"), node("a")])
-    with transaction(engine) as session:
-        assert session.get(NodeRow, "b") is None
-
-
 def test_changed_rows_are_written_whatever_their_values_and_the_session_knows_that_they_are(
     engine: Engine,
 ) -> None:
     said = ["", 'a "b" \\ {c,d}', "NULL", "é\n\t'", "plain"]
     now = utc_now()
     with transaction(engine) as session:
-        add_rows(session, [node(str(number)) for number in range(6)])
+        session.add_all([node(str(number)) for number in range(6)])
     with transaction(engine) as session:
         rows = [session.get_one(NodeRow, str(number)) for number in range(6)]
         for row, sentence in zip(rows, said, strict=False):
@@ -78,7 +43,7 @@ def test_changed_rows_are_written_whatever_their_values_and_the_session_knows_th
 
 def test_changes_that_are_taken_back_are_forgotten_by_the_session_too(engine: Engine) -> None:
     with transaction(engine) as session:
-        add_rows(session, [node("a")])
+        session.add_all([node("a")])
     with transaction(engine) as session:
         row = session.get_one(NodeRow, "a")
         step = session.begin_nested()
@@ -90,7 +55,7 @@ def test_changes_that_are_taken_back_are_forgotten_by_the_session_too(engine: En
 
 def test_a_changed_row_that_is_gone_or_refused_is_not_passed_over(engine: Engine) -> None:
     with transaction(engine) as session:
-        add_rows(session, [node("a"), node("b")])
+        session.add_all([node("a"), node("b")])
     with pytest.raises(StaleDataError), transaction(engine) as session:
         row = session.get_one(NodeRow, "a")
         gone = update(NodeRow).where(NodeRow.name == "a").values(name="c")
