@@ -81,7 +81,7 @@ def up(
         with LocalStack(
             chosen,
             {},
-            lambda what: console.print(f"Starting {what} …", highlight=False),
+            lambda sentence: console.print(sentence, highlight=False),
             monitored=with_monitoring,
         ) as stack:
             _introduce(console, chosen, stack)

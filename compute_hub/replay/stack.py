@@ -79,7 +79,7 @@ class ReplayStack(LocalStack):
         super().__init__(Settings(**facts), variables, tell)
 
     def _start_nodes(self) -> None:
-        self._tell(f"one Ray node for {len(self.settings.nodes)} simulated nodes")
+        self._starting(f"one Ray node for {len(self.settings.nodes)} simulated nodes")
         log = self.logs / "ray.log"
         self._children.append(start_ray(self.settings, "replay", head=True, environment={}, log=log))
 

@@ -107,7 +107,7 @@ def panel_queries() -> dict[str, str]:
 
 def test_prometheus_finds_and_scrapes_every_process(hub: RunningHub, prometheus: httpx.Client) -> None:
     assert hub.process.poll() is None
-    expected = {"hub-centre", "hub-api", "hub-biller", "hub-controller", "hub-node"}
+    expected = {"hub-centre", "hub-api", "hub-biller", "hub-controller", "hub-keeper", "hub-node"}
     until(lambda: {found["metric"]["job"] for found in asked(prometheus, "up == 1")} == expected)
 
 

@@ -8,7 +8,7 @@ import select
 import signal
 import subprocess
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -257,3 +257,37 @@ def test_a_run_that_cannot_be_ended_costs_its_device_and_the_next_run_its_start_
     assert node.ended(first).end_reason is EndReason.STOPPED
     assert all(device.healthy for device in node.sync().devices)
     assert node.run(node.spec("/bin/true", devices=(DeviceShare(1),))).exit_code == 0
+
+
+def test_a_supervisor_started_anew_keeps_the_device_that_a_leftover_of_its_predecessor_holds(
+    machine: Machine,
+) -> None:
+    if not os.access(FREEZER / "cgroup.procs", os.W_OK):
+        return  # nothing else keeps a process from being ended at will
+    node = machine.node()
+    first = node.begin(node.spec("/bin/sh", "-c", LOOP, devices=(DeviceShare(1),)))
+    await_line(first, "ready")
+    pid = node.await_state(first, RunState.RUNNING).pid
+    assert pid is not None
+    with frozen([pid], f"hub-test-{pid}"):
+        for _ in range(2):  # the second one has heard of it from the first alone
+            node.kill()
+            node.start()
+            assert node.status(first).end_reason is EndReason.SUPERVISOR_LOST
+            ill = [device for device in node.sync().devices if not device.healthy]
+            assert [(device.index, device.reason) for device in ill] == [(1, f"Process {pid} cannot be ended.")]
+        held = node.run(node.spec("/bin/true", devices=(DeviceShare(1),)))
+        assert (held.end_reason, held.pid) == (EndReason.DEVICE_HELD, None)
+        assert f"run {first.run_id} of an earlier supervisor was killed" in held.reason
+        assert node.run(node.spec("/bin/true", devices=(DeviceShare(0),))).exit_code == 0
+    await_end(pid)
+    assert all(device.healthy for device in node.sync().devices)
+    assert node.run(node.spec("/bin/true", devices=(DeviceShare(1),))).exit_code == 0
+
+
+def await_end(pid: int) -> None:
+    """Wait until a process that was killed is gone."""
+    with suppress(ProcessLookupError):
+        process = os.pidfd_open(pid)
+        assert select.select([process], [], [], 30)[0]
+        os.close(process)
