@@ -15,6 +15,7 @@ import structlog
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from kernel.changes import write_changes
 from scheduler.controller.ports import Accounting
 from scheduler.controller.watching import Step
 from scheduler.dependencies import waiting_in_vain
@@ -123,7 +124,7 @@ def _settle_all(session: Session, job_ids: AbstractSet[UUID], accounting: Accoun
         if _settle(job, runs[job.id], at):
             moved.append(job)
             steps += _steps(job, runs[job.id], *before, at)
-    session.flush()
+    write_changes(session, moved)
     _tell_ended(session, [job for job in moved if job.ended_at is not None], accounting, at)
     requeued = [job for job in moved if job.state == "queued"]
     if requeued:
@@ -188,7 +189,7 @@ def end_waiting(session: Session, leadership: Leadership, accounting: Accounting
     ).all()
     for job in jobs:
         _end(job, "cancelled", "cancelled while it waited", at)
-    session.flush()
+    write_changes(session, jobs)
     _tell_ended(session, jobs, accounting, at)
     return [*map(_never_started, jobs), *_end_in_vain(session, accounting, at)]
 
@@ -201,7 +202,7 @@ def _end_in_vain(session: Session, accounting: Accounting, at: datetime) -> list
             job.stop_reason = "dependency_failed"
             why = f"never started, because job {needed}, which it depends on, ended without success ({state})"
             _end(job, "failed", why, at)
-        session.flush()
+        write_changes(session, [job for job, _, _ in vain])
         _tell_ended(session, [job for job, _, _ in vain], accounting, at)
         steps += [_never_started(job) for job, _, _ in vain]
     return steps

@@ -211,7 +211,7 @@ class Fleet:
         usage = [record_id for record_id in request.acknowledged_usage if record_id in memory.usage]
         exits = [run_id for run_id in request.acknowledged_exits if run_id in memory.ended]
         if usage or exits:
-            self._spool.append(acknowledged_line(usage, exits), durable=False)
+            self._spool.whenever(acknowledged_line(usage, exits))
 
     def _changed(self) -> None:
         self._seq += 1
