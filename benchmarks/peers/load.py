@@ -26,7 +26,7 @@ _JOBS_PER_POINT: Final = 4
 _GANGS: Final = 0.15
 """Of so many jobs two ranks run on two nodes."""
 
-BEATS: Final = "beats"
+BEATS: Final = "heartbeats"
 """The file a program writes to, in its working directory."""
 BEGAN: Final = "began"
 """Its first line; one that ran twice has written it twice."""

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.peers.load import BEATS
 from benchmarks.peers.verdict import overlapping_beats
 from kernel.ids import new_id
 
@@ -26,5 +27,5 @@ def test_a_program_that_ran_twice_is_seen_by_its_own_words(
     for number, lines in enumerate(attempts, start=1):
         rank = job / f"attempt-{number}" / "rank-0"
         rank.mkdir(parents=True)
-        (rank / "beats").write_text("\n".join(lines) + ("" if lines[-1] == "9" else "\n"))
+        (rank / BEATS).write_text("\n".join(lines) + ("" if lines[-1] == "9" else "\n"))
     assert overlapping_beats(tmp_path) == wrong

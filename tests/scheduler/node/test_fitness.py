@@ -90,6 +90,7 @@ def _is_nodes_own(report: Report, spec: RunSpec) -> str:
     """The run's reason, of one that its node could not start and that nobody need pay."""
     status = next(run for run in report.runs if run.run_id == spec.run_id)
     assert (status.end_reason, status.exit_code) == (EndReason.NODE_FAILED, None)
+    assert status.started_unix_ms is None
     assert report.isolation.level == UNAVAILABLE
     assert report.isolation.weaknesses[0].startswith("This node could not start a run: ")
     return status.reason
