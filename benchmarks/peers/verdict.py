@@ -17,17 +17,10 @@ from benchmarks.peers.ours import Hub
 from compute_hub.stack.database import application_url
 from kernel.database import open_engine, picture
 from ledger.audit import audit
+from scheduler.controller.settling import INFRASTRUCTURE
 
 _ROUNDING_MS: Final = 50
-_CENTRES: Final = (
-    "node_lost",
-    "supervisor_lost",
-    "lease_lost",
-    "never_started",
-    "journal_full",
-    "device_held",
-    "node_stopped",
-)
+_CENTRES: Final = sorted(INFRASTRUCTURE | {"never_started"})
 """Ends of runs that are the centre's fault; the jobs of the load give no reason for another one but to be done."""
 
 _UNENDED: Final = """
@@ -102,7 +95,7 @@ def final_counts(hub: Hub) -> dict[str, int]:
         submitted = {UUID(job_id) for job_id in hub.submitted}
         lost = len(submitted ^ {job_id for (job_id,) in known})
         lost += _one(connection, "SELECT count(*) FROM jobs WHERE ended_at IS NULL") + _one(
-            connection, _BADLY_ENDED
+            connection, _BADLY_ENDED, _CENTRES
         )
         more = {
             "unended_meters": _one(connection, _UNMETERED_ENDS),

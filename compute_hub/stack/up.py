@@ -21,7 +21,6 @@ from compute_hub.stack.asking import StrangeAnswer, ask, nodes_up
 from compute_hub.stack.children import GRACE_MS, Child, ChildEnded, end_processes, processes_naming, stop_all
 from compute_hub.stack.database import application_url, prepare_database
 from compute_hub.stack.monitoring import Program, monitoring
-from compute_hub.stack.node_process import LONGEST_STOP_MS
 from compute_hub.stack.ray_node import ray_directory, ray_environment
 from compute_hub.telemetry.serving import targets_directory
 from kernel.clock import boottime_ms, utc_now
@@ -138,9 +137,8 @@ class LocalStack:
         Their leases are renewed while they save what they have.
         """
         nodes = [child for child in self._children if child.name.startswith(_NODE)]
-        if nodes and (saving := self._jobs_to_wait_for()):
-            self._tell(saving)
-            stop_all(nodes, grace_ms=LONGEST_STOP_MS + GRACE_MS)
+        if nodes and (longest_ms := self._longest_grace_ms()):
+            stop_all(nodes, grace_ms=longest_ms + 2 * GRACE_MS)  # the jobs' own, the supervisor's and Ray's
         stop_all(self._children)
         self._children.clear()
         # Ray's own daemons are grandchildren that outlive a killed parent.
@@ -153,22 +151,21 @@ class LocalStack:
             os.close(self._lock)
             self._lock = None
 
-    def _jobs_to_wait_for(self) -> str:
-        """A sentence when jobs run, which have time to save what they have; a database that is away tells nothing."""
+    def _longest_grace_ms(self) -> int:
+        """Of the jobs that run, which is said to whoever waits; 0 if none does or the database is away."""
         engine = open_engine(application_url(self.settings), pool_size=1)
         try:
             with transaction(engine) as session:
                 placed = JobRow.state.in_(("starting", "running", "stopping"))
-                jobs, grace_ms = session.execute(
-                    select(func.count(), func.max(JobRow.grace_ms)).where(placed)
-                ).one()
+                query = select(func.count(), func.coalesce(func.max(JobRow.grace_ms), 0)).where(placed)
+                jobs, longest_ms = session.execute(query).one()
         except DBAPIError:
-            return ""
+            return 0
         finally:
             engine.dispose()
-        return (
-            f"Stopping; what runs (jobs: {jobs}) has up to {-(-grace_ms // 1000)} s to save …" if jobs else ""
-        )
+        if jobs:
+            self._tell(f"Stopping; what runs (jobs: {jobs}) has up to {-(-longest_ms // 1000)} s to save …")
+        return int(longest_ms)
 
     def _starting(self, what: str) -> None:
         self._tell(f"Starting {what} …")

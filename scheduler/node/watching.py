@@ -11,7 +11,6 @@ import os
 import stat
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from itertools import chain
 from pathlib import Path
 from typing import Final
 
@@ -88,7 +87,7 @@ class Watch:
         if self._census is None:
             if now_ms < self._next_ms:
                 return ""
-            self._census, self._began_ms = Census(self._directories, self._held(pid)), now_ms
+            self._census, self._began_ms = Census(self._directories, _held_open(pid)), now_ms
         census = self._census
         try:
             for _ in range(_STEPS):
@@ -119,9 +118,6 @@ class Watch:
         """When to count on."""
         step_ms = now_ms + _STEP_PAUSE_MS
         return step_ms if self._census is not None else max(self._next_ms or 0, step_ms)
-
-    def _held(self, pid: int) -> Iterator[int | None]:
-        return _held_open(pid, os.fstat(self.directory).st_dev)
 
     def _complaint(self, found_bytes: int, entries: int) -> str:
         if found_bytes > self._limits.workspace_bytes:
@@ -190,16 +186,16 @@ def free_bytes(path: Path) -> int:
     return found.f_bavail * found.f_frsize
 
 
-def _held_open(pid: int, disk: int) -> Iterator[int | None]:
-    """Sizes of files that were deleted but that a tree of processes still has open or mapped; None between two looks.
+def _held_open(pid: int) -> Iterator[int | None]:
+    """Sizes of files that were deleted but that a tree of processes still has open; None between two looks.
 
-    Of what is mapped only what lies on this disk: memory that processes share looks like a deleted file, too.
+    Not of what is only mapped: whoever reads a process's mappings waits for its memory's lock, so perhaps for a disk.
     """
     held: set[tuple[int, int]] = set()
     looked = 0
     for member in descendants(pid):
         yield None
-        for path, mapped in chain(_open_files(member), _mapped_files(member)):
+        for path in _open_files(member):
             looked += 1
             if looked > _OPEN_FILES_MAX:
                 return
@@ -207,24 +203,12 @@ def _held_open(pid: int, disk: int) -> Iterator[int | None]:
                 yield None
             with suppress(OSError):
                 info = os.stat(path)  # noqa: PTH116 - a Path would cost more than the look
-                counts = (
-                    stat.S_ISREG(info.st_mode) and not info.st_nlink and (not mapped or info.st_dev == disk)
-                )
-                if counts and (info.st_dev, info.st_ino) not in held:
+                if stat.S_ISREG(info.st_mode) and not info.st_nlink and (info.st_dev, info.st_ino) not in held:
                     held.add((info.st_dev, info.st_ino))
                     yield info.st_blocks * 512
 
 
-def _open_files(pid: int) -> Iterator[tuple[str, bool]]:
+def _open_files(pid: int) -> Iterator[str]:
     with suppress(OSError), os.scandir(f"/proc/{pid}/fd") as entries:
         for entry in entries:
-            yield entry.path, False
-
-
-def _mapped_files(pid: int) -> Iterator[tuple[str, bool]]:
-    """Mappings of deleted files; only root may look behind them."""
-    with suppress(OSError), open(f"/proc/{pid}/maps", "rb") as maps:  # noqa: PTH123 - read line by line
-        for line in maps:
-            if line.endswith(b" (deleted)\n"):
-                start, _, end = line.partition(b" ")[0].partition(b"-")
-                yield f"/proc/{pid}/map_files/{int(start, 16):x}-{int(end, 16):x}", True
+            yield entry.path

@@ -88,7 +88,7 @@ def test_connections_the_server_has_closed_are_not_used_again_and_neither_glance
         pids = [session.scalar(text("SELECT pg_backend_pid()")) for session in (one, two, three)]
     with postgres.superuser() as root:
         for pid in pids:
-            root.execute("SELECT pg_terminate_backend(%s, 5000)", [pid])
+            root.execute("SELECT pg_terminate_backend(%s, 60000)", [pid])
     with glance(engine) as session:
         assert session.scalar(text("SELECT 42")) == 42
     with picture(engine) as session:

@@ -35,9 +35,8 @@ def test_a_database_that_does_not_answer_is_named_and_asking_again_is_said_to_be
     app: FastAPI, method: str, path: str
 ) -> None:
     with closing(Server(app)) as server:
-        answer = httpx.request(
-            method, f"{server.url}{path}", headers={"Authorization": f"Bearer hub_tenant_{new_secret()}"}
-        )
+        headers = {"Authorization": f"Bearer hub_tenant_{new_secret()}"}
+        answer = httpx.request(method, f"{server.url}{path}", headers=headers, timeout=60)
     assert (answer.status_code, answer.json()["code"]) == (503, "database_unreachable")
     assert answer.headers["Retry-After"] == "1"
     assert "same Idempotency-Key" in answer.json()["detail"]
@@ -52,7 +51,7 @@ def test_a_connection_that_breaks_in_the_middle_is_the_database_and_a_wrong_stat
     def broken() -> None:
         with transaction(there) as session, postgres.superuser() as root:
             root.execute(
-                "SELECT pg_terminate_backend(%s, 5000)", [session.scalar(text("SELECT pg_backend_pid()"))]
+                "SELECT pg_terminate_backend(%s, 60000)", [session.scalar(text("SELECT pg_backend_pid()"))]
             )
             session.execute(text("SELECT 1"))
 
@@ -63,7 +62,7 @@ def test_a_connection_that_breaks_in_the_middle_is_the_database_and_a_wrong_stat
     app.add_api_route("/broken", broken)
     app.add_api_route("/wrong", wrong)
     with closing(Server(app)) as server:
-        assert httpx.get(f"{server.url}/broken").json()["code"] == "database_unreachable"
-        assert httpx.get(f"{server.url}/wrong").json()["code"] == "internal_error"
+        assert httpx.get(f"{server.url}/broken", timeout=60).json()["code"] == "database_unreachable"
+        assert httpx.get(f"{server.url}/wrong", timeout=60).json()["code"] == "internal_error"
     there.dispose()
     postgres.drop_database("away")

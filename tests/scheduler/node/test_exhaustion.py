@@ -149,31 +149,6 @@ time.sleep(60)
     assert status.end_reason is EndReason.DISK_FULL
 
 
-def test_files_that_were_deleted_but_stay_mapped_count_and_memory_that_is_shared_does_not(
-    machine: Machine,
-) -> None:
-    if os.geteuid() != 0:
-        return  # nobody else may look behind a mapping
-    node = machine.node(limits={"workspace_bytes": 16 * MIB})
-    program = """
-import mmap, os, time
-shared = mmap.mmap(-1, 24 << 20)
-shared.write(bytes(24 << 20))
-print("shared", flush=True)
-time.sleep(2.5)  # a census or two
-print("mapping", flush=True)
-held = []
-for n in range(20):
-    with open(f"/job/{n}", "w+b", buffering=0) as file:
-        os.unlink(f"/job/{n}")
-        file.write(os.urandom(1 << 20))
-        held.append(mmap.mmap(file.fileno(), 1 << 20))
-time.sleep(60)
-"""
-    status, said = python(node, program)
-    assert (status.end_reason, said) == (EndReason.DISK_FULL, "shared\nmapping\n")
-
-
 def test_a_million_small_files_are_ended_and_named(machine: Machine) -> None:
     node = machine.node(limits={"workspace_entries": 2000})
     program = "import time\nfor n in range(4000): open(f'/job/{n}', 'w').close()\ntime.sleep(60)"
