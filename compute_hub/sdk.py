@@ -69,9 +69,13 @@ class HubClient:
         named = {name: str(value) for name, value in parameters.items() if value is not None}
         return self._json(self._send("GET", path, params=named))
 
-    def post(self, path: str, body: object = None) -> Any:  # noqa: ANN401 - JSON
-        """Do something once and return its JSON answer. Raises Refused, Unreachable."""
-        headers = {"Idempotency-Key": str(new_id())}
+    def post(self, path: str, body: object = None, *, key: str | None = None) -> Any:  # noqa: ANN401 - JSON
+        """Do something once and return its JSON answer. Raises Refused, Unreachable.
+
+        Whoever found nobody there does not know whether it was done: with the `key` of the first time, asking again
+        does it once. Without one each call is a new one.
+        """
+        headers = {"Idempotency-Key": key or str(new_id())}
         return self._json(self._send("POST", path, json=body, headers=headers))
 
     def put(self, path: str, body: object) -> Any:  # noqa: ANN401 - JSON
@@ -83,8 +87,12 @@ class HubClient:
         return self._json(self._send("DELETE", path))
 
     def upload(self, folder: Path) -> str:
-        """Store a directory as a job's working directory; returns its SHA-256."""
-        answer = self._send("POST", "/v1/uploads", content=pack(folder))
+        """Store a directory as a job's working directory; returns its SHA-256. Raises Refused, Unreachable."""
+        return self.upload_packed(pack(folder))
+
+    def upload_packed(self, archive: bytes) -> str:
+        """Store what is packed already, a .tar.gz. Raises Refused, Unreachable."""
+        answer = self._send("POST", "/v1/uploads", content=archive)
         return str(self._json(answer)["sha256"])
 
     def log(self, job_id: str, rank: int = 0, offset: int = 0, attempt: int | None = None) -> bytes:

@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -89,11 +90,16 @@ class PrivatePostgres:
         if self._process is None:
             return
         if self._process.poll() is None:
-            os.kill(self._server_pid(), signal.SIGINT)
+            with suppress(FileNotFoundError, ProcessLookupError):  # it is ending by itself
+                os.kill(self.server_pid(), signal.SIGINT)
             self._process.wait(timeout=_STOP_S)
         self._process = None
         if self._socket_dir != self.directory:
             shutil.rmtree(self._socket_dir, ignore_errors=True)
+
+    def has_ended(self) -> bool:
+        """Whether the server was started and has ended by itself; it may be started again."""
+        return self._process is not None and self._process.poll() is not None
 
     def url(self, database: str, role: str = APP_ROLE) -> str:
         """The SQLAlchemy URL of a database as a role."""
@@ -181,7 +187,8 @@ class PrivatePostgres:
         tail = self._log.read_text(errors="replace").splitlines()[-5:] if self._log.exists() else []
         raise PostgresDidNotStart(directory=self.directory, reason=" / ".join([reason, *tail]), log=self._log)
 
-    def _server_pid(self) -> int:
+    def server_pid(self) -> int:
+        """The process of the server that was started last. Raises FileNotFoundError when it was shut down."""
         return int((self._data / "postmaster.pid").read_text(encoding="ascii").splitlines()[0])
 
     def _confined(self, *command: str) -> list[str]:

@@ -5,7 +5,6 @@ on, nothing else). Slow machines are slow: the bounds are judged by `benchmarks.
 """
 
 import json
-import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +14,7 @@ from typing import Any, Final
 
 import psutil
 
-from benchmarks.peers.faults import victims
+from benchmarks.peers.faults import own_processes, send_signal, victims
 from benchmarks.peers.mending import Mender
 from benchmarks.peers.ours import Hub, NotDone
 from compute_hub.sdk import HubClient
@@ -61,23 +60,31 @@ def losing(hub: Hub, mender: Mender, node: str, how: str) -> Iterator[None]:
     """While the block runs the node is lost, in one of the ways of `LOSSES`; nothing is started again meanwhile."""
     if how == "killed":
         with mender.held_off():
-            signal_all(machine_processes(hub, node), signal.SIGKILL)
+            send_signal(struck(hub, node, how), signal.SIGKILL)
             yield
         return
+    with stopped(struck(hub, node, how)):
+        yield
+
+
+def struck(hub: Hub, node: str, how: str) -> list[psutil.Process]:
+    """The processes that are killed or stand still when a node is lost in such a way."""
+    found = machine_processes(hub, node)
+    if how == "killed":
+        return found
     supervisors = [one for one in victims(hub, "supervisor") if node in one.cmdline()[-1]]
     spared = supervisors if how == "cut off" else [child for one in supervisors for child in one.children()]
-    with stopped(_without(machine_processes(hub, node), spared)):
-        yield
+    return _without(found, spared)
 
 
 @contextmanager
 def stopped(processes: Sequence[psutil.Process]) -> Iterator[None]:
     """SIGSTOP while the block runs."""
-    signal_all(processes, signal.SIGSTOP)
+    send_signal(processes, signal.SIGSTOP)
     try:
         yield
     finally:
-        signal_all(processes, signal.SIGCONT)
+        send_signal(processes, signal.SIGCONT)
 
 
 def leader(hub: Hub) -> tuple[psutil.Process, int]:
@@ -120,19 +127,11 @@ def node_of(hub: Hub, job_id: str, attempt: int) -> str:
 def machine_processes(hub: Hub, node: str) -> list[psutil.Process]:
     """`hub node` and everything below it: supervisor, Ray, sandboxes and what runs in them."""
     found = []
-    for process in psutil.Process(os.getpid()).children():
+    for process in own_processes(hub):
         with suppress(psutil.Error):
-            mine = process.environ().get("HUB_STATE_DIRECTORY") == str(hub.stack.settings.state_directory)
-            if mine and f" node --name {node}" in " ".join(process.cmdline()):
+            if f" node --name {node}" in " ".join(process.cmdline()):
                 found += [process, *process.children(recursive=True)]
     return found
-
-
-def signal_all(processes: Sequence[psutil.Process], number: signal.Signals) -> None:
-    """Send a signal to each that is still there: some end as soon as their parent does."""
-    for process in processes:
-        with suppress(psutil.NoSuchProcess):
-            process.send_signal(number)
 
 
 def _without(processes: Sequence[psutil.Process], roots: Sequence[psutil.Process]) -> list[psutil.Process]:

@@ -3,12 +3,10 @@
 import json
 import os
 import shutil
-import socket
 import statistics
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from datetime import datetime
 from http.client import HTTPConnection
 from pathlib import Path
@@ -24,6 +22,7 @@ from compute_hub.identity.roles import Role
 from compute_hub.sdk import ENDED, HubClient
 from compute_hub.settings import Settings
 from compute_hub.stack.database import private_server
+from compute_hub.stack.ports import free_port
 from compute_hub.stack.up import LocalStack
 from kernel.clock import boottime_ms, unix_ms, utc_now
 from kernel.errors import HubError
@@ -82,6 +81,12 @@ class Hub:
         self.stack = LocalStack(Settings(**parsed), variables, say)
         self._key = ""
         self.used_ms_per_job: dict[str, float] = {}
+        self.submitted: list[str] = []
+
+    @property
+    def node_names(self) -> list[str]:
+        """Of its nodes."""
+        return [node.name for node in self.stack.settings.nodes]
 
     def __enter__(self) -> Self:
         self.stack.__enter__()
@@ -104,9 +109,11 @@ class Hub:
         """A connection of the enterprise."""
         return HubClient(self.stack.url, self._key)
 
-    def submit(self, client: HubClient, *argv: str, **changes: object) -> str:
-        """Submit a job of one device; returns its id."""
-        return str(client.post("/v1/jobs", self._job(*argv, **changes))["id"])
+    def submit(self, client: HubClient, *argv: str, key: str | None = None, **changes: object) -> str:
+        """Submit a job of one device; returns its id, which is kept. The `key` makes it safe to ask again."""
+        job_id = str(client.post("/v1/jobs", self.job(*argv, **changes), key=key)["id"])
+        self.submitted.append(job_id)
+        return job_id
 
     def start_ms(self, count: int) -> dict[str, float]:
         """One job after the other on the idle cluster: from before the submission to the program's own first word."""
@@ -146,7 +153,7 @@ class Hub:
         os.sync()
         began, before = utc_now(), self.account()
         with self.client() as client:
-            array = client.post("/v1/job-arrays", {"job": self._job("/usr/bin/true"), "size": count})
+            array = client.post("/v1/job-arrays", {"job": self.job("/usr/bin/true"), "size": count})
         last = self._last_end([f"{array['id']}.{index}" for index in range(count)], before)
         return {
             "ours_array_jobs_per_s": round(count / (last - began).total_seconds(), 2),
@@ -239,7 +246,7 @@ class Hub:
         """Over one connection of the standard library, so that the client takes little of the machine."""
         address = urlsplit(self.stack.url)
         connection = HTTPConnection(str(address.hostname), address.port, timeout=60)
-        body = json.dumps(self._job("/usr/bin/true"))
+        body = json.dumps(self.job("/usr/bin/true"))
         found = []
         for _ in range(count):
             headers = {"Authorization": f"Bearer {self._key}", "Content-Type": "application/json"}
@@ -248,17 +255,11 @@ class Hub:
         connection.close()
         return found
 
-    def _job(self, *argv: str, **changes: object) -> dict[str, object]:
+    def job(self, *argv: str, **changes: object) -> dict[str, object]:
+        """What is submitted: a job of one device that runs a program."""
         facts = {"name": "bench", "argv": list(argv), "accelerator": MODEL, "environment": "plain"}
         limits = {"time_limit_s": 60, "grace_s": 1, "memory_mib": 256, "cpu_milli": 1000}
         return facts | limits | changes
-
-
-def free_port() -> int:
-    """A port nobody listens on at the moment."""
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _shares(count: int, parts: int) -> list[int]:

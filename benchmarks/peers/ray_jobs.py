@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from benchmarks.peers.ours import free_port
 from compute_hub.settings import inherited_environment
 from compute_hub.stack.children import Child, end_processes, processes_naming, stop_all
+from compute_hub.stack.ports import free_port
 from kernel.errors import HubError
 
 PYTHON: Final = Path("var/bench/peers/ray/bin/python")

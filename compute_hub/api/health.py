@@ -5,7 +5,7 @@ from fastapi.responses import JSONResponse, Response
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
-from compute_hub.api.problems import problem
+from compute_hub.api.problems import database_away
 from compute_hub.telemetry.metrics import MEDIA_TYPE
 from kernel.database import transaction
 
@@ -31,5 +31,5 @@ def readyz(request: Request) -> Response:
         with transaction(request.app.state.engine) as session:
             session.execute(text("SELECT 1"))
     except SQLAlchemyError:
-        return problem(503, "database_unreachable", "The database does not answer; try again shortly.")
+        return database_away()
     return JSONResponse({"status": "ready"})

@@ -22,6 +22,9 @@ ENV_BYTES_MAX: Final = 64 * 1024
 ARGV_BYTES_MAX: Final = 64 * 1024
 """Of the program and its arguments together; so is the node's."""
 
+GRACE_S_MAX: Final = 600
+"""Seconds that a job may ask for between SIGTERM and SIGKILL."""
+
 SLOTS_MILLI_MIN: Final = 20
 """The smallest part of a device: 50 jobs share one at most, so nobody takes all runs of a node with little."""
 
@@ -60,7 +63,7 @@ class JobSubmission(Body):
     cpu_milli: Annotated[int, Field(ge=1, le=1_000_000)] = 1000
     memory_mib: Annotated[int, Field(ge=1, le=16_777_216)] = 1024
     time_limit_s: Annotated[int, Field(ge=1, le=31 * 86_400)]
-    grace_s: Annotated[int, Field(ge=0, le=600)] = 10
+    grace_s: Annotated[int, Field(ge=0, le=GRACE_S_MAX)] = 10
     notice_signal: Literal["SIGUSR1", "SIGUSR2", "SIGHUP", "SIGURG"] | None = None
     priority: Annotated[Priority, Field(strict=False)] = Priority.NORMAL
     preemptible: bool = False

@@ -30,8 +30,9 @@ _WORDS: Final = {
     "409": "The thing is not in a state that allows this.",
     "413": "The body is too large.",
     "422": "A value is malformed or impossible.",
+    "503": "The database does not answer; try again shortly, under the same Idempotency-Key.",
 }
-_ALWAYS: Final = ("400", "401", "403", "404", "422")
+_ALWAYS: Final = ("400", "401", "403", "404", "422", "503")
 _WITH_EFFECT: Final = ("402", "409", "413")
 _KEY: Final[dict[str, Any]] = {
     "name": "Idempotency-Key",

@@ -3,9 +3,12 @@
 from collections.abc import Mapping
 from typing import Any, Final
 
+import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import TimeoutError as NoConnectionFree
 from starlette.exceptions import HTTPException
 
 from kernel.errors import Conflict, Forbidden, HubError, Invalid, NotFound, Unauthenticated, Unfunded
@@ -18,12 +21,15 @@ _STATUS: Final[dict[type[HubError], int]] = {
     Unauthenticated: 401,
     Unfunded: 402,
 }
+_log = structlog.get_logger(__name__)
 _HTTP: Final = {
     400: ("malformed_request", "The body cannot be read; send one JSON object in UTF-8."),
     404: ("no_such_path", "There is nothing at this path; /v1/openapi.json lists what there is."),
     405: ("method_not_allowed", "This path does not take this method; the header Allow names those it takes."),
     413: ("body_too_large", "The body is larger than this path takes (1 MiB but for uploads). Send less."),
 }
+_AWAY: Final = ("08", "57P", "53300")
+"""SQLSTATEs of a server that goes or comes, or takes no more connections; one that never answered has none."""
 _MEDIA_TYPE: Final = "application/problem+json"
 
 
@@ -54,6 +60,8 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(HubError, _refusal)
     app.add_exception_handler(RequestValidationError, _malformed)
     app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(DBAPIError, _database)
+    app.add_exception_handler(NoConnectionFree, _database)
     app.add_exception_handler(Exception, _defect)
 
 
@@ -96,6 +104,29 @@ def http_problem(error: HTTPException) -> JSONResponse:
     """What HTTP itself refuses, in our words."""
     code, sentence = _HTTP.get(error.status_code, ("http_error", f"{error.detail}."))
     return problem(error.status_code, code, sentence, headers=error.headers)
+
+
+def database_away() -> JSONResponse:
+    """Nobody can say whether what was asked for was done: the connection may have broken at the commit."""
+    return problem(
+        503,
+        "database_unreachable",
+        "The database does not answer, or ended the connection. Try again shortly; under the same Idempotency-Key "
+        "it is done once, whether or not it was done now.",
+        headers={"Retry-After": "1"},
+    )
+
+
+def _database(request: Request, error: Exception) -> JSONResponse:
+    if isinstance(error, DBAPIError) and not (error.connection_invalidated or _is_away(error)):
+        raise error
+    _log.warning("database_unreachable", path=request.url.path, reason=str(error))
+    return database_away()
+
+
+def _is_away(error: DBAPIError) -> bool:
+    state = getattr(error.orig, "sqlstate", None)
+    return isinstance(error, OperationalError) and (state is None or state.startswith(_AWAY))
 
 
 def _defect(_request: Request, _error: Exception) -> JSONResponse:

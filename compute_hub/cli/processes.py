@@ -81,14 +81,14 @@ def up(
         with LocalStack(
             chosen,
             {},
-            lambda what: console.print(f"Starting {what} …", highlight=False),
+            lambda sentence: console.print(sentence, highlight=False),
             monitored=with_monitoring,
         ) as stack:
             _introduce(console, chosen, stack)
             never = threading.Event()
             while not never.wait(1):
                 for what in stack.mend():
-                    console.print(f"Started again: {what}", highlight=False)
+                    console.print(what, highlight=False)
     except KeyboardInterrupt:
         console.print("Everything is stopped.")
 

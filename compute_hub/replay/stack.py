@@ -2,13 +2,12 @@
 
 import json
 import shutil
-import socket
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
 
 from compute_hub.settings import Settings
+from compute_hub.stack.ports import free_port
 from compute_hub.stack.ray_node import start_ray
 from compute_hub.stack.up import LocalStack
 
@@ -53,8 +52,8 @@ class ReplayStack(LocalStack):
         self.schedule = folder / "schedule.csv"
         facts: dict[str, Any] = {
             "state_directory": str(state),
-            "api_port": _free_port(),
-            "ray_port": _free_port(),
+            "api_port": free_port(),
+            "ray_port": free_port(),
             "controllers": 1,
             "meter_interval_ms": meter_interval_ms,
             "centre": {"region": region},
@@ -80,15 +79,9 @@ class ReplayStack(LocalStack):
         super().__init__(Settings(**facts), variables, tell)
 
     def _start_nodes(self) -> None:
-        self._tell(f"one Ray node for {len(self.settings.nodes)} simulated nodes")
+        self._starting(f"one Ray node for {len(self.settings.nodes)} simulated nodes")
         log = self.logs / "ray.log"
         self._children.append(start_ray(self.settings, "replay", head=True, environment={}, log=log))
 
     def _controller(self) -> Sequence[str]:
         return ("controller", "--simulated", str(self.schedule))
-
-
-def _free_port() -> int:
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

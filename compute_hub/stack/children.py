@@ -19,7 +19,9 @@ from kernel.errors import HubError
 _UNLESS_ORPHANED: Final = '[ "$PPID" = "$0" ] || exit 143; exec "$@"'
 """The kernel tells nobody of an owner that died before it was asked to."""
 
-_GRACE_MS: Final = 25_000
+GRACE_MS: Final = 25_000
+"""For a program that has only itself to end."""
+
 _DEATH_S: Final = 10
 """A killed process that is large takes its time on a busy machine, and keeps its ports until then."""
 
@@ -82,12 +84,12 @@ class Child:
             return []
 
 
-def stop_all(children: Sequence[Child]) -> None:
+def stop_all(children: Sequence[Child], *, grace_ms: int = GRACE_MS) -> None:
     """SIGTERM to all at once, then SIGKILL to whatever is left of their trees after the grace period."""
     trees = [process for child in children for process in child.tree()]
     for child in children:
         child.signal(signal.SIGTERM)
-    deadline_ms = boottime_ms() + _GRACE_MS
+    deadline_ms = boottime_ms() + grace_ms
     for child in children:
         try:
             child.process.wait(timeout=max(0, deadline_ms - boottime_ms()) / 1000)

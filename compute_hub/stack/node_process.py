@@ -16,9 +16,9 @@ from typing import Any
 
 import structlog
 
-from compute_hub.api.job_submission import SLOTS_MILLI_MIN
+from compute_hub.api.job_submission import GRACE_S_MAX, SLOTS_MILLI_MIN
 from compute_hub.settings import Environment, Node, Settings, inherited_environment
-from compute_hub.stack.children import Child, ChildEnded, end_processes, processes_having, stop_all
+from compute_hub.stack.children import GRACE_MS, Child, ChildEnded, end_processes, processes_having, stop_all
 from compute_hub.stack.ray_node import start_ray, token_file
 from compute_hub.stack.run_directory import run_directory
 from compute_hub.telemetry.sensors import tell_sensed
@@ -37,6 +37,9 @@ _RUNS_PER_CARD = 1000 // SLOTS_MILLI_MIN
 """A node takes every run that its cards can be divided into: one refused for want of runs would hold cards and wait."""
 _FOUND_CARDS_MAX = 16
 """Of a node whose library says what it has."""
+LONGEST_STOP_MS = GRACE_S_MAX * 1000 + GRACE_MS
+"""A supervisor ends by itself when each of its jobs had the grace it chose; so long at most."""
+
 SOCKET_VARIABLE = "HUB_NODE_SOCKET"
 """Tells the agent in the raylet's workers where the supervisor listens (`scheduler.ray.agent`)."""
 
@@ -88,10 +91,16 @@ def run_node(settings: Settings, name: str, *, head: bool) -> None:
             _log.error("raylet_ended", reason=str(ended))
             _end_ray(socket_path)
             ray = start_ray(settings, name, head=head, environment=variables, log=folder / "ray.log")
-    stop_all([ray, supervisor])
+    stop_node(supervisor, ray)
     socket_path.unlink(missing_ok=True)  # of one that was killed
     relay.close()
     os.close(claimed)
+
+
+def stop_node(supervisor: Child, ray: Child) -> None:
+    """End a machine's supervisor when its jobs have had their grace, then Ray, through which their leases come."""
+    stop_all([supervisor], grace_ms=LONGEST_STOP_MS)
+    stop_all([ray])
 
 
 def claim_node(folder: Path, name: str) -> int:

@@ -103,6 +103,26 @@ BILL_LAST: Final = Gauge(
     "hub_biller_last_round_timestamp_seconds", "When this biller last finished a round.", registry=REGISTRY
 )
 
+KEEP_SECONDS: Final = Histogram(
+    "hub_keeper_sweep_seconds",
+    "Time of a keeper's sweep over what jobs left.",
+    buckets=(*_FAST, 30, 60, 300, 900),
+    registry=REGISTRY,
+)
+KEPT_REMOVED: Final = Counter(
+    "hub_keeper_removed_total",
+    "What this keeper removed of jobs (working directories or logs), by why: due, or full (before its time, because "
+    "the store's disk was too full).",
+    ("why",),
+    registry=REGISTRY,
+)
+KEEP_FAILURES: Final = Counter(
+    "hub_keeper_failures_total", "Sweeps of this keeper that ended in an error.", registry=REGISTRY
+)
+KEEP_LAST: Final = Gauge(
+    "hub_keeper_last_sweep_timestamp_seconds", "When this keeper last finished a sweep.", registry=REGISTRY
+)
+
 
 class MeasuredAccounting:
     """An `Accounting` that counts those for whom not enough could be set aside."""

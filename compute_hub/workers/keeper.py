@@ -15,7 +15,9 @@ from sqlalchemy.exc import DBAPIError
 
 from compute_hub.settings import Settings
 from compute_hub.stack.database import application_url
-from kernel.clock import boottime_ms, utc_now
+from compute_hub.telemetry.instruments import KEEP_FAILURES, KEEP_LAST, KEEP_SECONDS, KEPT_REMOVED
+from compute_hub.telemetry.serving import serve_metrics
+from kernel.clock import boottime_ms, unix_ms, utc_now
 from kernel.database import open_engine
 from kernel.logs import configure_logs
 from scheduler.keeping import Terms, sweep
@@ -31,6 +33,7 @@ _log = structlog.get_logger(__name__)
 def run_keeper(settings: Settings) -> None:
     """Keep until SIGTERM or SIGINT."""
     configure_logs("keeper")
+    serve_metrics(settings, "keeper")
     os.nice(_NICENESS)
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -41,9 +44,12 @@ def run_keeper(settings: Settings) -> None:
         began_ms = boottime_ms()
         again = False
         try:
-            again = keep_once(engine, settings, stopping)
+            with KEEP_SECONDS.time():
+                again = keep_once(engine, settings, stopping)
             beat.touch()
+            KEEP_LAST.set(unix_ms(utc_now()) / 1000)
         except (DBAPIError, OSError) as error:
+            KEEP_FAILURES.inc()
             _log.error("not_swept", reason=str(error))
         cost_s = (boottime_ms() - began_ms) / 1000
         if stopping.wait(0 if again else max(_PAUSE_S, cost_s * _PAUSE_PER_COST)):
@@ -61,6 +67,8 @@ def keep_once(engine: Engine, settings: Settings, stopping: threading.Event) -> 
         more, removed, before_time = swept.more, swept.removed, swept.before_time
         if stopping.is_set():
             break
+    KEPT_REMOVED.labels("due").inc(removed - before_time)
+    KEPT_REMOVED.labels("full").inc(before_time)
     if removed:
         _log.info("removed_what_jobs_left", jobs=removed, before_their_time=before_time)
     return bool(more)

@@ -2,13 +2,12 @@
 
 import json
 import shutil
-import socket
 import sys
-from contextlib import closing
 from pathlib import Path
 from typing import Final
 
 from compute_hub.settings import Settings
+from compute_hub.stack.ports import free_port
 from compute_hub.stack.up import LocalStack
 from examples.demo.display import Display
 from examples.demo.report import build_report, faults, print_report
@@ -25,7 +24,7 @@ def main() -> int:
     began = boottime_ms()
     state = FOLDER / "state"
     shutil.rmtree(state, ignore_errors=True)
-    ports = {"api_port": _free_port(), "ray_port": _free_port()}
+    ports = {"api_port": free_port(), "ray_port": free_port()}
     chosen = Settings(state_directory=state, meter_interval_ms=METER_INTERVAL_MS, **ports)
     variables = {
         "HUB_STATE_DIRECTORY": str(state.resolve()),
@@ -59,12 +58,6 @@ def main() -> int:
 
 def _since(began_ms: int) -> float:
     return (boottime_ms() - began_ms) / 1000
-
-
-def _free_port() -> int:
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 if __name__ == "__main__":

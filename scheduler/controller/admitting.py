@@ -3,10 +3,10 @@
 So is who is to stop for whom.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
 import structlog
@@ -14,7 +14,10 @@ from sqlalchemy import select
 from sqlalchemy.dialects.postgresql import Range
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
+from sqlalchemy.orm.attributes import set_committed_value
 
+from kernel.bulk import copy_rows
+from kernel.changes import write_changes
 from kernel.clock import unix_ms
 from kernel.ids import derived_id
 from scheduler.controller.evicting import order_evictions
@@ -117,42 +120,58 @@ def _begin(
     placed = {UUID(start.job_id): machines_of(start.placements) for start in starts}
     # Locked in the order of tenants, as money is; asked for in the order of the plan.
     query = select(JobRow).where(JobRow.id.in_(placed)).order_by(JobRow.tenant_id, JobRow.id).with_for_update()
-    jobs = [job for job in session.scalars(query) if _may_start(job) and live.is_as_seen(job)]
-    for job in jobs:
-        job.attempt += 1
-    may = {job.id: job for job in jobs}
-    asked = [
-        Admission(may[job_id], _slots_by_model(placed[job_id], live)) for job_id in placed if job_id in may
-    ]
-    with session.no_autoflush:  # what is refused is never written, the rest in one statement
-        refused = accounting.admit(session, asked, at)
-    for job in jobs:
+    may = {job.id: job for job in session.scalars(query) if _may_start(job) and live.is_as_seen(job)}
+    refused = _fund(session, [(may[one], placed[one]) for one in placed if one in may], accounting, live, at)
+    for job in may.values():
         if job.id in refused:
-            job.attempt -= 1
             job.reason = refused[job.id]
         else:
+            job.attempt += 1
             job.state, job.placed_at, job.reason = "starting", at, "its processes are being started"
-    begun = [job for job in jobs if job.id not in refused]
+    write_changes(session, may.values())
+    begun = [job for job in may.values() if job.id not in refused]
     ranks = [(job, rank, placement) for job in begun for rank, placement in enumerate(placed[job.id])]
-    session.add_all(
-        RunRow(
-            id=_run_id(job, rank),
-            job_id=job.id,
-            attempt=job.attempt,
-            rank=rank,
-            node=placement.node,
-            epoch=leadership.epoch,
-            state="placed",
-            devices=[list(piece) for piece in placement.devices],
-            acknowledged=False,
-        )
-        for job, rank, placement in ranks
-    )
-    session.flush()
-    for job, rank, placement in ranks:
-        session.add_all(_allocations(_run_id(job, rank), placement, live, at))
-    session.flush()
+    copy_rows(session, RunRow, [_run(job, rank, placement, leadership) for job, rank, placement in ranks])
+    allocations = (_allocations(_run_id(job, rank), placement, live, at) for job, rank, placement in ranks)
+    copy_rows(session, AllocationRow, [row for rows in allocations for row in rows])
     return {job.id: _admitted(job, placed[job.id], at) for job in begun}
+
+
+def _fund(
+    session: Session,
+    jobs: Sequence[tuple[JobRow, Sequence[Placement]]],
+    accounting: Accounting,
+    live: LiveState,
+    at: datetime,
+) -> Mapping[UUID, str]:
+    """Ask for funds for the attempts that would begin; a sentence for each job that has not enough.
+
+    Meanwhile the jobs say what their attempt would be, which is not written: most are changed once more, and a row is
+    best written once.
+    """
+    asked = [Admission(job, _slots_by_model(placements, live)) for job, placements in jobs]
+    before = {job.id: job.attempt for job, _ in jobs}
+    for job, _ in jobs:
+        set_committed_value(job, "attempt", before[job.id] + 1)
+    try:
+        return accounting.admit(session, asked, at)
+    finally:
+        for job, _ in jobs:
+            set_committed_value(job, "attempt", before[job.id])
+
+
+def _run(job: JobRow, rank: int, placement: Placement, leadership: Leadership) -> dict[str, Any]:
+    return {
+        "id": _run_id(job, rank),
+        "job_id": job.id,
+        "attempt": job.attempt,
+        "rank": rank,
+        "node": placement.node,
+        "epoch": leadership.epoch,
+        "state": "placed",
+        "devices": [list(piece) for piece in placement.devices],
+        "acknowledged": False,
+    }
 
 
 def _admitted(job: JobRow, placements: Sequence[Placement], at: datetime) -> Step:
@@ -179,7 +198,7 @@ def _run_id(job: JobRow, rank: int) -> UUID:
     return derived_id("run", job.id, job.attempt, rank)
 
 
-def _allocations(run_id: UUID, placement: Placement, live: LiveState, at: datetime) -> list[AllocationRow]:
+def _allocations(run_id: UUID, placement: Placement, live: LiveState, at: datetime) -> list[dict[str, Any]]:
     rows = []
     for piece in placement.devices:
         device = live.devices[placement.node, piece.device]
@@ -187,15 +206,15 @@ def _allocations(run_id: UUID, placement: Placement, live: LiveState, at: dateti
         # A wall clock that was set back must not make this allocation overlap the one before.
         begins = at if device.freed_at is None else max(at, device.freed_at)
         rows.append(
-            AllocationRow(
-                id=derived_id("allocation", run_id, piece.device, piece.slot_lo),
-                run_id=run_id,
-                node=placement.node,
-                device_index=piece.device,
-                model=device.model,
-                slots=Range(first + piece.slot_lo, first + piece.slot_hi),
-                span=Range(begins, None),
-            )
+            {
+                "id": derived_id("allocation", run_id, piece.device, piece.slot_lo),
+                "run_id": run_id,
+                "node": placement.node,
+                "device_index": piece.device,
+                "model": device.model,
+                "slots": Range(first + piece.slot_lo, first + piece.slot_hi),
+                "span": Range(begins, None),
+            }
         )
     return rows
 

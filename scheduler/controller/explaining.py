@@ -3,9 +3,10 @@
 from typing import Final
 from uuid import UUID
 
-from sqlalchemy import bindparam, select, update
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from kernel.bulk import array, array_of_text, run
 from kernel.clock import unix_ms
 from scheduler.controller.live_state import LiveState
 from scheduler.policy.pending import QueuedJob
@@ -14,9 +15,10 @@ from scheduler.tables import JobRow
 
 _WAITS: Final = (JobRow.state == "queued") & JobRow.stop_reason.is_(None) & ~JobRow.held
 
-_WRITE: Final = (
-    update(JobRow).where(JobRow.id == bindparam("job_id"), _WAITS).values(reason=bindparam("sentence"))
-)
+_WRITE: Final = b"""
+UPDATE jobs SET reason = u.sentence FROM unnest(%s::uuid[], %s::text[]) AS u(job_id, sentence)
+WHERE jobs.id = u.job_id AND jobs.state = 'queued' AND jobs.stop_reason IS NULL AND NOT jobs.held
+"""
 """Only where it still waits: somebody may have held it since it was read, and its reason is another then."""
 
 
@@ -24,7 +26,7 @@ def explain_waiting(session: Session, live: LiveState, now_ms: int) -> None:
     """One query for what is written, one statement for what changed; the rest is memory."""
     sentences: dict[tuple[object, ...], str] = {}
     sentence: str | None
-    changes = []
+    changes: dict[UUID, str] = {}
     rows = session.execute(
         select(JobRow.id, JobRow.reason, JobRow.not_before, JobRow.retry_at).where(_WAITS).order_by(JobRow.id)
     )
@@ -36,9 +38,9 @@ def explain_waiting(session: Session, live: LiveState, now_ms: int) -> None:
         else:
             sentence = _sentence(live, job_id, now_ms, sentences)
         if sentence is not None and sentence != written:
-            changes.append({"job_id": job_id, "sentence": sentence})
+            changes[job_id] = sentence
     if changes:
-        session.connection().execute(_WRITE, changes)
+        run(session, _WRITE, (array(changes), array_of_text(changes.values())))
 
 
 def _sentence(

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from kernel.database import transaction
 from scheduler.node.codec import encode
-from scheduler.node.protocol import Report
+from scheduler.node.protocol import UNAVAILABLE, Report
 from scheduler.node.relay import LINK_LABEL, Link
 from scheduler.operations import note
 from scheduler.tables import DeviceRow, NodeRow
@@ -30,6 +30,7 @@ def record_node(session: Session, report: Report, at: datetime) -> bool:
         "isolation": encode(report.isolation),
         "last_seen_at": at,
     }
+    before = session.scalar(select(NodeRow.isolation).where(NodeRow.name == report.node))
     values = {"name": report.node, "state": "up", "joined_at": at, **seen}
     statement = insert(NodeRow).values(values)
     session.execute(statement.on_conflict_do_update(index_elements=[NodeRow.name], set_=seen))
@@ -38,6 +39,8 @@ def record_node(session: Session, report: Report, at: datetime) -> bool:
     if node.joined_at == at or back:  # an operator's order stays
         note(session, report.node, "joined", f"answers from host {report.host_id}", at=at)
         node.state = "up"
+    if before is not None:
+        _record_fitness(session, report, worked=before.get("level") != UNAVAILABLE, at=at)
     known = {
         device.index: device
         for device in session.scalars(select(DeviceRow).where(DeviceRow.node == report.node))
@@ -71,6 +74,15 @@ def record_node(session: Session, report: Report, at: datetime) -> bool:
             _record_health(session, row, healthy=healthy, failed=failed, reason=reason, at=at)
     session.flush()
     return back
+
+
+def _record_fitness(session: Session, report: Report, *, worked: bool, at: datetime) -> None:
+    works = report.isolation.level != UNAVAILABLE
+    if worked and not works:
+        why = next(iter(report.isolation.weaknesses), "it does not say why")
+        note(session, report.node, "starts_nothing", f"takes no new jobs: {why}", at=at)
+    elif works and not worked:
+        note(session, report.node, "starts_again", "can start jobs again", at=at)
 
 
 def hosts_of(session: Session, names: Collection[str]) -> dict[str, str]:

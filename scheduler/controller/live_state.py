@@ -19,7 +19,14 @@ from sqlalchemy.orm import Session
 from kernel.clock import unix_ms
 from kernel.errors import HubError
 from scheduler.controller.history import learn_durations, recent_use
-from scheduler.controller.picture import Centre, Device, centre_of, job_of, machine_of, placements_of
+from scheduler.controller.picture import (
+    Centre,
+    Device,
+    centre_of,
+    machine_of,
+    placements_of,
+    seen_now,
+)
 from scheduler.controller.poison import find_poison
 from scheduler.dependencies import succeeded_among
 from scheduler.policy.cycle import plan_cycle
@@ -45,6 +52,10 @@ _BATCH: Final = 500
 """Jobs taken in between two statements: the server ends a transaction that idles for longer than a leader's lease."""
 
 _SHELF_MS_MAX: Final = 60_000
+
+_SLEWED_MS: Final = 1000
+"""A clock that is only corrected goes back by less."""
+
 _log = structlog.get_logger(__name__)
 
 
@@ -72,12 +83,13 @@ class LiveState:
     def __init__(self, settings: PolicySettings, queues: Sequence[Queue] = ()) -> None:
         self._settings = settings
         self._queues = {queue.name: queue for queue in queues}
+        self._shelved: dict[UUID, _Shelved] = {}
+        self._seen_ms = 0
+        self.set_aside: dict[UUID, str] = {}
         self._nodes: dict[str, Node] = {}
         self._known: dict[UUID, _Known] = {}
-        self._shelved: dict[UUID, _Shelved] = {}
         self._remembers = False
         self._kept: tuple[tuple[Reservation, ...], tuple[str, ...]] = ((), ())
-        self.set_aside: dict[UUID, str] = {}
         self.devices: dict[tuple[str, int], Device] = {}
         self.policy = SchedulerState(queues, settings)
 
@@ -99,6 +111,9 @@ class LiveState:
 
     def refresh(self, session: Session, now_ms: int, answering: AbstractSet[str]) -> None:
         """Bring the picture up to the database. Only nodes that answer are offered to new jobs."""
+        if now_ms < self._seen_ms - _SLEWED_MS:
+            self._begin_anew()  # the clock was set back, and nobody waits that long for the time it had shown
+        self._seen_ms = now_ms
         live = session.execute(_LIVE).all()
         ids = {row.id for row in live}
         self._shelved = {job_id: kept for job_id, kept in self._shelved.items() if job_id in ids}
@@ -144,6 +159,11 @@ class LiveState:
                 self._rebuild()
         message = f"the policy fails on more than {_POISON_MAX} jobs"
         raise RuntimeError(message)
+
+    def _begin_anew(self) -> None:
+        """Know nothing, so that everything is taken in as it is now."""
+        self._nodes, self._known, self._remembers, self._kept = {}, {}, False, ((), ())
+        self.policy = SchedulerState(tuple(self._queues.values()), self._settings)
 
     def _fails(self, waiting: Sequence[UUID], now_ms: int) -> bool:
         try:
@@ -271,9 +291,9 @@ class LiveState:
             self.policy.job_succeeded(str(needed), now_ms)
         placements = placements_of(session, [row.id for row in rows if row.id in running], self.devices)
         for row in rows:
-            known = _Known((row.attempt, row.revision), job_of(row), row.held, row.evictions)
+            known = _Known((row.attempt, row.revision), seen_now(row, now_ms), row.held, row.evictions)
             if row.id in running:
-                began = unix_ms(row.placed_at) if row.placed_at is not None else now_ms
+                began = now_ms if row.placed_at is None else min(unix_ms(row.placed_at), now_ms)
                 known = replace(known, start=Start(str(row.id), placements[row.id]), began_ms=began)
             try:
                 self._add(known)

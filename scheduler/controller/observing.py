@@ -18,6 +18,7 @@ from sqlalchemy import func, literal, select, text, update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
+from kernel.changes import write_changes
 from kernel.clock import from_unix_ms
 from scheduler.controller.ports import Accounting
 from scheduler.controller.settling import CENTRES_STOPS, Settled, settle
@@ -167,7 +168,7 @@ def lose_node(
     ).all()
     for run in runs:
         _end_run(run, "node_lost", f"node {node} has not been heard of", None, at)
-    session.flush()
+    write_changes(session, runs)
     _free(session, runs, at)
     return settle(session, {run.job_id for run in runs}, accounting, at)
 
@@ -227,7 +228,7 @@ def _apply(session: Session, observed: Mapping[str, Observed], at: datetime) -> 
             moved = _miss(run, at)
         if moved:
             touched.append(run)
-    session.flush()
+    write_changes(session, touched)
     _free(session, [run for run in touched if run.state == "ended"], at)
     return {run.job_id for run in touched}
 

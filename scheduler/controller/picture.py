@@ -6,7 +6,7 @@ named `machine/model`.
 
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -15,6 +15,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from kernel.clock import from_unix_ms, unix_ms
+from scheduler.controller.settling import retry_pause_ms
 from scheduler.fitting import stated_pflops_milli
 from scheduler.node.protocol import UNAVAILABLE
 from scheduler.policy.model import DeviceSlice, DeviceState, Job, Node, Placement, Reservation, Topology
@@ -42,7 +43,7 @@ def machine_of(name: str) -> str:
 
 
 def job_of(row: JobRow) -> Job:
-    """A job in the policy's words; every tenant has a queue of its own, so tenants share fairly."""
+    """A job in the policy's words but for how long it waits; every tenant has a queue of its own: they share fairly."""
     return Job(
         id=str(row.id),
         queue=str(row.tenant_id),
@@ -61,13 +62,25 @@ def job_of(row: JobRow) -> Job:
         priority=row.priority,
         preemptible=row.preemptible,
         topology=Topology(row.topology),
-        not_before_ms=max((unix_ms(at) for at in (row.not_before, row.retry_at) if at is not None), default=0),
         depends_on=tuple(str(needed) for needed in row.depends_on),
         array_id="" if row.array_id is None else str(row.array_id),
         array_running_max=row.array_running_max,
         attempt=row.attempt + 1,
         attained_ms=row.attained_ms,
     )
+
+
+def seen_now(row: JobRow, now_ms: int) -> Job:
+    """The same with its times, which a clock that was set back may have left in the future: it came now at the latest.
+
+    A retry waits for its pause from now at the most.
+    """
+    not_before_ms = 0 if row.not_before is None else unix_ms(row.not_before)
+    if row.retry_at is not None:
+        retry_ms = min(unix_ms(row.retry_at), now_ms + retry_pause_ms(row.attempt))
+        not_before_ms = max(not_before_ms, retry_ms)
+    job = job_of(row)
+    return replace(job, submitted_ms=min(job.submitted_ms, now_ms), not_before_ms=not_before_ms)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import structlog
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from kernel.changes import write_changes
 from scheduler.controller.ports import Accounting
 from scheduler.controller.watching import Step
 from scheduler.dependencies import waiting_in_vain
@@ -22,13 +23,17 @@ from scheduler.leadership import Leadership, fence
 from scheduler.node.protocol import EndReason
 from scheduler.tables import JobRow, RunRow
 
-DEVICE_HELD: Final = EndReason.DEVICE_HELD.value
-"""A run that never started, because a process nobody can end held its device, which is drained: tried elsewhere,
-without a retry for it, however few the job has."""
+NOT_BEGUN: Final = frozenset({EndReason.DEVICE_HELD.value, EndReason.NODE_FAILED.value})
+"""A run that never started, because a process nobody can end held its device, which is drained, or because its node
+can start nothing and says so: tried elsewhere, without a retry for it, however few the job has."""
 
-INFRASTRUCTURE: Final = frozenset(
-    {"lease_lost", "supervisor_lost", "node_lost", "node_stopped", "journal_full", DEVICE_HELD}
-)
+INFRASTRUCTURE: Final = NOT_BEGUN | {
+    "lease_lost",
+    "supervisor_lost",
+    "node_lost",
+    "node_stopped",
+    "journal_full",
+}
 """Ends that are the centre's fault: the job is tried again if it has retries left."""
 
 _RETRIED: Final = frozenset({"exited", "oom", "disk_full", "start_failed"})
@@ -38,6 +43,12 @@ RETRY_MS: Final = 1000
 """The pause before the first retry; doubled for each further one."""
 
 RETRY_MS_MAX: Final = 300_000
+
+
+def retry_pause_ms(retries: int) -> int:
+    """The pause before this retry, the first being 1."""
+    return min(RETRY_MS << min(max(0, retries - 1), 16), RETRY_MS_MAX)
+
 
 WITHDRAWN_MAX: Final = 1000
 """Cancelled jobs ended in one transaction."""
@@ -113,7 +124,7 @@ def _settle_all(session: Session, job_ids: AbstractSet[UUID], accounting: Accoun
         if _settle(job, runs[job.id], at):
             moved.append(job)
             steps += _steps(job, runs[job.id], *before, at)
-    session.flush()
+    write_changes(session, moved)
     _tell_ended(session, [job for job in moved if job.ended_at is not None], accounting, at)
     requeued = [job for job in moved if job.state == "queued"]
     if requeued:
@@ -178,7 +189,7 @@ def end_waiting(session: Session, leadership: Leadership, accounting: Accounting
     ).all()
     for job in jobs:
         _end(job, "cancelled", "cancelled while it waited", at)
-    session.flush()
+    write_changes(session, jobs)
     _tell_ended(session, jobs, accounting, at)
     return [*map(_never_started, jobs), *_end_in_vain(session, accounting, at)]
 
@@ -191,7 +202,7 @@ def _end_in_vain(session: Session, accounting: Accounting, at: datetime) -> list
             job.stop_reason = "dependency_failed"
             why = f"never started, because job {needed}, which it depends on, ended without success ({state})"
             _end(job, "failed", why, at)
-        session.flush()
+        write_changes(session, [job for job, _, _ in vain])
         _tell_ended(session, [job for job, _, _ in vain], accounting, at)
         steps += [_never_started(job) for job, _, _ in vain]
     return steps
@@ -243,13 +254,12 @@ def _conclude(job: JobRow, runs: Sequence[RunRow], failed: RunRow | None, at: da
         job.evictions += 1
         _requeue(job, f"attempt {job.attempt} {_WHY[job.stop_reason]}; it waits to be tried again", at, 0)
         job.lost_attempts = [*job.lost_attempts, job.attempt]
-    elif own is not None and own.end_reason == DEVICE_HELD and not wanted:
+    elif own is not None and own.end_reason in NOT_BEGUN and not wanted:
         job.evictions += 1
         job.lost_attempts = [*job.lost_attempts, job.attempt]
-        pause_ms = min(RETRY_MS << min(job.evictions - 1, 16), RETRY_MS_MAX)
-        _requeue(
-            job, f"attempt {job.attempt} did not start ({own.end_detail}); it is tried elsewhere", at, pause_ms
-        )
+        detail = (own.end_detail or "").rstrip(".")
+        why = f"attempt {job.attempt} did not start ({detail}); it is tried elsewhere"
+        _requeue(job, why, at, retry_pause_ms(job.evictions))
     elif culprit is None and not wanted:
         job.exit_code = 0
         _end(job, "succeeded", "finished", at)
@@ -297,9 +307,8 @@ def _fail_or_requeue(job: JobRow, culprit: RunRow, at: datetime) -> None:
         job.lost_attempts = [*job.lost_attempts, job.attempt]
     if (lost or failed) and counted <= job.max_retries:
         what = f"was lost ({culprit.end_reason})" if lost else f"failed ({detail})"
-        pause_ms = min(RETRY_MS << (counted - 1), RETRY_MS_MAX)
         why = f"attempt {job.attempt} {what}; it is tried again ({counted} of {job.max_retries} retries)"
-        _requeue(job, why, at, pause_ms)
+        _requeue(job, why, at, retry_pause_ms(counted))
         return
     job.exit_code, job.end_reason = culprit.exit_code, culprit.end_reason
     _end(job, "failed", f"{rank}{detail}", at)

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     Request = tuple[
-        list[str], dict[str, str], str, list[str], list[str], list[tuple[str, str]], str, str, list[tuple[int, int]],
-        int | None,
+        list[str], dict[str, str], str, list[str], list[str], list[tuple[str, str]], str, str, str,
+        list[tuple[int, int]], int | None,
     ]  # fmt: skip
 
 FAILED = 1
@@ -43,10 +43,15 @@ _PR_CAPBSET_DROP = 24
 _CAPABILITIES = 64
 _CLONE_PARENT = 0x8000
 _CLONE_NEWNS = 0x20000
+_MS_NOSUID = 2
+_MS_NOEXEC = 8
 _MS_BIND = 0x1000
 _MS_REC = 0x4000
 _MS_PRIVATE = 0x40000
 _MNT_DETACH = 2
+_TERMINALS = "newinstance,ptmxmode=0666,mode=0620,max=64"
+"""A job's own terminals: without a bound one job could open all that the machine has (kernel.pty.max)."""
+
 _SYS_CLONE = {"x86_64": 56, "aarch64": 220}[os.uname().machine]
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -127,13 +132,13 @@ def _begin(request: Request, descriptors: list[int], supervisor_pid: int) -> Non
 def _steps(
     request: Request, passed: list[int], supervisor_pid: int
 ) -> tuple[tuple[str, Callable[[], object]], ...]:
-    argv, env, directory, joins, namespaces, binds, stage, staged, limits, uid = request
+    argv, env, directory, joins, namespaces, binds, terminals, stage, staged, limits, uid = request
     return (
         ("parent", lambda: _end_with(supervisor_pid)),
         ("start", lambda: _detach(passed, directory)),
         ("cgroup", lambda: _join(joins)),
         ("namespace", lambda: _enter(namespaces)),
-        ("mount", lambda: _bind(binds, stage, staged)),
+        ("mount", lambda: _bind(binds, terminals, stage, staged)),
         ("limit", lambda: _limit(limits)),
         ("uid", lambda: _change_uid(uid)),
         ("parent", lambda: _end_with(supervisor_pid)),
@@ -172,13 +177,14 @@ def _enter(namespaces: Sequence[str]) -> None:
         os.close(file)
 
 
-def _bind(binds: Sequence[tuple[str, str]], stage: str, staged: str) -> None:
+def _bind(binds: Sequence[tuple[str, str]], terminals: str, stage: str, staged: str) -> None:
     if not binds:
         return
     _check(_LIBC.unshare(_CLONE_NEWNS))
     _mount("none", "/", _MS_REC | _MS_PRIVATE)
     for source, place in binds:
         _mount(source, place, _MS_BIND | _MS_REC)
+    _mount("devpts", terminals, _MS_NOSUID | _MS_NOEXEC, "devpts", _TERMINALS)
     _mount(stage, staged, _MS_BIND | _MS_REC)
     # Nothing of it is shown, and bubblewrap reads the whole table of mounts again and again.
     _LIBC.umount2(b"/sys", _MNT_DETACH)
@@ -196,8 +202,11 @@ def _change_uid(uid: int | None) -> None:
         os.setresuid(uid, uid, uid)
 
 
-def _mount(source: str, target: str, flags: int) -> None:
-    _check(_LIBC.mount(os.fsencode(source), os.fsencode(target), None, ctypes.c_ulong(flags), None), source)
+def _mount(source: str, target: str, flags: int, kind: str | None = None, options: str | None = None) -> None:
+    named = None if kind is None else kind.encode()
+    said = None if options is None else options.encode()
+    where = os.fsencode(source), os.fsencode(target)
+    _check(_LIBC.mount(*where, named, ctypes.c_ulong(flags), said), source)
 
 
 def _check(result: int, path: str | None = None) -> None:

@@ -3,7 +3,7 @@
 It gives up root for the job's uid before it reads the first byte, limits its memory, and knows the archive and
 the workspace only as open descriptors. Only plain files, folders and links that stay inside are made; names are
 relative, without `..`, and opened step by step without following links. Prints one sentence and leaves with
-status 1 when the archive is refused.
+status 1 when the archive is refused, with `FAILED_BY` + errno when the system fails it.
 
 It ends with the supervisor: nobody else knows of it, and its uid may be the next job's.
 
@@ -25,6 +25,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import BinaryIO, Final
+
+FAILED_BY: Final = 100
+"""Added to the number of the system's error that kept an archive from being unpacked."""
 
 _ARCHIVE: Final = 0
 _MEMORY_BYTES: Final = 512 * 1024 * 1024
@@ -196,7 +199,7 @@ def main(arguments: list[str]) -> int:
         return 1
     except OSError as error:
         print(f"{error.filename or 'it'} could not be written: {error.strerror}")  # noqa: T201 - as above
-        return 1
+        return FAILED_BY + (error.errno or 0)
     return 0
 
 

@@ -76,7 +76,8 @@ def v2_settings(caps: Caps) -> dict[str, str]:
 class RunCgroup:
     """The groups of one run: one directory in version 2, one per controller in version 1."""
 
-    def __init__(self, directories: dict[str, Path]) -> None:
+    def __init__(self, run_id: str, directories: dict[str, Path]) -> None:
+        self.run_id = run_id
         self._directories = directories
 
     @property
@@ -115,6 +116,10 @@ class RunCgroup:
                     if pid in _members(path):  # else its number is a stranger's by now
                         kill_pidfd(handle)
                     os.close(handle)
+
+    def members(self) -> Iterator[int]:
+        """Processes that are still in the group."""
+        return (pid for path in sorted(set(self._directories.values())) for pid in _members(path))
 
     def remove(self) -> bool:
         """Take the empty groups away; false if a dying process still holds one and it must be tried again."""
@@ -156,7 +161,7 @@ class CgroupTree:
         """The groups of a run with its limits set; None where there are none. Raises OSError."""
         if not self._bases:
             return None
-        group = RunCgroup({controller: base / run_id for controller, base in self._bases.items()})
+        group = RunCgroup(run_id, {controller: base / run_id for controller, base in self._bases.items()})
         try:
             for controller, base in self._bases.items():
                 directory = base / run_id
@@ -183,7 +188,7 @@ class CgroupTree:
             if entry.is_dir()
         }
         for name in sorted(names):
-            yield RunCgroup({controller: base / name for controller, base in self._bases.items()})
+            yield RunCgroup(name, {controller: base / name for controller, base in self._bases.items()})
 
     def close(self) -> None:
         """Remove the supervisor's own groups if no run is left in them."""

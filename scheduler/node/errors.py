@@ -15,6 +15,12 @@ class StartFailed(HubError):
     sentence = "{why}"
 
 
+class NodeFailed(HubError):
+    """A run could not be started for a reason that the next one would meet here, too: nothing the job has done."""
+
+    sentence = "{why}"
+
+
 class DeviceHeld(HubError):
     """What a run needs is held by another one that was killed and does not end."""
 
@@ -25,6 +31,12 @@ class NestedTooDeep(HubError):
     """Folders of a job deeper within each other than anybody walks."""
 
     sentence = "Its folders lie more than {most} deep within each other."
+
+
+class FolderClosed(HubError):
+    """A folder that its job closed to everybody, where the supervisor is an ordinary user."""
+
+    sentence = "Its folder {path} is closed to whoever counts what its workspace holds."
 
 
 class InvalidRun(Invalid):

@@ -16,10 +16,13 @@ from scheduler.node.config import NodeConfig
 from scheduler.node.deadman import MARGIN_MS, DeadMansTimer
 from scheduler.node.disk_turns import DiskTurns
 from scheduler.node.errors import DeviceHeld, StaleEpoch
+from scheduler.node.fitness import Fitness
 from scheduler.node.inventory import Inventory
 from scheduler.node.launching import Launcher
+from scheduler.node.portions import portion
 from scheduler.node.protocol import (
     PROTOCOL_VERSION,
+    UNAVAILABLE,
     Change,
     DeviceStatus,
     EndReason,
@@ -30,15 +33,13 @@ from scheduler.node.protocol import (
     WaitRequest,
 )
 from scheduler.node.reconcile import Alive, plan_sync
+from scheduler.node.recovery import Leftovers
 from scheduler.node.run import NEVER_MS, Run, Surroundings
 from scheduler.node.spool import Line, Spool, acknowledged_line, epoch_line, meter_line, usage_line
 from scheduler.node.watching import LOOK_MS, DiskAlarm, Order, free_bytes
 
 if TYPE_CHECKING:
     from scheduler.node.meter import Meter
-
-USAGE_PER_REPORT_MAX: Final = 1000
-"""A report of more takes longer to write, carry and read on a busy machine than its controller waits for it."""
 
 _TICK_MS_MAX: Final = 1000
 _TICK_MS_MIN: Final = 5
@@ -54,12 +55,13 @@ class Fleet:
 
     def __init__(
         self, config: NodeConfig, boot_id: str, instance: str, spool: Spool, launcher: Launcher,
-        isolation: Isolation, pid: int, inventory: Inventory,
+        isolation: Isolation, pid: int, inventory: Inventory, leftovers: Leftovers,
     ) -> None:  # fmt: skip
         self._config = config
         self._spool = spool
         self._isolation = isolation
         self._inventory = inventory
+        self._leftovers = leftovers
         self._hello = Hello(config.node, config.host_id, boot_id, instance, PROTOCOL_VERSION, pid, isolation)
         self._runs: dict[str, Run] = {}
         self._seq = 0
@@ -68,8 +70,9 @@ class Fleet:
         self._waiting: set[asyncio.Event] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._deadman = DeadMansTimer()
+        self._fitness = Fitness(launcher.trial, self._changed)
         self._around = Surroundings(
-            config, boot_id, spool, launcher, self._changed, self._spool_failed, inventory.sensed
+            config, boot_id, spool, launcher, self._changed, self._spool_failed, inventory, self._fitness
         )
         self._closing = False
         self._workspace_root = Path(config.workspace_root)
@@ -112,7 +115,8 @@ class Fleet:
         if not self._runs:
             self._set_meters(boottime_ms())
         for start in plan.start:
-            run = Run(start.spec, self._around, tuple(self._runs[run_id] for run_id in start.after))
+            before = self._leftovers.on(share.index for share in start.spec.devices)
+            run = Run(start.spec, self._around, (*(self._runs[run_id] for run_id in start.after), *before))
             run.lease_until_ms = lease_until_ms
             self._runs[start.spec.run_id] = run
             run.begin()
@@ -147,12 +151,13 @@ class Fleet:
                 DeviceHeld
             ):  # nobody can end it; it is left behind rather than waited for without end
                 await run.leaves()
+        self._fitness.close()
         if self._timer is not None:
             self._timer.cancel()
 
     def _report(self, refused: tuple[Any, ...]) -> Report:
         memory = self._spool.memory
-        usage = tuple(memory.usage.values())
+        usage = portion(memory.usage.values())
         return Report(
             node=self._config.node,
             host_id=self._config.host_id,
@@ -165,19 +170,25 @@ class Fleet:
                 *(run.status for run_id, run in self._runs.items() if run_id not in memory.ended),
                 *memory.ended.values(),
             ),
-            usage=usage[:USAGE_PER_REPORT_MAX],
-            usage_pending=max(0, len(usage) - USAGE_PER_REPORT_MAX),
+            usage=usage,
+            usage_pending=len(memory.usage) - len(usage),
             refused=refused,
             devices=tuple(self._devices(boottime_ms())),
-            isolation=self._isolation,
+            isolation=self._isolation_now(),
             labels=dict(self._config.labels),
             cpu_milli=self._config.cpu_milli,
             memory_mib=self._config.memory_mib,
         )
 
+    def _isolation_now(self) -> Isolation:
+        """As it was found at the start, unless nothing can be started just now."""
+        if problem := self._fitness.problem:
+            return Isolation(UNAVAILABLE, (problem, *self._isolation.weaknesses))
+        return self._isolation
+
     def _devices(self, now_ms: int) -> Iterator[DeviceStatus]:
         """How each device is; one that a process holds which cannot be ended takes no new jobs."""
-        held: dict[int, str] = {}
+        held = self._leftovers.held()
         for run in self._runs.values():
             if why := run.held(now_ms):
                 held |= dict.fromkeys((share.index for share in run.spec.devices), why)
@@ -200,7 +211,7 @@ class Fleet:
         usage = [record_id for record_id in request.acknowledged_usage if record_id in memory.usage]
         exits = [run_id for run_id in request.acknowledged_exits if run_id in memory.ended]
         if usage or exits:
-            self._spool.append(acknowledged_line(usage, exits), durable=False)
+            self._spool.whenever(acknowledged_line(usage, exits))
 
     def _changed(self) -> None:
         self._seq += 1

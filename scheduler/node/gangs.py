@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from scheduler.node.errors import StartFailed
+from scheduler.node.errors import NodeFailed
 from scheduler.node.processes import start_ticks
 
 _START_S: Final = 10.0
@@ -62,7 +62,7 @@ class GangNetworks:
         """Become a member of a gang's namespace, which is made if this is the first one.
 
         Raises:
-            StartFailed: with the reason why there is no namespace.
+            NodeFailed: with the reason why there is no namespace.
         """
         directory = self._root / hashlib.sha256(gang_id.encode()).hexdigest()[:32]
         for _ in range(_ROUNDS):
@@ -78,7 +78,7 @@ class GangNetworks:
                 await asyncio.sleep(_PAUSE_S)
             finally:
                 os.close(mutex)
-        raise StartFailed(why=f"The network of gang {gang_id} could not be joined: its folder stays locked.")
+        raise NodeFailed(why=f"The network of gang {gang_id} could not be joined: its folder stays locked.")
 
     async def _join(self, directory: Path) -> Membership:
         members = _lock(directory, "members", fcntl.LOCK_SH)
@@ -133,7 +133,7 @@ async def _await_holder(process: subprocess.Popen[bytes], said: int, directory: 
     ticks = start_ticks(int(text[0])) if text else None
     if ticks is None:
         process.kill()
-        raise StartFailed(why="The network namespace of the gang could not be made.")
+        raise NodeFailed(why="The network namespace of the gang could not be made.")
     pid = int(text[0])
     (directory / "holder").write_text(f"{pid} {ticks}", encoding="ascii")
     return pid

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from scheduler.node.errors import StartFailed
+from scheduler.node.errors import NodeFailed
 
 _SET: Final = 37
 """F_OFD_SETLK: a lock of the open file, not of the process; Python has no name for it."""
@@ -45,13 +45,13 @@ class UidPool:
         self._file = os.open(directory / "locks", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     def lease(self) -> UidLease:
-        """A free uid. Raises StartFailed when all are taken."""
+        """A free uid. Raises NodeFailed when all are taken."""
         for uid in self._candidates():
             if uid not in self._ours and self._lock(uid, fcntl.F_WRLCK):
                 self._ours.add(uid)
                 self._next = (uid - self._base + 1) % self._count
                 return UidLease(uid, self)
-        raise StartFailed(why=f"All {self._count} job uids of this host are in use.")
+        raise NodeFailed(why=f"All {self._count} job uids of this host are in use.")
 
     def give_back(self, uid: int) -> None:
         """Nobody runs as this one any more."""

@@ -5,10 +5,13 @@ jobs or no cgroups. `process`: no sandbox, by the operator's choice. `unavailabl
 and none was waived, so every run is refused.
 """
 
+import asyncio
 import os
 import platform
 import select
 import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -66,36 +69,78 @@ def _missing_program() -> str:
 
 
 def _try_sandbox(config: NodeConfig, etc: Path, uid: int | None, nursery: Nursery) -> str:
-    workspace = Path(config.state_directory) / "probe"
-    shutil.rmtree(workspace, ignore_errors=True)
-    workspace.mkdir()
-    if uid is not None:
-        os.chown(workspace, uid, uid)
-    stage = make_stage(Path(config.state_directory))
-    view = probe_view(str(workspace), str(etc), str(stage), uid)
-    output = os.memfd_create("said", os.MFD_CLOEXEC)
     try:
-        with Path(os.devnull).open("wb") as status, compose(view, status.fileno()) as launch:
-            left = _await_end(nursery.start(launch, output))
-        os.lseek(output, 0, os.SEEK_SET)
-        said = os.read(output, _SAID_BYTES).decode(errors="replace").strip()
+        with _trial(config, etc, uid, nursery) as trial:
+            return trial.verdict(ended=bool(select.select([trial.handle], [], [], _PROBE_S)[0]))
     except OSError as error:
         return f"{error}."
-    finally:
-        os.close(output)
-        shutil.rmtree(workspace, ignore_errors=True)
-    return "" if left == 0 else f"{said or f'the trial left with status {left}'}."
 
 
-def _await_end(pid: int) -> int:
-    handle = os.pidfd_open(pid)
+async def try_again(config: NodeConfig, etc: Path, uid: int | None, nursery: Nursery) -> str:
+    """Build the smallest sandbox once more, while others run; why that is not possible, else empty."""
+    if config.sandbox is SandboxMode.PROCESS:
+        return ""
     try:
-        if select.select([handle], [], [], _PROBE_S)[0]:
-            return await_child(pid)
-        abandon(pid)
-        raise TimeoutError(f"the trial took longer than {_PROBE_S} s")
-    finally:
-        os.close(handle)
+        with _trial(config, etc, uid, nursery) as trial:
+            ended = asyncio.Event()
+            asyncio.get_running_loop().add_reader(trial.handle, ended.set)
+            try:
+                async with asyncio.timeout(_PROBE_S):
+                    await ended.wait()
+            except TimeoutError:
+                pass
+            finally:
+                asyncio.get_running_loop().remove_reader(trial.handle)
+            return trial.verdict(ended=ended.is_set())
+    except OSError as error:
+        return f"{error}."
+
+
+class _Trial:
+    """The smallest run; `handle` can be read when it has ended."""
+
+    def __init__(self, pid: int, output: int) -> None:
+        self.handle = os.pidfd_open(pid)
+        self._pid: int | None = pid
+        self._output = output
+
+    def verdict(self, *, ended: bool) -> str:
+        """Why it failed, else empty."""
+        pid, self._pid = self._pid, None
+        assert pid is not None  # noqa: S101 - asked once
+        if not ended:
+            abandon(pid)
+            return f"the trial took longer than {_PROBE_S} s."
+        left = await_child(pid)
+        os.lseek(self._output, 0, os.SEEK_SET)
+        said = os.read(self._output, _SAID_BYTES).decode(errors="replace").strip()
+        return "" if left == 0 else f"{said or f'the trial left with status {left}'}."
+
+    def close(self) -> None:
+        """Leave nothing of it."""
+        if self._pid is not None:
+            abandon(self._pid)
+        os.close(self.handle)
+
+
+@contextmanager
+def _trial(config: NodeConfig, etc: Path, uid: int | None, nursery: Nursery) -> Iterator[_Trial]:
+    workspace = Path(config.state_directory) / "probe"
+    shutil.rmtree(workspace, ignore_errors=True)
+    with ExitStack() as lent:
+        lent.callback(shutil.rmtree, workspace, ignore_errors=True)
+        workspace.mkdir()
+        if uid is not None:
+            os.chown(workspace, uid, uid)
+        stage = make_stage(Path(config.state_directory))
+        view = probe_view(str(workspace), str(etc), str(stage), uid)
+        output = os.memfd_create("said", os.MFD_CLOEXEC)
+        lent.callback(os.close, output)
+        status = lent.enter_context(Path(os.devnull).open("wb"))
+        launch = lent.enter_context(compose(view, status.fileno()))
+        trial = _Trial(nursery.start(launch, output), output)
+        lent.callback(trial.close)
+        yield trial
 
 
 def probe_view(workspace: str, etc: str, stage: str, uid: int | None) -> View:

@@ -29,13 +29,17 @@ _SIGNAL_BASE: Final = 128
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How the processes of a run ended; `failed` says why there never were any."""
+    """How the processes of a run ended; `failed` says why there never were any.
+
+    `trouble` is the supervisor's own, for which they were killed before they could do anything.
+    """
 
     exit_code: int | None
     cpu_ms: int
     memory_bytes: int
     oom_kills: int
     failed: str
+    trouble: OSError | None = None
 
 
 class Launched:
@@ -67,6 +71,7 @@ class Launched:
         self._ended = asyncio.Event()
         self._outstanding = 0
         self._killed = False
+        self._trouble: OSError | None = None
 
     def start(self, running: Callable[[int], None]) -> None:
         """Start them; `running` is told the host pid of the first process of the sandbox. Raises OSError."""
@@ -155,7 +160,7 @@ class Launched:
         if exit_code is None and not self._killed:
             failed = self.log.tail() or f"bubblewrap left with status {status}"
         self.discard()
-        return Outcome(exit_code, used_ms, memory_bytes, oom_kills, failed)
+        return Outcome(exit_code, used_ms, memory_bytes, oom_kills, failed, self._trouble)
 
     def discard(self) -> None:
         """Give everything back; what was never counted out is killed."""
@@ -200,10 +205,16 @@ class Launched:
 
     def _found(self, pid: int) -> None:
         self._first_pid = pid
-        if self._mode is not SandboxMode.PROCESS:
-            with suppress(ProcessLookupError):
-                self._watch(os.pidfd_open(pid))
-        self._running(pid)
+        try:
+            if self._mode is not SandboxMode.PROCESS:
+                with suppress(ProcessLookupError):
+                    self._watch(os.pidfd_open(pid))
+        except OSError as error:
+            # What cannot be watched cannot be counted out.
+            self._trouble = error
+            self.kill()
+        else:
+            self._running(pid)
 
     def _watch(self, handle: int) -> None:
         self._handles.append(handle)

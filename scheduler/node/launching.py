@@ -19,9 +19,11 @@ from scheduler.node.cgroups import Caps, CgroupTree
 from scheduler.node.config import Environment, NodeConfig
 from scheduler.node.devices import device_files, problem_with
 from scheduler.node.environment import job_environment
-from scheduler.node.errors import InvalidRun, StartFailed
+from scheduler.node.errors import InvalidRun, NodeFailed, StartFailed
+from scheduler.node.fitness import is_nodes_own
 from scheduler.node.gangs import GangNetworks
 from scheduler.node.identities import UidPool
+from scheduler.node.isolation import try_again
 from scheduler.node.launched import Launched, remove_cgroup
 from scheduler.node.logs import LogSink, open_log
 from scheduler.node.nursery import Nursery
@@ -63,11 +65,11 @@ class Launcher:
         self._allowance = Allowance()
 
     def check(self, spec: RunSpec) -> None:
-        """Refuse what cannot be meant, before anything is made. Raises InvalidRun, StartFailed."""
+        """Refuse what cannot be meant, before anything is made. Raises InvalidRun, NodeFailed."""
         if not _RUN_ID.fullmatch(spec.run_id):
             raise InvalidRun(field="run_id", problem="must be a UUID in lower case")
         if self._problem:
-            raise StartFailed(why=self._problem)
+            raise NodeFailed(why=self._problem)
         _check_argv(spec.argv, self._config.limits.argv_bytes)
         for at, share in enumerate(spec.devices):
             if problem := problem_with(share, self._config.devices):
@@ -82,8 +84,25 @@ class Launcher:
         self._check_network(spec)
         self._check_paths(spec)
 
+    async def trial(self) -> str:
+        """Whether this node can start anything: a sentence when the smallest sandbox cannot be built, else empty."""
+        if self._problem:
+            return self._problem
+        lease = None
+        try:
+            if os.statvfs(self._root).f_bavail == 0:
+                return f"There is no space left in {self._root}."
+            lease = self._uids.lease() if self._uids is not None else None
+            uid = lease.uid if lease is not None else None
+            return await try_again(self._config, self._etc, uid, self._nursery)
+        except (OSError, NodeFailed, MemoryError) as error:
+            return f"{str(error) or 'No memory is left'}."
+        finally:
+            if lease is not None:
+                lease.release()
+
     async def prepare(self, spec: RunSpec, log_full: Callable[[OSError], None]) -> Launched:
-        """Everything but the processes. Raises InvalidRun, StartFailed, OSError, CancelledError."""
+        """Everything but the processes. Raises InvalidRun, StartFailed, NodeFailed, OSError, CancelledError."""
         self.check(spec)
         with ExitStack() as lent:
             uid = None
@@ -171,10 +190,10 @@ class Launcher:
         os.lseek(said, 0, os.SEEK_SET)
         sentence = os.read(said, _SENTENCE_BYTES_MAX)
         os.close(said)
-        if process.returncode != 0:
-            why = (
-                sentence.decode(errors="replace").strip() or f"unpacking left with status {process.returncode}"
-            )
+        if status := process.returncode:
+            why = sentence.decode(errors="replace").strip() or f"unpacking left with status {status}"
+            if status == -signal.SIGKILL or is_nodes_own(OSError(status - bundle.FAILED_BY, why)):
+                raise NodeFailed(why=f"The working directory could not be unpacked: {why}.")
             raise StartFailed(why=f"The working directory was refused: {why}.")
 
     def _open_log(self, spec: RunSpec, log_full: Callable[[OSError], None]) -> LogSink:

@@ -34,6 +34,7 @@ class Becoming:
         namespaces: files of namespaces to enter, in this order.
         binds: (host path, place) pairs made in a mount namespace of its own; `stage`, which contains the
             places, then covers `staged`. No mount namespace is made when it is empty.
+        terminals: the place of a few terminals of its own.
         limits: (resource, value) pairs, soft and hard.
         uid: whom to become, with a group of the same number and no capability; None to stay.
     """
@@ -41,6 +42,7 @@ class Becoming:
     cgroup_joins: tuple[str, ...]
     namespaces: tuple[str, ...]
     binds: tuple[tuple[str, str], ...]
+    terminals: str
     stage: str
     staged: str
     limits: tuple[tuple[int, int], ...]
@@ -107,6 +109,10 @@ class Nursery:
                 if not more:
                     raise ConnectionError("the nursery died")
                 answer += more
+        except TimeoutError as error:
+            self.close()
+            why = f"The helper that makes processes did not answer for {_PATIENCE_S:.0f} s"
+            raise TimeoutError(why) from error
         except OSError:
             self.close()
             raise
@@ -152,6 +158,7 @@ def _packed(launch: Launch) -> bytes:
             become.cgroup_joins,
             become.namespaces,
             become.binds,
+            become.terminals,
             become.stage,
             become.staged,
             tuple((int(kind), int(value)) for kind, value in become.limits),

@@ -53,6 +53,7 @@ class EndReason(StrEnum):
     TIMED_OUT = "timed_out"
     LEASE_LOST = "lease_lost"
     START_FAILED = "start_failed"
+    NODE_FAILED = "node_failed"
     OOM = "oom"
     DISK_FULL = "disk_full"
     JOURNAL_FULL = "journal_full"

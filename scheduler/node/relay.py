@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from kernel.clock import boottime_ms
 from scheduler.node.client import SupervisorClient
 from scheduler.node.sockets import reachable
 
@@ -22,8 +23,14 @@ LINK_LABEL: Final = "hub.link"
 
 _NONCE_BYTES: Final = 32
 _PATIENCE_S: Final = 5.0
+"""For a handshake in all, however it trickles in."""
+
 _CHUNK: Final = 1 << 16
 _CONNECTIONS_MAX: Final = 32
+"""Of callers that know the token, and as many again that have yet to prove it."""
+
+_DEAD: Final = ((socket.TCP_KEEPIDLE, 30), (socket.TCP_KEEPINTVL, 10), (socket.TCP_KEEPCNT, 3))
+"""A caller whose machine is gone gives its place back after a minute."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +59,8 @@ class Relay:
         self._token = token
         self._supervisor = supervisor
         self._free = threading.BoundedSemaphore(_CONNECTIONS_MAX)
+        self._turn = threading.Lock()
+        self._knocking: dict[socket.socket, None] = {}
         self._listener = _listen(host, port_file)
         self.address = f"{host}:{self._listener.getsockname()[1]}"
         self._accepting = threading.Thread(target=self._accept, name="relay", daemon=True)
@@ -70,25 +79,43 @@ class Relay:
                 connection, _ = self._listener.accept()
             except OSError:
                 return
-            if self._free.acquire(blocking=False):
-                threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
-            else:
-                connection.close()
+            with self._turn:
+                if len(self._knocking) >= _CONNECTIONS_MAX:
+                    # Who knows the token has proved it long before; whoever only holds the door makes room.
+                    oldest = next(iter(self._knocking))
+                    del self._knocking[oldest]
+                    _end(oldest)
+                self._knocking[connection] = None
+            threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
 
     def _serve(self, connection: socket.socket) -> None:
-        try:
-            with connection, socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as inner:
+        with connection:
+            try:
                 _shake_hands(connection, self._token, b"relay", b"caller", _PATIENCE_S)
-                with reachable(self._supervisor) as address:
-                    inner.connect(address)
-                back = threading.Thread(target=_pump, args=(inner, connection), daemon=True)
-                back.start()
-                _pump(connection, inner)
-                back.join()
-        except OSError:
-            return
-        finally:
-            self._free.release()
+            except OSError:
+                return
+            finally:
+                with self._turn:
+                    self._knocking.pop(connection, None)
+            if self._free.acquire(blocking=False):
+                try:
+                    self._hand_on(connection)
+                except OSError:
+                    return
+                finally:
+                    self._free.release()
+
+    def _hand_on(self, connection: socket.socket) -> None:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in _DEAD:
+            connection.setsockopt(socket.IPPROTO_TCP, option, value)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as inner:
+            with reachable(self._supervisor) as address:
+                inner.connect(address)
+            back = threading.Thread(target=_pump, args=(inner, connection), daemon=True)
+            back.start()
+            _pump(connection, inner)
+            back.join()
 
 
 def _listen(host: str, port_file: Path) -> socket.socket:
@@ -123,12 +150,14 @@ class RelayedClient(SupervisorClient):
 
 
 def _shake_hands(connection: socket.socket, token: bytes, me: bytes, other: bytes, patience_s: float) -> None:
+    until_ms = boottime_ms() + int(patience_s * 1000)
     connection.settimeout(patience_s)
     mine = secrets.token_bytes(_NONCE_BYTES)
     connection.sendall(mine)
-    theirs = _exactly(connection, _NONCE_BYTES)
+    theirs = _exactly(connection, _NONCE_BYTES, until_ms)
     connection.sendall(_proof(token, me, theirs, mine))
-    if not hmac.compare_digest(_exactly(connection, _NONCE_BYTES), _proof(token, other, mine, theirs)):
+    proof = _exactly(connection, _NONCE_BYTES, until_ms)
+    if not hmac.compare_digest(proof, _proof(token, other, mine, theirs)):
         raise Refused("the other side does not know the token")
     connection.settimeout(None)
 
@@ -137,9 +166,13 @@ def _proof(token: bytes, who: bytes, asked: bytes, mine: bytes) -> bytes:
     return hmac.new(token, who + asked + mine, hashlib.sha256).digest()
 
 
-def _exactly(connection: socket.socket, count: int) -> bytes:
+def _exactly(connection: socket.socket, count: int, until_ms: int) -> bytes:
     data = b""
     while len(data) < count:
+        left_ms = until_ms - boottime_ms()
+        if left_ms <= 0:
+            raise TimeoutError("it took too long")
+        connection.settimeout(left_ms / 1000)
         more = connection.recv(count - len(data))
         if not more:
             raise ConnectionError("it hung up")
@@ -152,9 +185,14 @@ def _pump(source: socket.socket, sink: socket.socket) -> None:
     with suppress(OSError):
         while data := source.recv(_CHUNK):
             sink.sendall(data)
-    for end in (source, sink):
-        with suppress(OSError):
-            end.shutdown(socket.SHUT_RDWR)
+    _end(source)
+    _end(sink)
+
+
+def _end(connection: socket.socket) -> None:
+    """Whoever waits for it, on either side, waits no more."""
+    with suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
 
 
 def read_token(path: Path) -> bytes:

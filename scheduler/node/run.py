@@ -1,7 +1,7 @@
 """One run from its first preparation to its last record: a task per run, on the supervisor's one thread.
 
     starting ──► running ──► (stopping) ──► ended
-        └──────────────────────────────────► ended (start_failed, or stopped before it began)
+        └──────────────────────────────────► ended (start_failed, node_failed, or stopped before it began)
 
 Invariants: nothing is started before its `started` line is on disk; a run is `ended` only when its whole
 process tree is gone and its final usage record and end are on disk; it has exactly one final record.
@@ -11,10 +11,10 @@ import asyncio
 import errno
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import structlog
 
@@ -23,15 +23,20 @@ from kernel.errors import HubError
 from kernel.traces import request_id
 from scheduler.node.config import NodeConfig
 from scheduler.node.errors import DeviceHeld
+from scheduler.node.fitness import Fitness, is_nodes_own
+from scheduler.node.inventory import Inventory
 from scheduler.node.launched import Launched
 from scheduler.node.launching import Launcher
 from scheduler.node.meter import DeviceTotals, Meter, start_meter
 from scheduler.node.processes import unkillable
 from scheduler.node.protocol import EndReason, RunSpec, RunState, RunStatus
-from scheduler.node.sensing import Sensed, share_totals
+from scheduler.node.sensing import share_totals
 from scheduler.node.spool import JournalFailed, Line, Spool, ended_line, started_line, usage_line
 from scheduler.node.turnstile import Turnstile
 from scheduler.node.workspace import leave_notice
+
+if TYPE_CHECKING:
+    from scheduler.node.recovery import Leftover
 
 _SIGNAL_BASE: Final = 128
 _NOT_FOUND: Final = 127
@@ -52,7 +57,8 @@ class Surroundings:
     launcher: Launcher
     changed: Callable[[], None]
     spool_failed: Callable[[OSError], None]
-    sensed: Callable[[int], Sequence[Sensed]]
+    inventory: Inventory
+    fitness: Fitness
     turnstile: Turnstile = field(default_factory=Turnstile)
 
 
@@ -63,7 +69,9 @@ class Run:
         blockers: runs that still hold what this one needs; it starts when they have ended.
     """
 
-    def __init__(self, spec: RunSpec, around: Surroundings, blockers: "tuple[Run, ...]" = ()) -> None:
+    def __init__(
+        self, spec: RunSpec, around: Surroundings, blockers: "tuple[Run | Leftover, ...]" = ()
+    ) -> None:
         self.spec = spec
         self.ended = asyncio.Event()
         self.lease_until_ms = 0
@@ -154,11 +162,14 @@ class Run:
 
     @property
     def gone_by_ms(self) -> int:
-        """The boot time by which it has been killed, unless it is renewed or we are no longer awake."""
+        """The boot time by which it has been killed, unless it is renewed or we are no longer awake.
+
+        A grace that ends before the lease is not counted: nobody relies on that end until he is told of it, and whoever
+        was late for it by a second, because the disk was, would take all runs of the node along.
+        """
         if self._killed_at_ms is not None:
             return NEVER_MS
-        lapsed_ms = self.lease_until_ms + self._around.config.limits.lease_grace_ms
-        return min(lapsed_ms, self._kill_at_ms)
+        return self.lease_until_ms + self._around.config.limits.lease_grace_ms
 
     def lapse(self, now_ms: int) -> int:
         """Stop the run if nobody renewed its lease, and cut short the grace of one that is on its way out.
@@ -218,8 +229,8 @@ class Run:
         except DeviceHeld as held:
             self._end(EndReason.DEVICE_HELD, str(held), None)
             return
-        except (HubError, OSError) as error:
-            self._end(EndReason.START_FAILED, str(error), None)
+        except (HubError, OSError, MemoryError) as error:
+            self._not_started(error)
             return
         try:
             await self._start(launched)
@@ -228,15 +239,23 @@ class Run:
             launched.discard()
             self._end(self._stop_reason or EndReason.STOPPED, self._stop_sentence, None)
             return
-        except (HubError, OSError) as error:
+        except (HubError, OSError, MemoryError) as error:
             self._launched = None
             launched.discard()
-            if isinstance(error, JournalFailed):
-                self._end(EndReason.JOURNAL_FULL, f"The node cannot write its journal: {error.strerror}.", None)
-            else:
-                self._end(EndReason.START_FAILED, str(error), None)
+            self._not_started(error)
             return
-        self._finish(launched)
+        await self._finish(launched)
+
+    def _not_started(self, error: Exception) -> None:
+        """It cannot be started, which is the job's fault or the node's."""
+        if isinstance(error, JournalFailed):
+            self._end(EndReason.JOURNAL_FULL, f"The node cannot write its journal: {error.strerror}.", None)
+        elif is_nodes_own(error):
+            why = str(error) or "No memory is left."
+            self._around.fitness.failed(why)
+            self._end(EndReason.NODE_FAILED, why, None)
+        else:
+            self._end(EndReason.START_FAILED, str(error), None)
 
     def _account_for(self, task: asyncio.Task[None]) -> None:
         # A mistake of ours ends this run, loudly, and no other.
@@ -249,7 +268,7 @@ class Run:
             self._launched.kill()
             self._launched.discard()
         if self._last_words is None and self._status.state is not RunState.ENDED:
-            reason = self._stop_reason or EndReason.START_FAILED
+            reason = self._stop_reason or EndReason.SUPERVISOR_LOST
             self._end(reason, self._stop_sentence or f"The supervisor failed: {error!r}", None)
 
     async def _start(self, launched: Launched) -> None:
@@ -267,11 +286,12 @@ class Run:
 
     def _running(self, pid: int) -> None:
         self._status = replace(self._status, pid=pid)
+        self._around.fitness.started()
         self._say("run_started")
         if self._status.state is RunState.STARTING:
             self._move(RunState.RUNNING)
 
-    def _finish(self, launched: Launched) -> None:
+    async def _finish(self, launched: Launched) -> None:
         outcome = launched.collect()
         if self.meter is not None:
             now_ms = boottime_ms()
@@ -283,8 +303,13 @@ class Run:
         ):  # of bubblewrap's own process, too, whose memory it is
             sentence = f"It needed more than its {self.spec.memory_mib} MiB of memory."
             self._end(EndReason.OOM, sentence, outcome.exit_code)
+        elif outcome.trouble is not None:
+            self._not_started(outcome.trouble)
         elif outcome.failed:
-            self._end(EndReason.START_FAILED, f"The sandbox could not be built: {outcome.failed}", None)
+            self._launched = None  # from here on `stop` ends this task
+            nodes_own = await self._around.fitness.examine() or self._device_problem()
+            reason = EndReason.NODE_FAILED if nodes_own else EndReason.START_FAILED
+            self._end(reason, f"The sandbox could not be built: {outcome.failed}", None)
         else:
             self._end(EndReason.EXITED, _describe(outcome.exit_code, self.spec.argv[0]), outcome.exit_code)
 
@@ -330,6 +355,12 @@ class Run:
         self.ended.set()
         self._around.changed()
 
+    def _device_problem(self) -> str:
+        """Why one of its devices cannot be shown to it, else empty."""
+        mine = {share.index for share in self.spec.devices}
+        devices = self._around.inventory.health(boottime_ms())
+        return next((device.reason for device in devices if device.index in mine and not device.healthy), "")
+
     def _new_meter(self, boot_ms: int, wall_ms: int) -> Meter:
         totals = self._totals(boot_ms)
         return start_meter(
@@ -337,7 +368,7 @@ class Run:
         )
 
     def _totals(self, now_ms: int) -> DeviceTotals | None:
-        return share_totals(self._around.sensed(now_ms), self.spec.devices)
+        return share_totals(self._around.inventory.sensed(now_ms), self.spec.devices)
 
     def _look_for_excess(self, now_ms: int) -> None:
         if self._launched is None or self._stop_reason is not None:

@@ -30,6 +30,9 @@ INSIDE_UID: Final = 1000
 HOSTNAME: Final = "hub"
 
 STAGE_PLACES: Final = 64
+TERMINALS: Final = "pts"
+"""The place of a job's own terminals; bubblewrap's would have no bound."""
+
 SECRETS_MAX: Final = DESCRIPTORS_MAX - 3
 """Each has a descriptor; so have the status, the arguments and the filter."""
 _PIDS_OF_THE_SANDBOX: Final = 8
@@ -132,6 +135,7 @@ def make_stage(state_directory: Path) -> Path:
     stage = state_directory / "stage"
     stage.mkdir(exist_ok=True)
     stage.chmod(0o755)
+    (stage / TERMINALS).mkdir(exist_ok=True)
     for number in range(STAGE_PLACES):
         (stage / f"d{number}").mkdir(exist_ok=True)
         (stage / f"f{number}").touch()
@@ -150,6 +154,7 @@ def _inner(view: View, staged: _Stage | None, memory_file: _MemoryFile) -> list[
         *("--ro-bind", "/usr", "/usr"),
         *(word for source, target in _LINKS for word in ("--symlink", source, target)),
         *("--proc", "/proc", "--dev", "/dev"),
+        *(("--dev-bind", f"{_STAGED}/{TERMINALS}", "/dev/pts") if staged else ()),
         *("--perms", "1777", "--size", str(view.shm_bytes), "--tmpfs", "/dev/shm"),  # noqa: S108 - inside
         *(word for file in view.device_files for word in show("--dev-bind", file, file)),
         *("--remount-ro", "/dev"),
@@ -183,6 +188,7 @@ def _become(view: View, binds: tuple[tuple[str, str], ...]) -> Becoming:
         cgroup_joins=view.cgroup_joins,
         namespaces=_namespaces(view),
         binds=binds,
+        terminals=f"{view.stage}/{TERMINALS}",
         stage=view.stage,
         staged=_STAGED,
         limits=_resource_limits(view),

@@ -5,8 +5,8 @@ others is a disk's mistake, which costs that line only: the journal is put aside
 is rewritten without what has been acknowledged when it is opened and when it has grown, into a new file that replaces
 the old one at once; where that fails, the old one goes on.
 
-Waiting for the disk is what a journal costs. So what is due at the same moment is written together: whoever uses `soon`
-goes on when the disk has his lines, and all of one turn of the event loop have waited for it once.
+Waiting for the disk is what a journal costs. So a thread waits for whoever uses `soon`, who goes on when the disk has
+his lines, and the supervisor starts and ends others meanwhile; what is given until then is written together.
 
 Invariant: a run whose `started` line is on disk never starts again, and a record that was reported stays until
 it is acknowledged, whatever is killed in between. Lines are on disk in the order in which they were given.
@@ -17,7 +17,9 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -59,6 +61,8 @@ class Memory:
     ended: dict[str, RunStatus] = field(default_factory=dict)
     usage: dict[str, UsageRecord] = field(default_factory=dict)
     known: dict[str, None] = field(default_factory=dict)
+    held: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    """Devices of runs that are over and whose processes nobody could end."""
 
     def apply(self, line: dict[str, Any]) -> None:
         """Fold one line of a journal in. Raises KeyError, TypeError, MalformedMessage when it is not one of ours."""
@@ -101,9 +105,15 @@ class Memory:
         for run_id in runs:
             self._remember(run_id)
 
+    def holding(self, held: Mapping[str, Sequence[int]]) -> None:
+        """All that earlier runs still hold."""
+        self.held = {run_id: tuple(devices) for run_id, devices in held.items()}
+
     def lines(self) -> "Iterator[Line]":
         """The shortest journal that folds to this memory."""
         yield epoch_line(self.epoch)
+        if self.held:
+            yield held_line(self.held)
         known = list(self.known)
         for at in range(0, len(known), 1000):
             yield known_line(known[at : at + 1000])
@@ -143,12 +153,19 @@ _FOLDS: Final[dict[str, Callable[[Memory, dict[str, Any]], None]]] = {
     "ended": lambda memory, line: memory.finished(decode(RunStatus, line["status"])),
     "acknowledged": lambda memory, line: memory.acknowledged(line["usage"], line["exits"]),
     "known": lambda memory, line: memory.forgotten(line["runs"]),
+    "held": lambda memory, line: memory.holding(line["devices"]),
 }
 
 
 def epoch_line(epoch: int) -> Line:
     """An epoch was obeyed."""
     return Line({"kind": "epoch", "epoch": epoch}, lambda memory: memory.obeyed(epoch))
+
+
+def held_line(held: Mapping[str, Sequence[int]]) -> Line:
+    """These devices, by run, are all that earlier runs still hold."""
+    data = {"kind": "held", "devices": {run_id: list(devices) for run_id, devices in held.items()}}
+    return Line(data, lambda memory: memory.holding(held))
 
 
 def known_line(runs: Sequence[str]) -> Line:
@@ -184,6 +201,21 @@ def acknowledged_line(usage: Sequence[str], exits: Sequence[str]) -> Line:
     return Line(data, lambda memory: memory.acknowledged(usage, exits))
 
 
+@dataclass(frozen=True, slots=True)
+class _Given:
+    lines: tuple[Line, ...]
+    written: asyncio.Future[None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Flush:
+    """What has been written, how many bytes it is, and the thread's word that the disk has it."""
+
+    given: Sequence[_Given]
+    size: int
+    done: Future[None]
+
+
 class Spool:
     """The journal of one supervisor and its folded memory.
 
@@ -195,7 +227,10 @@ class Spool:
         self._path = path
         self._reserve = path.with_suffix(".reserve")
         self.memory = Memory()
-        self._waiting: list[tuple[tuple[Line, ...], asyncio.Future[None]]] = []
+        self._waiting: list[_Given] = []
+        self._whenever: list[Line] = []
+        self._flush: _Flush | None = None
+        self._flusher = ThreadPoolExecutor(1, thread_name_prefix="journal")
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         self._size = os.fstat(self._file).st_size
         if damaged := self._replay():
@@ -206,45 +241,91 @@ class Spool:
         self.keep_reserve()
 
     def soon(self, *lines: Line) -> asyncio.Future[None]:
-        """Write lines durably, with all others that are given in this turn of the event loop; JournalFailed for all."""
+        """Write lines durably, with all that are given until the disk is free; JournalFailed for all of them."""
         loop = asyncio.get_running_loop()
-        if not self._waiting:
-            loop.call_soon(self._write_waiting)
-        self._waiting.append((lines, loop.create_future()))
-        return self._waiting[-1][1]
+        if not self._waiting and self._flush is None:
+            loop.call_soon(self._begin_flush, loop)
+        self._waiting.append(_Given(lines, loop.create_future()))
+        return self._waiting[-1].written
 
-    def append(self, *lines: Line, durable: bool = True) -> None:
-        """Write lines in one piece, remember them, and (unless told not to) wait for the disk."""
+    def whenever(self, line: Line) -> None:
+        """Remember a line now, and write it before the next ones; until then a crash takes it back."""
+        line.fold(self.memory)
+        self._whenever.append(line)
+
+    def append(self, *lines: Line) -> None:
+        """Write lines in one piece after all that were given before, wait for the disk, and remember them."""
         self._write_waiting()
-        self._append(lines, durable=durable)
+        size = self._write(lines)
+        self._wait_for_disk(lambda: os.fdatasync(self._file))
+        self._keep(lines, size)
+
+    def _begin_flush(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Write what is waiting, and have the thread wait for the disk."""
+        if self._flush is not None or not self._waiting:
+            return  # somebody who could not wait has done it
+        given, self._waiting = self._waiting, []
+        try:
+            size = self._write([line for one in given for line in one.lines])
+        except JournalFailed as error:
+            _tell(given, error)
+            return
+        done = self._flusher.submit(os.fdatasync, self._file)
+        self._flush = flush = _Flush(given, size, done)
+
+        def ended(_: object) -> None:
+            with suppress(RuntimeError):  # nobody is there any more; closing the journal has waited for it
+                loop.call_soon_threadsafe(self._flushed, flush, loop)
+
+        done.add_done_callback(ended)
+
+    def _flushed(self, flush: "_Flush", loop: asyncio.AbstractEventLoop) -> None:
+        if self._flush is flush:
+            self._end_flush()
+            self._begin_flush(loop)
+
+    def _end_flush(self) -> None:
+        """Remember what is being flushed, once the disk has it."""
+        flush, self._flush = self._flush, None
+        if flush is None:
+            return
+        try:
+            self._wait_for_disk(flush.done.result)
+        except JournalFailed as error:
+            _tell(flush.given, error)
+            return
+        self._keep([line for one in flush.given for line in one.lines], flush.size)
+        _tell(flush.given, None)
 
     def _write_waiting(self) -> None:
-        waiting, self._waiting = self._waiting, []
-        if not waiting:
+        self._end_flush()
+        given, self._waiting = self._waiting, []
+        if not given:
             return
-        failed = None
         try:
-            self._append([line for lines, _ in waiting for line in lines], durable=True)
+            self.append(*[line for one in given for line in one.lines])
         except JournalFailed as error:
-            failed = error
-        for _, written in waiting:
-            if written.cancelled():
-                continue
-            if failed is None:
-                written.set_result(None)
-            else:
-                written.set_exception(failed)
+            _tell(given, error)
+        else:
+            _tell(given, None)
 
-    def _append(self, lines: Sequence[Line], *, durable: bool) -> None:
-        data = b"".join(_frame(line.data) for line in lines)
+    def _write(self, lines: Iterable[Line]) -> int:
+        """Hand lines to the kernel; how many bytes."""
+        data = b"".join(_frame(line.data) for line in (*self._whenever, *lines))
+        self._whenever.clear()  # what of it is lost is said again
+        self._wait_for_disk(lambda: _write_all(self._file, data))
+        return len(data)
+
+    def _wait_for_disk(self, wait: Callable[[], object]) -> None:
+        """Cut off what was written last if that fails."""
         try:
-            _write_all(self._file, data)
-            if durable:
-                os.fdatasync(self._file)
+            wait()
         except OSError as error:
             os.ftruncate(self._file, self._size)
             raise JournalFailed(error.errno, error.strerror) from error
-        self._size += len(data)
+
+    def _keep(self, lines: Iterable[Line], size: int) -> None:
+        self._size += size
         for line in lines:
             line.fold(self.memory)
         if self._size > _COMPACT_BYTES + self._compacted_size * 2:
@@ -305,6 +386,9 @@ class Spool:
     def close(self) -> None:
         """Give the file back; nothing is lost, everything is on disk then."""
         self._write_waiting()
+        if self._whenever:
+            self.append()
+        self._flusher.shutdown()
         os.close(self._file)
 
     def _replay(self) -> int:
@@ -324,6 +408,16 @@ class Spool:
                 else:
                     damaged, doubtful = damaged + doubtful, 0
         return damaged
+
+
+def _tell(given: Iterable[_Given], failed: JournalFailed | None) -> None:
+    for one in given:
+        if one.written.cancelled():
+            continue
+        if failed is None:
+            one.written.set_result(None)
+        else:
+            one.written.set_exception(failed)
 
 
 def _frame(line: dict[str, Any]) -> bytes:

@@ -55,10 +55,9 @@ async def supervise(config: NodeConfig) -> None:
     lock = _own(state)
     config.socket_path.unlink(missing_ok=True)
     cgroups = CgroupTree(state, config.cgroup_parent)
-    for leftover in cgroups.leftovers():
-        await _clear(leftover)
+    stuck = await _clear(cgroups)
     spool = Spool(state / "spool")
-    bury(spool, wall_ms=unix_ms(utc_now()), boot_ms=boottime_ms())
+    leftovers = bury(spool, stuck, wall_ms=unix_ms(utc_now()), boot_ms=boottime_ms())
     uids = UidPool(host / "uids", config.uid_base, config.uid_count) if os.geteuid() == 0 else None
     gangs = GangNetworks(host)
     etc = make_etc(state)
@@ -66,15 +65,16 @@ async def supervise(config: NodeConfig) -> None:
     found = _examine(config, etc, uids, cgroups, nursery)
     launcher = Launcher(config, etc, cgroups, uids, gangs, nursery, found.problem)
     instance = new_secret()[:16]
-    fleet = Fleet(config, boot_id(), instance, spool, launcher, found.isolation, os.getpid(), inventory)
+    fleet = Fleet(
+        config, boot_id(), instance, spool, launcher, found.isolation, os.getpid(), inventory, leftovers
+    )
     server = Server(config.socket_path, fleet)
     collect_seldom()
     await server.open()
     await stop.wait()
     await fleet.stop_all()  # still heard and answered, so that everybody has his grace
     await server.close()
-    for leftover in cgroups.leftovers():
-        await _clear(leftover)
+    await _clear(cgroups)
     nursery.close()
     if uids is not None:
         uids.close()
@@ -114,12 +114,17 @@ def _own(state: Path) -> int:
     return lock
 
 
-async def _clear(leftover: RunCgroup) -> None:
+async def _clear(cgroups: CgroupTree) -> dict[str, RunCgroup]:
+    """Kill what earlier runs left; by run, the groups that are not empty a little later."""
+    left = list(cgroups.leftovers())
     for _ in range(_REMOVE_ROUNDS):
-        leftover.kill()
-        if leftover.remove():
-            return
+        for group in left:
+            group.kill()
+        left = [group for group in left if not group.remove()]
+        if not left:
+            break
         await asyncio.sleep(_REMOVE_PAUSE_S)
+    return {group.run_id: group for group in left}
 
 
 def _examine(

@@ -89,12 +89,17 @@ class Watch:
                 return ""
             self._census, self._began_ms = Census(self._directories, _held_open(pid)), now_ms
         census = self._census
-        for _ in range(_STEPS):
-            if not self._allowance.take(now_ms):
-                break
-            census.step()
-            if census.complete:
-                break
+        try:
+            for _ in range(_STEPS):
+                if not self._allowance.take(now_ms):
+                    break
+                census.step()
+                if census.complete:
+                    break
+        except OSError:  # no descriptor is left: that must cost no lease, so it is counted later
+            census.close()
+            self._census, self._next_ms = None, now_ms + _PAUSE_MS
+            return ""
         self.bytes = census.bytes if census.complete else max(self.bytes, census.bytes)
         if census.complete:
             census.close()
@@ -182,7 +187,10 @@ def free_bytes(path: Path) -> int:
 
 
 def _held_open(pid: int) -> Iterator[int | None]:
-    """Sizes of files that were deleted but that a tree of processes still has open; None between two looks."""
+    """Sizes of files that were deleted but that a tree of processes still has open; None between two looks.
+
+    Not of what is only mapped: whoever reads a process's mappings waits for its memory's lock, so perhaps for a disk.
+    """
     held: set[tuple[int, int]] = set()
     looked = 0
     for member in descendants(pid):

@@ -5,6 +5,7 @@ nothing a job leaves behind can make the supervisor (which may be root) touch a 
 """
 
 import asyncio
+import errno
 import os
 import stat
 from collections.abc import Generator, Iterable, Iterator
@@ -13,13 +14,15 @@ from itertools import chain
 from pathlib import Path
 from typing import Final
 
-from scheduler.node.errors import InvalidRun, NestedTooDeep
+from scheduler.node.errors import FolderClosed, InvalidRun, NestedTooDeep
 
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 NOTICE: Final = "HUB_NOTICE"
 DEPTH_MAX: Final = 256
 """Folders within folders that are walked: each is reached from the top, so deeper ones would cost ever more."""
 
+_SHOWN_MAX: Final = 200
+_NO_DESCRIPTOR: Final = (errno.EMFILE, errno.ENFILE)
 _STEP_ENTRIES: Final = 256
 """Entries looked at and folders opened between two rests."""
 
@@ -147,8 +150,8 @@ class Census:
                     continue
                 self.entries += 1
                 self.bytes += entry[2].st_blocks * 512
-        except NestedTooDeep as deep:
-            self.trouble = str(deep)
+        except (NestedTooDeep, FolderClosed) as trouble:
+            self.trouble = str(trouble)
         for size in besides:
             if size is None:
                 yield True
@@ -164,20 +167,26 @@ def walk_entries(top: int) -> Iterator[Entry | None]:
 
     Raises:
         NestedTooDeep: there are folders deeper than `DEPTH_MAX`.
+        FolderClosed: we are not root, and its owner closed a folder to us, and so to himself.
     """
     waiting: list[tuple[str, ...]] = [()]
     work = 0
     while waiting:
         parts = waiting.pop()
         work += len(parts) + 1
-        directory = _reopen(top, parts)
-        if directory is None:
+        try:
+            directory = _reopen(top, parts)
+        except OSError as error:
+            _leave_out(error, parts)
             continue
         try:
             with os.scandir(directory) as entries:
                 for entry in entries:
-                    with suppress(OSError):  # it is gone, or its job lets nobody look at it
+                    try:
                         info = entry.stat(follow_symlinks=False)
+                    except OSError as error:
+                        _leave_out(error, parts)
+                    else:
                         if stat.S_ISDIR(info.st_mode):
                             waiting.append((*parts, entry.name))
                         yield directory, entry.name, info
@@ -191,13 +200,19 @@ def walk_entries(top: int) -> Iterator[Entry | None]:
             raise NestedTooDeep(most=DEPTH_MAX)
 
 
-def _reopen(top: int, parts: tuple[str, ...]) -> int | None:
+def _leave_out(error: OSError, parts: tuple[str, ...]) -> None:
+    """What is gone or what even root may not see is left out; not what was closed to hide it from an ordinary user."""
+    if isinstance(error, PermissionError) and os.geteuid() != 0:
+        raise FolderClosed(path="/".join(parts)[-_SHOWN_MAX:]) from error
+    if error.errno in _NO_DESCRIPTOR:
+        raise error
+
+
+def _reopen(top: int, parts: tuple[str, ...]) -> int:
     here = os.dup(top)
     for part in parts:
         try:
             below = os.open(part, _DIRECTORY, dir_fd=here)
-        except OSError:
-            return None
         finally:
             os.close(here)
         here = below

@@ -3,11 +3,13 @@
 Invariant: a start moves only the queues above its leaf, so that the next question costs a walk down the tree.
 """
 
+from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 from heapq import heapify, heappop, heapreplace
 from typing import Final
 
 from scheduler.policy.pending import Entry, JobClass, QueuedJob
+from scheduler.policy.promises import FOREVER_MS
 from scheduler.policy.queues import QueueState, Tier
 from scheduler.policy.settings import Backfill
 from scheduler.policy.shapes import Shape
@@ -127,14 +129,33 @@ class Contest:
         """The leaf's first job and its class."""
         return self._heads[leaf]
 
-    def line_up(self, leaf: QueueState, job_class: JobClass) -> bool:
-        """Its first job is hindered by a promise: let those of its class go on that are gone before, in their order."""
-        longest_ms = self._hindered.get(job_class.shape, 0)
-        if job_class in self._lines or not longest_ms:
+    def line_up(self, leaf: QueueState, job_class: JobClass, failed: QueuedJob, longest_ms: int) -> bool:
+        """A promise hinders this job of the class: let those go on that are gone before, in their order.
+
+        Nobody lasts longer than `longest_ms` but those for whom other nodes are reserved than for this one.
+        """
+        if not longest_ms:
             return False
-        self._lines[job_class] = job_class.within(longest_ms, BACKFILL_MAX)
+        limit_ms = min(longest_ms, failed.job.time_limit_ms - 1)
+        known, apart = self._lines.get(job_class), self._told_apart(failed)
+        if known is None:
+            known = job_class.within(limit_ms if apart is None else FOREVER_MS, BACKFILL_MAX)
+        line = [
+            queued
+            for queued in known
+            if queued.job.time_limit_ms <= limit_ms or (apart is not None and apart(queued))
+        ]
+        self._lines[job_class] = line
         self.advance(leaf)
         return True
+
+    def _told_apart(self, failed: QueuedJob) -> Callable[[QueuedJob], bool] | None:
+        """Who has other reservations than this job; None where reservations tell nobody of its queue apart."""
+        promises = self._state.promises
+        if not promises.names_jobs and not (promises.names_tenants and len(failed.leaf.tenants) > 1):
+            return None
+        favours = promises.favours(failed.job.id)
+        return lambda queued: promises.favours(queued.job.id) != favours
 
     def drop(self, leaf: QueueState, job_class: JobClass) -> None:
         """This class cannot start anything in this cycle."""

@@ -12,7 +12,7 @@ from scheduler.policy.contest import Contest, may_still_start
 from scheduler.policy.model import Eviction, Plan, Start
 from scheduler.policy.pending import Entry, JobClass, QueuedJob, goes_before, turn_has_come
 from scheduler.policy.placement import Found, as_placements
-from scheduler.policy.placing import fits_somewhere, gone_before, place, place_nominee
+from scheduler.policy.placing import fits_somewhere, gone_before, gone_before_at_most, place, place_nominee
 from scheduler.policy.preemption import CLAIMS_MAX, find_evictions, may_evict, renew_lapsed
 from scheduler.policy.promises import Promise, earliest
 from scheduler.policy.queues import QueueState
@@ -66,6 +66,8 @@ class Cycle:
         self._unserved: list[QueuedJob] = []
         self._hindered: dict[Shape, int] = {}
         """Shapes a promise stands in the way of, and how long a job of it may last to be gone before."""
+        self._some_hindered = False
+        """Whether one stands in the way of a job without doing so for all of its shape."""
         self._redeemed = False
         self._vacant: dict[Pool, QueuedJob] = {}
         """Pools that promise nothing yet, and the first job known not to fit there."""
@@ -327,12 +329,13 @@ class Cycle:
         over = contest.passed_over(job_class) if shape in self._hindered else self._is_full(shape)
         pools = () if over else allowed_pools(self.state, queued)
         if not pools:
-            self._pass_over(job_class, queued, entry)
+            self._pass_over(queued, entry)
             contest.drop(leaf, job_class)
             return
+        hindered = False
         if shape.may_fit():
             aside = self._set_aside(queued, entry, pools)
-            if aside and any(self._hindered.values()):
+            if aside and self._hinders():
                 self._redeemed = True
             placed, hindered = place(self.state, queued, pools, self.now_ms)
             if placed is not None:
@@ -341,20 +344,31 @@ class Cycle:
                     self._promise(holder, (pool,))
                 contest.advance(leaf)
                 return
-            if not hindered and pools is shape.pools:
-                shape.does_not_fit()
-                self._hindered[shape] = 0
-            elif pools is shape.pools:
-                self._hindered[shape] = gone_before(self.state, shape, pools, self.now_ms)
-        self._not_served(job_class, queued)
+            self._note_failure(queued, pools, hindered=hindered)
+        self._claim(queued)
         if self.state.settings.backfill is _NO_BACKFILL:
             contest.close(leaf)
             return
-        promised = self.state.settings.backfill is _RESERVED and self._promise(queued, pools)
-        # Beside reservations those behind it may fit where it does not: shorter ones, or their holder's.
-        over = promised and not self.state.promises.spans
-        if over or not shape.may_fit() or not contest.line_up(leaf, job_class):
+        if self.state.settings.backfill is _RESERVED:
+            self._promise(queued, pools)
+        # Those behind it may fit where it does not: shorter ones, or those for whom something is reserved.
+        longest_ms = gone_before(self.state, queued, pools, self.now_ms) if hindered else 0
+        if not contest.line_up(leaf, job_class, queued, longest_ms):
             contest.drop(leaf, job_class)
+
+    def _note_failure(self, queued: QueuedJob, pools: tuple[Pool, ...], *, hindered: bool) -> None:
+        shape = queued.shape
+        if pools is not shape.pools:  # its queue may use some of them only: that says nothing of others
+            self._some_hindered = self._some_hindered or hindered
+        elif hindered:
+            self._hindered[shape] = gone_before_at_most(self.state, queued, pools, self.now_ms)
+        else:
+            shape.does_not_fit()
+            self._hindered[shape] = 0
+
+    def _hinders(self) -> bool:
+        """Whether somebody may start if a promise no longer stands."""
+        return self._some_hindered or any(self._hindered.values())
 
     def _is_full(self, shape: Shape) -> bool:
         """Whether no pool has so many slots free at all; then nobody's job of this shape can start."""
@@ -386,12 +400,8 @@ class Cycle:
                     later.append((state.queued[held.job_id], pool))
         return later
 
-    def _not_served(self, job_class: JobClass, queued: QueuedJob) -> None:
-        if job_class.shape.pools:
-            self._claim(queued)
-
     def _claim(self, queued: QueuedJob) -> None:
-        if self._may_evict and len(self._unserved) < CLAIMS_MAX:
+        if self._may_evict and queued.shape.pools and len(self._unserved) < CLAIMS_MAX:
             self._unserved.append(queued)
 
     def _promise(self, queued: QueuedJob, pools: tuple[Pool, ...]) -> bool:
@@ -419,7 +429,7 @@ class Cycle:
                 again = beside or bool(promises.spans) or bool(promises.nominations.by_job)
                 moved = -1 if again else pool.moved
                 promises.make(pool.model, Promise(job.id, found[1], found[0], hard, pool.freed, moved))
-                self._redeemed = self._redeemed or (beside and any(self._hindered.values()))
+                self._redeemed = self._redeemed or (beside and self._hinders())
                 made = True
         return made
 
@@ -433,9 +443,9 @@ class Cycle:
             and not promises.spans
         )
 
-    def _pass_over(self, job_class: JobClass, queued: QueuedJob, entry: Entry) -> None:
+    def _pass_over(self, queued: QueuedJob, entry: Entry) -> None:
         """Nobody of the class fits or may start now; its head may still be due a promise."""
-        self._not_served(job_class, queued)
+        self._claim(queued)
         if self.state.settings.backfill is _RESERVED and self._deserves_promise(queued, entry):
             self._promise(queued, allowed_pools(self.state, queued, once_free=True))
 
@@ -481,7 +491,7 @@ class Cycle:
         self.starts.append(Start(job.id, placements))
         self._begun.append(queued)
         if redeemed:
-            self._redeemed = self._redeemed or any(self._hindered.values())
+            self._redeemed = self._redeemed or self._hinders()
             for model in redeemed:
                 self._vacate(state.capacity.pools[model])
             self._hindered.clear()

@@ -101,16 +101,37 @@ def fits_somewhere(shape: Shape) -> bool:
     return False
 
 
-def gone_before(state: SchedulerState, shape: Shape, pools: tuple[Pool, ...], now_ms: int) -> int:
-    """How long a job may last that uses promised nodes of these pools without breaking a promise; never 0."""
-    promises = state.promises
-    if promises.spans:
-        return FOREVER_MS
+def gone_before(state: SchedulerState, queued: QueuedJob, pools: tuple[Pool, ...], now_ms: int) -> int:
+    """How long a job of the same shape and with the same reservations may last to break no promise; never 0."""
+    promises, shape = state.promises, queued.shape
     until_ms = [now_ms]
     for pool in pools:
         nominated = promises.nominations.nodes_in(pool.model)
         if nominated and not shape.scored and find(shape, pool, nominated) is None:
             continue  # what is nominated is for nobody else, however soon it would be gone
-        held = promises.by_pool.get(pool.model)
-        until_ms.append(FOREVER_MS if held is None else held.from_ms)
+        if promises.spans.get(pool.model):
+            until_ms.append(_until_reserved(state, queued, pool, now_ms))
+        else:
+            held = promises.by_pool.get(pool.model)
+            until_ms.append(FOREVER_MS if held is None else held.from_ms)
     return max(1, max(until_ms) - now_ms)
+
+
+def gone_before_at_most(state: SchedulerState, queued: QueuedJob, pools: tuple[Pool, ...], now_ms: int) -> int:
+    """The same for any job of the shape, whatever is reserved for it."""
+    if state.promises.names_jobs or state.promises.names_tenants:
+        return FOREVER_MS
+    return gone_before(state, queued, pools, now_ms)
+
+
+def _until_reserved(state: SchedulerState, queued: QueuedJob, pool: Pool, now_ms: int) -> int:
+    """The latest end with which there is room in a pool of which nodes are reserved; now, if there is none."""
+    shape = queued.shape
+    for end_ms, barred in state.promises.bars_by_end(pool.model, queued.job.id, now_ms):
+        if shape.scored:
+            fits = state.boards.find(shape, (pool,), (barred,)) is not None
+        else:
+            fits = find(shape, pool, barred) is not None
+        if fits:
+            return end_ms
+    return now_ms

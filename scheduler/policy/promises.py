@@ -46,16 +46,28 @@ class Promises:
         """One per pool: a second gang draining nodes at the same time costs more than it hastens."""
         self.spans: dict[str, list[Span]] = {}
         self.nominations = Nominations()
+        self.names_jobs = self.names_tenants = False
+        """Whether something is reserved for single jobs, and for tenants: then a bar is not the same for all."""
+
+    def unreserve(self) -> None:
+        """Nothing is reserved or drained any more."""
+        self.spans.clear()
+        self.names_jobs = self.names_tenants = False
 
     def reserve(
         self, reservation: Reservation, for_jobs: Container[object], nodes: dict[str, NodeState]
     ) -> None:
         """Enter an advance reservation or a drain. Unknown nodes are ignored: they cannot be given away."""
+        kept: dict[str, int] = {}
         for name in reservation.nodes:
             state = nodes.get(name)
             if state is not None:
-                span = Span(state.bit, reservation.from_ms, reservation.to_ms, for_jobs)
-                self.spans.setdefault(state.pool.model, []).append(span)
+                kept[state.pool.model] = kept.get(state.pool.model, 0) | state.bit
+        for model, bits in kept.items():
+            span = Span(bits, reservation.from_ms, reservation.to_ms, for_jobs)
+            self.spans.setdefault(model, []).append(span)
+        self.names_jobs = self.names_jobs or bool(reservation.for_jobs)
+        self.names_tenants = self.names_tenants or bool(reservation.for_tenant)
 
     def edges_after(self, now_ms: int) -> int | None:
         """The next time a reservation begins or ends."""
@@ -90,6 +102,28 @@ class Promises:
             if span.from_ms < end_ms and now_ms < span.to_ms and job_id not in span.for_jobs:
                 found |= span.nodes
         return found
+
+    def bars_by_end(self, pool: str, job_id: str, now_ms: int) -> list[tuple[int, int]]:
+        """(end, nodes barred to whoever runs until then), the latest end first; what is reserved for the job is not."""
+        rows = [
+            (span.from_ms, span.nodes)
+            for span in self.spans.get(pool, ())
+            if now_ms < span.to_ms and job_id not in span.for_jobs
+        ]
+        promise = self.by_pool.get(pool)
+        if promise is not None:
+            rows.append((promise.from_ms, promise.nodes))
+        barred = self.nominations.nodes_in(pool)
+        found: list[tuple[int, int]] = []
+        for from_ms, nodes in sorted(rows):
+            if from_ms > now_ms and (not found or found[-1][0] != from_ms):
+                found.append((from_ms, barred))
+            barred |= nodes
+        return [(FOREVER_MS, barred), *reversed(found)]
+
+    def favours(self, job_id: str) -> tuple[bool, ...]:
+        """Of every reservation, whether it is for the job; equal for those whom the same is kept from."""
+        return tuple([job_id in span.for_jobs for spans in self.spans.values() for span in spans])
 
     def make(self, pool: str, promise: Promise) -> None:
         """Enter a promise. A hard one is only replaced by an earlier one for the same job."""

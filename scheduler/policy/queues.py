@@ -57,6 +57,7 @@ class QueueState:
         "running_by_user",
         "share_known",
         "share_until_ms",
+        "tenants",
         "unused",
         "used",
         "user_limited",
@@ -69,6 +70,8 @@ class QueueState:
         self.children: list[QueueState] = []
         self.ancestry: tuple[QueueState, ...] = (*(parent.ancestry if parent else ()), self)
         """From the root to this queue."""
+        self.tenants: set[str] = set()
+        """Whose jobs have waited here."""
         self.quotas = queue.quotas
         self.half_life_ms = queue.half_life_ms
         self.used: dict[str, int] = {}

@@ -183,7 +183,7 @@ class SchedulerState:
 
     def reservations_changed(self, reservations: Iterable[Reservation], now_ms: int) -> None:
         """These are all there are from now on. What was promised on their nodes is promised anew."""
-        self.promises.spans.clear()
+        self.promises.unreserve()
         for reservation in sorted(reservations):
             self.reserved(reservation)
             for name in reservation.nodes:
@@ -225,6 +225,7 @@ class SchedulerState:
         now = job.submitted_ms if now_ms is None else now_ms
         queued = QueuedJob(job, leaf, shape, self._sequence, now)
         self.queued[job.id] = queued
+        leaf.tenants.add(job.tenant)
         if shape.scored:
             self.boards.mix.see(shape)
         if job.depends_on:

@@ -6,9 +6,9 @@ from functools import partial
 
 import pytest
 
-from benchmarks.chaos import left_behind
 from benchmarks.peers.mending import Mender
 from benchmarks.peers.ours import Hub
+from benchmarks.peers.verdict import processes_of
 from compute_hub.sdk import HubClient
 from tests.chaos.watching import await_whole
 
@@ -18,7 +18,7 @@ def _struck(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Hub, Men
     folder = tmp_path_factory.mktemp("chaos")
     with Hub(folder, partial(print, file=sys.stderr), meter_interval_ms="1000") as hub, Mender(hub) as mender:
         yield hub, mender
-    assert left_behind(folder) == []
+    assert processes_of(folder) == []
 
 
 @pytest.fixture

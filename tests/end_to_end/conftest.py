@@ -5,11 +5,9 @@ import os
 import re
 import select
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,8 +15,10 @@ import psutil
 import pytest
 
 from compute_hub.sdk import HubClient
+from compute_hub.stack.ports import free_port
 from kernel.clock import boottime_ms
 from tests.end_to_end.collecting import Collector
+from tests.end_to_end.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 HUB = Path(sys.executable).with_name("hub")
@@ -62,12 +62,6 @@ class RunningHub:
         ]
 
 
-def free_port() -> int:
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def processes_mentioning(path: Path) -> list[list[str]]:
     return [
         process.info["cmdline"]
@@ -87,6 +81,19 @@ def read_until(process: subprocess.Popen[bytes], word: str) -> str:
         assert chunk, f"it ended before {word!r}: {text}"
         text += chunk.decode()
     return text
+
+
+def leave_a_job_running(hub: RunningHub) -> None:
+    """One that saves what it has when it is told to end, which takes it a while."""
+    script = "trap 'sleep 1; touch saved; exit 0' TERM; while :; do sleep 0.1; done"
+    with hub.client("tenant") as tenant:
+        (model,) = {
+            device["model"] for node in tenant.get("/v1/cluster")["nodes"] for device in node["devices"]
+        }
+        words = ("--accelerator", model, "--grace", "30", "--json", "--", "sh", "-c", script)
+        done = hub.command("job", "submit", *words)
+        (job,) = json.loads(done.stdout[done.stdout.index("[\n") :])
+        wait_until(tenant, job["id"], "running")
 
 
 @pytest.fixture(scope="session")
@@ -129,7 +136,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningHub]:
         assert all(key in text for key in keys.values())
         assert (state / "keys.json").stat().st_mode & 0o077 == 0
         assert "Prometheus" in text
-        yield RunningHub(
+        running = RunningHub(
             f"http://127.0.0.1:{port}",
             keys,
             state,
@@ -138,10 +145,14 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningHub]:
             f"http://127.0.0.1:{alertmanager}",
             collector,
         )
+        yield running
+        leave_a_job_running(running)
     finally:
         process.send_signal(signal.SIGINT)
-        rest, _ = process.communicate(timeout=90)
+        rest, _ = process.communicate(timeout=240)
         collector.close()
     assert b"Everything is stopped." in rest
+    assert re.search(rb"Stopping; what runs \(jobs: \d+\) has up to \d+ s to save", rest), rest
+    assert list(state.rglob("saved")), "a job's grace is its own also when everything is stopped"
     assert process.returncode == 0
     assert processes_mentioning(state) == []

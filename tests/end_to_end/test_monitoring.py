@@ -21,6 +21,7 @@ from deploy.grafana.boards import BOARDS
 from kernel.clock import boottime_ms, utc_now
 from kernel.database import open_engine, transaction
 from kernel.postgres import OWNER_ROLE
+from tests.compute_hub.api.house import month_in_china
 from tests.deploy.rules import ROOT, alerts, rules
 from tests.end_to_end.conftest import RunningHub
 from tests.vouchers.world import World
@@ -54,15 +55,14 @@ def programme(hub: RunningHub, engine: Engine) -> str:
         done = hub.command("job", "submit", "--accelerator", MODEL, *words)
         assert done.returncode == 0, done.stderr + done.stdout
     until(lambda: captured(engine, made) > 0)
-    month = f"{utc_now() + timedelta(hours=8):%Y-%m}"  # the programme counts days in China
     with transaction(engine) as session:
-        make_claim(session, made, month, by="officer", at=utc_now())
+        make_claim(session, made, month_in_china(), by="officer", at=utc_now())
     return made
 
 
 @pytest.fixture(scope="module")
 def prometheus(hub: RunningHub) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=f"{hub.prometheus}/api/v1") as client:
+    with httpx.Client(base_url=f"{hub.prometheus}/api/v1", timeout=60) as client:
         yield client
 
 
@@ -107,7 +107,7 @@ def panel_queries() -> dict[str, str]:
 
 def test_prometheus_finds_and_scrapes_every_process(hub: RunningHub, prometheus: httpx.Client) -> None:
     assert hub.process.poll() is None
-    expected = {"hub-centre", "hub-api", "hub-biller", "hub-controller", "hub-node"}
+    expected = {"hub-centre", "hub-api", "hub-biller", "hub-controller", "hub-keeper", "hub-node"}
     until(lambda: {found["metric"]["job"] for found in asked(prometheus, "up == 1")} == expected)
 
 
@@ -197,7 +197,7 @@ def test_requests_leave_exemplars_with_trace_ids(prometheus: httpx.Client) -> No
 
 
 def firing(hub: RunningHub) -> set[str]:
-    active = httpx.get(f"{hub.alertmanager}/api/v2/alerts").json()
+    active = httpx.get(f"{hub.alertmanager}/api/v2/alerts", timeout=60).json()
     return {alert["labels"]["alertname"] for alert in active}
 
 
@@ -205,7 +205,8 @@ def test_a_false_balance_a_stopped_biller_and_a_killed_node_reach_the_alertmanag
     hub: RunningHub, prometheus: httpx.Client
 ) -> None:
     assert {"HubLedgerAuditFailed", "HubBillerDown", "HubNodeLost"} <= set(alerts())
-    assert not firing(hub) & {"HubLedgerAuditFailed", "HubBillerDown", "HubNodeLost"}
+    # One scrape that a busy machine was too slow for sets one off, too; it passes.
+    until(lambda: not firing(hub) & {"HubLedgerAuditFailed", "HubBillerDown", "HubNodeLost"})
     settings = Settings(state_directory=hub.state)
     owner = open_engine(private_server(settings).url("hub", OWNER_ROLE), pool_size=1)
     billers = hub.children("biller")

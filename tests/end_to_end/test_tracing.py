@@ -16,7 +16,15 @@ pytestmark = pytest.mark.slow
 
 TRACE: Final = "0af7651916cd43dd8448eb211c80319c"
 CALLER: Final = "b7ad6b7169203331"
-PATIENCE_MS: Final = 60_000
+PATIENCE_MS: Final = 180_000
+TELLERS: Final = {
+    "submit_job": "hub-api",
+    "admit": "hub-controller",
+    "start": "hub-controller",
+    "finish": "hub-controller",
+    "charge": "hub-biller",
+    "capture": "hub-biller",
+}
 SUBMISSION: Final = {
     "name": "traced",
     "argv": ["sh", "-c", "echo parent=$TRACEPARENT; sleep 1"],
@@ -34,11 +42,13 @@ def journey(hub: RunningHub) -> tuple[str, list[Collected]]:
         "Idempotency-Key": "traced",
         "traceparent": f"00-{TRACE}-{CALLER}-01",
     }
-    answer = httpx.post(f"{hub.url}/v1/jobs", json=SUBMISSION, headers=headers)
+    answer = httpx.post(f"{hub.url}/v1/jobs", json=SUBMISSION, headers=headers, timeout=60)
     assert answer.status_code == 201, answer.text
     assert answer.headers["x-request-id"] == TRACE
     never, deadline = threading.Event(), boottime_ms() + PATIENCE_MS
-    while not {"finish", "capture"} <= {span.name for span in hub.collector.trace(TRACE)}:
+    while not TELLERS.keys() <= {
+        span.name for span in hub.collector.trace(TRACE)
+    }:  # each process sends when it likes
         assert boottime_ms() < deadline, hub.collector.trace(TRACE)
         never.wait(0.2)
     return answer.json()["id"], hub.collector.trace(TRACE)
@@ -47,16 +57,7 @@ def journey(hub: RunningHub) -> tuple[str, list[Collected]]:
 def test_from_submission_to_capture_is_one_trace(journey: tuple[str, list[Collected]]) -> None:
     job, spans = journey
     named = {span.name: span for span in spans}
-    assert {
-        name: named[name].service for name in ("submit_job", "admit", "start", "finish", "charge", "capture")
-    } == {
-        "submit_job": "hub-api",
-        "admit": "hub-controller",
-        "start": "hub-controller",
-        "finish": "hub-controller",
-        "charge": "hub-biller",
-        "capture": "hub-biller",
-    }
+    assert {name: named[name].service for name in TELLERS} == TELLERS
     submitted = named["submit_job"]
     assert submitted.parent_id == CALLER
     for name in ("admit", "start", "finish", "charge"):

@@ -6,7 +6,7 @@ from typing import Any
 from compute_hub.sdk import ENDED, HubClient
 from kernel.clock import boottime_ms
 
-PATIENCE_MS = 60_000
+PATIENCE_MS = 180_000
 
 
 def wait_until(client: HubClient, job_id: object, *states: str) -> dict[str, Any]:

@@ -1,12 +1,12 @@
 """Working directories with the example in them, as the hub would lay them out for two nodes."""
 
 import shutil
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from compute_hub.stack import ports
 from tests.examples.running import Job
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -43,5 +43,4 @@ def job(jobs: list[Job]) -> Job:
 @pytest.fixture
 def free_port() -> int:
     """A port on loopback that nobody listens at."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
+    return ports.free_port()

@@ -215,11 +215,14 @@ def test_a_rank_ends_when_its_peer_dies(jobs: list[Job], free_port: int, killed:
 
 
 def test_a_frozen_peer_is_given_up(jobs: list[Job], free_port: int) -> None:
-    ranks = start_both(jobs, free_port, "--seconds-min", "60", "--timeout", "3")
-    wait_for_line(ranks[0], "epoch")
-    ranks[1].send_signal(signal.SIGSTOP)
-    status, _, errors = outcome(ranks[0])
-    assert (status, errors) == (1, "rank 0: rank 1 said nothing for 3 s\n")
+    train = ("train_distributed.py", "--seconds-min", "60")
+    peer = jobs[1].start(*train, **seat(1, free_port))
+    wait_for_line(peer, "rank 1 of 2 meets the others")
+    impatient = jobs[0].start(*train, "--timeout", "5", **seat(0, free_port))
+    wait_for_line(impatient, "epoch")
+    peer.send_signal(signal.SIGSTOP)
+    status, _, errors = outcome(impatient)
+    assert (status, errors) == (1, "rank 0: rank 1 said nothing for 5 s\n")
 
 
 def test_a_stopped_gang_leaves_the_checkpoint_of_rank_0(jobs: list[Job], free_port: int) -> None:

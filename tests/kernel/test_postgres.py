@@ -1,3 +1,6 @@
+import os
+import signal
+import threading
 from pathlib import Path
 
 import psycopg
@@ -22,6 +25,37 @@ def test_what_was_committed_is_there_after_a_restart_in_a_very_long_path(tmp_pat
     server.stop()
     with pytest.raises(psycopg.OperationalError):
         server.superuser()
+
+
+@pytest.mark.slow
+def test_a_server_that_was_killed_is_started_again_with_all_that_was_committed(tmp_path: Path) -> None:
+    server = PrivatePostgres(tmp_path / "pg")
+    server.start()
+    with server.superuser() as connection:
+        connection.execute("CREATE TABLE kept AS SELECT 42 AS answer")
+        assert not server.has_ended()
+        os.kill(server.server_pid(), signal.SIGKILL)
+        with pytest.raises(psycopg.OperationalError):
+            while True:
+                connection.execute("SELECT pg_sleep(0.01)")
+    while not server.has_ended():
+        threading.Event().wait(0.02)
+    started(server)
+    assert not server.has_ended()
+    with server.superuser() as connection:
+        assert connection.execute("SELECT answer FROM kept").fetchone() == (42,)
+    server.stop()
+
+
+def started(server: PrivatePostgres) -> None:
+    """Begun again until it can be: what is left of the one before ends by itself, and keeps the place until then."""
+    while True:
+        try:
+            server.start()
+        except PostgresDidNotStart:
+            assert server.has_ended()
+        else:
+            return
 
 
 def test_a_broken_data_directory_is_named_with_the_reason(tmp_path: Path) -> None:
@@ -54,7 +88,7 @@ def test_connections_the_server_has_closed_are_not_used_again_and_neither_glance
         pids = [session.scalar(text("SELECT pg_backend_pid()")) for session in (one, two, three)]
     with postgres.superuser() as root:
         for pid in pids:
-            root.execute("SELECT pg_terminate_backend(%s, 5000)", [pid])
+            root.execute("SELECT pg_terminate_backend(%s, 60000)", [pid])
     with glance(engine) as session:
         assert session.scalar(text("SELECT 42")) == 42
     with picture(engine) as session:

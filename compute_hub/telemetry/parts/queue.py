@@ -40,7 +40,7 @@ PREEMPTIONS = Family(
 RUNS_ENDED = Family(
     "hub_runs_ended_total",
     "Processes of jobs on nodes (runs) that have ended, by reason. start_failed counts sandbox failures; "
-    "node_lost, lease_lost, supervisor_lost, journal_full and device_held are the centre's doing.",
+    "node_lost, lease_lost, supervisor_lost, journal_full, device_held and node_failed are the centre's doing.",
     ("reason",),
     "counter",
 )

@@ -104,6 +104,13 @@ PLATFORM = Board(
             COUNT,
             {"": "sum(increase(hub_biller_refusals_total[$__rate_interval])) or vector(0)"},
         ),
+        Panel(
+            "清理进程移除",
+            "Removed by the keeper",
+            "stack",
+            COUNT,
+            {"{{why}}": "sum by (why) (increase(hub_keeper_removed_total[$__rate_interval])) or vector(0)"},
+        ),
         Panel("预扣", "Holds", "stack", COUNT, {"{{job}}": "sum by (job) (hub_holds)"}),
         Panel("数据库大小", "Database size", "lines", BYTES, {"": "max(hub_database_size_bytes)"}),
         Panel(

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -235,6 +235,11 @@ class House:
                 table.name: session.scalars(select(func.count()).select_from(table)).one()
                 for table in Table.metadata.sorted_tables
             }
+
+
+def month_in_china() -> str:
+    """The month that it is where programmes count days."""
+    return f"{utc_now() + timedelta(hours=8):%Y-%m}"
 
 
 def job(**changed: object) -> dict[str, Any]:

@@ -4,8 +4,7 @@ from typing import Any
 
 import pytest
 
-from kernel.clock import utc_now
-from tests.compute_hub.api.house import House, job
+from tests.compute_hub.api.house import House, job, month_in_china
 
 CENTRE = {"centre_credit_code": "91331003CENTRE0001"}
 BUYER = {"clause": "§7", "direction": "buyer_reimbursed", "cycle": "month", "evidence": ["invoice"]}
@@ -21,10 +20,6 @@ def used(house: House, yuan: list[int], **changed: object) -> tuple[str, Any]:
     return programme, firm
 
 
-def period() -> str:
-    return f"{utc_now():%Y-%m}"
-
-
 @pytest.mark.slow
 def test_a_claim_is_made_checked_sampled_reviewed_disputed_approved_paid_and_reconciled(house: House) -> None:
     reserve = {"reserve": {"clause": "§8", "amount": "1.00"}}
@@ -32,7 +27,7 @@ def test_a_claim_is_made_checked_sampled_reviewed_disputed_approved_paid_and_rec
     house.authority.post(
         f"/v1/programmes/{programme}:advance-reserve", {"amount_cny": "0.50", "reference": "r"}
     )
-    claim = house.operator.post("/v1/claims", {"programme": programme, "period": period()})
+    claim = house.operator.post("/v1/claims", {"programme": programme, "period": month_in_china()})
     assert (claim["state"], claim["amount_cny"], claim["line_count"]) == ("submitted", "1.800000", 3)
     path = f"/v1/claims/{claim['id']}"
     house.reviewer.refused(409, "claim_state", "POST", f"{path}:first-review")
@@ -80,7 +75,7 @@ def test_a_claim_is_made_checked_sampled_reviewed_disputed_approved_paid_and_rec
 def test_a_buyer_claims_what_it_paid_first_with_evidence_and_sees_only_its_own(house: House) -> None:
     programme, firm = used(house, [1], settlement=BUYER)
     _, rival = used(house, [1], settlement=BUYER)
-    asked = {"programme": programme, "period": period()}
+    asked = {"programme": programme, "period": month_in_china()}
     words = firm.refused(422, "missing_evidence", "POST", "/v1/claims", asked)
     assert "asks for invoice" in words
     claim = firm.post("/v1/claims", asked | {"evidence": {"invoice": "I-1"}})
@@ -96,7 +91,7 @@ def test_one_bank_transfer_pays_one_claim(house: House) -> None:
     references = []
     for _ in range(2):
         programme, _ = used(house, [1])
-        claim = house.operator.post("/v1/claims", {"programme": programme, "period": period()})
+        claim = house.operator.post("/v1/claims", {"programme": programme, "period": month_in_china()})
         path = f"/v1/claims/{claim['id']}"
         house.reviewer.post(f"{path}:check", CENTRE)
         house.reviewer.post(f"{path}:first-review")

@@ -6,7 +6,7 @@ from sqlalchemy import text
 
 from kernel.clock import utc_now
 from kernel.database import transaction
-from tests.compute_hub.api.house import MODEL, Asker, House, job
+from tests.compute_hub.api.house import MODEL, Asker, House, job, month_in_china
 
 
 def last_month() -> datetime:
@@ -27,7 +27,7 @@ def test_a_month_is_drafted_closed_once_filed_and_explained_to_its_records(house
     assert (invoice["state"], invoice["payable_cny"], invoice["owed_cny"]) == ("paid", "6.000000", "0.000000")
     with house.untouched():
         house.operator.refused(409, "month_closed", "POST", "/v1/invoices:close", body)
-        this_month = {"month": f"{utc_now() + timedelta(hours=8):%Y-%m}", "tenant_id": str(firm.tenant_id)}
+        this_month = {"month": month_in_china(), "tenant_id": str(firm.tenant_id)}
         house.operator.refused(409, "month_not_over", "POST", "/v1/invoices:close", this_month)
         house.operator.refused(422, "malformed_request", "POST", "/v1/invoices:close", {"month": "March"})
     path = f"/v1/invoices/{invoice['id']}"

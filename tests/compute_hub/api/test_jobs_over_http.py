@@ -3,6 +3,7 @@
 from typing import Any
 from uuid import UUID
 
+from compute_hub.sdk import HubClient
 from kernel.database import transaction
 from kernel.ids import derived_id
 from scheduler.tables import JobRow
@@ -137,3 +138,11 @@ def test_a_ray_job_says_so_and_its_ranks_may_talk(house: House) -> None:
         words = firm.refused(422, "malformed_request", "POST", "/v1/jobs", job(kind="ray", network="none"))
         assert "the ranks of a Ray job talk to each other" in words
         firm.refused(422, "malformed_request", "POST", "/v1/jobs", job(kind="slurm"))
+
+
+def test_a_client_that_asks_again_under_its_key_has_one_job(house: House) -> None:
+    firm = house.enterprise("1000.00")
+    with HubClient(house.server.url, firm.key) as hub:
+        first, again = (hub.post("/v1/jobs", job(), key="mine")["id"] for _ in range(2))
+        assert first == again
+        assert hub.post("/v1/jobs", job())["id"] != first

@@ -4,8 +4,7 @@ from typing import Any
 
 import pytest
 
-from kernel.clock import utc_now
-from tests.compute_hub.api.house import Asker, House, job
+from tests.compute_hub.api.house import Asker, House, job, month_in_china
 
 ROLES = ("authority", "first_reviewer", "approver")
 
@@ -24,8 +23,8 @@ def settled(house: House) -> tuple[str, dict[str, Any], str, str]:
     voucher = house.voucher(firm, programme, requested_cny="50.00")
     submitted = firm.post("/v1/jobs", job(voucher_ids=[voucher["id"]]))
     house.use(submitted["id"], 100_000)
-    period = f"{utc_now():%Y-%m}"
-    claim = house.operator.post("/v1/claims", {"programme": programme, "period": period})["id"]
+    asked = {"programme": programme, "period": month_in_china()}
+    claim = house.operator.post("/v1/claims", asked)["id"]
     return programme, voucher, house.application(house.enterprise(), programme, requested_cny="1.00"), claim
 
 

@@ -162,10 +162,11 @@ def test_what_is_explained_follows_what_happens_to_a_job(house: House) -> None:
 
 def test_jobs_are_explained_however_many_wait(house: House) -> None:
     firm = house.enterprise("1000000.00")
-    firm.post("/v1/job-arrays", {"job": job(), "size": 1000})
+    array = firm.post("/v1/job-arrays", {"job": job(), "size": 1000})
     held = firm.post("/v1/jobs", job(held=True))["id"]
     why = firm.get(f"/v1/jobs/{held}/explanation")
     assert (why["code"], why["start_estimate_at"]) == ("held", None)
+    firm.post(f"/v1/job-arrays/{array['id']}:cancel")
 
 
 def test_a_template_is_small_because_all_are_listed_at_once(house: House) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from kernel.clock import utc_now
-from tests.compute_hub.api.house import EXAMPLES, Asker, House, job
+from tests.compute_hub.api.house import EXAMPLES, Asker, House, job, month_in_china
 
 HUANGYAN: dict[str, Any] = json.loads((EXAMPLES / "huangyan.json").read_text(encoding="utf-8"))
 BUDGET: dict[str, Any] = HUANGYAN["budget"]
@@ -125,7 +125,7 @@ def test_a_claim_over_a_closed_period_is_refused(house: House) -> None:
     firm, programme = house.enterprise("1000.00"), house.programme()
     voucher = house.voucher(firm, programme, requested_cny="500.00")
     house.use(firm.post("/v1/jobs", job(voucher_ids=[voucher["id"]]))["id"], 100_000)
-    asked = {"programme": programme, "period": f"{utc_now():%Y-%m}"}
+    asked = {"programme": programme, "period": month_in_china()}
     path = f"/v1/claims/{house.operator.post('/v1/claims', asked)['id']}"
     house.reviewer.post(f"{path}:check", {"centre_credit_code": "91331003CENTRE0001"})
     house.reviewer.post(f"{path}:first-review")

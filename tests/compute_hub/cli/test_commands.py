@@ -17,7 +17,7 @@ from compute_hub.cli.waiting import exit_status
 from kernel.clock import utc_now
 from kernel.database import transaction
 from scheduler.tables import JobRow
-from tests.compute_hub.api.house import EXAMPLES, MODEL, Asker, House, Json, job
+from tests.compute_hub.api.house import EXAMPLES, MODEL, Asker, House, Json, job, month_in_china
 
 ROOT = Path(__file__).parents[3]
 
@@ -106,7 +106,7 @@ def test_the_story_from_programme_to_reconciliation_by_commands(terminal: Termin
     assert "¥0.30" in charges
     assert "100.0 s" in charges
 
-    (claim,) = terminal.gets(house.operator, "claim", "make", programme, f"{utc_now():%Y-%m}")
+    (claim,) = terminal.gets(house.operator, "claim", "make", programme, month_in_china())
     terminal.types(house.reviewer, "claim", "check", claim["id"], "--centre", "91331003CENTRE0001")
     terminal.types(house.reviewer, "claim", "review", claim["id"])
     terminal.types(house.approver, "claim", "approve", claim["id"])
@@ -250,7 +250,7 @@ def test_a_programme_that_counts_card_hours_is_run_by_commands_too(terminal: Ter
     submit = ["job", "submit", "--accelerator", MODEL, "--time-limit", "600", "--json", "--", "x"]
     (job,) = json.loads(terminal.types(firm, *submit)[0])
     house.use(job["id"], 360_000)
-    (claim,) = terminal.gets(house.operator, "claim", "make", programme, f"{utc_now():%Y-%m}")
+    (claim,) = terminal.gets(house.operator, "claim", "make", programme, month_in_china())
     terminal.types(house.reviewer, "claim", "check", claim["id"], "--centre", "91331003CENTRE0001")
     terminal.types(house.reviewer, "claim", "review", claim["id"])
     terminal.types(house.approver, "claim", "approve", claim["id"])

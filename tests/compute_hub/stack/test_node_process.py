@@ -1,13 +1,17 @@
 """What a node's supervisor is told of the hub's settings."""
 
 import os
+import sys
+import threading
 from pathlib import Path
 
 import pytest
 
-from compute_hub.api.job_submission import SLOTS_MILLI_MIN
-from compute_hub.settings import Devices, Node, Settings
-from compute_hub.stack.node_process import NodeAlreadyRuns, claim_node, node_config
+from compute_hub.api.job_submission import GRACE_S_MAX, SLOTS_MILLI_MIN
+from compute_hub.settings import Devices, Node, Settings, inherited_environment
+from compute_hub.stack.children import Child
+from compute_hub.stack.node_process import LONGEST_STOP_MS, NodeAlreadyRuns, claim_node, node_config, stop_node
+from tests.scheduler.node.harness import DEADLINE_MS, a_machine, await_line
 
 
 def test_a_node_runs_once_on_a_machine_and_again_when_the_first_is_gone(tmp_path: Path) -> None:
@@ -24,3 +28,33 @@ def test_a_node_takes_every_run_its_cards_can_be_divided_into(tmp_path: Path) ->
     config = node_config(settings, Node(name="n", devices=(cards,)), tmp_path, tmp_path / "s")
     assert config["limits"]["runs"] * SLOTS_MILLI_MIN >= 16 * 1000
     assert config["cgroup_parent"] == "/hub"
+
+
+@pytest.mark.slow
+def test_a_node_that_stops_keeps_ray_until_its_jobs_have_saved_what_they_have(tmp_path: Path) -> None:
+    assert LONGEST_STOP_MS > GRACE_S_MAX * 1000  # whatever a job may choose
+    save = "echo told; until [ -e go ]; do sleep 0.05; done; echo saved; exit 0"
+    with a_machine() as machine:
+        node = machine.node()
+        assert node.stop() == 0
+        config = machine.folder / f"{node.config['node']}.json"
+        supervisor = Child(
+            "supervisor",
+            [sys.executable, "-m", "scheduler.node.supervisor", "--config", str(config)],
+            log=tmp_path / "supervisor.log",
+            environment=inherited_environment(),
+        )
+        while not node.socket.exists():
+            supervisor.wait(0.05)
+        ray = Child("ray", ["sleep", "600"], log=tmp_path / "ray.log", environment=inherited_environment())
+        script = f"trap '{save}' TERM; echo ready; while :; do sleep 0.05; done"
+        spec = node.begin(node.spec("/bin/sh", "-c", script, grace_ms=DEADLINE_MS))
+        await_line(spec, "ready")
+        stopping = threading.Thread(target=stop_node, args=(supervisor, ray))
+        stopping.start()
+        await_line(spec, "told")
+        ray.check()
+        Path(spec.workspace, "go").touch()
+        stopping.join()
+        assert Path(spec.log).read_text().endswith("told\nsaved\n")
+        assert (supervisor.process.poll(), ray.process.poll()) == (0, -15)

@@ -220,11 +220,13 @@ def test_a_part_that_fails_is_left_out_and_counted_and_comes_back(engine: Engine
 
 
 def test_a_reading_that_hangs_delays_no_scrape_and_the_last_figures_are_served(engine: Engine) -> None:
-    free, asked = threading.Event(), []
+    free, hangs, asked = threading.Event(), threading.Event(), []
     free.set()
 
     def read(_session: Session, _at: datetime) -> list[Sample]:
         asked.append(1)
+        if not free.is_set():
+            hangs.set()
         assert free.wait(60)
         return [THING(len(asked), "a")]
 
@@ -232,6 +234,7 @@ def test_a_reading_that_hangs_delays_no_scrape_and_the_last_figures_are_served(e
     centre.scrape()
     free.clear()
     assert total(values(centre.scrape()), "hub_things") == 1
+    assert hangs.wait(60)
     assert total(values(centre.scrape()), "hub_things") == 1
     assert len(asked) == 2
     free.set()

@@ -56,7 +56,7 @@ class Sockets:
                 continue
             self.requests.append((name, requests[name]))
             try:
-                with SupervisorClient(node.socket, timeout_s=3) as client:
+                with SupervisorClient(node.socket, timeout_s=30) as client:
                     reports[name] = client.sync(requests[name])
             except HubError:
                 continue

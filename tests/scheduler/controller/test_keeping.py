@@ -111,14 +111,14 @@ def test_a_sweep_that_is_broken_off_anywhere_is_ended_by_the_next(centre: Centre
         assert centre.job(job_id).logs_removed_at is not None
 
 
-def test_what_is_no_jobs_or_anothers_stays(centre: Centre) -> None:
+def test_what_is_no_jobs_or_anothers_stays(centre: Centre, tmp_path: Path) -> None:
     job_id = ended(centre)
     folder = left(centre, job_id)
     root = centre.store.workspaces
     strangers = [root / "uploads" / "x", root / str(new_id()) / str(job_id), folder.parents[1] / str(new_id())]
     for path in strangers:
         path.mkdir(parents=True)
-    outside = root.parent / "outside"
+    outside = tmp_path / "outside"
     outside.mkdir()
     (root / str(new_id())).symlink_to(outside)
     assert swept(centre, 100).removed == 1

@@ -59,9 +59,10 @@ def test_a_ray_program_has_a_cluster_of_its_own_on_all_its_nodes(cluster: Cluste
             devices_per_node=2,
             cpu_milli=1000,
             memory_mib=4096,
+            grace_ms=60_000,
         )
         cluster.until_state(job_id, "running")
-        cluster.patience_ms = 120_000
+        cluster.patience_ms = 240_000
         job = cluster.ended(job_id)
     said = log_of(cluster, job_id)
     assert "nodes 127.0.0.2 127.0.0.3\ntasks on 127.0.0.2 127.0.0.3\ncounted 6\ndevices 4 token token\n" in said

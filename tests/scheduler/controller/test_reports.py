@@ -18,7 +18,7 @@ from scheduler.controller.admitting import admit
 from scheduler.controller.live_state import LiveState
 from scheduler.controller.nodes import STOP_MARGIN_MS, Nodes
 from scheduler.controller.observing import Observed
-from scheduler.controller.settling import NOTICED_MS
+from scheduler.controller.settling import NOTICED_MS, RETRY_MS
 from scheduler.controller.wakeups import notifications
 from scheduler.jobs import WAKE_CHANNEL, cancel_job, change_dependencies
 from scheduler.leadership import acquire, standing
@@ -33,7 +33,7 @@ from scheduler.node.protocol import (
     UsageRecord,
 )
 from scheduler.policy.settings import policy_named
-from scheduler.tables import JobRow, RunRow
+from scheduler.tables import JobRow, NodeEventRow, RunRow
 from tests.conftest import Database
 from tests.scheduler.controller.counted import BEGAN_MS, Centre, as_it_is, simulated
 
@@ -328,6 +328,57 @@ def test_a_run_whose_device_is_held_by_a_process_nobody_can_end_is_tried_again_w
     with transaction(centre.engine) as session:
         reasons = session.execute(text("SELECT DISTINCT healthy, health_reason FROM devices")).all()
         assert reasons == [(False, "Process 7 cannot be ended.")]
+
+
+def test_a_run_that_its_node_could_not_start_is_tried_without_a_retry_where_something_can_be_started(
+    centre: Centre,
+) -> None:
+    def unable(report: Report) -> Report:
+        runs = (
+            replace(run, state=RunState.ENDED, end_reason=EndReason.NODE_FAILED, reason="Too many open files")
+            for run in report.runs
+        )
+        return replace(report, runs=tuple(runs), isolation=Isolation(UNAVAILABLE, ("It is out of files.",)))
+
+    centre.machines.falsified = unable
+    job_id = centre.submit(max_retries=0)
+    centre.tick()
+    job = centre.job(job_id)
+    assert (job.state, job.attempt, job.lost_attempts) == ("queued", 1, [1])
+    assert job.reason == "attempt 1 did not start (Too many open files); it is tried elsewhere"
+    another = centre.submit()
+    centre.tick()
+    assert centre.job(another).state == "queued"  # no node says that it could start it
+    centre.machines.falsified = lambda report: report
+    centre.tick()
+    centre.tick()
+    assert centre.job(another).state != "queued"
+    with transaction(centre.engine) as session:
+        kinds = session.scalars(select(NodeEventRow.kind).order_by(NodeEventRow.number)).all()
+    assert [kind for kind in kinds if kind.startswith("starts")] == [
+        *["starts_nothing"] * (len(kinds) // 3), *["starts_again"] * (len(kinds) // 3)
+    ]  # fmt: skip
+
+
+def test_a_retry_waits_for_its_pause_and_not_for_a_clock_that_was_set_back(centre: Centre) -> None:
+    job_id = centre.started(max_retries=1)
+    centre.machines.nodes["n"] = simulated("n", instance="second")  # which knows nothing of it
+    centre.tick()
+    job, hour_ms = centre.job(job_id), 3_600_000
+    assert job.state == "queued"
+    assert job.retry_at is not None
+    lost_ms = unix_ms(job.retry_at) - RETRY_MS
+
+    def starts(live: LiveState, now_ms: int) -> list[str]:
+        with Session(centre.engine) as session:
+            live.refresh(session, now_ms, frozenset({"n"}))
+        return [start.job_id for start in live.plan(now_ms).starts]
+
+    seen_before, seen_after = LiveState(policy_named("default")), LiveState(policy_named("default"))
+    assert starts(seen_before, lost_ms) == []
+    for live in (seen_before, seen_after):
+        assert starts(live, lost_ms - hour_ms) == []
+        assert starts(live, lost_ms - hour_ms + RETRY_MS) == [str(job_id)]
 
 
 def test_a_run_that_cannot_be_written_is_named_and_the_rest_of_its_nodes_report_is_kept(

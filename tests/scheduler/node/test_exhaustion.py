@@ -1,5 +1,6 @@
 """What one tenant exhausts is its own share; the node, its disk and the other tenants go on."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,6 +41,32 @@ except OSError as error:
     assert node.status(victim).state is RunState.RUNNING
     node.desired.clear()
     node.ended(victim)
+
+
+def test_a_job_has_its_own_terminals_and_leaves_the_machines_to_others(node: Node) -> None:
+    program = """
+import os, sys, time
+opened = []
+try:
+    while len(opened) < 200:
+        opened.append(os.openpty())
+except OSError:
+    pass
+os.write(opened[0][0], b"to and fro\\n")
+print(len(opened), os.ttyname(opened[0][1]), os.read(opened[0][1], 100).decode().strip(), flush=True)
+time.sleep(1000 if len(sys.argv) > 1 else 0)
+"""
+    first = node.spec("python", "-c", program, "stay", environment="python")
+    node.begin(first)
+    await_line(first, "fro")
+    _, said = python(node, program)
+    assert said == Path(first.log).read_text()
+    opened, rest = said.split(maxsplit=1)
+    assert rest == "/dev/pts/0 to and fro\n"
+    if os.geteuid() == 0:
+        assert int(opened) == 64
+    node.desired.clear()
+    node.ended(first)
 
 
 def test_a_memory_bomb_is_ended_and_named(node: Node) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from scheduler.node.errors import StartFailed
+from scheduler.node.errors import NodeFailed
 from scheduler.node.identities import UidPool
 
 
@@ -12,7 +12,7 @@ def test_two_supervisors_of_a_host_never_give_out_the_same_uid(tmp_path: Path) -
     pools = [UidPool(tmp_path / "uids", 1000, 6) for _ in range(2)]
     leases = [pools[number % 2].lease() for number in range(6)]
     assert sorted(lease.uid for lease in leases) == [1000, 1001, 1002, 1003, 1004, 1005]
-    with pytest.raises(StartFailed, match="6 job uids"):
+    with pytest.raises(NodeFailed, match="6 job uids"):
         pools[0].lease()
     leases[3].release()
     leases[3].release()

@@ -1,6 +1,9 @@
 import asyncio
+import errno
+import json
 import os
 import resource
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -79,8 +82,6 @@ def test_whatever_append_returns_from_is_on_the_disk_and_what_replaces_a_journal
     for line in (meter_line({"r": METER.read(500, 3)}), ended_line(replace(STATUS, state=RunState.ENDED))):
         spool.append(line)
         assert synced[path.stat().st_ino] == path.stat().st_size
-    spool.append(acknowledged_line([], ["r"]), durable=False)
-    assert synced[path.stat().st_ino] < path.stat().st_size
 
 
 def test_a_damaged_line_costs_that_line_only_and_the_journal_is_put_aside(
@@ -106,11 +107,14 @@ def test_a_damaged_line_costs_that_line_only_and_the_journal_is_put_aside(
 
 
 @pytest.mark.slow
-def test_a_journal_that_cannot_be_rewritten_goes_on_and_its_lines_are_written(path: Path) -> None:
+def test_a_journal_that_cannot_be_rewritten_goes_on_and_its_lines_are_written(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "fdatasync", lambda _: None)
     spool = started(path)
     path.with_suffix(".new").mkdir()
     for number in range(50_000):
-        spool.append(meter_line({"r": METER.read(number, 0)}), durable=False)
+        spool.append(meter_line({"r": METER.read(number, 0)}))
     spool.close()
     path.with_suffix(".new").rmdir()
     assert Spool(path).memory.open["r"].meter.until_boot_ms == 49_999
@@ -123,7 +127,7 @@ def test_runs_of_a_dead_supervisor_are_metered_to_the_last_reading_on_disk(path:
     spool.append(meter_line({"r": meter.read(900, 50)}))
     spool.close()
     again = Spool(path)
-    bury(again, wall_ms=77, boot_ms=5000)
+    bury(again, {}, wall_ms=77, boot_ms=5000)
     assert [(r.k, r.offset_ms, r.duration_ms, r.cpu_ms, r.final) for r in again.memory.usage.values()] == [
         (0, 0, 300, 30, False),
         (1, 300, 500, 20, True),
@@ -164,6 +168,86 @@ def test_what_is_due_together_waits_for_the_disk_once_and_keeps_its_order(
     assert list(memory.ended) == ["r"]
 
 
+def test_what_is_given_while_the_disk_is_busy_waits_for_it_once_more_and_nobody_stands_still(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = started(path)
+    busy, free, flushes = threading.Event(), threading.Event(), []
+    flush = os.fdatasync
+
+    def slow(file: int) -> None:
+        flushes.append(file)
+        busy.set()
+        assert free.wait(60)
+        flush(file)
+
+    monkeypatch.setattr(os, "fdatasync", slow)
+
+    async def write() -> None:
+        first = spool.soon(epoch_line(8))
+        assert await asyncio.to_thread(busy.wait, 60)
+        later = [spool.soon(epoch_line(number)) for number in (9, 10)]
+        assert not first.done()
+        assert spool.memory.epoch == 7
+        free.set()
+        await asyncio.gather(first, *later)
+        assert spool.memory.epoch == 10
+        assert len(flushes) == 2
+
+    asyncio.run(write())
+    spool.close()
+    assert Spool(path).memory.epoch == 10
+
+
+def test_who_cannot_wait_for_the_thread_waits_for_the_disk_and_keeps_the_order(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = started(path)
+    busy, flush = threading.Event(), os.fdatasync
+
+    def told(file: int) -> None:
+        busy.set()
+        flush(file)
+
+    monkeypatch.setattr(os, "fdatasync", told)
+    _, record = METER.cut(final=True)
+
+    async def write() -> None:
+        first = spool.soon(usage_line(record))
+        assert await asyncio.to_thread(busy.wait, 60)
+        second = spool.soon(ended_line(replace(STATUS, state=RunState.ENDED)))
+        spool.append(epoch_line(9))
+        assert list(spool.memory.ended) == ["r"]
+        await asyncio.gather(first, second)
+
+    asyncio.run(write())
+    spool.close()
+    kinds = [json.loads(line[9:])["kind"] for line in path.read_bytes().splitlines()]
+    assert kinds[-3:] == ["usage", "ended", "epoch"]
+
+
+def test_a_disk_that_takes_a_line_and_then_fails_leaves_nothing_of_it(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = started(path)
+    size, flush = path.stat().st_size, os.fdatasync
+
+    def broken(_: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    async def write() -> None:
+        monkeypatch.setattr(os, "fdatasync", broken)
+        (failed,) = await asyncio.gather(spool.soon(epoch_line(8)), return_exceptions=True)
+        assert isinstance(failed, JournalFailed)
+        assert os.stat(path).st_size == size  # noqa: PTH116 - nothing else runs here
+        monkeypatch.setattr(os, "fdatasync", flush)
+        await spool.soon(epoch_line(9))
+
+    asyncio.run(write())
+    spool.close()
+    assert Spool(path).memory.epoch == 9
+
+
 def test_all_that_were_written_together_hear_that_there_is_no_room(path: Path) -> None:
     spool = started(path)
     size = path.stat().st_size
@@ -187,8 +271,9 @@ def test_what_is_acknowledged_is_forgotten_but_the_run_stays_known(path: Path) -
     spool = started(path)
     _, record = METER.cut(final=True)
     spool.append(usage_line(record), ended_line(replace(STATUS, state=RunState.ENDED)))
-    spool.append(acknowledged_line([record.id], ["r"]), durable=False)
-    spool.compact()
+    spool.whenever(acknowledged_line([record.id], ["r"]))
+    assert not spool.memory.ended
+    assert b"acknowledged" not in path.read_bytes()
     spool.close()
     memory = Spool(path).memory
     assert not memory.ended
@@ -196,9 +281,10 @@ def test_what_is_acknowledged_is_forgotten_but_the_run_stays_known(path: Path) -
     assert "r" in memory.known
 
 
-def test_the_journal_shrinks_when_it_has_grown(path: Path) -> None:
+def test_the_journal_shrinks_when_it_has_grown(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fdatasync", lambda _: None)
     spool = started(path)
     for number in range(40_000):
-        spool.append(meter_line({"r": METER.read(number, 0)}), durable=False)
+        spool.append(meter_line({"r": METER.read(number, 0)}))
     assert path.stat().st_size < 9 * 1024 * 1024
     assert spool.memory.open["r"].meter.until_boot_ms == 39_999

@@ -47,21 +47,24 @@ def test_folders_too_deep_within_each_other_are_not_walked_to_their_end(tmp_path
     assert census.entries <= DEPTH_MAX + 1
 
 
-def test_a_folder_whose_files_nobody_may_look_at_ends_no_count(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mode", [0, 0o400])
+def test_a_folder_that_a_job_closes_to_hide_it_from_an_ordinary_user_is_named(
+    tmp_path: Path, mode: int
+) -> None:
     (tmp_path / "closed").mkdir()
     (tmp_path / "closed" / "file").touch()
     (tmp_path / "open").touch()
     with opened(tmp_path) as top:
         for path in (tmp_path, tmp_path / "closed"):
             os.chown(path, ORDINARY, ORDINARY)
-        (tmp_path / "closed").chmod(0o400)
+        (tmp_path / "closed").chmod(mode)
         child = os.fork()
         if child == 0:
             os.setresuid(ORDINARY, ORDINARY, ORDINARY)
             census = Census([top])
             while not census.complete:
                 census.step()
-            os._exit(census.entries)
+            os._exit(census.entries if "Its folder closed is closed to" in census.trouble else 99)
         _, status = os.waitpid(child, 0)
     assert os.waitstatus_to_exitcode(status) == 2
 

@@ -4,7 +4,7 @@ import json
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -87,3 +87,29 @@ def test_a_node_that_is_not_there_is_known_to_be_so_at_once() -> None:
     assert relays.patience_s("n") == PATIENCE_S_MAX
     assert not relays.listens("127.0.0.1:9")
     relays.close()
+
+
+def test_callers_who_only_hold_the_door_keep_nobody_out_who_knows_the_token(folder: Path) -> None:
+    supervisor = SlowSupervisor(folder / "s")
+    supervisor.may_answer.set()
+    relay = Relay("127.0.0.1", TOKEN, folder / "s", folder / "port")
+    host, _, port = relay.address.rpartition(":")
+    relays = Relays(TOKEN)
+    relays.links = {"n": relay.address}
+    with ExitStack() as held:
+        callers = [held.enter_context(socket.create_connection((host, int(port)))) for _ in range(100)]
+        for caller in callers:
+            with suppress(ConnectionError):
+                caller.sendall(b"?")  # and never a whole proof
+        callers[-1].settimeout(30)
+        assert len(callers[-1].recv(64)) == 32  # whoever comes last is asked for his proof, too
+        while not (heard := relays.ask({"n": SyncRequest(1, 60_000)})):
+            pass
+        assert heard["n"].node == "n"
+        callers[0].settimeout(30)
+        with suppress(ConnectionError):
+            while callers[0].recv(64):  # the nonce it was sent, and then it has had to make room
+                pass
+    relays.close()
+    relay.close()
+    supervisor.close()

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from scheduler.policy.capacity import Pool
-from scheduler.policy.model import Queue, Topology
+from scheduler.policy.model import Queue, Reservation, Topology
 from scheduler.policy.settings import Backfill, PolicySettings
 from scheduler.simulator.engine import Outcome, Simulation
 from scheduler.simulator.workload import Cluster, TraceJob
@@ -62,7 +62,7 @@ class Watched(Simulation):
             attempts_of(outcome),
             settings.min_run_ms,
             settings.grace_ms,
-            tuple(Kept(one.nodes, one.from_ms, one.to_ms, one.for_jobs) for one in cluster.reservations),
+            tuple(kept_of(one, jobs) for one in cluster.reservations),
             tuple(self.promised),
             tuple(self.nominated),
             tuple(self.stops.values()),
@@ -74,6 +74,13 @@ class Watched(Simulation):
 
 def names(pool: Pool, bits: int) -> frozenset[str]:
     return frozenset(state.node.name for state in pool.states if state.bit & bits)
+
+
+def kept_of(reservation: Reservation, jobs: Iterable[TraceJob]) -> Kept:
+    """A reservation, for the jobs it names and those of the tenant it names."""
+    tenant = reservation.for_tenant
+    owned = {one.job.id for one in jobs if tenant and one.job.tenant == tenant}
+    return Kept(reservation.nodes, reservation.from_ms, reservation.to_ms, reservation.for_jobs | owned)
 
 
 def machines_of(cluster: Cluster) -> tuple[Machine, ...]:

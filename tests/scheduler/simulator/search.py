@@ -26,11 +26,13 @@ from tests.scheduler.simulator.logs import judged
 from tests.scheduler.simulator.test_validity import (
     FAILURES,
     RESERVATIONS,
+    crowds,
     guaranteed,
     jobs,
     test_a_claim_inside_its_guarantee_starts_within_the_minimum_run_and_the_grace,
     test_every_job_that_can_run_ends,
     test_every_log_is_valid_and_repeatable,
+    test_who_is_kept_from_reserved_nodes_keeps_nobody_else_from_them,
     trees,
 )
 from tests.scheduler.validity import faults
@@ -39,6 +41,10 @@ _EXAMPLES = 60
 _ORDERS = st.sampled_from(["default", "default", "easy", "srsf", "fifo"])
 PROPERTIES = (
     (test_every_log_is_valid_and_repeatable, (jobs(), trees(), FAILURES, RESERVATIONS, _ORDERS)),
+    (
+        test_who_is_kept_from_reserved_nodes_keeps_nobody_else_from_them,
+        (crowds(), st.sampled_from(["default", "easy", "srsf"])),
+    ),
     (test_every_job_that_can_run_ends, (jobs(), trees())),
     (
         test_a_claim_inside_its_guarantee_starts_within_the_minimum_run_and_the_grace,

@@ -127,6 +127,50 @@ def test_every_log_is_valid_and_repeatable(
     assert differences(log, judged(place, work, queues, rules)[0]) == []
 
 
+@st.composite
+def crowds(draw: st.DrawFn) -> tuple[Cluster, tuple[TraceJob, ...]]:
+    """Jobs alike but for limit and owner, in queues that tenants share, beside reservations for all kinds of people."""
+    machines = (*(node(f"a{i}", 4, "A100") for i in range(2)), node("h0", 4, "910B"))
+    models = draw(st.sampled_from([("A100",), ("A100", "910B")]))
+    rows = []
+    for number in range(draw(st.integers(2, 16))):
+        duration = draw(st.integers(1, 4000)) * 1000
+        job = Job(
+            id=f"j{number:02d}",
+            queue=draw(st.sampled_from(["alpha", "alpha", "beta"])),
+            tenant=draw(st.sampled_from(["x", "y"])),
+            submitted_ms=draw(st.integers(0, 1500)) * 1000,
+            time_limit_ms=duration * draw(st.sampled_from([1, 1, 3])),
+            models=models,
+            devices_per_node=draw(st.sampled_from([1, 1, 1, 2])),
+        )
+        rows.append(TraceJob(job, duration))
+    kept = [
+        Reservation(
+            f"r{number}",
+            draw(st.sampled_from([("a0", "a1"), ("a1",), ("a0", "a1", "h0")])),
+            from_ms := draw(st.integers(0, 4000)) * 1000,
+            from_ms + draw(st.integers(1, 9000)) * 1000,
+            draw(st.sampled_from([frozenset(), frozenset(), frozenset({"j00", "j03", "j07"})])),
+            draw(st.sampled_from(["", "", "x"])),
+        )
+        for number in range(draw(st.integers(0, 3)))
+    ]
+    bound = Quota(0, draw(st.sampled_from([None, 0])))
+    queues = (Queue("alpha", max_wait_ms=900_000), Queue("beta", quotas={"910B": bound}))
+    return Cluster(machines, queues, tuple(kept)), tuple(rows)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@given(crowds(), st.sampled_from(["default", "easy", "srsf"]))
+def test_who_is_kept_from_reserved_nodes_keeps_nobody_else_from_them(
+    made: tuple[Cluster, tuple[TraceJob, ...]], policy: str
+) -> None:
+    place, work = made
+    log, _ = judged(place, work, place.queues, replace(POLICIES[policy], **RULES))
+    assert faults(log) == []
+
+
 @settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(jobs(), trees())
 def test_every_job_that_can_run_ends(work: tuple[TraceJob, ...], queues: tuple[Queue, ...]) -> None:
