@@ -16,7 +16,7 @@ from uuid import UUID
 import psycopg
 from psycopg.pq import ExecStatus, TransactionStatus
 from psycopg.pq.abc import PGconn
-from sqlalchemy import BindParameter, ColumnElement, Connection, PoolProxiedConnection, any_, bindparam, literal
+from sqlalchemy import BindParameter, ColumnElement, Connection, any_, bindparam, literal
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import InstrumentedAttribute, Session
@@ -135,10 +135,9 @@ def driver(session: Session, statement: str) -> Iterator[Driver]:
 
 
 @contextmanager
-def driven(connection: Connection | PoolProxiedConnection, statement: str) -> Iterator[Driver]:
+def driven(connection: Connection, statement: str) -> Iterator[Driver]:
     """The driver's connection below SQLAlchemy's; errors are wrapped as SQLAlchemy wraps them."""
-    pooled = connection.connection if isinstance(connection, Connection) else connection
-    found = cast("Driver", pooled.driver_connection)
+    found = cast("Driver", connection.connection.driver_connection)
     try:
         yield found
     except psycopg.Error as error:

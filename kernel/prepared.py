@@ -84,12 +84,8 @@ class Prepared:
 
     def alone(self, engine: Engine, **values: Any) -> list[Row]:  # noqa: ANN401 - of any type
         """Ask once, as a transaction of its own: that spares a session, its begin and its end."""
-        pooled = engine.raw_connection()
-        try:
-            with driven(pooled, self._compiled.string) as connection:
-                return self._ask(connection.pgconn, pooled.info, [values])
-        finally:
-            pooled.close()
+        with engine.connect() as connection, driven(connection, self._compiled.string) as found:
+            return self._ask(found.pgconn, connection.info, [values])
 
     def many(self, session: Session, asked: Sequence[Mapping[str, Any]]) -> list[Row]:
         """Ask once with each of these; all rows. Raises sqlalchemy.exc.DBAPIError."""
