@@ -17,6 +17,7 @@ from kernel.migrations import migrate
 from kernel.postgres import OWNER_ROLE, PrivatePostgres
 from tests.leftovers import leftovers, own_folder, remove
 
+IDLE_MS = 120_000
 _numbers = itertools.count(1)
 _folder = own_folder()  # before anybody asks for a temporary file
 
@@ -79,7 +80,7 @@ def database(postgres: PrivatePostgres) -> Iterator[Database]:
 
 @pytest.fixture
 def engine(database: Database) -> Iterator[Engine]:
-    """An engine on a fresh database as the application role."""
-    engine = open_engine(database.url)
+    """An engine on a fresh database as the application role, for whom a busy machine may leave no time for a while."""
+    engine = open_engine(database.url, idle_ms=IDLE_MS)
     yield engine
     engine.dispose()

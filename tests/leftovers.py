@@ -16,7 +16,7 @@ from typing import Final
 
 import psutil
 
-_PATIENCE_S: Final = 10
+_PATIENCE_S: Final = 60
 _TRACKER: Final = b"multiprocessing.resource_tracker"
 """Python's own; it ends by itself with the process it belongs to."""
 

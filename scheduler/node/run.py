@@ -276,13 +276,20 @@ class Run:
         if not self._around.spool.has_reserve:
             raise JournalFailed(errno.ENOSPC, os.strerror(errno.ENOSPC))
         now_ms, wall_ms = boottime_ms(), unix_ms(utc_now())
-        self._status = replace(self._status, started_unix_ms=wall_ms, started_boot_ms=now_ms)
         meter = self._new_meter(now_ms, wall_ms)
-        await self._around.spool.soon(started_line(self._status, meter))
+        await self._around.spool.soon(started_line(self._started(wall_ms, now_ms), meter))
         self.meter = meter
         await self._around.turnstile.passed()
-        launched.start(self._running)
+        self._status = self._started(wall_ms, now_ms)
+        try:
+            launched.start(self._running)
+        except BaseException:
+            self._status = self._started(None, None)  # what never ran has no time that could be missing
+            raise
         self._launched = launched
+
+    def _started(self, wall_ms: int | None, boot_ms: int | None) -> RunStatus:
+        return replace(self._status, started_unix_ms=wall_ms, started_boot_ms=boot_ms)
 
     def _running(self, pid: int) -> None:
         self._status = replace(self._status, pid=pid)

@@ -1,7 +1,6 @@
 """What a hub that runs survives; `benchmarks.chaos` measures how soon."""
 
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -9,7 +8,7 @@ import sys
 import pytest
 
 from benchmarks.chaos import torment
-from benchmarks.peers.faults import kill, together, victims
+from benchmarks.peers.faults import kill, send_signal, together, victims
 from benchmarks.peers.incidents import backend, database_ends
 from benchmarks.peers.losses import (
     LOSSES,
@@ -74,7 +73,7 @@ def test_jobs_go_on_and_new_ones_start_while_a_part_of_ray_is_killed_and_comes_b
     job_id = hub.submit(client, "/usr/bin/sleep", "600", time_limit_s=700)
     until(client, job_id, "running")
     struck = victims(hub, part)[0]
-    kill(part).strike(hub, random.Random(0))  # noqa: S311 - chance, not secrecy
+    send_signal([struck], signal.SIGKILL)
     before_ms = used_ms(hub, job_id)
     until(client, hub.submit(client, "/usr/bin/true"), "succeeded")
     await_that(lambda: (part, struck), lambda: not struck.is_running())

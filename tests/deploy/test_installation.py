@@ -116,4 +116,4 @@ def test_promtool_is_content_with_the_scrape_configurations(name: str) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     jobs = {job["job_name"] for job in yaml.safe_load(file.read_text(encoding="utf-8"))["scrape_configs"]}
-    assert jobs == {"hub-centre", "hub-api", "hub-controller", "hub-biller", "hub-node"}
+    assert jobs == {"hub-centre", "hub-api", "hub-controller", "hub-biller", "hub-keeper", "hub-node"}

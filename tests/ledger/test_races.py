@@ -16,7 +16,7 @@ from ledger.domain.outcomes import Outcome, Status
 from ledger.domain.transfers import Transfer
 from ledger.posting import open_accounts, post
 from ledger.reading import balances, holds
-from tests.conftest import Database
+from tests.conftest import IDLE_MS, Database
 from tests.ledger.world import (
     POOL,
     SPENT,
@@ -41,7 +41,7 @@ CLIENTS = 64
 @pytest.fixture
 def crowd(database: Database, funded: Engine) -> Iterator[Engine]:
     """An engine with a connection for each client, on the funded ledger."""
-    engine = open_engine(database.url, pool_size=CLIENTS)
+    engine = open_engine(database.url, pool_size=CLIENTS, idle_ms=IDLE_MS)
     assert engine.url == funded.url
     yield engine
     engine.dispose()

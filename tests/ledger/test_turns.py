@@ -11,6 +11,7 @@ from ledger.domain.outcomes import Outcome, Status
 from ledger.domain.transfers import Transfer
 from ledger.posting import post
 from ledger.reading import holds
+from tests.conftest import IDLE_MS
 from tests.ledger.world import (
     CARDS,
     OWED,
@@ -33,7 +34,7 @@ from tests.ledger.world import (
 @pytest.fixture
 def other(funded: Engine) -> Iterator[Engine]:
     """A second client, who can be told from the first."""
-    engine = open_engine(str(funded.url), pool_size=1)
+    engine = open_engine(str(funded.url), pool_size=1, idle_ms=IDLE_MS)
     posting(funded, held("open", 10), move("owe", OWED, WORLD, 9), move("paid", POOL, SPENT, 5))
     yield engine
     engine.dispose()

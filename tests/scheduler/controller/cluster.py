@@ -30,7 +30,7 @@ from scheduler.tables import JobRow, RunRow
 from tests.scheduler.node.harness import Machine, Node
 
 FOREVER = ("/bin/sh", "-c", 'trap "exit 7" TERM; while :; do sleep 0.05; done')
-DEADLINE_MS = 30_000
+DEADLINE_MS = 120_000
 
 
 @dataclass

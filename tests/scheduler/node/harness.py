@@ -12,12 +12,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from kernel.clock import boottime_ms
 from kernel.ids import new_id
 from scheduler.node.client import SupervisorClient
 from scheduler.node.protocol import Report, RunSpec, RunState, RunStatus, SyncRequest, UsageRecord
 from tests.leftovers import cgroups_of, processes_naming, words
 
-DEADLINE_MS = 60_000
+DEADLINE_MS = 300_000
+ANSWER_S = 60
+"""How long a supervisor may take to answer on a machine that others keep busy."""
+
 REPOSITORY = Path(__file__).resolve().parents[3]
 
 
@@ -70,7 +74,7 @@ class Node:
         raise AssertionError(f"no socket: {self.log.read_text()}")
 
     def client(self) -> SupervisorClient:
-        return SupervisorClient(self.socket)
+        return SupervisorClient(self.socket, timeout_s=ANSWER_S)
 
     def sync(self, **changes: Any) -> Report:  # noqa: ANN401 - any field of the type it makes
         request = SyncRequest(self.epoch, self.lease_ms, tuple(self.desired.values()))
@@ -104,17 +108,15 @@ class Node:
 
     def await_state(self, spec: RunSpec, state: RunState) -> RunStatus:
         """The run's status once it is in a state (or beyond), waiting with the long poll."""
-        order = list(RunState)
+        order, deadline = list(RunState), boottime_ms() + DEADLINE_MS
         with self.client() as client:
-            for _ in range(1000):
+            while True:
                 report = self.sync()
                 status = next(run for run in report.runs if run.run_id == spec.run_id)
                 if order.index(status.state) >= order.index(state):
                     return status
-                before = report.seq
-                change = client.wait_for_change(before, DEADLINE_MS)
-                assert change.seq != before, f"nothing changed: {status}\n{self.log.read_text()}"
-        raise AssertionError("the run never got there")
+                assert boottime_ms() < deadline, f"it never got there: {status}\n{self.log.read_text()}"
+                client.wait_for_change(report.seq, 10_000)
 
     def ended(self, spec: RunSpec) -> RunStatus:
         return self.await_state(spec, RunState.ENDED)

@@ -99,7 +99,7 @@ def test_a_tenant_cannot(town: Town, attempt: str) -> None:
         environment="python",
         env=town.targets,
         devices=(DeviceShare(1),),
-        time_limit_ms=60_000,
+        time_limit_ms=300_000,
     )
     status = node.run(spec)
     log = Path(spec.log).read_text()

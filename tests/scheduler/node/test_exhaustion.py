@@ -15,7 +15,7 @@ MIB = 1024 * 1024
 
 
 def python(node: Node, program: str, **changes: object):  # noqa: ANN201 - status and log, as Node.sh
-    spec = node.spec("python", "-c", program, environment="python", time_limit_ms=60_000, **changes)
+    spec = node.spec("python", "-c", program, environment="python", time_limit_ms=300_000, **changes)
     status = node.run(spec)
     return status, Path(spec.log).read_text(errors="replace")
 

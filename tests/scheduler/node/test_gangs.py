@@ -37,7 +37,7 @@ def rank(node: Node, number: int, program: str, gang: str) -> RunSpec:
         world_size=2,
         network=Network.JOB,
         gang=Gang(gang),
-        time_limit_ms=60_000,
+        time_limit_ms=300_000,
     )
 
 
