@@ -16,7 +16,7 @@ from uuid import UUID
 import psycopg
 from psycopg.pq import ExecStatus, TransactionStatus
 from psycopg.pq.abc import PGconn
-from sqlalchemy import BindParameter, ColumnElement, any_, bindparam, literal
+from sqlalchemy import BindParameter, ColumnElement, Connection, any_, bindparam, literal
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import InstrumentedAttribute, Session
@@ -130,12 +130,18 @@ def array_of_text(values: Iterable[str | None]) -> str:
 @contextmanager
 def driver(session: Session, statement: str) -> Iterator[Driver]:
     """The session's own connection, past SQLAlchemy's statement machinery; errors are wrapped as it wraps them."""
-    connection = session.connection()
-    driven = cast("Driver", connection.connection.driver_connection)
+    with driven(session.connection(), statement) as found:
+        yield found
+
+
+@contextmanager
+def driven(connection: Connection, statement: str) -> Iterator[Driver]:
+    """The driver's connection below SQLAlchemy's; errors are wrapped as SQLAlchemy wraps them."""
+    found = cast("Driver", connection.connection.driver_connection)
     try:
-        yield driven
+        yield found
     except psycopg.Error as error:
-        broken = driven.closed
+        broken = found.closed
         if broken:
             connection.invalidate(error)
         raise DBAPIError.instance(

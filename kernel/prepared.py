@@ -43,7 +43,7 @@ from sqlalchemy.sql.expression import ClauseElement
 from sqlalchemy.sql.schema import CallableColumnDefault, ScalarElementColumnDefault
 from sqlalchemy.types import NullType, TypeEngine
 
-from kernel.bulk import Driver, array, array_of_text, begun, driver
+from kernel.bulk import Driver, array, array_of_text, begun, driven
 from kernel.database import Table
 
 Row = tuple[Any, ...]
@@ -64,7 +64,7 @@ _READ: Final[tuple[tuple[type[TypeEngine[Any]], Callable[[str], Any]], ...]] = (
     (Numeric, Decimal),
     (NullType, str),
 )
-"""How answers of a type are read; what is not here cannot be asked for."""
+"""How answers of a type are read; what is neither here nor a list of ids or numbers cannot be asked for."""
 
 
 class Prepared:
@@ -82,26 +82,33 @@ class Prepared:
         """Ask once; the rows, of plain values. Raises sqlalchemy.exc.DBAPIError."""
         return self.many(session, [values])
 
+    def alone(self, engine: Engine, **values: Any) -> list[Row]:  # noqa: ANN401 - of any type
+        """Ask once, as a transaction of its own: that spares a session, its begin and its end."""
+        with engine.connect() as connection, driven(connection, self._compiled.string) as found:
+            return self._ask(found.pgconn, connection.info, [values])
+
     def many(self, session: Session, asked: Sequence[Mapping[str, Any]]) -> list[Row]:
         """Ask once with each of these; all rows. Raises sqlalchemy.exc.DBAPIError."""
         session.flush()
+        connection = session.connection()
+        with driven(connection, self._compiled.string) as found:
+            return self._ask(begun(found), connection.info, asked)
+
+    def _ask(self, wire: PGconn, info: dict[Any, Any], asked: Sequence[Mapping[str, Any]]) -> list[Row]:
+        known: set[bytes] = info.setdefault(_KNOWN, set())
+        if self._name not in known:
+            self._prepare(wire, known)
         rows: list[Row] = []
-        with driver(session, self._compiled.string) as connection:
-            wire = begun(connection)
-            self._prepare(session, wire)
-            for values in asked:
-                sent: Any = self._sent(values)  # the driver's types know of no NULL here
-                result = wire.exec_prepared(self._name, sent)
-                if result.status not in _GOOD:
-                    raise psycopg.errors.error_from_result(result)
-                rows += self._rows(result)
+        for values in asked:
+            sent: Any = self._sent(values)  # the driver's types know of no NULL here
+            result = wire.exec_prepared(self._name, sent)
+            if result.status not in _GOOD:
+                raise psycopg.errors.error_from_result(result)
+            rows += self._rows(result)
         return rows
 
-    def _prepare(self, session: Session, wire: PGconn) -> None:
+    def _prepare(self, wire: PGconn, known: set[bytes]) -> None:
         """Have it prepared in this connection, in place of one that may or may not have been forgotten."""
-        known: set[bytes] = session.connection().info.setdefault(_KNOWN, set())
-        if self._name in known:
-            return
         closed = wire.close_prepared(self._name)
         made = wire.prepare(self._name, self._compiled.string.encode())
         for result in (closed, made):
@@ -165,12 +172,21 @@ def add_rows(session: Session, rows: Sequence[Table], *, tell: tuple[str, str] |
 
 def _complete(row: Table) -> dict[str, Any]:
     """All values of a new row by column; what was not said of it becomes its default, or nothing."""
+    said = (
+        row.__dict__
+    )  # past the watch over attributes: nothing is to be found changed in what has just been written
     values: dict[str, Any] = {}
-    for name, column in row.__mapper__.columns.items():
-        if name not in row.__dict__:
-            setattr(row, name, _default(column.default))
-        values[column.key] = getattr(row, name)
+    for name, key, default in _columns(type(row)):
+        if name not in said:
+            said[name] = _default(default)
+        values[key] = said[name]
     return values
+
+
+@cache
+def _columns(table: type[Table]) -> list[tuple[str, str, object]]:
+    """Of each column the attribute, the name and the default."""
+    return [(name, column.key, column.default) for name, column in table.__mapper__.columns.items()]
 
 
 def _default(default: object) -> Any:  # noqa: ANN401 - of any column
@@ -204,6 +220,9 @@ def _plain(value: object) -> str:
 
 
 def _reading(kind: TypeEngine[Any]) -> Callable[[str], Any]:
+    if isinstance(kind, ARRAY) and isinstance(kind.item_type, Uuid | Integer):
+        read = _reading(kind.item_type)
+        return lambda text: [read(part) for part in text[1:-1].split(",") if part]
     return next(read for known, read in _READ if isinstance(kind, known))
 
 
@@ -211,8 +230,8 @@ def _forget(connection: Connection, *_: object) -> None:
     """A rollback is coming, after which psycopg has nothing prepared there any more; it leaves out an empty one."""
     if connection.invalidated:
         return
-    driven = cast("Driver", connection.connection.driver_connection)
-    if driven.closed or driven.pgconn.transaction_status != TransactionStatus.IDLE:
+    found = cast("Driver", connection.connection.driver_connection)
+    if found.closed or found.pgconn.transaction_status != TransactionStatus.IDLE:
         connection.info.pop(_KNOWN, None)
 
 

@@ -11,13 +11,14 @@ from datetime import datetime
 from typing import Final
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Uuid, func, literal, select
+from sqlalchemy import ColumnElement, Uuid, bindparam, func, select
 from sqlalchemy.dialects.postgresql import ARRAY, insert
 from sqlalchemy.orm import Session
 
 from kernel.bulk import among
 from kernel.ids import derived_id
 from kernel.money import MICROS_MAX
+from kernel.prepared import Prepared
 from vouchers.domain.controllers import actual_controller, check_acyclic, group_of, related
 from vouchers.domain.facts import EnterpriseFacts
 from vouchers.errors import EnterpriseExists, EnterpriseNotFound, MalformedProfile
@@ -43,6 +44,26 @@ class FactChanges:
 
 
 _FACTS: Final = tuple(entry.name for entry in fields(FactChanges))
+
+
+def _locking(*, wait: bool) -> Prepared:
+    """Lock tenants in the order of their ids, with those who pay for them."""
+    tenants = bindparam("tenants", type_=ARRAY(Uuid))
+    payers = select(GroupMember.payer_id).where(among(GroupMember.affiliate_id, tenants))
+    return Prepared(
+        select(Enterprise.id)
+        .where(Enterprise.id.in_(payers.union_all(select(func.unnest(tenants)))))
+        .order_by(Enterprise.id)
+        .with_for_update(key_share=True, of=Enterprise, skip_locked=not wait)
+    )
+
+
+_LOCKED: Final = {wait: _locking(wait=wait) for wait in (True, False)}
+_BOUND: Final = Prepared(
+    select(GroupMember.affiliate_id, GroupMember.payer_id).where(
+        among(GroupMember.affiliate_id, bindparam("tenants"))
+    )
+)
 
 
 def register_enterprise(
@@ -261,26 +282,11 @@ def lock_payers(
         has a row locked.
     """
     wanted = list(tenant_ids)
-    payers = select(GroupMember.payer_id).where(among(GroupMember.affiliate_id, wanted))
-    either = payers.union_all(select(func.unnest(literal(wanted, ARRAY(Uuid)))))
-    locked = set(
-        session.scalars(
-            select(Enterprise.id)
-            .where(Enterprise.id.in_(either))
-            .order_by(Enterprise.id)
-            .with_for_update(key_share=True, of=Enterprise, skip_locked=not wait)
-        )
-    )
+    locked = {enterprise_id for (enterprise_id,) in _LOCKED[wait](session, tenants=wanted)}
     # Looked at again, because who is bound to whom may have changed while the rows were waited for.
-    bound = dict(
-        session.execute(
-            select(GroupMember.affiliate_id, GroupMember.payer_id).where(
-                among(GroupMember.affiliate_id, wanted)
-            )
-        ).all()
-    )
+    bound: dict[UUID, UUID] = dict(_BOUND(session, tenants=wanted))
     return {
-        tenant: tuple(payer for payer in (tenant, bound.get(tenant)) if payer in locked)
+        tenant: tuple(payer for payer in dict.fromkeys((tenant, bound.get(tenant, tenant))) if payer in locked)
         for tenant in wanted
         if tenant in locked and (wait or bound.get(tenant, tenant) in locked)
     }

@@ -11,9 +11,10 @@ from datetime import datetime, timedelta
 from typing import Any, Final, ParamSpec, TypeVar
 from uuid import UUID
 
-from sqlalchemy import case, func, select
+from sqlalchemy import bindparam, case, func, select
 from sqlalchemy.orm import Session
 
+from kernel import prepared as statements
 from kernel.bulk import among, copy_rows
 from kernel.errors import HubError
 from kernel.money import MICROS_MAX
@@ -200,10 +201,15 @@ def check_cost(cost_micros: int, facts: ChargeFacts) -> None:
 
 def set_aside(session: Session, job_ids: Collection[UUID]) -> dict[UUID, SetAside]:
     """By job that has a hold, what is set aside for it."""
+    return {job_id: SetAside(*rest) for job_id, *rest in _SET_ASIDE(session, jobs=list(job_ids))}
+
+
+def _of_segments() -> statements.Prepared:
+    """Of a segment that was given back, what was captured counts; of any other all of it."""
     back = HoldSegment.segment < JobHold.given_back
     cost = case((back, HoldSegment.captured_micros), else_=HoldSegment.cost_micros)
     card_ms = case((back, HoldSegment.captured_ms), else_=HoldSegment.card_ms)
-    rows = session.execute(
+    return statements.Prepared(
         select(
             JobHold.job_id,
             JobHold.tenant_id,
@@ -213,13 +219,12 @@ def set_aside(session: Session, job_ids: Collection[UUID]) -> dict[UUID, SetAsid
             func.coalesce(func.sum(card_ms), 0),
         )
         .outerjoin(HoldSegment, HoldSegment.job_id == JobHold.job_id)
-        .where(among(JobHold.job_id, job_ids))
+        .where(among(JobHold.job_id, bindparam("jobs")))
         .group_by(JobHold.job_id)
     )
-    return {
-        job_id: SetAside(tenant_id, state, count, int(cost), int(card_ms))
-        for job_id, tenant_id, state, count, cost, card_ms in rows
-    }
+
+
+_SET_ASIDE: Final = _of_segments()
 
 
 def _attempt(decide: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T | HubError:

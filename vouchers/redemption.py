@@ -6,14 +6,16 @@ so that its charges follow from it alone (see `domain.segments`). `holding` plac
 
 from collections.abc import Collection, Sequence
 from datetime import datetime
+from typing import Final
 from uuid import UUID
 
-from sqlalchemy import select
+from sqlalchemy import bindparam, select
 from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.orm import Session
 
 from kernel.bulk import among
 from kernel.errors import HubError
+from kernel.prepared import Prepared
 from ledger.domain.transfers import Transfer
 from ledger.reading import due_holds
 from vouchers import accounts, movements
@@ -38,6 +40,14 @@ from vouchers.means import Wish, gather_means
 from vouchers.open_holds import open_holds, write_holds
 from vouchers.tables import HoldLine, HoldSegment, JobHold, Voucher
 from vouchers.wallets import payer_of
+
+_MODEL: Final = HoldSegment.facts["model"].astext
+_HELD_FACTS: Final = Prepared(
+    select(HoldSegment.job_id, _MODEL, HoldSegment.facts)
+    .where(among(HoldSegment.job_id, bindparam("jobs")))
+    .ext(distinct_on(HoldSegment.job_id, _MODEL))
+    .order_by(HoldSegment.job_id, _MODEL, HoldSegment.segment)
+)
 
 
 def quote(
@@ -172,13 +182,7 @@ def held_facts(session: Session, job_ids: Collection[UUID]) -> dict[tuple[UUID, 
     """By job and model what the job's first hold for it was placed for, without a quantity."""
     if not job_ids:
         return {}
-    model = HoldSegment.facts["model"].astext
-    rows = session.execute(
-        select(HoldSegment.job_id, model, HoldSegment.facts)
-        .where(among(HoldSegment.job_id, job_ids))
-        .ext(distinct_on(HoldSegment.job_id, model))
-        .order_by(HoldSegment.job_id, model, HoldSegment.segment)
-    )
+    rows = _HELD_FACTS(session, jobs=list(job_ids))
     return {(job_id, name): ChargeFacts(**facts) for job_id, name, facts in rows}
 
 

@@ -167,11 +167,12 @@ def _call(
     ] = None,
 ) -> Call:
     engine: Engine = request.app.state.engine
-    with glance(engine) as session:
-        principal = authenticate(session, authorization)
-        operation = request.scope["route"].name
-        check_duty(principal, operation)
-        check_remit(session, principal, operation, request.path_params)
+    principal = authenticate(engine, authorization)
+    operation = request.scope["route"].name
+    check_duty(principal, operation)
+    if principal.authority is not None:
+        with glance(engine) as session:
+            check_remit(session, principal, operation, request.path_params)
     path = f"{request.method} {request.url.path}"
     return Call(engine, request.app.state.settings, principal, path, idempotency_key)
 

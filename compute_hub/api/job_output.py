@@ -7,7 +7,6 @@ from urllib.parse import quote
 
 from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import StreamingResponse
-from sqlalchemy.orm import Session
 
 from compute_hub.api.call import Call, Caller
 from compute_hub.api.job_reference import JobId
@@ -171,12 +170,8 @@ def _find(call: Call, job_id: JobId) -> JobRow:
 
 def _still(call: Call, request: Request, job_id: JobId) -> JobRow:
     """The job, as long as the key that began to follow it is one."""
-
-    def action(session: Session) -> JobRow:
-        authenticate(session, request.headers.get("authorization"))
-        return find_job(session, job_id, tenant_id=call.scope)
-
-    return call.read(action)
+    authenticate(call.engine, request.headers.get("authorization"))
+    return _find(call, job_id)
 
 
 def _stands(job: JobRow) -> Followed:

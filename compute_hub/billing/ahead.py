@@ -37,6 +37,26 @@ _VENDORS: Final = Prepared(
     .group_by(DeviceRow.model)
 )
 
+_PAID: Final = (
+    select(
+        JobFundingRow.job_id,
+        JobFundingRow.voucher_ids,
+        JobFundingRow.project,
+        JobFundingRow.model,
+        JobFundingRow.held_slot_ms,
+        JobFundingRow.held_micros,
+        JobFundingRow.funded_at,
+    )
+    .where(among(JobFundingRow.job_id, bindparam("jobs")))
+    .order_by(JobFundingRow.job_id)
+)
+_FUNDED: Final = {True: Prepared(_PAID.with_for_update()), False: Prepared(_PAID)}
+_TIMED: Final = Prepared(
+    select(FundedTimeRow.job_id, FundedTimeRow.model, FundedTimeRow.slot_ms).where(
+        among(FundedTimeRow.job_id, bindparam("jobs"))
+    )
+)
+
 _COVERED: Final = b"""
     WITH covered AS (
         SELECT * FROM unnest(%s::uuid[], %s::text[], %s::bigint[], %s::bigint[], %s::bigint[], %s::timestamptz[])
@@ -86,21 +106,7 @@ class _Covered:
 
 def funded_jobs(session: Session, job_ids: Collection[UUID], *, lock: bool) -> dict[UUID, Funded]:
     """How jobs are paid; locked in the order of their ids if they are to be changed."""
-    query = (
-        select(
-            JobFundingRow.job_id,
-            JobFundingRow.voucher_ids,
-            JobFundingRow.project,
-            JobFundingRow.model,
-            JobFundingRow.held_slot_ms,
-            JobFundingRow.held_micros,
-            JobFundingRow.funded_at,
-        )
-        .where(among(JobFundingRow.job_id, job_ids))
-        .order_by(JobFundingRow.job_id)
-    )
-    rows = session.execute(query.with_for_update() if lock else query)
-    return {row.job_id: Funded(*row) for row in rows}
+    return {row[0]: Funded(*row) for row in _FUNDED[lock](session, jobs=list(job_ids))}
 
 
 def cover_ahead(
@@ -212,10 +218,7 @@ def _request(
 
 def covered_time(session: Session, job_ids: Sequence[UUID]) -> dict[tuple[UUID, str], int]:
     """By job and model the slot-milliseconds that holds have covered so far."""
-    query = select(FundedTimeRow.job_id, FundedTimeRow.model, FundedTimeRow.slot_ms).where(
-        among(FundedTimeRow.job_id, job_ids)
-    )
-    return {(job_id, model): slot_ms for job_id, model, slot_ms in session.execute(query)}
+    return {(job_id, model): slot_ms for job_id, model, slot_ms in _TIMED(session, jobs=list(job_ids))}
 
 
 def _note(session: Session, covered: Sequence[_Covered], at: datetime) -> None:

@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Final
 from uuid import UUID
 
-from sqlalchemy import case, func, select, text, update
+from sqlalchemy import bindparam, case, func, select, update
 from sqlalchemy.orm import Session
 
 from compute_hub.billing.ahead import (
@@ -34,7 +34,7 @@ from compute_hub.metering.recording import NO_DRAWS, record_usage
 from compute_hub.metering.tables import UsageTotalRow
 from kernel.bulk import among
 from kernel.errors import HubError
-from kernel.prepared import add_rows
+from kernel.prepared import Prepared, add_rows
 from scheduler.controller.ports import Admission
 from scheduler.node.protocol import UsageRecord
 from scheduler.tables import JobRow
@@ -47,6 +47,25 @@ WAKE_CHANNEL: Final = "hub_biller"
 
 MARGIN_MS: Final = 15_000
 """Held beyond limit and grace: the time between a decision to stop a job and the end of its last process."""
+
+_WAKE: Final = Prepared(select(func.pg_notify(WAKE_CHANNEL, "")))
+_METERED: Final = Prepared(
+    select(UsageTotalRow.job_id, UsageTotalRow.attempt, UsageTotalRow.model, UsageTotalRow.slot_ms).where(
+        among(UsageTotalRow.job_id, bindparam("jobs"))
+    )
+)
+_REQUEUED: Final = Prepared(
+    update(JobFundingRow)
+    .where(among(JobFundingRow.job_id, bindparam("jobs")), JobFundingRow.state == "held")
+    .values(state="waiting")
+    .returning(func.pg_notify(WAKE_CHANNEL, ""))
+)
+_ENDED: Final = Prepared(
+    update(JobFundingRow)
+    .where(among(JobFundingRow.job_id, bindparam("jobs")))
+    .values(state=case((JobFundingRow.funded_at.is_(None), "released"), else_="ended"))
+    .returning(func.pg_notify(WAKE_CHANNEL, ""))
+)
 
 
 def pledge_funding(
@@ -176,27 +195,15 @@ class Funding:
         """Keep usage records and wake the biller."""
         record_usage(session, node, records, at, self.draws)
         if records:
-            session.execute(text(f"NOTIFY {WAKE_CHANNEL}"))
+            _WAKE(session)
 
     def requeued(self, session: Session, jobs: Sequence[JobRow], at: datetime) -> None:  # noqa: ARG002 - the port's
         """Let the biller give back what the attempts that are over did not use."""
-        session.execute(
-            update(JobFundingRow)
-            .where(JobFundingRow.job_id.in_([job.id for job in jobs]), JobFundingRow.state == "held")
-            .values(state="waiting")
-            .returning(func.pg_notify(WAKE_CHANNEL, ""))
-            .execution_options(synchronize_session=False)
-        )
+        _REQUEUED(session, jobs=[job.id for job in jobs])
 
     def ended(self, session: Session, jobs: Sequence[JobRow], at: datetime) -> None:  # noqa: ARG002 - the port's
         """Let the biller release what is left once the last record is charged."""
-        session.execute(
-            update(JobFundingRow)
-            .where(JobFundingRow.job_id.in_([job.id for job in jobs]))
-            .values(state=case((JobFundingRow.funded_at.is_(None), "released"), else_="ended"))
-            .returning(func.pg_notify(WAKE_CHANNEL, ""))
-            .execution_options(synchronize_session=False)
-        )
+        _ENDED(session, jobs=[job.id for job in jobs])
 
 
 def _warn(job: JobRow, sentence: str) -> None:
@@ -275,12 +282,7 @@ def _used_slot_ms(session: Session, jobs: Sequence[JobRow]) -> dict[tuple[UUID, 
     """By job and model, what the meter has said until now."""
     attempts = {job.id: job.attempt for job in jobs}
     found: dict[tuple[UUID, str], Used] = {}
-    rows = session.execute(
-        select(UsageTotalRow.job_id, UsageTotalRow.attempt, UsageTotalRow.model, UsageTotalRow.slot_ms).where(
-            among(UsageTotalRow.job_id, list(attempts))
-        )
-    )
-    for job_id, attempt, model, slot_ms in rows:
+    for job_id, attempt, model, slot_ms in _METERED(session, jobs=list(attempts)):
         before = found.get((job_id, model), Used(0, 0))
         found[job_id, model] = (
             Used(before.earlier_slot_ms, before.current_slot_ms + slot_ms)

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Final
 from uuid import UUID
 
-from sqlalchemy import bindparam, select
+from sqlalchemy import Engine, bindparam, select
 from sqlalchemy.orm import Session
 
 from compute_hub.identity.roles import OFFICIAL, Role
@@ -153,7 +153,7 @@ def list_keys(session: Session, *, before: UUID | None, limit: int) -> Sequence[
     return session.scalars(query if before is None else query.where(ApiKeyRow.id < before)).all()
 
 
-def authenticate(session: Session, authorization: str | None) -> Principal:
+def authenticate(engine: Engine, authorization: str | None) -> Principal:
     """The principal of an Authorization header.
 
     Raises:
@@ -164,7 +164,7 @@ def authenticate(session: Session, authorization: str | None) -> Principal:
     scheme, _, key = authorization.partition(" ")
     if scheme.lower() != "bearer" or not _FORM.fullmatch(key):
         raise MalformedKey
-    rows = _WHOSE(session, digest=_digest(key))
+    rows = _WHOSE.alone(engine, digest=_digest(key))
     if not rows:
         raise UnknownKey
     ((principal_id, name, role, tenant_id, authority),) = rows

@@ -106,14 +106,17 @@ def test_lists_and_bytes_arrive_whole(engine: Engine) -> None:
             func.to_jsonb(bindparam("texts", type_=ARRAY(Text)), type_=JSONB),
             func.to_jsonb(bindparam("ids", type_=ARRAY(Uuid)), type_=JSONB),
             func.to_jsonb(bindparam("none", type_=ARRAY(Uuid)), type_=JSONB),
+            bindparam("ids", type_=ARRAY(Uuid)),
+            bindparam("none", type_=ARRAY(Uuid)),
             func.encode(bindparam("bytes", type_=LargeBinary), "hex", type_=Text),
         )
     )
     with transaction(engine) as session:
-        ((found_texts, found_ids, none, found_bytes),) = asked(
+        ((found_texts, found_ids, none, *lists, found_bytes),) = asked(
             session, texts=texts, ids=ids, none=[], bytes=b"\x00\xff'"
         )
     assert (found_texts, list(map(UUID, found_ids)), none, found_bytes) == (texts, ids, [], "00ff27")
+    assert lists == [ids, []]
 
 
 def test_a_statement_is_asked_for_again_after_every_way_in_which_a_connection_may_have_forgotten_it(
@@ -177,3 +180,18 @@ def test_a_connection_that_the_server_ended_is_given_up_and_the_next_one_asked(e
     assert caught.value.connection_invalidated
     with transaction(engine) as session:
         assert _NODES(session, least=1) == []
+
+
+def test_what_is_asked_alone_is_a_transaction_of_its_own_and_leaves_none_behind(engine: Engine) -> None:
+    which = Prepared(select(func.pg_current_xact_id(type_=Text)))
+    with transaction(engine) as session:
+        add_rows(session, [node("a")])
+        assert _NODES.alone(engine, least=1) == []
+    assert _NODES.alone(engine, least=1) == [("a",)]
+    assert which.alone(engine) != which.alone(engine)
+    with transaction(engine) as session:
+        assert which(session) == which(session)
+    with pytest.raises(DBAPIError):
+        _NODES.alone(engine, least=10**30)
+    assert _NODES.alone(engine, least=1) == [("a",)]
+    assert engine.pool.checkedout() == 0  # type: ignore[attr-defined] # of this pool
