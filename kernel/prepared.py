@@ -117,10 +117,15 @@ class Prepared:
         known.add(self._name)
 
     def _sent(self, values: Mapping[str, Any]) -> list[bytes | None]:
-        return [
-            None if (value := values.get(name, default)) is None else write(value).encode()
-            for name, default, write in self._parameters
+        sent = [
+            None if (value := values[name] if needed else default) is None else write(value).encode()
+            for name, needed, default, write in self._parameters
         ]
+        if any(text is not None and b"\0" in text for text in sent):
+            raise psycopg.DataError(
+                "PostgreSQL's text cannot hold NUL"
+            )  # libpq would send what stands before it
+        return sent
 
     def _rows(self, result: PGresult) -> list[Row]:
         get, columns = result.get_value, list(enumerate(self._columns))
@@ -139,11 +144,11 @@ class Prepared:
         return cast("SQLCompiler", self._statement.compile(dialect=_DIALECT))
 
     @cached_property
-    def _parameters(self) -> list[tuple[str, Any, Callable[[Any], str]]]:
-        """By place the name of a parameter, what it is when it is not said, and how it is written."""
+    def _parameters(self) -> list[tuple[str, bool, Any, Callable[[Any], str]]]:
+        """By place a parameter's name, whether it is asked with, what it is otherwise, and how it is written."""
         compiled = self._compiled
-        names: Sequence[str] = compiled.positiontup or ()
-        return [(name, compiled.params[name], _written(compiled.binds[name].type)) for name in names]
+        found = [(name, compiled.binds[name]) for name in compiled.positiontup or ()]
+        return [(name, bind.required, compiled.params[name], _written(bind.type)) for name, bind in found]
 
     @cached_property
     def _columns(self) -> list[Callable[[str], Any]]:

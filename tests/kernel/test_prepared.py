@@ -93,7 +93,7 @@ def test_values_of_every_kind_come_back_as_they_were_given(engine: Engine) -> No
     with transaction(engine) as session:
         (said,) = asked(session)
         (answered,) = named(session, **{name: value for name, (_, value) in given.items()})
-        (nothing,) = named(session)
+        (nothing,) = named(session, **dict.fromkeys(given))
     assert said == answered == tuple(value for _, value in given.values())
     assert [type(value) for value in answered] == [type(value) for _, value in given.values()]
     assert nothing == (None,) * len(given)
@@ -117,6 +117,16 @@ def test_lists_and_bytes_arrive_whole(engine: Engine) -> None:
         )
     assert (found_texts, list(map(UUID, found_ids)), none, found_bytes) == (texts, ids, [], "00ff27")
     assert lists == [ids, []]
+
+
+def test_what_libpq_would_cut_short_or_nobody_said_is_refused(engine: Engine) -> None:
+    echo = Prepared(select(bindparam("said", type_=Text)))
+    with transaction(engine) as session:
+        assert echo(session, said="whole") == [("whole",)]
+        with pytest.raises(DBAPIError, match="NUL"):
+            echo(session, said="who\x00le")
+        with pytest.raises(KeyError, match="said"):
+            echo(session, sayd="whole")
 
 
 def test_a_statement_is_asked_for_again_after_every_way_in_which_a_connection_may_have_forgotten_it(
