@@ -26,8 +26,8 @@ demo: setup      ## The whole story on real parts, to its end.
 up: setup        ## The hub on this machine, until Ctrl-C.
 	$(BIN)/hub up
 
-test: setup tested lint ## Every test; the stories, which wait for the database mostly, beside the others.
-	@$(call beside,-m stories,-m "not stories")
+test: setup tested lint ## Every test; those of the money, which need the database alone, beside the others.
+	@$(call beside,tests/ledger tests/vouchers,--ignore=tests/ledger --ignore=tests/vouchers)
 
 check: setup tested lint ## The fast part of the tests, on two cores.
 	@$(call beside,-m "not slow" tests/compute_hub,-m "not slow" --ignore=tests/compute_hub)

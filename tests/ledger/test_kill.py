@@ -18,7 +18,6 @@ from tests.conftest import Database
 
 
 @pytest.mark.slow
-@pytest.mark.stories
 def test_500_kills_of_clients_and_backends_lose_and_double_nothing() -> None:
     assert kill_points(500, seed=7) == {"points": 500, "lost": 0, "doubled": 0, "unbalanced": 0}
 

@@ -313,7 +313,6 @@ def test_the_ledger_agrees_with_a_model_of_raw_transfers(engine: Engine) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.stories
 def test_the_ledger_agrees_with_the_model_over_thousands_of_stories(engine: Engine) -> None:
     def stories(number: int) -> None:
         engine.dispose(close=False)

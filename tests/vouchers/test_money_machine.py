@@ -22,7 +22,6 @@ def test_no_order_of_steps_loses_or_makes_money(money: Money) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.stories
 def test_thousands_of_orders_of_steps_lose_or_make_no_money(money: Money) -> None:
     many = settings(QUIET, max_examples=2_000, stateful_step_count=5)
     run_state_machine_as_test(lambda: MoneyMachine(money), settings=many)
