@@ -20,6 +20,10 @@ _V1_CONTROLLERS: Final = ("memory", "pids", "cpu", "cpuacct")
 _V2_CONTROLLERS: Final = ("memory", "pids", "cpu")
 _PERIOD_US: Final = 100_000
 _PIDS_OF_THE_SANDBOX: Final = 8
+_JOIN_FILES: Final = {1: "tasks", 2: "cgroup.procs"}
+"""A thread that moves itself waits for nobody; a process waits for the whole machine's threads (an RCU grace period, up
+to 16 ms). Version 2 moves threads only within a process's group."""
+
 _FILE_BYTES: Final = 4096
 """More than any of the files holds that are read here."""
 
@@ -76,14 +80,15 @@ def v2_settings(caps: Caps) -> dict[str, str]:
 class RunCgroup:
     """The groups of one run: one directory in version 2, one per controller in version 1."""
 
-    def __init__(self, run_id: str, directories: dict[str, Path]) -> None:
+    def __init__(self, run_id: str, directories: dict[str, Path], version: int) -> None:
         self.run_id = run_id
         self._directories = directories
+        self._join_file = _JOIN_FILES[version]
 
     @property
     def joins(self) -> tuple[str, ...]:
-        """Files into which a process writes its pid to come under the limits."""
-        return tuple(dict.fromkeys(str(path / "cgroup.procs") for path in self._directories.values()))
+        """Files into which a process of one thread writes 0 to come under the limits."""
+        return tuple(dict.fromkeys(f"{path}/{self._join_file}" for path in self._directories.values()))
 
     def cpu_ms(self) -> int | None:
         """CPU time used by everything that ever ran in the group; None where nobody counts it."""
@@ -161,7 +166,7 @@ class CgroupTree:
         """The groups of a run with its limits set; None where there are none. Raises OSError."""
         if not self._bases:
             return None
-        group = RunCgroup(run_id, {controller: base / run_id for controller, base in self._bases.items()})
+        group = RunCgroup(run_id, {name: base / run_id for name, base in self._bases.items()}, self._version)
         try:
             for controller, base in self._bases.items():
                 directory = base / run_id
@@ -188,7 +193,8 @@ class CgroupTree:
             if entry.is_dir()
         }
         for name in sorted(names):
-            yield RunCgroup(name, {controller: base / name for controller, base in self._bases.items()})
+            directories = {controller: base / name for controller, base in self._bases.items()}
+            yield RunCgroup(name, directories, self._version)
 
     def close(self) -> None:
         """Remove the supervisor's own groups if no run is left in them."""
