@@ -18,13 +18,14 @@ import gc
 import marshal
 import os
 import resource
+import stat
 
 TYPE_CHECKING = False  # typing itself would be a third of this program's memory
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     Request = tuple[
-        list[str], dict[str, str], str, list[str], list[str], list[tuple[str, str]], str, str, str,
+        list[str], dict[str, str], str, list[str], list[str], list[tuple[str, str]], str, str, list[str],
         list[tuple[int, int]], int | None,
     ]  # fmt: skip
 
@@ -43,12 +44,23 @@ _PR_CAPBSET_DROP = 24
 _CAPABILITIES = 64
 _CLONE_PARENT = 0x8000
 _CLONE_NEWNS = 0x20000
+_MS_RDONLY = 1
 _MS_NOSUID = 2
 _MS_NOEXEC = 8
+_MS_REMOUNT = 32
 _MS_BIND = 0x1000
 _MS_REC = 0x4000
 _MS_PRIVATE = 0x40000
 _MNT_DETACH = 2
+_DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
+_DEVICE_LINKS = (
+    ("stdin", "/proc/self/fd/0"),
+    ("stdout", "/proc/self/fd/1"),
+    ("stderr", "/proc/self/fd/2"),
+    ("fd", "/proc/self/fd"),
+    ("core", "/proc/kcore"),
+    ("ptmx", "pts/ptmx"),
+)
 _TERMINALS = "newinstance,ptmxmode=0666,mode=0620,max=64"
 """A job's own terminals: without a bound one job could open all that the machine has (kernel.pty.max)."""
 
@@ -132,13 +144,13 @@ def _begin(request: Request, descriptors: list[int], supervisor_pid: int) -> Non
 def _steps(
     request: Request, passed: list[int], supervisor_pid: int
 ) -> tuple[tuple[str, Callable[[], object]], ...]:
-    argv, env, directory, joins, namespaces, binds, terminals, stage, staged, limits, uid = request
+    argv, env, directory, joins, namespaces, binds, root, devices, device_files, limits, uid = request
     return (
         ("parent", lambda: _end_with(supervisor_pid)),
         ("start", lambda: _detach(passed, directory)),
         ("cgroup", lambda: _join(joins)),
         ("namespace", lambda: _enter(namespaces)),
-        ("mount", lambda: _bind(binds, terminals, stage, staged)),
+        ("mount", lambda: _show_only(binds, root, devices, device_files)),
         ("limit", lambda: _limit(limits)),
         ("uid", lambda: _change_uid(uid)),
         ("parent", lambda: _end_with(supervisor_pid)),
@@ -177,17 +189,50 @@ def _enter(namespaces: Sequence[str]) -> None:
         os.close(file)
 
 
-def _bind(binds: Sequence[tuple[str, str]], terminals: str, stage: str, staged: str) -> None:
+def _show_only(binds: Sequence[tuple[str, str]], root: str, devices: str, shown: Sequence[str]) -> None:
+    """A mount namespace with nothing of the host but these; bubblewrap reads its table of mounts again and again."""
     if not binds:
         return
     _check(_LIBC.unshare(_CLONE_NEWNS))
     _mount("none", "/", _MS_REC | _MS_PRIVATE)
+    _mount(root, root, _MS_BIND)
     for source, place in binds:
         _mount(source, place, _MS_BIND | _MS_REC)
-    _mount("devpts", terminals, _MS_NOSUID | _MS_NOEXEC, "devpts", _TERMINALS)
-    _mount(stage, staged, _MS_BIND | _MS_REC)
-    # Nothing of it is shown, and bubblewrap reads the whole table of mounts again and again.
-    _LIBC.umount2(b"/sys", _MNT_DETACH)
+    _make_devices(devices, shown)
+    os.chdir(root)
+    _check(_LIBC.pivot_root(b".", b"."), root)
+    _check(_LIBC.umount2(b".", _MNT_DETACH))
+    os.chdir("/")
+
+
+def _make_devices(place: str, shown: Sequence[str]) -> None:
+    """A /dev with what every program expects, and places for device files; bubblewrap would mount each by itself."""
+    flags = _MS_NOSUID | _MS_NOEXEC
+    _mount("tmpfs", place, flags, "tmpfs", "mode=0755,size=1m,nr_inodes=1024")
+    for name in _DEVICES:
+        _make_device(f"/dev/{name}", f"{place}/{name}")
+    for name, target in _DEVICE_LINKS:
+        os.symlink(target, f"{place}/{name}")  # noqa: PTH211 - pathlib is not here
+    for path in set(shown) - set(_DEVICES):
+        os.makedirs(os.path.dirname(f"{place}/{path}"), exist_ok=True)  # noqa: PTH103, PTH120 - the same
+        _make_empty(f"{place}/{path}")
+    os.mkdir(f"{place}/shm")  # noqa: PTH102 - the same
+    os.mkdir(f"{place}/pts")  # noqa: PTH102 - the same
+    _mount("devpts", f"{place}/pts", flags, "devpts", _TERMINALS)
+    _mount("none", place, flags | _MS_REMOUNT | _MS_BIND | _MS_RDONLY)
+
+
+def _make_device(host: str, path: str) -> None:
+    try:
+        os.mknod(path, stat.S_IFCHR, os.stat(host).st_rdev)  # noqa: PTH116 - the same
+        os.chmod(path, 0o666)  # noqa: PTH101, S103 - the same; and they are everybody's
+    except PermissionError:  # root of a container, who can only show the host's
+        _make_empty(path)
+        _mount(host, path, _MS_BIND)
+
+
+def _make_empty(path: str) -> None:
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644))
 
 
 def _limit(limits: Sequence[tuple[int, int]]) -> None:

@@ -32,9 +32,10 @@ class Becoming:
     Args:
         cgroup_joins: files to write itself into.
         namespaces: files of namespaces to enter, in this order.
-        binds: (host path, place) pairs made in a mount namespace of its own; `stage`, which contains the
-            places, then covers `staged`. No mount namespace is made when it is empty.
-        terminals: the place of a few terminals of its own.
+        binds: (host path, place) pairs made in a mount namespace of its own; `root`, which contains the
+            places, then becomes its root. No mount namespace is made when it is empty.
+        devices: another place below the root, for a small /dev with a few terminals of its own; read-only, with an
+            empty file for each of `device_files` (relative to it).
         limits: (resource, value) pairs, soft and hard.
         uid: whom to become, with a group of the same number and no capability; None to stay.
     """
@@ -42,9 +43,9 @@ class Becoming:
     cgroup_joins: tuple[str, ...]
     namespaces: tuple[str, ...]
     binds: tuple[tuple[str, str], ...]
-    terminals: str
-    stage: str
-    staged: str
+    root: str
+    devices: str
+    device_files: tuple[str, ...]
     limits: tuple[tuple[int, int], ...]
     uid: int | None
 
@@ -158,9 +159,9 @@ def _packed(launch: Launch) -> bytes:
             become.cgroup_joins,
             become.namespaces,
             become.binds,
-            become.terminals,
-            become.stage,
-            become.staged,
+            become.root,
+            become.devices,
+            become.device_files,
             tuple((int(kind), int(value)) for kind, value in become.limits),
             become.uid,
         )

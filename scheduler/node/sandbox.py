@@ -14,7 +14,7 @@ things lie. The launched process ends with the supervisor, bubblewrap's processe
 import os
 import resource
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -30,8 +30,6 @@ INSIDE_UID: Final = 1000
 HOSTNAME: Final = "hub"
 
 STAGE_PLACES: Final = 64
-TERMINALS: Final = "pts"
-"""The place of a job's own terminals; bubblewrap's would have no bound."""
 
 SECRETS_MAX: Final = DESCRIPTORS_MAX - 3
 """Each has a descriptor; so have the status, the arguments and the filter."""
@@ -41,7 +39,8 @@ NO_CORE_AT_ALL: Final = 1
 """Bytes of a core dump: too few for a file, and the one limit with which no crash handler of the host is started
 either (with zero it is: core(5), "Piping core dumps to a program")."""
 
-_STAGED: Final = "/tmp"  # noqa: S108 - covered in the job's own mount namespace
+_STAGED: Final = "/tmp"  # noqa: S108 - in a root of the job's own
+_DEVICES: Final = "/dev"
 _RESOLVER: Final = Path("/etc/resolv.conf")
 _LINKS: Final = (("usr/bin", "/bin"), ("usr/sbin", "/sbin"), ("usr/lib", "/lib"), ("usr/lib64", "/lib64"))
 
@@ -97,7 +96,7 @@ def compose(view: View, status_fd: int) -> Iterator[Launch]:
     if len(view.secrets) > SECRETS_MAX:
         raise StartFailed(why=f"A sandbox can show at most {SECRETS_MAX} secrets.")
     try:
-        staged = _Stage(view.stage) if view.uid is not None else None
+        staged = _Stage(view.stage, view.etc) if view.uid is not None else None
         inner = memory_file(_packed(_inner(view, staged, memory_file)))
         argv = ("/usr/bin/bwrap", "--args", str(inner), "--", *_command(view))
         binds = tuple(staged.binds) if staged is not None else ()
@@ -113,11 +112,11 @@ def unconfined(view: View) -> Launch:
 
 
 class _Stage:
-    """Neutral names, in the job's mount namespace, of the host paths that the sandbox shows."""
+    """The root of the job's mount namespace before there is a sandbox: neutral names of what that shows."""
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, etc: str) -> None:
         self.folder = folder
-        self.binds: list[tuple[str, str]] = []
+        self.binds = [("/usr", f"{folder}/usr"), ("/proc", f"{folder}/proc"), (etc, f"{folder}/etc")]
         self._places = {"d": 0, "f": 0}
 
     def place(self, source: str) -> str:
@@ -126,19 +125,23 @@ class _Stage:
         if number >= STAGE_PLACES:
             raise StartFailed(why=f"A sandbox can show at most {STAGE_PLACES} folders and as many files.")
         self._places[kind] += 1
-        self.binds.append((source, f"{self.folder}/{kind}{number}"))
+        self.binds.append((source, f"{self.folder}{_STAGED}/{kind}{number}"))
         return f"{_STAGED}/{kind}{number}"
 
 
 def make_stage(state_directory: Path) -> Path:
     """The places that mount namespaces of jobs bind to: empty folders and files, below the state directory."""
     stage = state_directory / "stage"
-    stage.mkdir(exist_ok=True)
-    stage.chmod(0o755)
-    (stage / TERMINALS).mkdir(exist_ok=True)
+    staged = stage / _STAGED.strip("/")
+    for folder in (stage, staged, *(stage / name for name in ("usr", "proc", "etc", "dev"))):
+        folder.mkdir(exist_ok=True)
+        folder.chmod(0o755)
+    for target, link in _LINKS:
+        with suppress(FileExistsError):
+            (stage / link.strip("/")).symlink_to(target)
     for number in range(STAGE_PLACES):
-        (stage / f"d{number}").mkdir(exist_ok=True)
-        (stage / f"f{number}").touch()
+        (staged / f"d{number}").mkdir(exist_ok=True)
+        (staged / f"f{number}").touch()
     return stage
 
 
@@ -153,13 +156,13 @@ def _inner(view: View, staged: _Stage | None, memory_file: _MemoryFile) -> list[
         *(("--unshare-net",) if view.network is Network.NONE else ()),
         *("--ro-bind", "/usr", "/usr"),
         *(word for source, target in _LINKS for word in ("--symlink", source, target)),
-        *("--proc", "/proc", "--dev", "/dev"),
-        *(("--dev-bind", f"{_STAGED}/{TERMINALS}", "/dev/pts") if staged else ()),
+        *("--proc", "/proc"),
+        *(("--dev-bind", _DEVICES, "/dev") if staged else ("--dev", "/dev")),
         *("--perms", "1777", "--size", str(view.shm_bytes), "--tmpfs", "/dev/shm"),  # noqa: S108 - inside
         *(word for file in view.device_files for word in show("--dev-bind", file, file)),
-        *("--remount-ro", "/dev"),
+        *(() if staged else ("--remount-ro", "/dev")),
         *("--perms", "1777", "--size", str(view.tmp_bytes), "--tmpfs", "/tmp"),  # noqa: S108 - inside
-        *show("--ro-bind", view.etc, "/etc"),
+        *("--ro-bind", "/etc" if staged else view.etc, "/etc"),
         *(
             show("--ro-bind", str(_RESOLVER), str(_RESOLVER))
             if view.network is Network.HOST and _RESOLVER.exists()
@@ -188,9 +191,11 @@ def _become(view: View, binds: tuple[tuple[str, str], ...]) -> Becoming:
         cgroup_joins=view.cgroup_joins,
         namespaces=_namespaces(view),
         binds=binds,
-        terminals=f"{view.stage}/{TERMINALS}",
-        stage=view.stage,
-        staged=_STAGED,
+        root=view.stage,
+        devices=f"{view.stage}{_DEVICES}",
+        device_files=tuple(
+            file.removeprefix(f"{_DEVICES}/") for file in view.device_files if file.startswith(f"{_DEVICES}/")
+        ),
         limits=_resource_limits(view),
         uid=view.uid,
     )

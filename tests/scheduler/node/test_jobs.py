@@ -120,6 +120,25 @@ def test_a_file_that_is_not_executable_is_named(node: Node) -> None:
     assert "/etc/passwd" in status.reason
 
 
+def test_a_job_has_the_devices_that_every_program_expects_and_cannot_change_them(node: Node) -> None:
+    status, said = node.sh("cd /dev; ls; cat null; head -c 4 zero | wc -c; head -c 4 urandom | wc -c")
+    names = "core fd full null ptmx pts random shm stderr stdin stdout tty urandom zero"
+    assert (status.exit_code, said.split()) == (0, [*names.split(), "4", "4"])
+    status, said = node.sh("touch /dev/new || rm /dev/null || chmod 600 /dev/zero || echo no")
+    assert said.endswith("no\n")
+
+
+def test_where_no_device_file_can_be_made_a_job_sees_those_of_the_host(machine: Machine) -> None:
+    if os.geteuid() != 0:
+        return  # bubblewrap makes all devices of an ordinary user's jobs
+    node = machine.node()
+    assert node.stop() == 0
+    node.starter = ("/usr/bin/setpriv", "--bounding-set", "-mknod")
+    node.start()
+    status, said = node.sh("head -c 4 /dev/zero | wc -c; grep -c ' /dev/zero ' /proc/self/mountinfo")
+    assert (status.exit_code, said) == (0, "4\n1\n")
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
