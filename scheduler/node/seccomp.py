@@ -18,6 +18,7 @@ _LOAD: Final = 0x20  # BPF_LD | BPF_W | BPF_ABS
 _IF_EQUAL: Final = 0x15  # BPF_JMP | BPF_JEQ | BPF_K
 _IF_AT_LEAST: Final = 0x35  # BPF_JMP | BPF_JGE | BPF_K
 _IF_ANY_BIT: Final = 0x45  # BPF_JMP | BPF_JSET | BPF_K
+_SKIP: Final = 0x05  # BPF_JMP | BPF_JA
 _RETURN: Final = 0x06  # BPF_RET | BPF_K
 
 _ALLOW: Final = 0x7FFF0000
@@ -39,6 +40,7 @@ _RLIMIT_CORE: Final = 4
 _PERSONALITIES: Final = (0x0, 0x8, 0x20000, 0x20008, 0xFFFFFFFF)
 
 _NONE: Final = -1
+_FEW: Final = 4
 
 # name: (x86-64, AArch64); _NONE where the architecture has no such call
 _REFUSED: Final = {
@@ -146,8 +148,7 @@ def job_filter(machine: str | None = None) -> bytes:
     return b"".join(
         (
             *_only_this(architecture),
-            *_refuse_listed(_REFUSED, architecture.column, errno.EPERM),
-            *_refuse_listed(_UNKNOWN, architecture.column, errno.ENOSYS),
+            *_refuse_listed(_listed(architecture.column)),
             *_check_clone(architecture.clone),
             *_check_ioctl(architecture.ioctl),
             *_check_socket(architecture.socket),
@@ -184,9 +185,23 @@ def _only_this(architecture: Architecture) -> list[bytes]:
     ]
 
 
-def _refuse_listed(calls: dict[str, tuple[int, int]], column: int, number: int) -> list[bytes]:
-    listed = sorted(numbers[column] for numbers in calls.values() if numbers[column] != _NONE)
-    return [word for call in listed for word in (_instruction(_IF_EQUAL, call, 0, 1), _refuse(number))]
+def _listed(column: int) -> list[tuple[int, int]]:
+    """What is refused, by number, and with which error."""
+    tables = (_REFUSED, errno.EPERM), (_UNKNOWN, errno.ENOSYS)
+    found = [(numbers[column], error) for calls, error in tables for numbers in calls.values()]
+    return sorted(call for call in found if call[0] != _NONE)
+
+
+def _refuse_listed(listed: list[tuple[int, int]]) -> list[bytes]:
+    # Halved again and again: the kernel runs each filter for every number there is when it is loaded.
+    if len(listed) <= _FEW:
+        return [
+            word for call, error in listed for word in (_instruction(_IF_EQUAL, call, 0, 1), _refuse(error))
+        ]
+    half = len(listed) // 2
+    low, high = _refuse_listed(listed[:half]), _refuse_listed(listed[half:])
+    above = _instruction(_IF_AT_LEAST, listed[half][0], len(low) + 1, 0)
+    return [above, *low, _instruction(_SKIP, len(high)), *high]
 
 
 def _only_when(call: int, body: list[bytes]) -> list[bytes]:
