@@ -69,7 +69,7 @@ def _checkpoints(spec: RunSpec, config: NodeConfig) -> dict[str, str]:
 
 
 def loader_variables(env: dict[str, str]) -> dict[str, str]:
-    """Those that would make a program of ours run the tenant's code; only the job itself may get them."""
+    """Those that would make a program of ours run the tenant's code; only the job itself may be started with them."""
     return {name: value for name, value in env.items() if _LOADER.fullmatch(name)}
 
 

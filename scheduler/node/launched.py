@@ -19,7 +19,7 @@ from scheduler.node.logs import LogSink
 from scheduler.node.nursery import Nursery, abandon, await_child
 from scheduler.node.processes import cpu_ms, kill_pidfd, resident_bytes, signal_first, signal_members
 from scheduler.node.protocol import EndReason
-from scheduler.node.sandbox import View, compose, unconfined
+from scheduler.node.sandbox import View, compose, unconfined, unexecuted
 from scheduler.node.watching import Watch
 
 _STATUS_BYTES: Final = 4096
@@ -187,7 +187,9 @@ class Launched:
                 code = json.loads(line).get("exit-code")
                 if code is not None:
                     return int(code)
-        return _SIGNAL_BASE + signal.SIGKILL if self._killed else None
+        if self._killed:
+            return _SIGNAL_BASE + signal.SIGKILL
+        return unexecuted(self._view.argv, self.log.tail())
 
     def _status_readable(self, status: int) -> None:
         try:

@@ -30,6 +30,7 @@ from scheduler.node.launching import Launcher
 from scheduler.node.meter import DeviceTotals, Meter, start_meter
 from scheduler.node.processes import unkillable
 from scheduler.node.protocol import EndReason, RunSpec, RunState, RunStatus
+from scheduler.node.sandbox import NOT_EXECUTABLE, NOT_FOUND
 from scheduler.node.sensing import share_totals
 from scheduler.node.spool import JournalFailed, Line, Spool, ended_line, started_line, usage_line
 from scheduler.node.turnstile import Turnstile
@@ -39,8 +40,6 @@ if TYPE_CHECKING:
     from scheduler.node.recovery import Leftover
 
 _SIGNAL_BASE: Final = 128
-_NOT_FOUND: Final = 127
-_NOT_EXECUTABLE: Final = 126
 NEVER_MS: Final = 2**62
 _LOOK_S: Final = 0.5
 
@@ -411,8 +410,8 @@ class Run:
 
 
 def _describe(exit_code: int | None, program: str) -> str:
-    if exit_code == _NOT_FOUND:
+    if exit_code == NOT_FOUND:
         return f"Status 127: most likely {program} is not in the sandbox."
-    if exit_code == _NOT_EXECUTABLE:
+    if exit_code == NOT_EXECUTABLE:
         return f"Status 126: most likely {program} is not executable."
     return ""

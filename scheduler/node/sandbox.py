@@ -4,13 +4,14 @@ Nothing of the host is shown but what is listed here: /usr and the environment r
 /dev/shm of bounded size, a minimal /dev with the allocated devices, a fresh /proc, and an /etc of our own.
 
 Launched by root, the job's own uid cannot enter the folders (often mode 0700) where its parts lie. So they are
-first bound to neutral places in a mount namespace of the child's own (`becoming`), then it changes its uid, and
-bubblewrap makes the other namespaces from there.
+first bound to neutral places in a mount namespace of the child's own (`becoming`), which has nothing else of the host,
+then it changes its uid, and bubblewrap makes the other namespaces from there and becomes the job's program.
 
 bubblewrap's arguments travel in memory files, so that neither `ps` nor /proc/1/cmdline inside tells where
 things lie. The launched process ends with the supervisor, bubblewrap's processes end with their parents.
 """
 
+import errno
 import os
 import resource
 from collections.abc import Callable, Iterable, Iterator
@@ -34,6 +35,9 @@ STAGE_PLACES: Final = 64
 SECRETS_MAX: Final = DESCRIPTORS_MAX - 3
 """Each has a descriptor; so have the status, the arguments and the filter."""
 _PIDS_OF_THE_SANDBOX: Final = 8
+
+NOT_FOUND: Final = 127
+NOT_EXECUTABLE: Final = 126
 
 NO_CORE_AT_ALL: Final = 1
 """Bytes of a core dump: too few for a file, and the one limit with which no crash handler of the host is started
@@ -98,7 +102,8 @@ def compose(view: View, status_fd: int) -> Iterator[Launch]:
     try:
         staged = _Stage(view.stage, view.etc) if view.uid is not None else None
         inner = memory_file(_packed(_inner(view, staged, memory_file)))
-        argv = ("/usr/bin/bwrap", "--args", str(inner), "--", *_command(view))
+        command = view.argv if staged is not None else _command(view)
+        argv = ("/usr/bin/bwrap", "--args", str(inner), "--", *command)
         binds = tuple(staged.binds) if staged is not None else ()
         yield Launch(argv, {}, "/", (status_fd, *opened), _become(view, binds))
     finally:
@@ -130,7 +135,7 @@ class _Stage:
 
 
 def make_stage(state_directory: Path) -> Path:
-    """The places that mount namespaces of jobs bind to: empty folders and files, below the state directory."""
+    """The root of jobs' first mount namespaces, below the state directory: links, and empty places to bind to."""
     stage = state_directory / "stage"
     staged = stage / _STAGED.strip("/")
     for folder in (stage, staged, *(stage / name for name in ("usr", "proc", "etc", "dev"))):
@@ -178,12 +183,24 @@ def _inner(view: View, staged: _Stage | None, memory_file: _MemoryFile) -> list[
     if view.checkpoints:
         words += show("--bind", view.checkpoints, CHECKPOINTS)
     words += ["--remount-ro", "/", "--chdir", JOB_HOME]
-    loaders = loader_variables(view.env)
+    # An ordinary user's jobs get these only after the programs of ours that come in between.
+    later = {} if staged else loader_variables(view.env)
     for name, value in view.env.items():
-        if name not in loaders:
+        if name not in later:
             words += ["--setenv", name, value]
     words += ["--seccomp", str(memory_file(job_filter()))]
     return [*words, "--json-status-fd", str(FIRST_DESCRIPTOR)]
+
+
+def unexecuted(argv: tuple[str, ...], said: str) -> int | None:
+    """The shell's status for a program that bubblewrap could not become, from its last words; else None.
+
+    To be asked only where bubblewrap tells no exit code: then nothing of the job's has run, and the words are its own.
+    """
+    blamed, _, reason = said.rpartition(": ")
+    if not blamed or not f"bwrap: execvp {argv[0]}".endswith(blamed):
+        return None
+    return NOT_FOUND if reason == os.strerror(errno.ENOENT) else NOT_EXECUTABLE
 
 
 def _become(view: View, binds: tuple[tuple[str, str], ...]) -> Becoming:
@@ -229,6 +246,7 @@ def _within_hard_limit(kind: int, wanted: int) -> int:
 
 
 def _command(view: View) -> tuple[str, ...]:
+    # `env` says with 126 and 127 what cannot be run, and takes what nothing of ours may load.
     # Without a uid of its own the job shares its user's process count, so that limit is set inside, where the
     # kernel counts per user namespace.
     pids = view.pids + _PIDS_OF_THE_SANDBOX

@@ -120,6 +120,16 @@ def test_a_file_that_is_not_executable_is_named(node: Node) -> None:
     assert "/etc/passwd" in status.reason
 
 
+def test_a_program_is_not_taken_for_missing_because_it_says_so(node: Node) -> None:
+    status, _ = node.sh("echo 'bwrap: execvp /bin/sh: No such file or directory'; exit 1")
+    assert (status.exit_code, status.end_reason) == (1, EndReason.EXITED)
+
+
+def test_variables_of_the_loader_reach_the_job(node: Node) -> None:
+    status, said = node.sh("echo $LD_BIND_NOW $GLIBC_TUNABLES", env={"LD_BIND_NOW": "1", "GLIBC_TUNABLES": "a"})
+    assert (status.exit_code, said) == (0, "1 a\n")
+
+
 def test_a_job_has_the_devices_that_every_program_expects_and_cannot_change_them(node: Node) -> None:
     status, said = node.sh("cd /dev; ls; cat null; head -c 4 zero | wc -c; head -c 4 urandom | wc -c")
     names = "core fd full null ptmx pts random shm stderr stdin stdout tty urandom zero"
