@@ -80,7 +80,7 @@ def v2_settings(caps: Caps) -> dict[str, str]:
 class RunCgroup:
     """The groups of one run: one directory in version 2, one per controller in version 1."""
 
-    def __init__(self, run_id: str, directories: dict[str, Path], version: int) -> None:
+    def __init__(self, run_id: str, directories: dict[str, str], version: int) -> None:
         self.run_id = run_id
         self._directories = directories
         self._join_file = _JOIN_FILES[version]
@@ -131,7 +131,7 @@ class RunCgroup:
         gone = True
         for path in set(self._directories.values()):
             try:
-                path.rmdir()
+                os.rmdir(path)  # noqa: PTH106 - making Paths would be a third of the work of making a run's groups
             except FileNotFoundError:
                 continue
             except OSError:
@@ -166,13 +166,14 @@ class CgroupTree:
         """The groups of a run with its limits set; None where there are none. Raises OSError."""
         if not self._bases:
             return None
-        group = RunCgroup(run_id, {name: base / run_id for name, base in self._bases.items()}, self._version)
+        directories = {controller: f"{base}/{run_id}" for controller, base in self._bases.items()}
+        group = RunCgroup(run_id, directories, self._version)
+        settings = v1_settings(caps) if self._version == 1 else dict.fromkeys(directories, v2_settings(caps))
         try:
-            for controller, base in self._bases.items():
-                directory = base / run_id
-                directory.mkdir(exist_ok=True)
-                settings = v1_settings(caps)[controller] if self._version == 1 else v2_settings(caps)
-                for name, value in settings.items():
+            for controller, directory in directories.items():
+                with suppress(FileExistsError):
+                    os.mkdir(directory)  # noqa: PTH102 - as `remove`
+                for name, value in settings[controller].items():
                     try:
                         _write(directory, name, value)
                     except FileNotFoundError:
@@ -193,7 +194,7 @@ class CgroupTree:
             if entry.is_dir()
         }
         for name in sorted(names):
-            directories = {controller: base / name for controller, base in self._bases.items()}
+            directories = {controller: f"{base}/{name}" for controller, base in self._bases.items()}
             yield RunCgroup(name, directories, self._version)
 
     def close(self) -> None:
@@ -237,7 +238,7 @@ def _make(directories: Iterable[Path]) -> bool:
     return True
 
 
-def _write(directory: Path, name: str, value: str) -> None:
+def _write(directory: str, name: str, value: str) -> None:
     # Plain system calls here and below: each run has a dozen, and Python's files would ask each what it is.
     file = os.open(f"{directory}/{name}", os.O_WRONLY | os.O_CLOEXEC)
     try:
@@ -246,7 +247,7 @@ def _write(directory: Path, name: str, value: str) -> None:
         os.close(file)
 
 
-def _read(directory: Path, name: str) -> bytes:
+def _read(directory: str, name: str) -> bytes:
     file = os.open(f"{directory}/{name}", os.O_RDONLY | os.O_CLOEXEC)
     try:
         return os.read(file, _FILE_BYTES)
@@ -254,13 +255,13 @@ def _read(directory: Path, name: str) -> bytes:
         os.close(file)
 
 
-def _members(directory: Path) -> list[int]:
+def _members(directory: str) -> list[int]:
     try:
-        return [int(pid) for pid in (directory / "cgroup.procs").read_text(encoding="ascii").split()]
+        return [int(pid) for pid in Path(directory, "cgroup.procs").read_text(encoding="ascii").split()]
     except OSError:
         return []
 
 
-def _counter(directory: Path, file: str, name: str) -> int:
+def _counter(directory: str, file: str, name: str) -> int:
     lines = (line.split() for line in _read(directory, file).splitlines())
     return int({line[0]: line[1] for line in lines}[name.encode()])

@@ -33,7 +33,8 @@ def encode(value: object) -> Any:  # noqa: ANN401 - JSON has no narrower type
     if kind in _PLAIN:
         return value
     if names := _field_names(typing.cast("typing.Hashable", kind)):
-        return {name: encode(getattr(value, name)) for name in names}
+        fields = ((name, getattr(value, name)) for name in names)
+        return {name: part if type(part) in _PLAIN else encode(part) for name, part in fields}
     if isinstance(value, tuple | list):
         return [encode(item) for item in value]
     if isinstance(value, dict):

@@ -43,6 +43,7 @@ class DeadMansTimer:
         self._libc = ctypes.CDLL(None, use_errno=True)
         self._timer = ctypes.c_void_p()
         event = _SignalEvent(None, signal.SIGKILL, _SIGEV_SIGNAL)
+        self._at_ms = 0
         made = self._libc.timer_create(time.CLOCK_BOOTTIME, ctypes.byref(event), ctypes.byref(self._timer))
         if made != 0:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
@@ -50,6 +51,9 @@ class DeadMansTimer:
     def set(self, boot_ms: int | None) -> None:
         """Kill at this boot time; None disarms."""
         at_ms = 0 if boot_ms is None else max(boot_ms, 1)
+        if at_ms == self._at_ms:
+            return
         spec = _TimerSpec(_Timespec(0, 0), _Timespec(at_ms // 1000, at_ms % 1000 * 1_000_000))
         if self._libc.timer_settime(self._timer, _TIMER_ABSTIME, ctypes.byref(spec), None) != 0:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        self._at_ms = at_ms

@@ -94,6 +94,8 @@ class Run:
         if self._launched is None:
             return self._status
         log = self._launched.log
+        if (log.bytes, log.truncated) == (self._status.log_bytes, self._status.log_truncated):
+            return self._status
         return replace(self._status, log_bytes=log.bytes, log_truncated=log.truncated)
 
     @property

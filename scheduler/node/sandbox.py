@@ -92,8 +92,9 @@ def compose(view: View, status_fd: int) -> Iterator[Launch]:
     def memory_file(data: bytes) -> int:
         handle = os.memfd_create("hub", os.MFD_CLOEXEC)
         opened.append(handle)
-        with os.fdopen(os.dup(handle), "wb") as file:
-            file.write(data)
+        rest = memoryview(data)
+        while rest:
+            rest = rest[os.write(handle, rest) :]
         os.lseek(handle, 0, os.SEEK_SET)
         return FIRST_DESCRIPTOR + len(opened)
 
@@ -258,6 +259,7 @@ def _command(view: View) -> tuple[str, ...]:
 def _packed(words: Iterable[str]) -> bytes:
     # The one place through which everything passes that could smuggle an argument of bubblewrap's.
     words = list(words)
-    if any("\0" in word for word in words):
+    packed = "".join(f"{word}\0" for word in words)
+    if packed.count("\0") != len(words):
         raise StartFailed(why="A name, variable or path of the run contains a NUL.")
-    return b"".join(os.fsencode(word) + b"\0" for word in words)
+    return os.fsencode(packed)

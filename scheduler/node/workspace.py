@@ -10,6 +10,7 @@ import os
 import stat
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 from typing import Final
@@ -30,6 +31,7 @@ Entry = tuple[int, str, os.stat_result]
 """A descriptor of its folder, its name, and what it is."""
 
 
+@lru_cache(maxsize=256)
 def relative_parts(root: Path, path: str, field: str) -> tuple[str, ...]:
     """The components of `path` below `root`. Raises InvalidRun when it is not (textually) below it."""
     try:
@@ -47,11 +49,8 @@ def open_directory(root: Path, parts: tuple[str, ...], field: str, *, create: bo
     here = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         for part in parts:
-            if create:
-                with suppress(FileExistsError):
-                    os.mkdir(part, 0o711, dir_fd=here)
             try:
-                below = os.open(part, _DIRECTORY, dir_fd=here)
+                below = _enter(part, here, create=create)
             except (NotADirectoryError, FileNotFoundError) as error:
                 problem = f"{'/'.join(parts)} below {root}: {part} is not a directory"
                 raise InvalidRun(field=field, problem=problem) from error
@@ -60,6 +59,17 @@ def open_directory(root: Path, parts: tuple[str, ...], field: str, *, create: bo
         yield here
     finally:
         os.close(here)
+
+
+def _enter(part: str, here: int, *, create: bool) -> int:
+    try:
+        return os.open(part, _DIRECTORY, dir_fd=here)
+    except FileNotFoundError:
+        if not create:
+            raise
+    with suppress(FileExistsError):
+        os.mkdir(part, 0o711, dir_fd=here)
+    return os.open(part, _DIRECTORY, dir_fd=here)
 
 
 def give_to(directory: int, uid: int) -> None:
