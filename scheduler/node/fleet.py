@@ -66,6 +66,7 @@ class Fleet:
         self._runs: dict[str, Run] = {}
         self._seq = 0
         self._number = 0
+        self._turn = 0
         self._began_ms = boottime_ms()
         self._waiting: set[asyncio.Event] = set()
         self._timer: asyncio.TimerHandle | None = None
@@ -157,7 +158,8 @@ class Fleet:
 
     def _report(self, refused: tuple[Any, ...]) -> Report:
         memory = self._spool.memory
-        usage = portion(memory.usage.values())
+        usage = portion(memory.usage.values(), self._turn)
+        self._turn += 1
         return Report(
             node=self._config.node,
             host_id=self._config.host_id,
