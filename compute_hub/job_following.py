@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Final
 
 from fastapi.concurrency import run_in_threadpool
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as NoConnectionFree
 
 from compute_hub.job_files import log_piece
 from kernel.errors import Conflict, HubError
@@ -81,7 +83,7 @@ async def follow_log(
 ) -> AsyncIterator[bytes]:
     """Events `log`, `state` and, last, `end`, each with a JSON object as data.
 
-    Without `end` they stop when the job may no longer be looked at; whoever comes again hears why.
+    Without `end` they stop when the job may or can no longer be looked at; whoever comes again hears why.
 
     Args:
         look: reads how the job stands, or refuses it.
@@ -97,7 +99,7 @@ async def follow_log(
     while True:
         try:
             stands = await run_in_threadpool(look)
-        except HubError:
+        except (HubError, DBAPIError, NoConnectionFree):
             return
         if stands != shown:
             shown, quiet = stands, 0

@@ -21,7 +21,11 @@ ENDED: Final = frozenset({"succeeded", "failed", "cancelled"})
 _TRIES: Final = 4
 _PAGE: Final = 200
 _PAUSES_S: Final = (0.2, 0.5, 1.0, 2.0, 4.0)
-"""Before a followed log is asked for again: a hub that is started anew needs a few seconds."""
+"""Before a followed log is asked for again: a hub that is started anew needs a few seconds …"""
+_PAUSES_BUSY_S: Final = (*_PAUSES_S, *12 * (4.0,))
+"""… or a minute, with its database on a busy machine; so long one that was there is waited for."""
+_AWAY: Final = 503
+"""What the hub answers while its database is away."""
 
 
 class Refused(HubError):
@@ -40,6 +44,12 @@ class Unreachable(HubError):
     """There is no hub at the address."""
 
     sentence = "No hub answers at {url} ({reason}). Start one with `hub up`, or set HUB_URL."
+
+
+class Away(Unreachable):
+    """There is a hub, but not its database: whether what was asked for was done cannot be said."""
+
+    sentence = "The hub at {url} cannot answer now: {reason}"
 
 
 class HubClient:
@@ -105,7 +115,8 @@ class HubClient:
     def follow(self, job_id: str, rank: int = 0, attempt: int | None = None) -> Iterator[tuple[str, Any]]:
         """A job's log as it grows: events (`log`, `state`, last `end`) with their data, until the job has ended.
 
-        A broken connection goes on after the last event that arrived.
+        A broken connection goes on after the last event that arrived, also when the hub or its database is started
+        anew meanwhile.
 
         Raises:
             Refused, Unreachable.
@@ -127,11 +138,12 @@ class HubClient:
                         if kind == "end":
                             return
                 reason = "the stream ended early"
-            except httpx.TransportError as error:
+            except (httpx.TransportError, Away) as error:
                 reason = str(error) or type(error).__name__
-            if failed == len(_PAUSES_S):
+            pauses_s = _PAUSES_BUSY_S if place else _PAUSES_S
+            if failed == len(pauses_s):
                 raise Unreachable(url=self._url, reason=reason)
-            self._never.wait(_PAUSES_S[failed])
+            self._never.wait(pauses_s[failed])
             failed += 1
 
     def download(
@@ -200,6 +212,8 @@ class HubClient:
             problem = answer.json()
         except ValueError:
             problem = {"detail": f"{answer.status_code} {answer.reason_phrase}: {answer.text[:200]}"}
+        if answer.status_code == _AWAY:
+            raise Away(url=self._url, reason=problem.get("detail", problem))
         raise Refused(detail=problem.get("detail", problem), problem=problem)
 
 

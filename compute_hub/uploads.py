@@ -16,6 +16,7 @@ from typing import Final
 
 from kernel.clock import unix_ms
 from kernel.errors import Conflict, Invalid, NotFound
+from kernel.files import sync_directory
 
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 _SUFFIX: Final = ".tar.gz"
@@ -58,6 +59,12 @@ class TooManyUploads(Conflict):
     )
 
 
+class UploadBrokenOff(Conflict):
+    """An upload of which nothing came for so long that what had come was removed."""
+
+    sentence = "body: nothing came for more than an hour, so what had come was removed. Send it again."
+
+
 class Incoming:
     """An archive on its way in: written as it comes, kept under its digest when it is whole and on disk, or not at all.
 
@@ -72,7 +79,9 @@ class Incoming:
 
     def __init__(self, folder: Path, tenant: str, *, bytes_max: int, kept_bytes_max: int) -> None:
         self._home = folder / tenant
-        self._home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if not self._home.is_dir():
+            self._home.mkdir(parents=True, exist_ok=True, mode=0o700)
+            sync_directory(folder)
         self._bytes_max, self._kept_bytes_max = bytes_max, kept_bytes_max
         self._digest, self._begin = hashlib.sha256(), b""
         self.size = 0
@@ -96,7 +105,7 @@ class Incoming:
             at: now.
 
         Raises:
-            UploadTooLarge, UploadIsNotAnArchive, TooManyUploads.
+            UploadTooLarge, UploadIsNotAnArchive, TooManyUploads, UploadBrokenOff.
         """
         if self.size > self._bytes_max:
             raise UploadTooLarge(bytes_max=self._bytes_max)
@@ -105,7 +114,11 @@ class Incoming:
         if self._file.tell() < self.size or not self._make_room(needed, at):
             raise TooManyUploads(most=self._kept_bytes_max)
         os.fsync(self._file.fileno())
-        self._path.replace(self._home / f"{self._digest.hexdigest()}{_SUFFIX}")
+        try:
+            self._path.replace(self._home / f"{self._digest.hexdigest()}{_SUFFIX}")
+        except FileNotFoundError as error:
+            raise UploadBrokenOff from error
+        sync_directory(self._home)
         return self._digest.hexdigest()
 
     def _make_room(self, needed: Callable[[], Collection[str]], at: datetime) -> bool:
@@ -125,6 +138,23 @@ class Incoming:
         """Give the file back; what was not kept is gone."""
         self._file.close()
         self._path.unlink(missing_ok=True)
+
+
+def remove_broken_off(folder: Path, at: datetime) -> int:
+    """Remove what is left of uploads of which nothing has come for an hour, as their API process was killed; how many.
+
+    Args:
+        folder: of all uploads.
+        at: now.
+    """
+    removed = 0
+    old_ms = unix_ms(at) - _NEW_MS
+    for path in folder.glob(f"*/{_INCOMING}*"):
+        with suppress(FileNotFoundError):
+            if path.stat(follow_symlinks=False).st_mtime_ns // 1_000_000 < old_ms:
+                path.unlink()
+                removed += 1
+    return removed
 
 
 def _held_bytes(home: Path) -> int:

@@ -5,6 +5,7 @@ import tempfile
 from pathlib import Path
 
 from kernel.errors import Invalid
+from kernel.files import sync_directory
 from scheduler.secrets import Vault, new_vault_key
 
 
@@ -47,6 +48,7 @@ def _make(file: Path) -> None:
             made.flush()
             os.fsync(made.fileno())
         file.hardlink_to(name)
+        sync_directory(file.parent)  # what it seals is lost without it
     except FileExistsError:
         pass
     finally:

@@ -70,20 +70,24 @@ def up(
         typer.Option(help="Also run Prometheus, and Alertmanager and Grafana where they are installed."),
     ] = False,
 ) -> None:
-    """Run the whole hub on this machine until Ctrl-C, with an API key for every role."""
+    """Run the whole hub on this machine until Ctrl-C, with an API key for every role.
+
+    Jobs have their grace then; Ctrl-C again cuts it short.
+    """
     from compute_hub.stack.up import LocalStack
 
     chosen = settings()
     console = Console()
+    stack = LocalStack(
+        chosen,
+        {},
+        lambda sentence: console.print(sentence, highlight=False),
+        monitored=with_monitoring,
+    )
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupt)
+        signal.signal(number, lambda *_: _interrupt(stack))
     try:
-        with LocalStack(
-            chosen,
-            {},
-            lambda sentence: console.print(sentence, highlight=False),
-            monitored=with_monitoring,
-        ) as stack:
+        with stack:
             _introduce(console, chosen, stack)
             never = threading.Event()
             while not never.wait(1):
@@ -93,10 +97,10 @@ def up(
         console.print("Everything is stopped.")
 
 
-def _interrupt(*_: object) -> None:
-    """Leave what is being done, once; stopping itself is not interrupted."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+def _interrupt(stack: "LocalStack") -> None:
+    """Leave what is being done, once; stopping itself is not interrupted, only its patience with jobs ends."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, lambda *_: stack.hurry())
     raise KeyboardInterrupt
 
 

@@ -59,7 +59,10 @@ class NodeAlreadyRuns(Conflict):
 
 
 def run_node(settings: Settings, name: str, *, head: bool) -> None:
-    """Run the machine until SIGTERM or SIGINT; a raylet that ends is started again, a supervisor that ends, too."""
+    """Run the machine until SIGTERM or SIGINT; a raylet that ends is started again, a supervisor that ends, too.
+
+    While it stops, a further SIGINT cuts the graces of its jobs short.
+    """
     configure_logs(f"node {name}")
     node = _node_named(settings, name)
     folder = settings.node_directory(name)
@@ -91,6 +94,7 @@ def run_node(settings: Settings, name: str, *, head: bool) -> None:
             _log.error("raylet_ended", reason=str(ended))
             _end_ray(socket_path)
             ray = start_ray(settings, name, head=head, environment=variables, log=folder / "ray.log")
+    signal.signal(signal.SIGINT, lambda *_: supervisor.signal(signal.SIGINT))
     stop_node(supervisor, ray)
     socket_path.unlink(missing_ok=True)  # of one that was killed
     relay.close()

@@ -1,5 +1,7 @@
 """`hub keeper`: removes what jobs left when its time is over, and the oldest before it when the store's disk is full.
 
+It also removes what is left of uploads that were broken off.
+
 A process of its own, because it alone needs the right to remove what jobs of any user own, and because nobody must wait
 for it: it renews no lease. Several may run.
 """
@@ -17,6 +19,7 @@ from compute_hub.settings import Settings
 from compute_hub.stack.database import application_url
 from compute_hub.telemetry.instruments import KEEP_FAILURES, KEEP_LAST, KEEP_SECONDS, KEPT_REMOVED
 from compute_hub.telemetry.serving import serve_metrics
+from compute_hub.uploads import remove_broken_off
 from kernel.clock import boottime_ms, unix_ms, utc_now
 from kernel.database import open_engine
 from kernel.logs import configure_logs
@@ -62,6 +65,8 @@ def keep_once(engine: Engine, settings: Settings, stopping: threading.Event) -> 
     terms = Terms(
         settings.files_kept_ms, settings.logs_kept_ms, settings.least_kept_ms, settings.store_full_percent
     )
+    if broken_off := remove_broken_off(settings.uploads, utc_now()):
+        _log.info("removed_broken_off_uploads", uploads=broken_off)
     more = removed = before_time = 0
     for swept in sweep(engine, settings.workspaces, terms, utc_now()):
         more, removed, before_time = swept.more, swept.removed, swept.before_time

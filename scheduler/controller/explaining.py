@@ -16,10 +16,15 @@ from scheduler.tables import JobRow
 _WAITS: Final = (JobRow.state == "queued") & JobRow.stop_reason.is_(None) & ~JobRow.held
 
 _WRITE: Final = b"""
-UPDATE jobs SET reason = u.sentence FROM unnest(%s::uuid[], %s::text[]) AS u(job_id, sentence)
-WHERE jobs.id = u.job_id AND jobs.state = 'queued' AND jobs.stop_reason IS NULL AND NOT jobs.held
+WITH free AS MATERIALIZED (
+    SELECT jobs.id, u.sentence
+      FROM unnest(%s::uuid[], %s::text[]) AS u(job_id, sentence) JOIN jobs ON jobs.id = u.job_id
+     WHERE jobs.state = 'queued' AND jobs.stop_reason IS NULL AND NOT jobs.held
+     ORDER BY jobs.id FOR NO KEY UPDATE OF jobs SKIP LOCKED)
+UPDATE jobs SET reason = free.sentence FROM free WHERE jobs.id = free.id
 """
-"""Only where it still waits: somebody may have held it since it was read, and its reason is another then."""
+"""Only where it still waits: somebody may have held it since it was read, and its reason is another then. What
+somebody is changing just now is left to the next time: the leader waits for nobody here, so no circle can form."""
 
 
 def explain_waiting(session: Session, live: LiveState, now_ms: int) -> None:

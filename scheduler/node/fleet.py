@@ -5,7 +5,7 @@ in the journal; what is reported as ended or used is on disk.
 """
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -66,6 +66,7 @@ class Fleet:
         self._runs: dict[str, Run] = {}
         self._seq = 0
         self._number = 0
+        self._turn = 0
         self._began_ms = boottime_ms()
         self._waiting: set[asyncio.Event] = set()
         self._timer: asyncio.TimerHandle | None = None
@@ -139,25 +140,34 @@ class Fleet:
                 self._waiting.discard(event)
         return Change(self._seq, self._hello.instance)
 
-    async def stop_all(self) -> None:
-        """Stop every run in order and wait until all are gone."""
+    async def stop_all(self, hurry: asyncio.Event) -> None:
+        """Stop every run in order and wait until all are gone; what is left of their graces ends when told to hurry."""
         self._closing = True
         runs = list(self._runs.values())
         for run in runs:
             run.stop(EndReason.STOPPED, "The node's supervisor was stopped.", run.spec.grace_ms)
         self._arm()
+        hurrying = asyncio.get_running_loop().create_task(self._cut_short(runs, hurry))
         for run in runs:
             with suppress(
                 DeviceHeld
             ):  # nobody can end it; it is left behind rather than waited for without end
                 await run.leaves()
+        hurrying.cancel()
         self._fitness.close()
         if self._timer is not None:
             self._timer.cancel()
 
+    async def _cut_short(self, runs: Iterable[Run], hurry: asyncio.Event) -> None:
+        await hurry.wait()
+        for run in runs:
+            run.cut_short(boottime_ms() + self._config.limits.lease_grace_ms)
+        self._arm()
+
     def _report(self, refused: tuple[Any, ...]) -> Report:
         memory = self._spool.memory
-        usage = portion(memory.usage.values())
+        usage = portion(memory.usage.values(), self._turn)
+        self._turn += 1
         return Report(
             node=self._config.node,
             host_id=self._config.host_id,

@@ -134,6 +134,7 @@ class Launcher:
     def _view(self, spec: RunSpec, uid: int | None, enter_pid: int | None, joins: tuple[str, ...]) -> View:
         limits = self._config.limits
         software = self._config.environments.get(spec.environment, Environment())
+        _check_present(spec.environment, software)
         return View(
             argv=spec.argv,
             env=job_environment(spec, self._config, software),
@@ -166,9 +167,7 @@ class Launcher:
             return os.dup(directory)
 
     async def _unpack(self, archive: Bundle, directory: int, uid: int | None) -> None:
-        parts = relative_parts(self._root, archive.path, "bundle.path")
-        with open_directory(self._root, parts[:-1], "bundle.path") as folder:
-            source = os.open(parts[-1], os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+        source = self._open_archive(archive)
         limits = self._config.limits
         bounds = (limits.bundle_bytes, limits.bundle_entries, -1 if uid is None else uid, os.getpid())
         target = os.dup(directory)
@@ -195,6 +194,15 @@ class Launcher:
             if status == -signal.SIGKILL or is_nodes_own(OSError(status - bundle.FAILED_BY, why)):
                 raise NodeFailed(why=f"The working directory could not be unpacked: {why}.")
             raise StartFailed(why=f"The working directory was refused: {why}.")
+
+    def _open_archive(self, archive: Bundle) -> int:
+        parts = relative_parts(self._root, archive.path, "bundle.path")
+        try:
+            with open_directory(self._root, parts[:-1], "bundle.path") as folder:
+                return os.open(parts[-1], os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+        except (InvalidRun, FileNotFoundError) as error:  # it was there when the job was taken
+            why = f"The upload {archive.sha256} is not in the store as this node sees it."
+            raise NodeFailed(why=why) from error
 
     def _open_log(self, spec: RunSpec, log_full: Callable[[OSError], None]) -> LogSink:
         parts = relative_parts(self._root, spec.log, "log")
@@ -229,6 +237,13 @@ class Launcher:
 def _directories(spec: RunSpec) -> tuple[str, ...]:
     """The fields that name what the job may write; its working directory first."""
     return ("workspace", "checkpoints") if spec.checkpoints else ("workspace",)
+
+
+def _check_present(name: str, software: Environment) -> None:
+    """What the operator offers must be there; where it is not, no job can help it. Raises NodeFailed."""
+    for mount in software.mounts:
+        if not Path(mount.source).exists():
+            raise NodeFailed(why=f"Environment {name} is not whole on this node: {mount.source} is not there.")
 
 
 async def _await_end(process: subprocess.Popen[bytes]) -> None:

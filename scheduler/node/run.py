@@ -180,12 +180,16 @@ class Run:
         if now_ms < self.lease_until_ms:
             return self.lease_until_ms
         lease_grace_ms = self._around.config.limits.lease_grace_ms
-        if self.stopping and self._killed_at_ms is None:
-            self._kill_at_ms = min(self._kill_at_ms, self.lease_until_ms + lease_grace_ms)
+        self.cut_short(self.lease_until_ms + lease_grace_ms)
         self.stop(
             EndReason.LEASE_LOST, "Its lease was not renewed in time.", min(self.spec.grace_ms, lease_grace_ms)
         )
         return NEVER_MS
+
+    def cut_short(self, until_ms: int) -> None:
+        """Let the grace of a run that is on its way out end then, if it would not end sooner."""
+        if self.stopping and self._killed_at_ms is None:
+            self._kill_at_ms = min(self._kill_at_ms, until_ms)
 
     def read_meter(self, now_ms: int) -> Meter | None:
         """Take a reading of time and CPU."""

@@ -26,6 +26,7 @@ from typing import Any, Final
 
 import structlog
 
+from kernel.files import sync_directory
 from scheduler.node.codec import MalformedMessage, decode, encode
 from scheduler.node.meter import Meter
 from scheduler.node.protocol import RunStatus, UsageRecord
@@ -346,7 +347,7 @@ class Spool:
             raise
         os.close(self._file)
         self._file, self._size, self._compacted_size = file, len(data), len(data)
-        _sync_directory(self._path.parent)
+        sync_directory(self._path.parent)
 
     def _shrink(self) -> None:
         """Compact; the lines are on disk either way, and whoever wrote them must not hear that they are not."""
@@ -439,11 +440,3 @@ def _write_all(file: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(file, view) :]
-
-
-def _sync_directory(path: Path) -> None:
-    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)

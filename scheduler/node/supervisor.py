@@ -2,7 +2,8 @@
 
 One thread, one event loop: it starts what the controller desires, stops what it does not, meters, enforces
 limits and leases, and reports. Its jobs die with it; what it knew does not (`spool`). It is started outside
-Ray's process tree, so that no restart of Ray or of the agent touches a job. SIGTERM stops all jobs in order.
+Ray's process tree, so that no restart of Ray or of the agent touches a job. SIGTERM stops all jobs in order; SIGINT
+does, too, and once they are being stopped it cuts their graces short: who sends it does not want to wait.
 """
 
 import argparse
@@ -44,7 +45,7 @@ _REMOVE_PAUSE_S: Final = 0.02
 
 async def supervise(config: NodeConfig) -> None:
     """Serve until SIGTERM or SIGINT. Raises StateDirectoryInUse, NvmlMissing, OSError."""
-    stop = _stop_signal()
+    stop, hurry = _stop_signals()
     inventory = open_inventory(config)
     config = replace(config, devices=inventory.devices())
     _outlast_jobs()
@@ -72,7 +73,7 @@ async def supervise(config: NodeConfig) -> None:
     collect_seldom()
     await server.open()
     await stop.wait()
-    await fleet.stop_all()  # still heard and answered, so that everybody has his grace
+    await fleet.stop_all(hurry)  # still heard and answered, so that everybody has his grace
     await server.close()
     await _clear(cgroups)
     nursery.close()
@@ -84,12 +85,20 @@ async def supervise(config: NodeConfig) -> None:
     os.close(lock)
 
 
-def _stop_signal() -> asyncio.Event:
-    stop = asyncio.Event()
+def _stop_signals() -> tuple[asyncio.Event, asyncio.Event]:
+    """What is set when we are to stop, and when we are to hurry.
+
+    Not by a second SIGTERM: that comes without anybody's haste when the process that started us ends, too.
+    """
+    stop, hurry = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    return stop
+
+    def interrupted() -> None:
+        (hurry if stop.is_set() else stop).set()
+
+    loop.add_signal_handler(signal.SIGTERM, stop.set)
+    loop.add_signal_handler(signal.SIGINT, interrupted)
+    return stop, hurry
 
 
 def _outlast_jobs() -> None:

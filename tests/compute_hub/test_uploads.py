@@ -7,7 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from compute_hub.uploads import Incoming, TooManyUploads, UploadNotFound, find_upload
+from compute_hub.uploads import (
+    Incoming,
+    TooManyUploads,
+    UploadBrokenOff,
+    UploadNotFound,
+    find_upload,
+    remove_broken_off,
+)
 from kernel.clock import utc_now
 
 PIECE = 100_000
@@ -75,3 +82,19 @@ def test_what_a_killed_process_left_makes_room(tmp_path: Path) -> None:
     assert stored(tmp_path) == {".incoming-x"}
     digest = kept(tmp_path, b"1", set())
     assert stored(tmp_path) == {digest}
+
+
+def test_what_is_broken_off_goes_after_an_hour_and_who_goes_on_then_hears_of_it(tmp_path: Path) -> None:
+    whole = kept(tmp_path, b"1", set())
+    incoming = Incoming(tmp_path, "t", bytes_max=PIECE, kept_bytes_max=3 * PIECE)
+    incoming.write(b"\x1f\x8b")
+    assert remove_broken_off(tmp_path, AT + timedelta(minutes=50)) == 0
+    assert len(stored(tmp_path)) == 2
+    assert remove_broken_off(tmp_path, AT + timedelta(hours=2)) == 1
+    assert stored(tmp_path) == {whole}
+    incoming.write(b"more")
+    with pytest.raises(UploadBrokenOff, match="Send it again"):
+        incoming.keep(set, AT)
+    incoming.close()
+    assert stored(tmp_path) == {whole}
+    assert remove_broken_off(tmp_path / "nobody", AT) == 0

@@ -4,6 +4,7 @@ import asyncio
 import os
 import threading
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from uuid import UUID
 
 import pytest
 
+from compute_hub.cli.waiting import wait_for_end
 from compute_hub.identity.keys import find_key, revoke_key
 from compute_hub.job_files import open_download
 from compute_hub.job_following import Followers, TooManyFollowers
@@ -18,6 +20,7 @@ from compute_hub.sdk import HubClient, Refused
 from compute_hub.workers.keeper import keep_once
 from kernel.clock import utc_now
 from kernel.database import transaction
+from kernel.postgres import PrivatePostgres
 from scheduler.tables import JobRow
 from tests.compute_hub.api.house import Asker, House, job
 
@@ -96,6 +99,51 @@ def test_a_broken_connection_goes_on_after_the_last_event(house: House) -> None:
     assert '"text": "two"' in rest
     for broken in ("x", "1", "1.-1", "1.2.3"):
         firm.refused(422, "malformed_request", "GET", path, headers={"Last-Event-ID": broken})
+
+
+def test_who_follows_or_waits_goes_on_when_the_database_has_been_away(
+    house: House, postgres: PrivatePostgres
+) -> None:
+    firm = house.enterprise("1000.00")
+    job_id = firm.post("/v1/jobs", job())["id"]
+    _change(house, job_id, state="running", attempt=1)
+    folder, name = _folder(house, firm, job_id), str(house.engine.url.database)
+    _say(folder, b"before ")
+    asked = threading.Barrier(3)
+
+    def take_away() -> None:
+        with postgres.superuser() as root:
+            root.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false'.encode())
+            root.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [name])
+            for _ in range(3):
+                firm.refused(503, "database_unreachable", "GET", f"/v1/jobs/{job_id}")
+            threading.Event().wait(1)
+            root.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true'.encode())
+        _say(folder, b"and after")
+        _change(house, job_id, state="succeeded", ended_at=utc_now())
+
+    def wait() -> Any:  # noqa: ANN401 - JSON
+        with HubClient(house.server.url, firm.key) as hub:
+            asked.wait()
+            return wait_for_end(hub, job_id)
+
+    def follow() -> str:
+        with HubClient(house.server.url, firm.key) as hub:
+            texts = [""]
+            for kind, data in hub.follow(job_id):
+                if kind == "log":
+                    texts.append(data["text"])
+                if texts == ["", "before "]:
+                    asked.wait()
+                    texts.append("")
+            return "".join(texts)
+
+    with ThreadPoolExecutor(2) as threads:
+        waiting, following = threads.submit(wait), threads.submit(follow)
+        asked.wait()
+        take_away()
+        assert waiting.result()["state"] == "succeeded"
+        assert following.result() == "before and after"
 
 
 def test_followers_are_bounded(house: House) -> None:

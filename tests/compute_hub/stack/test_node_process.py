@@ -1,6 +1,7 @@
 """What a node's supervisor is told of the hub's settings."""
 
 import os
+import signal
 import sys
 import threading
 from pathlib import Path
@@ -11,6 +12,7 @@ from compute_hub.api.job_submission import GRACE_S_MAX, SLOTS_MILLI_MIN
 from compute_hub.settings import Devices, Node, Settings, inherited_environment
 from compute_hub.stack.children import Child
 from compute_hub.stack.node_process import LONGEST_STOP_MS, NodeAlreadyRuns, claim_node, node_config, stop_node
+from compute_hub.stack.up import LocalStack
 from tests.scheduler.node.harness import DEADLINE_MS, a_machine, await_line
 
 
@@ -28,6 +30,24 @@ def test_a_node_takes_every_run_its_cards_can_be_divided_into(tmp_path: Path) ->
     config = node_config(settings, Node(name="n", devices=(cards,)), tmp_path, tmp_path / "s")
     assert config["limits"]["runs"] * SLOTS_MILLI_MIN >= 16 * 1000
     assert config["cgroup_parent"] == "/hub"
+
+
+@pytest.mark.slow
+def test_who_cannot_wait_while_a_hub_stops_has_its_nodes_hurry(tmp_path: Path) -> None:
+    stack = LocalStack(Settings(state_directory=tmp_path), {}, print)
+    wait = "trap 'echo told' TERM; trap 'exit 7' INT; echo ready; while :; do sleep 0.05; done"
+    node, api = (
+        Child(name, ["sh", "-c", wait], log=tmp_path / name, environment=inherited_environment())
+        for name in ("node-n", "api")
+    )
+    stack._children += [node, api]  # noqa: SLF001 - starting the whole hub takes a minute
+    while "ready" not in node.tail() or "ready" not in api.tail():
+        node.wait(0.05)
+    stack.hurry()
+    node.process.wait()
+    assert (node.process.poll(), api.process.poll()) == (7, None)
+    api.signal(signal.SIGINT)
+    stack.stop()
 
 
 @pytest.mark.slow

@@ -36,6 +36,7 @@ class Node:
     lease_ms: int = 60_000
     desired: dict[str, RunSpec] = field(default_factory=dict)
     usage: dict[str, UsageRecord] = field(default_factory=dict)
+    wrapper: tuple[str, ...] = ()
 
     @property
     def socket(self) -> Path:
@@ -51,7 +52,7 @@ class Node:
         self.socket.unlink(missing_ok=True)
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "scheduler.node.supervisor", "--config", str(path)],
+                [*self.wrapper, sys.executable, "-m", "scheduler.node.supervisor", "--config", str(path)],
                 cwd=REPOSITORY,
                 env={"PYTHONPATH": str(REPOSITORY), "PATH": "/usr/bin:/bin"},
                 stdin=subprocess.DEVNULL,

@@ -10,11 +10,13 @@ import subprocess
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 
+from kernel.ids import new_id
 from scheduler.node.client import SupervisorClient
 from scheduler.node.errors import InvalidRun, NodeFailed, StartFailed
 from scheduler.node.fitness import is_nodes_own
@@ -128,6 +130,31 @@ def test_a_helper_that_does_not_answer_costs_no_job_anything(node: Node) -> None
         )
         line.until("works", spec)
     assert node.sh("echo ran")[1] == "ran\n"
+
+
+@pytest.mark.slow
+def test_an_environment_or_an_upload_that_only_this_node_lacks_is_not_the_jobs_fault(machine: Machine) -> None:
+    offered, upload = machine.folder / "offered", machine.folder / "store" / "uploads" / "archive"
+    node = machine.node(environments={"late": {"mounts": [{"source": str(offered)}]}})
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz"):
+        pass
+    bundle = Bundle(str(upload), hashlib.sha256(packed.getvalue()).hexdigest())
+    missing = (
+        (node.spec("/bin/true", environment="late"), f"not whole on this node: {offered} is not there."),
+        (node.spec("/bin/true", bundle=bundle), f"The upload {bundle.sha256} is not in the store"),
+    )
+    with _line(node) as line:
+        for spec, why in missing:
+            node.desired = {spec.run_id: spec}
+            assert why in _is_nodes_own(line.until("ended", spec), spec)
+            line.until("works", spec)
+    offered.mkdir()
+    upload.parent.mkdir()
+    upload.write_bytes(packed.getvalue())
+    for spec, _ in missing:
+        again = node.run(replace(spec, run_id=str(new_id()), workspace=f"{spec.workspace}-2"))
+        assert (again.end_reason, again.exit_code) == (EndReason.EXITED, 0)
 
 
 @pytest.mark.slow

@@ -68,6 +68,24 @@ def test_a_run_in_its_grace_is_killed_when_nobody_is_heard_of_any_more(node: Nod
     assert node.status(spec).end_reason is EndReason.STOPPED
 
 
+def test_who_stops_a_supervisor_and_cannot_wait_cuts_the_graces_of_its_runs_short(node: Node) -> None:
+    node.lease_ms = 600_000
+    told = "trap 'echo told' TERM; echo ready; while :; do sleep 0.1; done"
+    spec = node.begin(node.spec("/bin/sh", "-c", told, grace_ms=600_000))
+    await_line(spec, "ready")
+    assert node.process is not None
+    for number in (signal.SIGTERM, signal.SIGTERM):
+        node.process.send_signal(number)
+        await_line(spec, "told")
+    assert node.status(spec).state is RunState.STOPPING  # it is still heard, answered and waited for
+    node.process.send_signal(signal.SIGINT)
+    assert node.process.wait(timeout=60) == 0
+    node.start()
+    status = node.status(spec)
+    assert (status.end_reason, status.exit_code) == (EndReason.STOPPED, 137)
+    assert node.records(spec)[-1].final
+
+
 def test_a_run_keeps_its_grace_as_long_as_its_controller_is_heard_of(node: Node) -> None:
     spec = node.begin(node.spec("/bin/sh", "-c", STUBBORN, grace_ms=7000))
     await_line(spec, "ready")
