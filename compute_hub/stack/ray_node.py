@@ -75,6 +75,7 @@ def start_ray(settings: Settings, name: str, *, head: bool, environment: Mapping
             f"--port={settings.ray_port}",
             "--include-dashboard=false",
             f"--temp-dir={ray_directory(settings)}",
+            *(["--no-monitor"] if settings.autoscaler == "none" else []),  # which is its autoscaler
         ]
         if head
         else [f"--address={ray_address(settings)}"]

@@ -39,7 +39,7 @@ _ALIVE: Final = 0
 """Of a node, in Ray's protocol."""
 _CHANGE_WAIT_MS: Final = 10_000
 _IDLE_MS: Final = 10_000
-_STANDBY_S: Final = 0.2
+_AWAY_S: Final = 0.2
 _PAUSE_S: Final = 1.0
 _HEARD_S: Final = 0.2
 """A node that has changed is watched again once the controller has asked it, or after so long: one word is enough."""
@@ -65,6 +65,7 @@ class Courier:
         self._watched: dict[str, int] = {}
         self._asked: dict[str, threading.Event] = {}
         self._asked_boot_ms = 0
+        self._led = threading.Condition()
         self._never = threading.Event()
 
     def run(self) -> NoReturn:
@@ -75,7 +76,9 @@ class Courier:
                 ask: Ask = self._connection.recv()
             except (EOFError, OSError):
                 _leave()
-            self._asked_boot_ms = boottime_ms()
+            with self._led:
+                self._asked_boot_ms = boottime_ms()
+                self._led.notify_all()
             self._say(Answer(ask.number, self._sync(ask.requests)))
 
     def _say(self, word: Word) -> None:
@@ -166,9 +169,11 @@ class Courier:
                 self._never.wait(_PAUSE_S)
 
     def _watch_once(self, name: str) -> None:
+        with self._led:  # a standby need not be woken
+            self._led.wait_for(lambda: boottime_ms() <= self._asked_boot_ms + _IDLE_MS)
         agent = self._agents.get(name)
-        if agent is None or boottime_ms() > self._asked_boot_ms + _IDLE_MS:
-            self._never.wait(_STANDBY_S)  # a standby need not be woken; while Ray is away, the tick covers
+        if agent is None:
+            self._never.wait(_AWAY_S)  # while Ray is away, the tick covers
             return
         seq = self._watched[name]
         try:
