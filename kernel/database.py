@@ -80,7 +80,7 @@ def _refuse_if_hung_up(connection: psycopg.Connection, *_: object) -> None:
 
 @contextmanager
 def glance(engine: Engine) -> Iterator[Session]:
-    """A Session for one statement that reads; it is its own transaction, which spares two round trips."""
+    """A Session that only reads, each statement as its own transaction, which spares two round trips."""
     with Session(engine.execution_options(isolation_level="AUTOCOMMIT"), expire_on_commit=False) as session:
         yield session
 

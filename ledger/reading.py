@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import Final
 from uuid import UUID
 
-from sqlalchemy import Uuid, any_, bindparam, func, select
+from sqlalchemy import Integer, Uuid, any_, bindparam, func, literal_column, select
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Session
 
@@ -31,6 +31,12 @@ _BALANCES: Final = Prepared(
         AccountRow.credits_pending,
         AccountRow.version,
     ).where(AccountRow.id == any_(bindparam("ids", type_=ARRAY(Uuid))))
+)
+_DUE: Final = Prepared(
+    select(*HoldRow.__table__.columns)
+    .where(HoldRow.state == literal_column("'open'"), HoldRow.expires_at <= bindparam("at"))
+    .order_by(HoldRow.expires_at, HoldRow.id)
+    .limit(bindparam("limit", type_=Integer))
 )
 
 
@@ -156,13 +162,7 @@ def holds(session: Session, hold_ids: Collection[UUID]) -> dict[UUID, Hold]:
 
 def due_holds(session: Session, at: datetime, *, limit: int = 100) -> list[Hold]:
     """Up to `limit` open holds whose end has come at `at`, the longest overdue first; these want `expire`."""
-    rows = session.execute(
-        select(*HoldRow.__table__.columns)
-        .where(HoldRow.state == "open", HoldRow.expires_at <= at)
-        .order_by(HoldRow.expires_at, HoldRow.id)
-        .limit(limit)
-    )
-    return [_hold(*row) for row in rows]
+    return [_hold(*row) for row in _DUE(session, at=at, limit=limit)]
 
 
 def _hold(

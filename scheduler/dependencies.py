@@ -9,9 +9,11 @@ from collections.abc import Sequence
 from typing import Final
 from uuid import UUID
 
-from sqlalchemy import and_, func, literal, select, true
+from sqlalchemy import and_, bindparam, func, literal, select, true
 from sqlalchemy.orm import Session, aliased
 
+from kernel.bulk import among
+from kernel.prepared import Prepared
 from scheduler.refusals import (
     DependencyCycle,
     DependencyNotFound,
@@ -22,6 +24,20 @@ from scheduler.tables import JobRow
 
 DEPENDENCIES_MAX: Final = 1000
 _LOST: Final = ("failed", "cancelled")
+_SUCCEEDED: Final = Prepared(
+    select(JobRow.id).where(among(JobRow.id, bindparam("jobs")), JobRow.state == "succeeded")
+)
+_lost = aliased(JobRow)
+_named = func.unnest(JobRow.depends_on).table_valued("id").render_derived()
+_IN_VAIN: Final = (
+    select(JobRow, _lost.id, _lost.state)
+    .select_from(JobRow)
+    .join(_named, true())
+    .join(_lost, and_(_lost.id == _named.c.id, _lost.state.in_(_LOST)))
+    .where(JobRow.state == "queued", func.cardinality(JobRow.depends_on) > 0)
+    .order_by(JobRow.id, _lost.id)
+    .with_for_update(of=JobRow)
+)
 
 
 def checked_dependencies(
@@ -94,16 +110,7 @@ def waiting_in_vain(session: Session) -> list[tuple[JobRow, UUID, str]]:
 
     Beginning with the few jobs that wait for any, so that thousands of cancelled and waiting ones are not compared.
     """
-    lost, named = aliased(JobRow), func.unnest(JobRow.depends_on).table_valued("id").render_derived()
-    rows = session.execute(
-        select(JobRow, lost.id, lost.state)
-        .select_from(JobRow)
-        .join(named, true())
-        .join(lost, and_(lost.id == named.c.id, lost.state.in_(_LOST)))
-        .where(JobRow.state == "queued", func.cardinality(JobRow.depends_on) > 0)
-        .order_by(JobRow.id, lost.id)
-        .with_for_update(of=JobRow)
-    ).all()
+    rows = session.execute(_IN_VAIN).all()
     first: dict[UUID, tuple[JobRow, UUID, str]] = {}
     for job, needed, state in rows:
         first.setdefault(job.id, (job, needed, state))
@@ -114,6 +121,4 @@ def succeeded_among(session: Session, job_ids: Sequence[UUID]) -> frozenset[UUID
     """Those of the jobs that have succeeded."""
     if not job_ids:
         return frozenset()
-    return frozenset(
-        session.scalars(select(JobRow.id).where(JobRow.id.in_(job_ids), JobRow.state == "succeeded"))
-    )
+    return frozenset(job_id for (job_id,) in _SUCCEEDED(session, jobs=list(job_ids)))

@@ -12,10 +12,11 @@ from sqlalchemy import BigInteger, Boolean, bindparam, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
+from kernel.prepared import Prepared
 from scheduler.refusals import LeadershipLost
 from scheduler.tables import LeaderRow
 
-_FENCE: Final = select(func.scheduler_fence(bindparam("alone", type_=Boolean), type_=BigInteger))
+_FENCE: Final = Prepared(select(func.scheduler_fence(bindparam("alone", type_=Boolean), type_=BigInteger)))
 
 
 @dataclass(frozen=True)
@@ -87,4 +88,5 @@ def _standing(row: LeaderRow) -> Standing:
 
 
 def _fence(session: Session, *, alone: bool) -> int | None:
-    return session.scalars(_FENCE, {"alone": alone}).one()
+    ((epoch,),) = _FENCE(session, alone=alone)
+    return None if epoch is None else int(epoch)

@@ -8,9 +8,10 @@ it is stopped when the window opens. No device is reserved twice at one time: a 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Final
 from uuid import UUID
 
-from sqlalchemy import func, select, update
+from sqlalchemy import bindparam, func, select, update
 from sqlalchemy.dialects.postgresql import Range
 from sqlalchemy.orm import Session
 
@@ -28,6 +29,13 @@ from scheduler.refusals import (
     WholeNodesOnly,
 )
 from scheduler.tables import DeviceRow, NodeRow, ReservationRow, ReservedDeviceRow
+
+_NOT_OVER: Final = (
+    select(ReservedDeviceRow, ReservationRow)
+    .join(ReservationRow, ReservationRow.id == ReservedDeviceRow.reservation_id)
+    .where(ReservationRow.ends_at > bindparam("at"), ReservationRow.cancelled_at.is_(None))
+    .order_by(ReservationRow.id, ReservedDeviceRow.node, ReservedDeviceRow.device_index)
+)
 
 
 @dataclass(frozen=True)
@@ -155,12 +163,7 @@ def kept_devices(session: Session, at: datetime, node_of: Mapping[tuple[str, int
         at: now.
         node_of: by machine and index, the policy's node of every device.
     """
-    rows = session.execute(
-        select(ReservedDeviceRow, ReservationRow)
-        .join(ReservationRow, ReservationRow.id == ReservedDeviceRow.reservation_id)
-        .where(ReservationRow.ends_at > at, ReservationRow.cancelled_at.is_(None))
-        .order_by(ReservationRow.id, ReservedDeviceRow.node, ReservedDeviceRow.device_index)
-    ).all()
+    rows = session.execute(_NOT_OVER, {"at": at}).all()
     sizes: dict[str, int] = {}
     for name in node_of.values():
         sizes[name] = sizes.get(name, 0) + 1

@@ -10,10 +10,11 @@ from datetime import datetime, timedelta
 from typing import Final
 from uuid import UUID
 
-from sqlalchemy import exists, select
+from sqlalchemy import Integer, bindparam, exists, select
 from sqlalchemy.orm import Session
 
 from kernel.bulk import among
+from kernel.prepared import Prepared
 from ledger.domain.accounts import Account
 from ledger.domain.transfers import Transfer
 from ledger.posting import post_all
@@ -24,6 +25,13 @@ from vouchers.enterprises import lock_tenants
 from vouchers.errors import VoucherEnded, VoucherNotFound
 from vouchers.reading import PAGE_MAX, VoucherView, list_vouchers
 from vouchers.tables import ProgrammeVersion, Voucher, VoucherPart
+
+_DUE: Final = Prepared(
+    select(Voucher.id, Voucher.enterprise_id)
+    .where(Voucher.state == "active", Voucher.expires_at <= bindparam("at"))
+    .order_by(Voucher.expires_at, Voucher.id)
+    .limit(bindparam("limit", type_=Integer))
+)
 
 FORECASTS_MAX: Final = 500
 """Vouchers told one by one in a forecast."""
@@ -54,12 +62,7 @@ def expire_vouchers(session: Session, at: datetime, *, limit: int = 100) -> list
     Returns:
         The vouchers that ended, at most `limit`; call again until there is none.
     """
-    due = session.execute(
-        select(Voucher.id, Voucher.enterprise_id)
-        .where(Voucher.state == "active", Voucher.expires_at <= at)
-        .order_by(Voucher.expires_at, Voucher.id)
-        .limit(limit)
-    ).all()
+    due = _DUE(session, at=at, limit=limit)
     if not due:
         return []
     lock_tenants(session, [enterprise_id for _, enterprise_id in due])

@@ -12,6 +12,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from kernel.ids import derived_id
+from kernel.prepared import Prepared
 from ledger.posting import post_all
 from vouchers import accounts, movements
 from vouchers.domain.calendar import budget_cycle, local_day
@@ -20,6 +21,13 @@ from vouchers.programmes import appropriate_budget, lock_programme, shares_of, t
 from vouchers.tables import Appropriation, CycleClosing, ProgrammeVersion
 
 BY: Final = "biller"
+
+_VERSIONS: Final = select(ProgrammeVersion).order_by(ProgrammeVersion.slug, ProgrammeVersion.version)
+_BUDGETS: Final = Prepared(
+    select(Appropriation.slug, Appropriation.cycle, func.sum(Appropriation.amount)).group_by(
+        Appropriation.slug, Appropriation.cycle
+    )
+)
 
 
 def begin_cycles(session: Session, at: datetime) -> list[str]:
@@ -100,17 +108,12 @@ def _close(session: Session, terms: Terms, cycle: str, *, over: bool, at: dateti
 
 
 def _versions(session: Session) -> Iterator[tuple[ProgrammeVersion, Terms]]:
-    rows = session.scalars(
-        select(ProgrammeVersion).order_by(ProgrammeVersion.slug, ProgrammeVersion.version)
-    ).all()
-    for row in rows:
+    for row in session.scalars(_VERSIONS).all():
         yield row, terms_of_digest(session, row.id, row.digest)
 
 
 def _appropriated(session: Session) -> dict[tuple[str, str], int]:
-    query = select(Appropriation.slug, Appropriation.cycle, func.sum(Appropriation.amount))
-    rows = session.execute(query.group_by(Appropriation.slug, Appropriation.cycle))
-    return {(slug, cycle): int(amount) for slug, cycle, amount in rows}
+    return {(slug, cycle): int(amount) for slug, cycle, amount in _BUDGETS(session)}
 
 
 def _in_force(version: ProgrammeVersion, day: date) -> bool:

@@ -201,6 +201,8 @@ def held_coverage(session: Session, job_id: UUID, *, segment: int) -> Coverage:
 def lapse_holds(session: Session, at: datetime, *, limit: int = 100) -> list[UUID]:
     """Release jobs whose holds have come to their far end. Returns the jobs."""
     due = [hold.id for hold in due_holds(session, at, limit=limit)]
+    if not due:
+        return []
     jobs = session.execute(
         select(JobHold.tenant_id, JobHold.job_id)
         .join(HoldLine, HoldLine.job_id == JobHold.job_id)

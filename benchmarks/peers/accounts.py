@@ -1,7 +1,9 @@
 """Where a hub's processor time goes: of every process that this one has started, by the part of the hub it belongs to.
 
 Read twice, the difference is what was done in between. A child that has ended is in the account of whoever waited for
-it: what a supervisor's children took is that of the jobs and their sandboxes, from the fork on.
+it: what a supervisor's children took is that of the jobs and their sandboxes, from the fork on. The kernel counts short
+processes by ticks, and neither those nobody waited for nor its own work in taking namespaces down: what all processors
+did but idle is more, and says how near they are to their end.
 """
 
 from collections import defaultdict
@@ -10,6 +12,8 @@ from contextlib import suppress
 from typing import Final
 
 import psutil
+
+from kernel.clock import boottime_ms
 
 _MARKS: Final = (
     ("scheduler.node.supervisor", "supervisor"),
@@ -22,6 +26,9 @@ _MARKS: Final = (
     ("hub biller", "biller"),
     ("hub node", "node"),
 )
+
+_CLIENT: Final = "client"
+_MACHINE: Final = "all processors of the machine"
 
 Account = Mapping[str, float]
 """Milliseconds by part."""
@@ -37,10 +44,12 @@ def read(backends: Mapping[int, str]) -> Account:
     for process in (this := psutil.Process(), *this.children(recursive=True)):
         with suppress(psutil.Error):
             own, system, children, children_system = process.cpu_times()[:4]
-            part = "client" if process == this else _part(process, backends)
+            part = _CLIENT if process == this else _part(process, backends)
             used[part] += 1000 * (own + system)
             if process != this:
                 used[f"{part}: children"] += 1000 * (children + children_system)
+    idle = psutil.cpu_times()
+    used[_MACHINE] = (psutil.cpu_count() or 1) * boottime_ms() - 1000 * (idle.idle + idle.iowait)
     return used
 
 
@@ -57,8 +66,13 @@ def table(used: Mapping[str, float]) -> str:
 
 
 def total(used: Mapping[str, float]) -> float:
-    """What the hub used."""
-    return round(sum(ms for part, ms in used.items() if part != "client"), 1)
+    """What the hub used, as far as its processes account for it."""
+    return round(sum(ms for part, ms in used.items() if part not in {_CLIENT, _MACHINE}), 1)
+
+
+def machine(used: Mapping[str, float]) -> float:
+    """What all processors did but idle, for the hub, its client and whatever else runs there."""
+    return round(used.get(_MACHINE, 0), 1)
 
 
 def _part(process: psutil.Process, backends: Mapping[int, str]) -> str:

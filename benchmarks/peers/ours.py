@@ -146,6 +146,7 @@ class Hub:
             "ours_jobs_per_s": round(count / (last - began).total_seconds(), 2),
             "ours_submissions_per_s": round(count / (submitted - began).total_seconds(), 2),
             "ours_cpu_ms_per_job": accounts.total(self.used_ms_per_job),
+            "machine_cpu_ms_per_job": accounts.machine(self.used_ms_per_job),
         }
 
     def array_throughput(self, count: int) -> dict[str, float]:
@@ -158,6 +159,7 @@ class Hub:
         return {
             "ours_array_jobs_per_s": round(count / (last - began).total_seconds(), 2),
             "ours_array_cpu_ms_per_job": accounts.total(self.used_ms_per_job),
+            "machine_array_cpu_ms_per_job": accounts.machine(self.used_ms_per_job),
         }
 
     def _last_end(self, ids: Sequence[str], before: accounts.Account) -> datetime:

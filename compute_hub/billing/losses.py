@@ -13,6 +13,7 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, Select, any_, select
 from sqlalchemy.orm import Session
 
+from compute_hub.billing.pages import AFTER, Pages
 from compute_hub.billing.tables import ChargeRow, JobFundingRow, LostAttemptRow
 from kernel.errors import HubError
 from scheduler.controller.settling import CENTRES_STOPS, INFRASTRUCTURE
@@ -24,16 +25,7 @@ BY: Final = "biller"
 
 def jobs_with_losses(session: Session, limit: int, *, after: UUID | None = None) -> Sequence[UUID]:
     """Jobs not yet settled with charges of lost attempts that were not looked at, in order of their ids."""
-    query = (
-        select(ChargeRow.job_id)
-        .join(JobFundingRow, JobFundingRow.job_id == ChargeRow.job_id)
-        .join(JobRow, JobRow.id == ChargeRow.job_id)
-        .where(JobFundingRow.state != "released", _lost(), ~_settled().exists())
-        .distinct()
-        .order_by(ChargeRow.job_id)
-        .limit(limit)
-    )
-    return session.scalars(query if after is None else query.where(ChargeRow.job_id > after)).all()
+    return _LOST(session, limit, after)
 
 
 def is_lost(session: Session, job_id: UUID, attempt: int) -> bool:
@@ -98,3 +90,14 @@ def _settled() -> Select[int]:
     return select(LostAttemptRow.attempt).where(
         LostAttemptRow.job_id == ChargeRow.job_id, LostAttemptRow.attempt == ChargeRow.attempt
     )
+
+
+_LOST: Final = Pages(
+    select(ChargeRow.job_id)
+    .join(JobFundingRow, JobFundingRow.job_id == ChargeRow.job_id)
+    .join(JobRow, JobRow.id == ChargeRow.job_id)
+    .where(JobFundingRow.state != "released", _lost(), ~_settled().exists())
+    .distinct()
+    .order_by(ChargeRow.job_id),
+    ChargeRow.job_id > AFTER,
+)

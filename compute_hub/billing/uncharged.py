@@ -10,10 +10,11 @@ from datetime import datetime, timedelta
 from typing import Final
 from uuid import UUID
 
-from sqlalchemy import Select, literal, or_, select, tuple_
+from sqlalchemy import Select, bindparam, or_, select, tuple_
 from sqlalchemy.orm import Session
 
 from compute_hub.billing.domain.days import DAY_BEGINS_MS, Span, month_of
+from compute_hub.billing.pages import AFTER, Pages
 from compute_hub.billing.tables import JobFundingRow
 from compute_hub.metering.tables import UnchargedUsageRow, UsageRecordRow
 from kernel.bulk import among, array, run
@@ -108,36 +109,12 @@ class Waiting:
 
 def jobs_to_charge(session: Session, limit: int, *, after: UUID | None = None) -> Sequence[UUID]:
     """Jobs with usage to charge, in order of their tenants and ids, from behind `after` on."""
-    waiting = select(UnchargedUsageRow.job_id).distinct().subquery()
-    place = (JobFundingRow.tenant_id, JobFundingRow.job_id)
-    query = (
-        select(JobFundingRow.job_id)
-        .join(waiting, waiting.c.job_id == JobFundingRow.job_id)
-        .order_by(*place)
-        .limit(limit)
-    )
-    if after is not None:
-        last = select(JobFundingRow.tenant_id).where(JobFundingRow.job_id == after).scalar_subquery()
-        query = query.where(tuple_(*place) > tuple_(last, literal(after)))
-    return session.scalars(query).all()
+    return _TO_CHARGE(session, limit, after)
 
 
 def jobs_to_release(session: Session, limit: int, at: datetime, *, after: UUID | None = None) -> Sequence[UUID]:
     """Jobs that are over and fully charged: every run's final record is there, or was waited for long enough."""
-    uncharged = select(UnchargedUsageRow.job_id).where(UnchargedUsageRow.job_id == JobFundingRow.job_id)
-    awaited = _awaited_runs().where(RunRow.job_id == JobFundingRow.job_id)
-    query = (
-        select(JobFundingRow.job_id)
-        .join(JobRow, JobRow.id == JobFundingRow.job_id)
-        .where(
-            JobFundingRow.state == "ended",
-            ~uncharged.exists(),
-            or_(~awaited.exists(), JobRow.ended_at < at - LATE),
-        )
-        .order_by(JobFundingRow.job_id)
-        .limit(limit)
-    )
-    return session.scalars(query if after is None else query.where(JobFundingRow.job_id > after)).all()
+    return _TO_RELEASE(session, limit, after, waited_for=at - LATE)
 
 
 def jobs_with_all_records(session: Session, job_ids: Collection[UUID]) -> set[UUID]:
@@ -202,3 +179,33 @@ def _awaited_runs() -> Select[UUID]:
         UsageRecordRow.final,
     )
     return select(RunRow.job_id).where(RunRow.end_reason != "never_started", ~final.exists())
+
+
+def _to_charge() -> Pages:
+    waiting = select(UnchargedUsageRow.job_id).distinct().subquery()
+    place = (JobFundingRow.tenant_id, JobFundingRow.job_id)
+    query = (
+        select(JobFundingRow.job_id).join(waiting, waiting.c.job_id == JobFundingRow.job_id).order_by(*place)
+    )
+    last = select(JobFundingRow.tenant_id).where(JobFundingRow.job_id == AFTER).scalar_subquery()
+    return Pages(query, tuple_(*place) > tuple_(last, AFTER))
+
+
+def _to_release() -> Pages:
+    uncharged = select(UnchargedUsageRow.job_id).where(UnchargedUsageRow.job_id == JobFundingRow.job_id)
+    awaited = _awaited_runs().where(RunRow.job_id == JobFundingRow.job_id)
+    query = (
+        select(JobFundingRow.job_id)
+        .join(JobRow, JobRow.id == JobFundingRow.job_id)
+        .where(
+            JobFundingRow.state == "ended",
+            ~uncharged.exists(),
+            or_(~awaited.exists(), JobRow.ended_at < bindparam("waited_for", type_=JobRow.ended_at.type)),
+        )
+        .order_by(JobFundingRow.job_id)
+    )
+    return Pages(query, JobFundingRow.job_id > AFTER)
+
+
+_TO_CHARGE: Final = _to_charge()
+_TO_RELEASE: Final = _to_release()

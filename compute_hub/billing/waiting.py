@@ -13,6 +13,7 @@ from uuid import UUID
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from compute_hub.billing.pages import AFTER, Pages
 from compute_hub.billing.tables import JobFundingRow
 from compute_hub.metering.tables import UnchargedUsageRow, UsageRecordRow
 from kernel.bulk import among, array, run
@@ -36,27 +37,7 @@ _COVERED: Final = b"""
 
 def jobs_to_give_back(session: Session, limit: int, *, after: UUID | None = None) -> Sequence[UUID]:
     """Jobs that wait to run again and of whose paid attempts nothing is missing and nothing uncharged."""
-    uncharged = select(UnchargedUsageRow.job_id).where(UnchargedUsageRow.job_id == JobFundingRow.job_id)
-    final = select(UsageRecordRow.id).where(
-        UsageRecordRow.job_id == RunRow.job_id,
-        UsageRecordRow.attempt == RunRow.attempt,
-        UsageRecordRow.rank == RunRow.rank,
-        UsageRecordRow.final,
-    )
-    awaited = select(RunRow.id).where(
-        RunRow.job_id == JobRow.id,
-        RunRow.end_reason != "never_started",
-        ~(RunRow.attempt == JobRow.lost_attempts.any_()),
-        ~final.exists(),
-    )
-    query = (
-        select(JobFundingRow.job_id)
-        .join(JobRow, JobRow.id == JobFundingRow.job_id)
-        .where(JobFundingRow.state == "waiting", ~uncharged.exists(), ~awaited.exists())
-        .order_by(JobFundingRow.job_id)
-        .limit(limit)
-    )
-    return session.scalars(query if after is None else query.where(JobFundingRow.job_id > after)).all()
+    return _TO_GIVE_BACK(session, limit, after)
 
 
 def give_back_waiting(session: Session, job_ids: Collection[UUID], at: datetime) -> list[UUID]:
@@ -89,3 +70,29 @@ def give_back_waiting(session: Session, job_ids: Collection[UUID], at: datetime)
     )
     run(session, _COVERED, columns)
     return list(waiting)
+
+
+def _to_give_back() -> Pages:
+    uncharged = select(UnchargedUsageRow.job_id).where(UnchargedUsageRow.job_id == JobFundingRow.job_id)
+    final = select(UsageRecordRow.id).where(
+        UsageRecordRow.job_id == RunRow.job_id,
+        UsageRecordRow.attempt == RunRow.attempt,
+        UsageRecordRow.rank == RunRow.rank,
+        UsageRecordRow.final,
+    )
+    awaited = select(RunRow.id).where(
+        RunRow.job_id == JobRow.id,
+        RunRow.end_reason != "never_started",
+        ~(RunRow.attempt == JobRow.lost_attempts.any_()),
+        ~final.exists(),
+    )
+    query = (
+        select(JobFundingRow.job_id)
+        .join(JobRow, JobRow.id == JobFundingRow.job_id)
+        .where(JobFundingRow.state == "waiting", ~uncharged.exists(), ~awaited.exists())
+        .order_by(JobFundingRow.job_id)
+    )
+    return Pages(query, JobFundingRow.job_id > AFTER)
+
+
+_TO_GIVE_BACK: Final = _to_give_back()

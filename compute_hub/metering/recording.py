@@ -13,7 +13,7 @@ from typing import Final
 from uuid import UUID
 
 import structlog
-from sqlalchemy import func, select
+from sqlalchemy import bindparam, func, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -21,6 +21,7 @@ from compute_hub.metering.energy import ESTIMATED, MEASURED, Draw, estimated_ene
 from compute_hub.metering.tables import UsageMismatchRow, UsageRecordRow
 from kernel.bulk import among, array, array_of_text, run
 from kernel.ids import derived_id
+from kernel.prepared import Prepared
 from scheduler.node.codec import encode
 from scheduler.node.protocol import UsageRecord
 from scheduler.tables import AllocationRow, RunRow
@@ -52,6 +53,22 @@ _KEEP: Final = b"""
         ON CONFLICT (job_id, attempt) DO UPDATE SET slot_ms = usage_totals.slot_ms + excluded.slot_ms)
     SELECT id FROM kept
 """
+
+_WIDTH: Final = func.upper(AllocationRow.slots) - func.lower(AllocationRow.slots)
+_PLACED: Final = Prepared(
+    select(
+        RunRow.id,
+        RunRow.job_id,
+        RunRow.attempt,
+        RunRow.rank,
+        RunRow.node,
+        AllocationRow.model,
+        func.sum(_WIDTH),
+    )
+    .join(AllocationRow, AllocationRow.run_id == RunRow.id)
+    .where(among(RunRow.id, bindparam("runs")))
+    .group_by(RunRow.id, AllocationRow.model)
+)
 
 _log = structlog.get_logger(__name__)
 
@@ -191,24 +208,9 @@ def _raise_alarms(session: Session, alarms: Sequence[tuple[UsageRecord, str]], a
 def _placed(session: Session, run_ids: Iterable[str]) -> dict[str, _Placed]:
     """By run id, how it was placed; a run's devices are all of one model."""
     ids = [run_id for text in run_ids if (run_id := _as_uuid(text)) is not None]
-    width = func.upper(AllocationRow.slots) - func.lower(AllocationRow.slots)
-    rows = session.execute(
-        select(
-            RunRow.id,
-            RunRow.job_id,
-            RunRow.attempt,
-            RunRow.rank,
-            RunRow.node,
-            AllocationRow.model,
-            func.sum(width),
-        )
-        .join(AllocationRow, AllocationRow.run_id == RunRow.id)
-        .where(among(RunRow.id, ids))
-        .group_by(RunRow.id, AllocationRow.model)
-    )
     return {
         str(run_id): _Placed(job_id, attempt, rank, node, model, int(slots))
-        for run_id, job_id, attempt, rank, node, model, slots in rows
+        for run_id, job_id, attempt, rank, node, model, slots in _PLACED(session, runs=ids)
     }
 
 

@@ -24,6 +24,9 @@ NODE_RESOURCE: Final = "hub_node:"
 _RAYLET: Final = {
     # A raylet whose head has gone ends, and is started anew with the head's successor.
     "RAY_gcs_rpc_server_reconnect_timeout_s": "5",
+    # No tenant's work runs inside Ray: no memory is to be had by killing what does, and hardly an object is kept.
+    "RAY_memory_monitor_refresh_ms": "0",
+    "RAY_local_fs_monitor_interval_ms": "10000",
 }
 
 
@@ -83,6 +86,7 @@ def start_ray(settings: Settings, name: str, *, head: bool, environment: Mapping
         f"--node-ip-address={settings.node_address}",
         "--block",
         "--disable-usage-stats",
+        "--include-log-monitor=false",  # it would read all logs again and again for drivers that ask for none
         "--num-cpus=1",
         "--num-gpus=0",
         "--object-store-memory=100000000",

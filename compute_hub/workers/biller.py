@@ -34,7 +34,7 @@ from compute_hub.telemetry.tracing import open_spans
 from compute_hub.workers.alerts import keep_alerting
 from kernel.clock import boottime_ms, unix_ms, utc_now
 from kernel.collecting import collect_seldom
-from kernel.database import open_engine, transaction
+from kernel.database import glance, open_engine, transaction
 from kernel.errors import HubError
 from kernel.logs import configure_logs
 from scheduler.controller.wakeups import Wakeups, notifications
@@ -134,8 +134,9 @@ def bill_once(engine: Engine, at: datetime, journeys: ChargeJourneys | None = No
     lost = sweep(lambda s, after: jobs_with_losses(s, _PAGE, after=after), _one(restore_lost_time), 1)
     back = sweep(lambda s, after: jobs_to_give_back(s, _PAGE, after=after), _give_back)
     over = sweep(lambda s, after: jobs_to_release(s, _PAGE, at, after=after), _charge)
-    rest = sweep(lambda s, after: jobs_to_release(s, _PAGE, at, after=after), _one(release_job), 1)
-    return charged + lost + back + max(over, rest)
+    if over:
+        sweep(lambda s, after: jobs_to_release(s, _PAGE, at, after=after), _one(release_job), 1)
+    return charged + lost + back + over
 
 
 def _charge(session: Session, jobs: Sequence[UUID], at: datetime) -> Billed:
@@ -169,7 +170,7 @@ class _Sweep:
         """Page through the jobs that are due, so that those which are refused again and again hide no others."""
         count, after = 0, None
         while True:
-            with transaction(self.engine) as session:
+            with glance(self.engine) as session:
                 jobs = due(session, after)
             for first in range(0, len(jobs), together):
                 self._bill(jobs[first : first + together], bill)

@@ -10,13 +10,13 @@ from typing import Any, Final
 from uuid import UUID
 
 import structlog
-from sqlalchemy import select
+from sqlalchemy import bindparam, select
 from sqlalchemy.dialects.postgresql import Range
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 from sqlalchemy.orm.attributes import set_committed_value
 
-from kernel.bulk import copy_rows
+from kernel.bulk import among, copy_rows
 from kernel.changes import write_changes
 from kernel.clock import unix_ms
 from kernel.ids import derived_id
@@ -30,6 +30,13 @@ from scheduler.tables import AllocationRow, JobRow, RunRow
 
 UNFUNDED_RETRY_MS: Final = 5000
 """How long a job whose funds are missing is left out of planning before it is tried again; doubled every time."""
+
+_ASKED: Final = (
+    select(JobRow)
+    .where(among(JobRow.id, bindparam("jobs")))
+    .order_by(JobRow.tenant_id, JobRow.id)
+    .with_for_update()
+)
 
 _log = structlog.get_logger(__name__)
 
@@ -119,8 +126,8 @@ def _begin(
 ) -> dict[UUID, Step]:
     placed = {UUID(start.job_id): machines_of(start.placements) for start in starts}
     # Locked in the order of tenants, as money is; asked for in the order of the plan.
-    query = select(JobRow).where(JobRow.id.in_(placed)).order_by(JobRow.tenant_id, JobRow.id).with_for_update()
-    may = {job.id: job for job in session.scalars(query) if _may_start(job) and live.is_as_seen(job)}
+    asked = session.scalars(_ASKED, {"jobs": list(placed)})
+    may = {job.id: job for job in asked if _may_start(job) and live.is_as_seen(job)}
     refused = _fund(session, [(may[one], placed[one]) for one in placed if one in may], accounting, live, at)
     for job in may.values():
         if job.id in refused:

@@ -11,9 +11,11 @@ from dataclasses import dataclass, field
 from typing import Final
 from uuid import UUID
 
-from sqlalchemy import func, select
+from sqlalchemy import bindparam, func, select
 from sqlalchemy.orm import Session
 
+from kernel.bulk import among
+from kernel.prepared import Prepared
 from scheduler.node.codec import encode
 from scheduler.node.protocol import (
     FRAME_BYTES_MAX,
@@ -33,6 +35,18 @@ from scheduler.tables import JobRow, NodeRow, RunRow
 PORTION_BYTES: Final = FRAME_BYTES_MAX // 2
 """Of new runs told to a node at once, as JSON; a node takes no longer message than a frame."""
 
+_LIVE: Final = Prepared(
+    select(RunRow.node, RunRow.id, RunRow.state, JobRow.notice, JobRow.stop_reason)
+    .join(JobRow, JobRow.id == RunRow.job_id)
+    .where(among(RunRow.node, bindparam("nodes")), RunRow.state != "ended")
+    .order_by(RunRow.node, RunRow.id)
+)
+_NEW: Final = (
+    select(RunRow, JobRow)
+    .join(JobRow, JobRow.id == RunRow.job_id)
+    .where(among(RunRow.id, bindparam("runs")))
+    .order_by(RunRow.id)
+)
 _MASTER_PORT = 29_500
 _WANTED: Final = frozenset({"placed", "running"})
 
@@ -74,15 +88,9 @@ def desired_runs(
         names: the nodes to look at.
         reported: by node, ids of the runs its last report named.
     """
-    live = session.execute(
-        select(RunRow.node, RunRow.id, RunRow.state, JobRow.notice, JobRow.stop_reason)
-        .join(JobRow, JobRow.id == RunRow.job_id)
-        .where(RunRow.node.in_(names), RunRow.state != "ended")
-        .order_by(RunRow.node, RunRow.id)
-    ).all()
     found = {name: Wanted() for name in names}
     new: list[tuple[str, UUID]] = []
-    for node, run_id, state, notice, stop_reason in live:
+    for node, run_id, state, notice, stop_reason in _LIVE(session, nodes=sorted(names)):
         wanted, name = found[node], str(run_id)
         if state not in _WANTED or stop_reason is not None:
             wanted.leaving = True
@@ -109,9 +117,7 @@ def desired_runs(
 def _specs(session: Session, store: Store, run_ids: Sequence[UUID]) -> dict[UUID, RunSpec]:
     if not run_ids:
         return {}
-    live = session.execute(
-        select(RunRow, JobRow).join(JobRow, JobRow.id == RunRow.job_id).where(RunRow.id.in_(run_ids))
-    ).all()
+    live = session.execute(_NEW, {"runs": list(run_ids)}).all()
     gangs = _gang_hosts(session, {job.id for _, job in live if job.network == Network.JOB})
     secrets = opened_secrets(session, store.vault, [job for _, job in live])
     return {run.id: _spec(run, job, store, gangs.get(job.id), secrets.get(job.id, {})) for run, job in live}

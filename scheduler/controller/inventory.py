@@ -2,18 +2,26 @@
 
 from collections.abc import Callable, Collection, Mapping
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine, bindparam, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
+from kernel.bulk import among
 from kernel.database import transaction
+from kernel.prepared import Prepared
 from scheduler.node.codec import encode
 from scheduler.node.protocol import UNAVAILABLE, Report
 from scheduler.node.relay import LINK_LABEL, Link
 from scheduler.operations import note
 from scheduler.tables import DeviceRow, NodeRow
+
+_HOSTS: Final = Prepared(
+    select(NodeRow.name, NodeRow.host_id).where(
+        among(NodeRow.name, bindparam("names")), NodeRow.state != "down"
+    )
+)
 
 
 def record_node(session: Session, report: Report, at: datetime) -> bool:
@@ -87,10 +95,7 @@ def _record_fitness(session: Session, report: Report, *, worked: bool, at: datet
 
 def hosts_of(session: Session, names: Collection[str]) -> dict[str, str]:
     """By node that was not given up, the host on which its runs are: another one that says its name has to wait."""
-    rows = session.execute(
-        select(NodeRow.name, NodeRow.host_id).where(NodeRow.name.in_(names), NodeRow.state != "down")
-    )
-    return dict(rows.all())
+    return dict(_HOSTS(session, names=sorted(names)))
 
 
 def _record_health(

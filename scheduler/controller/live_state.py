@@ -13,11 +13,13 @@ from typing import Final
 from uuid import UUID
 
 import structlog
-from sqlalchemy import select
+from sqlalchemy import bindparam, select
 from sqlalchemy.orm import Session
 
+from kernel.bulk import among
 from kernel.clock import unix_ms
 from kernel.errors import HubError
+from kernel.prepared import Prepared
 from scheduler.controller.history import learn_durations, recent_use
 from scheduler.controller.picture import (
     Centre,
@@ -46,7 +48,12 @@ _LIVE: Final = (
     .where(JobRow.ended_at.is_(None))
     .order_by(JobRow.queued_at, JobRow.array_index, JobRow.id)
 )
-_TENANTS: Final = select(JobRow.tenant_id).where(JobRow.ended_at.is_(None)).distinct()
+_TENANTS: Final = Prepared(select(JobRow.tenant_id).where(JobRow.ended_at.is_(None)).distinct())
+_NEW: Final = (
+    select(JobRow)
+    .where(among(JobRow.id, bindparam("jobs")))
+    .order_by(JobRow.queued_at, JobRow.array_index, JobRow.id)
+)
 
 _BATCH: Final = 500
 """Jobs taken in between two statements: the server ends a transaction that idles for longer than a leader's lease."""
@@ -133,7 +140,7 @@ class LiveState:
         centre = centre_of(session, answering, now_ms)
         self.devices, nodes = centre.devices, centre.nodes
         self._forget(session, queued, running, now_ms)
-        self._take_in(nodes, {str(tenant_id) for tenant_id in session.scalars(_TENANTS)})
+        self._take_in(nodes, {str(tenant_id) for (tenant_id,) in _TENANTS(session)})
         if not self._remembers:
             learn_durations(session, self.policy)
         self._learn(session, queued, running, now_ms)
@@ -285,8 +292,7 @@ class LiveState:
             self._learn_some(session, new[first : first + _BATCH], running, now_ms)
 
     def _learn_some(self, session: Session, new: Sequence[UUID], running: _Versions, now_ms: int) -> None:
-        order = (JobRow.queued_at, JobRow.array_index, JobRow.id)
-        rows = session.scalars(select(JobRow).where(JobRow.id.in_(new)).order_by(*order)).all()
+        rows = session.scalars(_NEW, {"jobs": new}).all()
         for needed in succeeded_among(session, list({needed for row in rows for needed in row.depends_on})):
             self.policy.job_succeeded(str(needed), now_ms)
         placements = placements_of(session, [row.id for row in rows if row.id in running], self.devices)

@@ -12,12 +12,14 @@ from datetime import datetime
 from typing import Final
 
 import structlog
-from sqlalchemy import Engine, select, update
+from sqlalchemy import DateTime, Engine, bindparam, select, update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, defer
 
+from kernel.bulk import among
 from kernel.clock import boottime_ms, unix_ms, utc_now
-from kernel.database import transaction
+from kernel.database import glance, transaction
+from kernel.prepared import Prepared
 from scheduler.controller.admitting import admit
 from scheduler.controller.clearing import order_clearing
 from scheduler.controller.desired import desired_runs
@@ -72,6 +74,12 @@ is held beyond the stop of a job whose funds end."""
 
 _PREPARED_SHARE: Final = 32
 """A standby takes so small a part of its time to keep its picture, as long as that is never older than four seconds."""
+
+_SEEN: Final = Prepared(
+    update(NodeRow)
+    .where(among(NodeRow.name, bindparam("nodes")))
+    .values(last_seen_at=bindparam("at", type_=DateTime(timezone=True)))
+)
 
 _log = structlog.get_logger(__name__)
 
@@ -237,7 +245,7 @@ class Controller:
         if boottime_ms() < self._prepare_at:
             return
         began = boottime_ms()
-        with transaction(self._engine) as session:
+        with glance(self._engine) as session:
             self._prepared.refresh(session, unix_ms(utc_now()), frozenset())
         pause_ms = min(_PREPARED_SHARE * (boottime_ms() - began), _SPARED_MS_MAX)
         self._prepare_at = boottime_ms() + max(pause_ms, self._pace.tick_ms)
@@ -291,7 +299,7 @@ class Controller:
             term.lease.proceed()
             with self._watcher.timing("admit"):
                 at = utc_now()
-                with transaction(self._engine) as session:
+                with glance(self._engine) as session:
                     term.live.refresh(session, unix_ms(at), term.nodes.answering())
                 plan = term.live.plan(unix_ms(at))
                 if not plan.starts and not plan.evictions:
@@ -344,7 +352,7 @@ class Controller:
     def _sync(self, names: set[str], reachable: set[str]) -> tuple[bool, set[str]]:
         """One round trip to these nodes; whether devices were given back, and the nodes worth another one."""
         term = self._led
-        with transaction(self._engine) as session:
+        with glance(self._engine) as session:
             desired = desired_runs(session, self._store, names, term.nodes.reported(names))
             hosts = hosts_of(session, names)
         requests: dict[str, SyncRequest] = {}
@@ -399,7 +407,7 @@ class Controller:
             if self._led.nodes.describes(name, report) and record_node(session, report, at):
                 correct_lost(session, report)
         if reports:
-            session.execute(update(NodeRow).where(NodeRow.name.in_(list(reports))).values(last_seen_at=at))
+            _SEEN(session, nodes=sorted(reports), at=at)
 
     def _give_up_lost(self) -> None:
         """Give up nodes on which every lease this controller could have renewed has lapsed for certain."""

@@ -14,12 +14,14 @@ from typing import Final
 from uuid import UUID
 
 import structlog
-from sqlalchemy import func, literal, select, text, update
+from sqlalchemy import DateTime, bindparam, func, select, text, update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
+from kernel.bulk import among
 from kernel.changes import write_changes
 from kernel.clock import from_unix_ms
+from kernel.prepared import Prepared
 from scheduler.controller.ports import Accounting
 from scheduler.controller.settling import CENTRES_STOPS, Settled, settle
 from scheduler.leadership import Leadership, fence
@@ -31,6 +33,47 @@ _ORDER: Final = {"placed": 0, "starting": 0, "running": 1, "stopping": 2, "ended
 
 _FOR_NOW: Final = frozenset({"taken", "node_full"})
 """Refusals that only say "not now": the run is asked for again with the next sync."""
+
+_LIVE: Final = Prepared(
+    select(RunRow.id, RunRow.node, RunRow.state)
+    .where(among(RunRow.node, bindparam("nodes")), RunRow.state != "ended")
+    .order_by(RunRow.id)
+)
+_TOLD: Final = (
+    select(RunRow, JobRow.stop_reason)
+    .join(JobRow, JobRow.id == RunRow.job_id)
+    .where(among(RunRow.id, bindparam("runs")))
+    .order_by(RunRow.id)
+    .with_for_update(of=RunRow)
+)
+
+
+def _giving_back() -> Prepared:
+    """Ends the allocations of runs and says so of their devices; a clock that was set back empties no span."""
+    least = func.lower(AllocationRow.span) + text("interval '1 microsecond'")
+    freed = func.greatest(bindparam("at", type_=DateTime(timezone=True)), least)
+    spans = (
+        update(AllocationRow)
+        .where(among(AllocationRow.run_id, bindparam("runs")), func.upper_inf(AllocationRow.span))
+        .values(span=func.tstzrange(func.lower(AllocationRow.span), freed))
+        .returning(
+            AllocationRow.node, AllocationRow.device_index, func.upper(AllocationRow.span).label("until")
+        )
+        .cte()
+    )
+    latest = (
+        select(spans.c.node, spans.c.device_index, func.max(spans.c.until).label("until"))
+        .group_by(spans.c.node, spans.c.device_index)
+        .cte()
+    )
+    return Prepared(
+        update(DeviceRow)
+        .where(DeviceRow.node == latest.c.node, DeviceRow.index == latest.c.device_index)
+        .values(freed_at=func.greatest(DeviceRow.freed_at, latest.c.until))
+    )
+
+
+_FREE: Final = _giving_back()
 
 _DETAIL_MAX: Final = 4000
 _REASON_MAX: Final = 1000
@@ -193,13 +236,8 @@ def _apply(session: Session, observed: Mapping[str, Observed], at: datetime) -> 
     """Move the runs about which there is something to say; only those are read whole and locked."""
     statuses = {(node, one.run_id): one for node, seen in observed.items() for one in seen.report.runs}
     refusals = {(node, one.run_id): one for node, seen in observed.items() for one in seen.report.refused}
-    live = session.execute(
-        select(RunRow.id, RunRow.node, RunRow.state)
-        .where(RunRow.node.in_(observed), RunRow.state != "ended")
-        .order_by(RunRow.id)
-    )
     told = []
-    for run_id, node, state in live:
+    for run_id, node, state in _LIVE(session, nodes=sorted(observed)):
         at_node = (node, str(run_id))
         status = statuses.get(at_node)
         if observed[node].about(at_node[1]) and (
@@ -211,14 +249,7 @@ def _apply(session: Session, observed: Mapping[str, Observed], at: datetime) -> 
     if not told:
         return set()
     touched: list[RunRow] = []
-    runs = session.execute(
-        select(RunRow, JobRow.stop_reason)
-        .join(JobRow, JobRow.id == RunRow.job_id)
-        .where(RunRow.id.in_(told))
-        .order_by(RunRow.id)
-        .with_for_update(of=RunRow)
-    )
-    for run, stop_reason in runs.all():
+    for run, stop_reason in session.execute(_TOLD, {"runs": told}).all():
         at_node = (run.node, str(run.id))
         if at_node in statuses:
             moved = _advance(run, statuses[at_node], stop_reason, at)
@@ -286,28 +317,5 @@ def _storable(sentence: str) -> str:
 
 def _free(session: Session, runs: Sequence[RunRow], at: datetime) -> None:
     """Give back what runs held that have ended, from when we know, which is never before the process was dead."""
-    if not runs:
-        return
-    # A clock that was set back must not empty the span.
-    least = func.lower(AllocationRow.span) + text("interval '1 microsecond'")
-    freed = func.greatest(literal(at), least)
-    spans = (
-        update(AllocationRow)
-        .where(AllocationRow.run_id.in_([run.id for run in runs]), func.upper_inf(AllocationRow.span))
-        .values(span=func.tstzrange(func.lower(AllocationRow.span), freed))
-        .returning(
-            AllocationRow.node, AllocationRow.device_index, func.upper(AllocationRow.span).label("until")
-        )
-        .cte()
-    )
-    latest = (
-        select(spans.c.node, spans.c.device_index, func.max(spans.c.until).label("until"))
-        .group_by(spans.c.node, spans.c.device_index)
-        .cte()
-    )
-    session.execute(
-        update(DeviceRow)
-        .where(DeviceRow.node == latest.c.node, DeviceRow.index == latest.c.device_index)
-        .values(freed_at=func.greatest(DeviceRow.freed_at, latest.c.until))
-        .execution_options(synchronize_session=False)
-    )
+    if runs:
+        _FREE(session, runs=[run.id for run in runs], at=at)

@@ -8,19 +8,38 @@ from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import select
+from sqlalchemy import bindparam, select
 from sqlalchemy.orm import Session
 
+from kernel.bulk import among
 from kernel.clock import from_unix_ms, unix_ms
+from kernel.prepared import Prepared
 from scheduler.controller.settling import retry_pause_ms
 from scheduler.fitting import stated_pflops_milli
 from scheduler.node.protocol import UNAVAILABLE
 from scheduler.policy.model import DeviceSlice, DeviceState, Job, Node, Placement, Reservation, Topology
 from scheduler.reservations import kept_devices
 from scheduler.tables import DeviceRow, JobRow, NodeRow, RunRow
+
+_DEVICES: Final = select(
+    DeviceRow.node,
+    DeviceRow.index,
+    DeviceRow.number,
+    DeviceRow.model,
+    DeviceRow.freed_at,
+    DeviceRow.healthy,
+    DeviceRow.cordoned,
+).order_by(DeviceRow.node, DeviceRow.index)
+_NODES: Final = select(NodeRow)
+_PLACEMENTS: Final = Prepared(
+    select(RunRow.job_id, RunRow.node, RunRow.devices)
+    .join(JobRow, (JobRow.id == RunRow.job_id) & (JobRow.attempt == RunRow.attempt))
+    .where(among(JobRow.id, bindparam("jobs")))
+    .order_by(RunRow.job_id, RunRow.rank)
+)
 
 
 @dataclass(frozen=True)
@@ -94,17 +113,7 @@ class Centre:
 
 def centre_of(session: Session, answering: AbstractSet[str], now_ms: int) -> Centre:
     """The centre as the tables have it. Only nodes that answer and that their operator left open take new jobs."""
-    rows = session.execute(
-        select(
-            DeviceRow.node,
-            DeviceRow.index,
-            DeviceRow.number,
-            DeviceRow.model,
-            DeviceRow.freed_at,
-            DeviceRow.healthy,
-            DeviceRow.cordoned,
-        ).order_by(DeviceRow.node, DeviceRow.index)
-    ).all()
+    rows = session.execute(_DEVICES).all()
     devices = {(node, index): Device(number, model, freed) for node, index, number, model, freed, _, _ in rows}
     kept = kept_devices(
         session, from_unix_ms(now_ms), {at: node_name(at[0], device.model) for at, device in devices.items()}
@@ -113,7 +122,7 @@ def centre_of(session: Session, answering: AbstractSet[str], now_ms: int) -> Cen
     for node, index, _, model, _, healthy, cordoned in rows:
         usable = healthy and not cordoned and (node, index) not in kept.withheld
         grouped.setdefault((node, model), []).append(DeviceState(index, usable))
-    machines = {row.name: row for row in session.scalars(select(NodeRow))}
+    machines = {row.name: row for row in session.scalars(_NODES)}
     nodes = tuple(
         Node(
             name=node_name(machine, model),
@@ -147,13 +156,7 @@ def placements_of(
     found: dict[UUID, list[Placement]] = {job_id: [] for job_id in job_ids}
     if not job_ids:
         return {}
-    query = (
-        select(RunRow.job_id, RunRow.node, RunRow.devices)
-        .join(JobRow, (JobRow.id == RunRow.job_id) & (JobRow.attempt == RunRow.attempt))
-        .where(JobRow.id.in_(job_ids))
-        .order_by(RunRow.job_id, RunRow.rank)
-    )
-    for job_id, machine, pieces in session.execute(query):
+    for job_id, machine, pieces in _PLACEMENTS(session, jobs=list(job_ids)):
         slices = tuple(DeviceSlice(*piece) for piece in pieces)
         name = node_name(machine, devices[machine, slices[0].device].model)
         found[job_id].append(Placement(name, slices))

@@ -12,9 +12,10 @@ from typing import Final, Literal
 from uuid import UUID
 
 import structlog
-from sqlalchemy import select
+from sqlalchemy import bindparam, select
 from sqlalchemy.orm import Session
 
+from kernel.bulk import among
 from kernel.changes import write_changes
 from scheduler.controller.ports import Accounting
 from scheduler.controller.watching import Step
@@ -75,6 +76,26 @@ _WHY: Final = {
     DEVICE_FAILED: "was stopped because its device failed",
 }
 
+_JOBS: Final = select(JobRow).where(among(JobRow.id, bindparam("jobs"))).order_by(JobRow.id).with_for_update()
+_LATEST_RUNS: Final = (
+    select(RunRow)
+    .join(JobRow, (RunRow.job_id == JobRow.id) & (RunRow.attempt == JobRow.attempt))
+    .where(among(JobRow.id, bindparam("jobs")))
+    .order_by(RunRow.rank)
+)
+_PLACED: Final = JobRow.state.in_(("starting", "running", "stopping"))
+_LIVING: Final = select(RunRow.id).where(
+    RunRow.job_id == JobRow.id, RunRow.attempt == JobRow.attempt, RunRow.state != "ended"
+)
+_UNSETTLED: Final = select(JobRow.id).where(_PLACED, JobRow.stop_reason.is_not(None) | ~_LIVING.exists())
+_WITHDRAWN: Final = (
+    select(JobRow)
+    .where(JobRow.state == "queued", JobRow.stop_reason.is_not(None))
+    .order_by(JobRow.id)
+    .limit(WITHDRAWN_MAX)
+    .with_for_update()
+)
+
 _STOPPED: Final = frozenset({EndReason.STOPPED.value, "never_started", *CENTRES_STOPS})
 
 _log = structlog.get_logger(__name__)
@@ -109,13 +130,10 @@ def settle(session: Session, job_ids: AbstractSet[UUID], accounting: Accounting,
 
 
 def _settle_all(session: Session, job_ids: AbstractSet[UUID], accounting: Accounting, at: datetime) -> Settled:
-    jobs = session.scalars(
-        select(JobRow).where(JobRow.id.in_(job_ids)).order_by(JobRow.id).with_for_update()
-    ).all()
+    asked = {"jobs": list(job_ids)}
+    jobs = session.scalars(_JOBS, asked).all()
     runs: dict[UUID, list[RunRow]] = {job.id: [] for job in jobs}
-    latest = (RunRow.job_id == JobRow.id) & (RunRow.attempt == JobRow.attempt)
-    query = select(RunRow).join(JobRow, latest).where(JobRow.id.in_(job_ids)).order_by(RunRow.rank)
-    for run in session.scalars(query):
+    for run in session.scalars(_LATEST_RUNS, asked):
         runs[run.job_id].append(run)
     moved: list[JobRow] = []
     steps: list[Step] = []
@@ -161,13 +179,7 @@ def _steps(
 
 def unsettled(session: Session) -> set[UUID]:
     """Jobs that are placed and either to be stopped or with no run left, whatever brought them there."""
-    living = select(RunRow.id).where(
-        RunRow.job_id == JobRow.id, RunRow.attempt == JobRow.attempt, RunRow.state != "ended"
-    )
-    placed = JobRow.state.in_(("starting", "running", "stopping"))
-    return set(
-        session.scalars(select(JobRow.id).where(placed, JobRow.stop_reason.is_not(None) | ~living.exists()))
-    )
+    return set(session.scalars(_UNSETTLED))
 
 
 def end_waiting(session: Session, leadership: Leadership, accounting: Accounting, at: datetime) -> list[Step]:
@@ -180,13 +192,7 @@ def end_waiting(session: Session, leadership: Leadership, accounting: Accounting
         LeadershipLost: nothing was written.
     """
     fence(session, leadership)
-    jobs = session.scalars(
-        select(JobRow)
-        .where(JobRow.state == "queued", JobRow.stop_reason.is_not(None))
-        .order_by(JobRow.id)
-        .limit(WITHDRAWN_MAX)
-        .with_for_update()
-    ).all()
+    jobs = session.scalars(_WITHDRAWN).all()
     for job in jobs:
         _end(job, "cancelled", "cancelled while it waited", at)
     write_changes(session, jobs)
