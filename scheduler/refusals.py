@@ -143,6 +143,15 @@ class SecretsTooLarge(Invalid):
     sentence = "{field}: the secrets of a job have {total} bytes; at most {most} are allowed. Name fewer."
 
 
+class SecretTooLargeForJob(Conflict):
+    """A new value with which a job that has not ended would get more than a node takes."""
+
+    sentence = (
+        "With this value the secrets of job {job_id}, which has not ended, would have {total} bytes; at most {most} "
+        "are allowed. Store less, or wait for the job's end."
+    )
+
+
 class SecretNotFound(NotFound):
     """There is no such secret of the tenant."""
 

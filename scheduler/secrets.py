@@ -12,11 +12,18 @@ from uuid import UUID
 
 import structlog
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
-from sqlalchemy import any_, func, select, tuple_
+from sqlalchemy import Text, any_, cast, func, literal, select, tuple_
 from sqlalchemy.orm import Session
 
 from kernel.errors import HubError
-from scheduler.refusals import SecretInUse, SecretNotFound, SecretsTooLarge, TooManySecrets, UnknownSecret
+from scheduler.refusals import (
+    SecretInUse,
+    SecretNotFound,
+    SecretsTooLarge,
+    SecretTooLargeForJob,
+    TooManySecrets,
+    UnknownSecret,
+)
 from scheduler.tables import JobRow, SecretRow
 
 _log = structlog.get_logger(__name__)
@@ -72,7 +79,11 @@ def put_secret(
 
     Raises:
         TooManySecrets: the tenant keeps as many as it may.
+        SecretTooLargeForJob: a job that names it, with others, could not start any more.
     """
+    session.execute(
+        select(func.pg_advisory_xact_lock(func.hashtextextended(literal(f"secrets {tenant_id}"), 0)))
+    )
     row = session.get(SecretRow, (tenant_id, name), with_for_update=True)
     if row is None:
         count = session.scalar(select(func.count()).where(SecretRow.tenant_id == tenant_id)) or 0
@@ -80,9 +91,30 @@ def put_secret(
             raise TooManySecrets(most=SECRETS_MAX)
         row = SecretRow(tenant_id=tenant_id, name=name, created_at=at)
         session.add(row)
+    else:
+        _refuse_too_large_for_jobs(session, tenant_id, name, len(value.encode()))
     row.sealed, row.size_bytes, row.updated_at = vault.seal(tenant_id, name, value), len(value.encode()), at
     session.flush()
     return row
+
+
+def _refuse_too_large_for_jobs(session: Session, tenant_id: UUID, name: str, size_bytes: int) -> None:
+    """What was checked when a job was submitted must hold when it starts."""
+    alike = (
+        select(JobRow.secrets, func.min(cast(JobRow.id, Text)))
+        .where(JobRow.tenant_id == tenant_id, JobRow.ended_at.is_(None), any_(JobRow.secrets) == name)
+        .group_by(JobRow.secrets)
+        .order_by(JobRow.secrets)
+    )
+    jobs = session.execute(alike).all()
+    if not jobs:
+        return
+    sized = select(SecretRow.name, SecretRow.size_bytes).where(SecretRow.tenant_id == tenant_id)
+    sizes = dict(session.execute(sized).all()) | {name: size_bytes}
+    for names, job_id in jobs:
+        total = sum(sizes.get(one, 0) for one in names)
+        if total > TOTAL_BYTES_MAX:
+            raise SecretTooLargeForJob(job_id=job_id, total=total, most=TOTAL_BYTES_MAX)
 
 
 def list_secrets(session: Session, tenant_id: UUID) -> Sequence[SecretRow]:

@@ -7,7 +7,7 @@ from kernel.database import transaction
 from kernel.ids import new_id
 from scheduler import secrets
 from scheduler.jobs import JobRequest, cancel_job, needed_uploads, submit_array, submit_job
-from scheduler.refusals import ArrayOfLargeJobs, TooManyLiveJobs, TooManySecrets
+from scheduler.refusals import ArrayOfLargeJobs, SecretTooLargeForJob, TooManyLiveJobs, TooManySecrets
 from scheduler.secrets import Vault, new_vault_key, opened_secrets, put_secret
 from scheduler.tables import JobRow
 from tests.scheduler.controller.counted import Centre
@@ -66,3 +66,24 @@ def test_a_tenant_keeps_so_many_secrets_and_only_those_a_job_names_are_opened(
     job_id = centre.submit(secrets=("one",))
     with transaction(centre.engine) as session:
         assert opened_secrets(session, vault, [session.get_one(JobRow, job_id)]) == {job_id: {"one": "3"}}
+
+
+def test_secrets_that_a_waiting_job_names_grow_no_further_than_its_node_takes(centre: Centre) -> None:
+    vault, at = Vault([new_vault_key()]), utc_now()
+    half = "x" * (secrets.TOTAL_BYTES_MAX // 2)
+    with transaction(centre.engine) as session:
+        for name in ("one", "two"):
+            put_secret(session, vault, centre.tenant, name, "small", at)
+    job_id = centre.submit(secrets=("one", "two"), held=True)
+    with transaction(centre.engine) as session:
+        put_secret(session, vault, centre.tenant, "one", half, at)
+        with pytest.raises(
+            SecretTooLargeForJob, match=f"job {job_id}, .* would have 65537 bytes; at most 65536"
+        ):
+            put_secret(session, vault, centre.tenant, "two", f"{half}x", at)
+        put_secret(session, vault, centre.tenant, "two", half, at)
+        put_secret(session, vault, new_id(), "two", f"{half}x", at)
+        cancel_job(session, job_id, tenant_id=centre.tenant)
+    centre.tick()
+    with transaction(centre.engine) as session:
+        put_secret(session, vault, centre.tenant, "two", f"{half}x", at)

@@ -20,7 +20,7 @@ from scheduler.controller.nodes import STOP_MARGIN_MS, Nodes
 from scheduler.controller.observing import Observed
 from scheduler.controller.settling import NOTICED_MS, RETRY_MS
 from scheduler.controller.wakeups import notifications
-from scheduler.jobs import WAKE_CHANNEL, cancel_job, change_dependencies
+from scheduler.jobs import WAKE_CHANNEL, cancel_job, change_dependencies, hold_job
 from scheduler.leadership import acquire, standing
 from scheduler.node.protocol import (
     UNAVAILABLE,
@@ -239,7 +239,10 @@ def test_what_is_news_of_a_node_that_runs_one_and_was_asked_for_another(
     assert observed.moves_nothing is moves_nothing
 
 
-def test_a_job_told_to_wait_for_another_since_it_was_planned_is_not_started(centre: Centre) -> None:
+@pytest.mark.parametrize("change", ["told to wait for another", "held", "cancelled"])
+def test_a_job_told_to_wait_held_or_cancelled_since_it_was_planned_is_not_started(
+    centre: Centre, change: str
+) -> None:
     needed, job_id = centre.submit(held=True), centre.submit()
     live, now = LiveState(policy_named("default")), utc_now()
     with transaction(centre.engine) as session:
@@ -250,7 +253,12 @@ def test_a_job_told_to_wait_for_another_since_it_was_planned_is_not_started(cent
     plan = live.plan(unix_ms(now))
     assert [start.job_id for start in plan.starts] == [str(job_id)]
     with transaction(centre.engine) as session:
-        change_dependencies(session, job_id, [needed], tenant_id=centre.tenant)
+        if change == "held":
+            hold_job(session, job_id, tenant_id=centre.tenant)
+        elif change == "cancelled":
+            cancel_job(session, job_id, tenant_id=centre.tenant)
+        else:
+            change_dependencies(session, job_id, [needed], tenant_id=centre.tenant)
     with transaction(centre.engine) as session:
         assert not admit(session, leadership, live, plan, centre.free, now).steps
     assert centre.job(job_id).state == "queued"
