@@ -21,6 +21,10 @@ class NodeFailed(HubError):
     sentence = "{why}"
 
 
+class MissingHere(NodeFailed):
+    """What this run needs and was promised is not on this node; runs that do not need it can start."""
+
+
 class DeviceHeld(HubError):
     """What a run needs is held by another one that was killed and does not end."""
 

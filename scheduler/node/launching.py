@@ -19,7 +19,7 @@ from scheduler.node.cgroups import Caps, CgroupTree
 from scheduler.node.config import Environment, NodeConfig
 from scheduler.node.devices import device_files, problem_with
 from scheduler.node.environment import job_environment
-from scheduler.node.errors import InvalidRun, NodeFailed, StartFailed
+from scheduler.node.errors import InvalidRun, MissingHere, NodeFailed, StartFailed
 from scheduler.node.fitness import is_nodes_own
 from scheduler.node.gangs import GangNetworks
 from scheduler.node.identities import UidPool
@@ -202,7 +202,7 @@ class Launcher:
                 return os.open(parts[-1], os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
         except (InvalidRun, FileNotFoundError) as error:  # it was there when the job was taken
             why = f"The upload {archive.sha256} is not in the store as this node sees it."
-            raise NodeFailed(why=why) from error
+            raise MissingHere(why=why) from error
 
     def _open_log(self, spec: RunSpec, log_full: Callable[[OSError], None]) -> LogSink:
         parts = relative_parts(self._root, spec.log, "log")
@@ -240,10 +240,10 @@ def _directories(spec: RunSpec) -> tuple[str, ...]:
 
 
 def _check_present(name: str, software: Environment) -> None:
-    """What the operator offers must be there; where it is not, no job can help it. Raises NodeFailed."""
+    """What the operator offers must be there; where it is not, no job can help it. Raises MissingHere."""
     for mount in software.mounts:
         if not Path(mount.source).exists():
-            raise NodeFailed(why=f"Environment {name} is not whole on this node: {mount.source} is not there.")
+            raise MissingHere(why=f"Environment {name} is not whole on this node: {mount.source} is not there.")
 
 
 async def _await_end(process: subprocess.Popen[bytes]) -> None:

@@ -22,7 +22,7 @@ from kernel.clock import boottime_ms, unix_ms, utc_now
 from kernel.errors import HubError
 from kernel.traces import request_id
 from scheduler.node.config import NodeConfig
-from scheduler.node.errors import DeviceHeld
+from scheduler.node.errors import DeviceHeld, MissingHere
 from scheduler.node.fitness import Fitness, is_nodes_own
 from scheduler.node.inventory import Inventory
 from scheduler.node.launched import Launched
@@ -257,7 +257,8 @@ class Run:
             self._end(EndReason.JOURNAL_FULL, f"The node cannot write its journal: {error.strerror}.", None)
         elif is_nodes_own(error):
             why = str(error) or "No memory is left."
-            self._around.fitness.failed(why)
+            if not isinstance(error, MissingHere):
+                self._around.fitness.failed(why)
             self._end(EndReason.NODE_FAILED, why, None)
         else:
             self._end(EndReason.START_FAILED, str(error), None)

@@ -110,11 +110,17 @@ def test_one_failing_rank_stops_the_others_and_says_so(cluster: Cluster) -> None
     assert cluster.open_allocations() == 0
 
 
-def test_a_job_whose_upload_has_vanished_fails_to_start_with_a_sentence(cluster: Cluster) -> None:
+def test_a_job_whose_upload_is_not_on_a_node_says_so_is_tried_again_and_keeps_no_other_from_it(
+    cluster: Cluster,
+) -> None:
     cluster.node()
-    job = cluster.ended(cluster.submit("/bin/true", upload_sha256="0" * 64))
-    assert (job.state, job.end_reason) == ("failed", "start_failed")
-    assert len(job.reason) > 20
+    job_id = cluster.submit("/bin/true", upload_sha256="0" * 64)
+    cluster.until(lambda: cluster.job(job_id).evictions > 0)
+    assert "it is tried elsewhere" in cluster.job(job_id).reason
+    assert "is not in the store as this node sees it" in cluster.runs(job_id)[0].end_detail
+    assert cluster.ended(cluster.submit("/bin/true")).state == "succeeded"
+    cluster.cancel(job_id)
+    assert cluster.ended(job_id).state == "cancelled"
 
 
 def test_a_program_that_is_missing_or_cannot_be_run_says_so_and_garbage_is_kept_as_it_is(
