@@ -9,7 +9,6 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from kernel.bulk import among
-from kernel.database import transaction
 from kernel.prepared import Prepared
 from scheduler.node.codec import encode
 from scheduler.node.protocol import UNAVAILABLE, Report
@@ -22,6 +21,7 @@ _HOSTS: Final = Prepared(
         among(NodeRow.name, bindparam("names")), NodeRow.state != "down"
     )
 )
+_LINKS: Final = Prepared(select(NodeRow.name, NodeRow.state, NodeRow.labels))
 
 
 def record_node(session: Session, report: Report, at: datetime) -> bool:
@@ -118,12 +118,10 @@ def links_of(engine: Engine) -> Callable[[], Mapping[str, Link]]:
     """Asks where the relays of all nodes listen."""
 
     def links() -> Mapping[str, Link]:
-        with transaction(engine) as session:
-            rows = session.execute(select(NodeRow.name, NodeRow.state, NodeRow.labels))
-            return {
-                name: Link(str(labels[LINK_LABEL]), given_up=state == "down")
-                for name, state, labels in rows
-                if LINK_LABEL in labels
-            }
+        return {
+            name: Link(str(labels[LINK_LABEL]), given_up=state == "down")
+            for name, state, labels in _LINKS.alone(engine)
+            if LINK_LABEL in labels
+        }
 
     return links

@@ -5,6 +5,7 @@ work. A source that breaks is tried again after a pause, and the tick covers the
 """
 
 import queue
+import select
 import threading
 import time
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import psycopg
 import structlog
 
 _PAUSE_S: Final = 1.0
+_WAIT_MS: Final = 5000
 _log = structlog.get_logger(__name__)
 
 
@@ -80,8 +82,12 @@ def notifications(url: str, channel: str) -> Callable[[], str | None]:
             connection[0].execute(f"LISTEN {channel}".encode())
             return channel  # something may have been said while nobody listened
         try:
+            # psycopg, told to wait, would wake ten times a second.
+            waiting = select.poll()
+            waiting.register(connection[0].fileno(), select.POLLIN)
+            waiting.poll(_WAIT_MS)
             # To the end: of several that came together, all but the first would be lost.
-            said = {one.payload or channel for one in connection[0].notifies(timeout=5, stop_after=1)}
+            said = {one.payload or channel for one in connection[0].notifies(timeout=0)}
         except psycopg.Error:
             connection[0].close()
             raise
