@@ -15,7 +15,7 @@ from scheduler.node.workspace import DEPTH_MAX, Census, walk_entries
 from tests.scheduler.node.nesting import nest
 
 OPENED_AT_ONCE = 1024
-ORDINARY = 54_321
+ORDINARY = os.geteuid() or 54_321
 """A user that may not look into everything."""
 
 
