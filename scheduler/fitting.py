@@ -1,5 +1,6 @@
 """What the centre, when it is empty, could ever run: jobs beyond it are refused before they are queued."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
@@ -12,6 +13,7 @@ from kernel.prepared import Prepared
 from scheduler.policy.model import WHOLE_MILLI
 from scheduler.refusals import (
     FractionOfGang,
+    GangBeyondOneMachine,
     NodesTooSmall,
     TooManyDevicesPerNode,
     TooManyNodes,
@@ -27,6 +29,7 @@ _PFLOPS_MAX: Final = 1_000_000
 
 _INSTALLED: Final = Prepared(
     select(
+        NodeRow.host_id,
         DeviceRow.model,
         func.count(),
         NodeRow.cpu_milli,
@@ -51,12 +54,15 @@ class Demand:
     slots_milli: int
     cpu_milli: int
     memory_mib: int
+    talks: bool = False
+    """Whether its ranks talk to each other, for which they must be on one machine."""
 
 
 @dataclass(frozen=True)
 class _Part:
-    """All devices of one model in one machine."""
+    """All devices of one model in one node."""
 
+    host_id: str
     model: str
     devices: int
     cpu_milli: int
@@ -77,7 +83,8 @@ def acceptable_models(session: Session, demand: Demand) -> list[str]:
     """The models a job may run on, in its order of preference; without one, the slowest that suffices first.
 
     Raises:
-        UnknownAccelerator, TooSlowAccelerators, FractionOfGang, TooManyDevicesPerNode, NodesTooSmall, TooManyNodes.
+        UnknownAccelerator, TooSlowAccelerators, FractionOfGang, TooManyDevicesPerNode, NodesTooSmall, TooManyNodes,
+        GangBeyondOneMachine.
     """
     parts = _installed(session)
     known = sorted({part.model for part in parts})
@@ -118,19 +125,26 @@ def _refuse_what_never_fits(parts: Sequence[_Part], demand: Demand, models: str)
         largest = max(getattr(part, field) for part in wide)
         if asked > largest:
             raise NodesTooSmall(field=field, asked=asked, unit=unit, models=models, largest=largest)
-    fitting = sum(part.cpu_milli >= demand.cpu_milli and part.memory_mib >= demand.memory_mib for part in wide)
-    if demand.node_count > fitting:
-        raise TooManyNodes(
-            field="nodes",
-            asked=demand.node_count,
-            devices=demand.devices_per_node,
-            fitting=fitting,
-            models=models,
-        )
+    fitting = [
+        part.host_id
+        for part in wide
+        if part.cpu_milli >= demand.cpu_milli and part.memory_mib >= demand.memory_mib
+    ]
+    gang: dict[str, Any] = {
+        "field": "nodes",
+        "asked": demand.node_count,
+        "devices": demand.devices_per_node,
+        "models": models,
+    }
+    if demand.node_count > len(fitting):
+        raise TooManyNodes(**gang, fitting=len(fitting))
+    on_one = max(Counter(fitting).values())
+    if demand.talks and demand.node_count > on_one:
+        raise GangBeyondOneMachine(**gang, fitting=on_one)
 
 
 def _installed(session: Session) -> list[_Part]:
     return [
-        _Part(model, count, cpu_milli, memory_mib, stated_pflops_milli({PFLOPS_LABEL: stated}))
-        for model, count, cpu_milli, memory_mib, stated in _INSTALLED(session)
+        _Part(host_id, model, count, cpu_milli, memory_mib, stated_pflops_milli({PFLOPS_LABEL: stated}))
+        for host_id, model, count, cpu_milli, memory_mib, stated in _INSTALLED(session)
     ]

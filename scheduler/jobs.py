@@ -18,6 +18,7 @@ from kernel.ids import derived_id
 from kernel.prepared import Prepared, add_rows
 from scheduler.dependencies import checked_dependencies
 from scheduler.fitting import Demand, acceptable_models
+from scheduler.node.protocol import Network
 from scheduler.refusals import (
     ArrayNotFound,
     ArrayOfLargeJobs,
@@ -341,6 +342,7 @@ def _checked(
         slots_milli=request.slots_milli,
         cpu_milli=request.cpu_milli,
         memory_mib=request.memory_mib,
+        talks=request.network == Network.JOB,
     )
     models = acceptable_models(session, demand)
     depends_on = checked_dependencies(session, None, request.depends_on, tenant_id=tenant_id)

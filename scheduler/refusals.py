@@ -27,6 +27,16 @@ class TooManyNodes(Invalid):
     )
 
 
+class GangBeyondOneMachine(Invalid):
+    """Ranks that talk to each other were asked for on more nodes than any machine has."""
+
+    sentence = (
+        "{field}: the ranks of this job talk to each other (network: job), which they can on one machine only; it asks "
+        "for {asked} nodes of {devices} devices each, and no machine of the centre has more than {fitting} such nodes "
+        "with {models}. Ask for fewer nodes with more devices each, or for network: none if its ranks need not talk."
+    )
+
+
 class FractionOfGang(Invalid):
     """A slice of a device was asked for together with several devices."""
 

@@ -34,6 +34,8 @@ Json = Any
 
 EXAMPLES = Path(__file__).parents[3] / "examples" / "programmes"
 MODEL = "MLU370-X8"
+HOST = "machine"
+"""Where all its nodes are."""
 OFFICERS = (Role.AUTHORITY, Role.FIRST_REVIEWER, Role.APPROVER, Role.OPERATOR, Role.AUDITOR)
 
 
@@ -252,7 +254,7 @@ def node(name: str) -> NodeRow:
     now = utc_now()
     return NodeRow(
         name=name,
-        host_id=name,
+        host_id=HOST,
         state="up",
         labels={},
         cpu_milli=16_000,

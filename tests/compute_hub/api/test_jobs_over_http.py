@@ -3,11 +3,13 @@
 from typing import Any
 from uuid import UUID
 
+from sqlalchemy import update
+
 from compute_hub.sdk import HubClient
 from kernel.database import transaction
 from kernel.ids import derived_id
-from scheduler.tables import JobRow
-from tests.compute_hub.api.house import MODEL, House, job
+from scheduler.tables import JobRow, NodeRow
+from tests.compute_hub.api.house import HOST, MODEL, House, job
 
 NOBODY = "00000000-0000-0000-0000-000000000000"
 
@@ -138,6 +140,24 @@ def test_a_ray_job_says_so_and_its_ranks_may_talk(house: House) -> None:
         words = firm.refused(422, "malformed_request", "POST", "/v1/jobs", job(kind="ray", network="none"))
         assert "the ranks of a Ray job talk to each other" in words
         firm.refused(422, "malformed_request", "POST", "/v1/jobs", job(kind="slurm"))
+
+
+def test_a_gang_whose_ranks_talk_is_refused_where_no_machine_has_so_many_nodes(house: House) -> None:
+    firm = house.enterprise("1000.00")
+    on_machines_of_their_own = update(NodeRow).values(host_id=NodeRow.name)
+    with transaction(house.engine) as session:
+        session.execute(on_machines_of_their_own)
+    try:
+        for gang in ({"nodes": 2}, {"nodes": 2, "kind": "ray"}):
+            for path in ("/v1/jobs", "/v1/jobs:quote"):
+                words = firm.refused(422, "gang_beyond_one_machine", "POST", path, job(**gang))
+                assert "no machine of the centre has more than 1 such nodes" in words
+        assert firm.post("/v1/jobs", job(nodes=2, network="none"))["state"] == "queued"
+        assert firm.post("/v1/jobs", job(kind="ray"))["state"] == "queued"
+    finally:
+        with transaction(house.engine) as session:
+            session.execute(update(NodeRow).values(host_id=HOST))
+    assert firm.post("/v1/jobs", job(nodes=2))["state"] == "queued"
 
 
 def test_a_client_that_asks_again_under_its_key_has_one_job(house: House) -> None:
