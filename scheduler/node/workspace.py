@@ -91,11 +91,14 @@ def leave_notice(directory: int, text: str) -> None:
 async def adopt(directory: int, uid: int) -> None:
     """Give a workspace that an earlier attempt left, under another uid, to this attempt's uid, link by link.
 
+    Meanwhile its top is nobody's: where this is broken off, the next attempt sees that it was, whoever that runs as.
+
     Raises:
         NestedTooDeep: it has folders too deep within each other.
     """
     if os.geteuid() != 0 or os.fstat(directory).st_uid == uid:
         return
+    os.fchown(directory, 0, 0)
     for entry in walk_entries(directory):
         if entry is None:
             await asyncio.sleep(0)

@@ -1,5 +1,6 @@
 """However a job nests and fills its folders, they are counted in small steps."""
 
+import asyncio
 import os
 import subprocess
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ import pytest
 from scheduler.node.config import Limits
 from scheduler.node.errors import NestedTooDeep
 from scheduler.node.watching import Allowance, Watch
-from scheduler.node.workspace import DEPTH_MAX, Census, walk_entries
+from scheduler.node.workspace import DEPTH_MAX, Census, adopt, walk_entries
 from tests.scheduler.node.nesting import nest
 
 OPENED_AT_ONCE = 1024
@@ -67,6 +68,24 @@ def test_a_folder_that_a_job_closes_to_hide_it_from_an_ordinary_user_is_named(
             os._exit(census.entries if "Its folder closed is closed to" in census.trouble else 99)
         _, status = os.waitpid(child, 0)
     assert os.waitstatus_to_exitcode(status) == 2
+
+
+def test_a_workspace_whose_adoption_was_broken_off_is_adopted_whole_by_whoever_comes_next(
+    tmp_path: Path,
+) -> None:
+    if os.geteuid() != 0:
+        return  # an ordinary user's jobs all run as that user
+    for number in range(1000):
+        (tmp_path / str(number)).touch()
+        os.chown(tmp_path / str(number), ORDINARY, ORDINARY)
+    os.chown(tmp_path, ORDINARY, ORDINARY)
+    with opened(tmp_path) as top:
+        broken_off = adopt(top, ORDINARY + 1)
+        broken_off.send(None)
+        broken_off.close()
+        assert {path.stat().st_uid for path in tmp_path.iterdir()} == {ORDINARY, ORDINARY + 1}
+        asyncio.run(adopt(top, ORDINARY))
+    assert {path.stat().st_uid for path in tmp_path.iterdir()} == {ORDINARY}
 
 
 def test_one_folder_with_many_files_is_counted_in_steps(tmp_path: Path) -> None:
