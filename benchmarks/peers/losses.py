@@ -136,7 +136,10 @@ def machine_processes(hub: Hub, node: str) -> list[psutil.Process]:
 
 def _without(processes: Sequence[psutil.Process], roots: Sequence[psutil.Process]) -> list[psutil.Process]:
     """These processes but for some of them and what is below those."""
-    below = {one.pid for root in roots for one in (root, *root.children(recursive=True))}
+    below = {root.pid for root in roots}
+    for root in roots:
+        with suppress(psutil.NoSuchProcess):  # a job that has just ended
+            below |= {one.pid for one in root.children(recursive=True)}
     return [process for process in processes if process.pid not in below]
 
 
