@@ -264,6 +264,8 @@ class Settings(BaseSettings):
     """Seals tenants' secrets: one Fernet key a line, the first seals, all open. Made where it is missing."""
     nodes: tuple[Node, ...] = ()
     environments: dict[str, Environment] = {}
+    default_environment: str = ""
+    """Of jobs that name none; empty, they get the nodes' own /usr and nothing else."""
     queues: tuple[TenantQueue, ...] = ()
     prices: tuple[Price, ...] = ()
 
@@ -289,6 +291,16 @@ class Settings(BaseSettings):
             message = "a tenant has one queue; merge the entries of the same tenant"
             raise ValueError(message)
         return queues
+
+    @model_validator(mode="after")
+    def _default_is_offered(self) -> Self:
+        if self.default_environment and self.default_environment not in self.environments:
+            known = ", ".join(sorted(self.environments)) or "none"
+            message = (
+                f"default_environment: there is no environment {self.default_environment!r}; there are {known}"
+            )
+            raise ValueError(message)
+        return self
 
     @model_validator(mode="after")
     def _takeover_fits(self) -> Self:

@@ -328,7 +328,7 @@ def _checked(
     environments: Sequence[str],
     at: datetime,
 ) -> JobRow:
-    if request.environment not in environments:
+    if request.environment and request.environment not in environments:
         raise UnknownEnvironment(
             field="environment",
             environment=request.environment,

@@ -53,12 +53,14 @@ class ClusterView(View):
 class EnvironmentView(View):
     """Software of the centre that jobs run in, and what kind of cost their usage is, which vouchers look at.
 
-    One with a command is a service: its jobs begin with that command and bring no variables of their own.
+    One with a command is a service: its jobs begin with that command and bring no variables of their own. The usual one
+    is for jobs that name none.
     """
 
     name: str
     cost_kind: str
     command: list[str]
+    usual: bool
 
 
 class EnvironmentsView(View):
@@ -91,7 +93,12 @@ def environments(call: Caller) -> EnvironmentsView:
     """The software environments that the operator offers to jobs."""
     return EnvironmentsView(
         environments=[
-            EnvironmentView(name=name, cost_kind=offered.cost_kind, command=list(offered.command))
+            EnvironmentView(
+                name=name,
+                cost_kind=offered.cost_kind,
+                command=list(offered.command),
+                usual=name == call.settings.default_environment,
+            )
             for name, offered in sorted(call.settings.environments.items())
         ]
     )

@@ -45,6 +45,7 @@ class JobSubmission(Body):
 
     Either `accelerator` names models, in order of preference, or `min_pflops` accepts every model that fast. With
     `kind` "ray" a private Ray cluster stands on the allocation when the program begins, and `ray.init()` finds it.
+    Without an `environment` it gets the centre's usual one; with an empty one nothing but the nodes' own programs.
     A job of a `project` is paid from the parts of vouchers that are kept for it, and within its budget.
     """
 
@@ -54,7 +55,7 @@ class JobSubmission(Body):
     ]
     accelerator: Annotated[list[ModelName], Field(min_length=1, max_length=16)] | ModelName | None = None
     min_pflops: Annotated[float, Field(gt=0, le=100_000, strict=False)] | None = None
-    environment: Annotated[str, StringConstraints(min_length=1, max_length=63)]
+    environment: Annotated[str, StringConstraints(max_length=63)] | None = None
     kind: Literal["ray"] | None = None
     nodes: Annotated[int, Field(ge=1, le=10_000)] = 1
     devices_per_node: Annotated[int, Field(ge=1, le=64)] = 1
@@ -105,15 +106,15 @@ class JobSubmission(Body):
             )
         return self
 
-    def request(self) -> JobRequest:
-        """The same in the scheduler's words."""
+    def request(self, default_environment: str) -> JobRequest:
+        """The same in the scheduler's words; the centre's usual environment, unless it names one."""
         named = self.accelerator or []
         return JobRequest(
             name=self.name,
             argv=self.argv,
             models=[named] if isinstance(named, str) else named,
             min_pflops_milli=round((self.min_pflops or 0) * 1000),
-            environment=self.environment,
+            environment=default_environment if self.environment is None else self.environment,
             node_count=self.nodes,
             devices_per_node=self.devices_per_node,
             slots_milli=self.slots_milli,

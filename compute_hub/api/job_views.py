@@ -63,6 +63,7 @@ class JobView(View):
     state: str
     reason: str
     accelerator: list[str]
+    environment: str
     nodes: int
     devices_per_node: int
     time_limit_s: int
@@ -128,6 +129,7 @@ def _view(
         state=row.state,
         reason=row.reason,
         accelerator=row.models,
+        environment=row.environment,
         nodes=row.node_count,
         devices_per_node=row.devices_per_node,
         time_limit_s=row.time_limit_ms // 1000,

@@ -307,7 +307,7 @@ def queue_job(session: Session, body: JobSubmission, call: Call, at: datetime) -
 
 def _request(body: JobSubmission, call: Call) -> JobRequest:
     """What is asked of the scheduler. Raises ServiceOnly."""
-    request = body.request()
+    request = body.request(call.settings.default_environment)
     check_use(call.settings.environments, request)
     return replace(request, traceparent=traceparent())
 

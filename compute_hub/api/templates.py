@@ -25,7 +25,7 @@ Fields = Annotated[dict[str, Any], Field(max_length=64)]
 FIELDS_BYTES_MAX: Final = 32 * 1024
 """Of one template: all of an owner's are listed at once."""
 
-_LEAST: Final = {"name": "-", "argv": ["-"], "accelerator": "-", "environment": "-", "time_limit_s": 1}
+_LEAST: Final = {"name": "-", "argv": ["-"], "accelerator": "-", "time_limit_s": 1}
 """What every submission must say; a template may leave any of it to whoever uses it."""
 
 

@@ -55,7 +55,11 @@ def environments(*, as_json: AsJson = False) -> None:
         rows = hub.get("/v1/environments")["environments"]
     if not as_json:
         rows = [{**row, "command": " ".join(row["command"])} for row in rows]
-    show(rows, {"name": "environment", "cost_kind": "usage is", "command": "runs"}, as_json=as_json)
+    show(
+        rows,
+        {"name": "environment", "usual": "usual", "cost_kind": "usage is", "command": "runs"},
+        as_json=as_json,
+    )
 
 
 @app.command()

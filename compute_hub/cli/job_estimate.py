@@ -17,7 +17,12 @@ def estimate(
         float | None, typer.Option(help="Accept every model of at least so many PFLOPS instead.")
     ] = None,
     name: Annotated[str, typer.Option(help="The name that earlier jobs had, to learn from them.")] = "estimate",
-    environment: Annotated[str, typer.Option(help="Software environment of the centre.")] = "digits",
+    environment: Annotated[
+        str | None,
+        typer.Option(
+            help="Software environment (`hub cluster environments`); the centre's usual one, if left out."
+        ),
+    ] = None,
     nodes: Annotated[int, typer.Option(help="Machines, started together.")] = 1,
     devices: Annotated[int, typer.Option(help="Cards on each machine.")] = 1,
     slots: Annotated[

@@ -46,7 +46,12 @@ def submit(
         Path | None,
         typer.Option(help="Directory to upload as the job's working directory.", exists=True, file_okay=False),
     ] = None,
-    environment: Annotated[str, typer.Option(help="Software environment of the centre.")] = "digits",
+    environment: Annotated[
+        str | None,
+        typer.Option(
+            help="Software environment (`hub cluster environments`); the centre's usual one, if left out."
+        ),
+    ] = None,
     kind: Annotated[
         str | None, typer.Option(help="ray: with a private Ray cluster on what is allocated.")
     ] = None,
@@ -157,7 +162,6 @@ def submit(
 _OPTIONS: Final = {
     "name": "name",
     "argv": "command",
-    "environment": "environment",
     "nodes": "nodes",
     "devices_per_node": "devices",
     "slots_milli": "slots",

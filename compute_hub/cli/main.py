@@ -26,7 +26,7 @@ from compute_hub.cli import (
 )
 from compute_hub.cli.job_estimate import estimate
 from compute_hub.cli.job_submission import submit
-from compute_hub.cli.processes import api, biller, controller, keeper, up
+from compute_hub.cli.processes import api, biller, controller, first_key, keeper, migrate, up
 from compute_hub.cli.replay import replay
 from compute_hub.cli.simulate import simulate
 from kernel.errors import HubError
@@ -61,7 +61,8 @@ for name, group in (
     ("ledger", cluster.ledger_app),
 ):
     app.add_typer(group, name=name)
-for command in (up, api, controller, biller, keeper, simulate, replay):
+enterprises.key_app.command("first")(first_key)
+for command in (up, migrate, api, controller, biller, keeper, simulate, replay):
     app.command()(command)
 
 

@@ -42,11 +42,16 @@ def controller(
             dir_okay=False, help="Simulate the nodes of the settings on one Ray node; what ran is written here."
         ),
     ] = None,
+    raylet: Annotated[
+        bool,
+        typer.Option(help="Also run a raylet: needed where no node of the same user runs on this machine."),
+    ] = False,
+    head: Annotated[bool, typer.Option(help="Also run the head of the Ray cluster, and a raylet.")] = False,
 ) -> None:
     """Schedule: lead or stand by."""
     from compute_hub.workers.controller import run_controller
 
-    run_controller(settings(), simulated)
+    run_controller(settings(), schedule=simulated, raylet=raylet, head=head)
 
 
 def biller() -> None:
@@ -61,6 +66,34 @@ def keeper() -> None:
     from compute_hub.workers.keeper import run_keeper
 
     run_keeper(settings())
+
+
+def migrate() -> None:
+    """Bring the database to this version, as the owner in HUB_MIGRATION_URL, and set the settings' first prices.
+
+    Once per release, before the hub's processes are started.
+    """
+    from compute_hub.stack.database import migrate_database
+    from kernel.clock import utc_now
+
+    migrate_database(settings(), utc_now())
+
+
+def first_key(person: Annotated[str, typer.Argument(help="Whose key it is.")]) -> None:
+    """Make an operator's key in the database itself, for an installation whose operators have none.
+
+    It is shown this once. All other keys are made with it: `hub key make`.
+    """
+    from compute_hub.identity.keys import issue_key
+    from compute_hub.stack.database import application_url
+    from kernel.clock import utc_now
+    from kernel.database import open_engine, transaction
+
+    engine = open_engine(application_url(settings()), pool_size=1)
+    with transaction(engine) as session:
+        made = issue_key(session, Role.OPERATOR, person, at=utc_now())
+    engine.dispose()
+    typer.echo(made)
 
 
 def up(

@@ -81,7 +81,9 @@ class ReplayStack(LocalStack):
     def _start_nodes(self) -> None:
         self._starting(f"one Ray node for {len(self.settings.nodes)} simulated nodes")
         log = self.logs / "ray.log"
-        self._children.append(start_ray(self.settings, "replay", head=True, environment={}, log=log))
+        self._children.append(
+            start_ray(self.settings, "replay", head=True, resources={}, environment={}, log=log)
+        )
 
     def _controller(self) -> Sequence[str]:
         return ("controller", "--simulated", str(self.schedule))

@@ -9,12 +9,19 @@ from compute_hub.billing.rates import set_rate
 from compute_hub.billing.tables import RateRow
 from compute_hub.settings import Settings
 from kernel.database import open_engine, transaction
+from kernel.errors import Invalid
 from kernel.ids import derived_id
 from kernel.migrations import migrate
 from kernel.money import parse_yuan
 from kernel.postgres import OWNER_ROLE, PrivatePostgres
 
 _NAME: Final = "hub"
+
+
+class NoDatabase(Invalid):
+    """There is none of the operator's own to migrate."""
+
+    sentence = "{field}: name the database, and HUB_MIGRATION_URL its owner; `hub up` migrates one of its own."
 
 
 def private_server(settings: Settings) -> PrivatePostgres:
@@ -29,19 +36,28 @@ def application_url(settings: Settings) -> str:
 
 def prepare_database(settings: Settings, at: datetime) -> PrivatePostgres | None:
     """Start the private server if the operator named no database; then migrate, and set configured first prices."""
-    server = None
-    owner_url = settings.migration_url or settings.database_url
+    if settings.database_url is not None:
+        migrate_database(settings, at)
+        return None
+    server = private_server(settings)
+    server.start()
+    server.create_database(_NAME)
+    _migrate(settings, server.url(_NAME, OWNER_ROLE), at)
+    return server
+
+
+def migrate_database(settings: Settings, at: datetime) -> None:
+    """Bring the operator's database to this version, and set configured first prices. Raises NoDatabase."""
     if settings.database_url is None:
-        server = private_server(settings)
-        server.start()
-        server.create_database(_NAME)
-        owner_url = server.url(_NAME, OWNER_ROLE)
-    assert owner_url is not None  # noqa: S101 - one of the two branches has set it
+        raise NoDatabase(field="HUB_DATABASE_URL")
+    _migrate(settings, settings.migration_url or settings.database_url, at)
+
+
+def _migrate(settings: Settings, owner_url: str, at: datetime) -> None:
     migrate(owner_url)
     engine = open_engine(application_url(settings), pool_size=1)
     _first_prices(engine, settings, at)
     engine.dispose()
-    return server
 
 
 def _first_prices(engine: Engine, settings: Settings, at: datetime) -> None:

@@ -3,7 +3,6 @@
 Neither is the other's child: a Ray restart touches no job.
 """
 
-import fcntl
 import hashlib
 import json
 import os
@@ -18,13 +17,14 @@ import structlog
 
 from compute_hub.api.job_submission import GRACE_S_MAX, SLOTS_MILLI_MIN
 from compute_hub.settings import Environment, Node, Settings, inherited_environment
-from compute_hub.stack.children import GRACE_MS, Child, ChildEnded, end_processes, processes_having, stop_all
-from compute_hub.stack.ray_node import start_ray, token_file
+from compute_hub.stack.children import GRACE_MS, Child, ChildEnded, stop_all
+from compute_hub.stack.claim import claim
+from compute_hub.stack.ray_node import RayNode, node_resources, token_file
 from compute_hub.stack.run_directory import run_directory
 from compute_hub.telemetry.sensors import tell_sensed
 from compute_hub.telemetry.serving import serve_metrics
 from kernel.clock import boot_id, boottime_ms
-from kernel.errors import Conflict, Invalid
+from kernel.errors import Invalid
 from kernel.logs import configure_logs
 from scheduler.node.nvml import open_nvml
 from scheduler.node.relay import LINK_LABEL, Relay, read_token
@@ -50,14 +50,6 @@ class UnknownNodeName(Invalid):
     sentence = "--name: the settings describe no node {name!r}; they describe {known}."
 
 
-class NodeAlreadyRuns(Conflict):
-    """Two processes want to be the same node."""
-
-    sentence = (
-        "Node {name} already runs here; its folder {folder} is in use. Stop it, or give this one another name."
-    )
-
-
 def run_node(settings: Settings, name: str, *, head: bool) -> None:
     """Run the machine until SIGTERM or SIGINT; a raylet that ends is started again, a supervisor that ends, too.
 
@@ -66,18 +58,22 @@ def run_node(settings: Settings, name: str, *, head: bool) -> None:
     configure_logs(f"node {name}")
     node = _node_named(settings, name)
     folder = settings.node_directory(name)
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    claimed = claim_node(folder, name)
+    claimed = claim(folder, f"Node {name}")
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
     socket_path = supervisor_socket(settings, name)
-    variables = {SOCKET_VARIABLE: str(socket_path)}
     relay = Relay(settings.node_address, read_token(token_file(settings)), socket_path, folder / "relay-port")
     node = node.model_copy(update={"labels": node.labels | {LINK_LABEL: relay.address}})
     supervisor = _start_supervisor(settings, node, folder, socket_path)
-    _end_ray(socket_path)  # of a predecessor that was killed
-    ray = start_ray(settings, name, head=head, environment=variables, log=folder / "ray.log")
+    ray = RayNode(
+        settings,
+        name,
+        mark=(SOCKET_VARIABLE, str(socket_path)),
+        resources=node_resources(settings, name),
+        head=head,
+        log=folder / "ray.log",
+    )
     sensors = NvmlSensors(open_nvml()) if node.inventory == "nvml" else None
     serve_metrics(settings, f"node_{name}")
     while not stopping.wait(_CHECK_S):
@@ -88,14 +84,9 @@ def run_node(settings: Settings, name: str, *, head: bool) -> None:
         except ChildEnded as ended:
             _log.error("supervisor_ended", reason=str(ended))
             supervisor = _start_supervisor(settings, node, folder, socket_path)
-        try:
-            ray.check()
-        except ChildEnded as ended:
-            _log.error("raylet_ended", reason=str(ended))
-            _end_ray(socket_path)
-            ray = start_ray(settings, name, head=head, environment=variables, log=folder / "ray.log")
+        ray.mend()
     signal.signal(signal.SIGINT, lambda *_: supervisor.signal(signal.SIGINT))
-    stop_node(supervisor, ray)
+    stop_node(supervisor, ray.child)
     socket_path.unlink(missing_ok=True)  # of one that was killed
     relay.close()
     os.close(claimed)
@@ -105,26 +96,6 @@ def stop_node(supervisor: Child, ray: Child) -> None:
     """End a machine's supervisor when its jobs have had their grace, then Ray, through which their leases come."""
     stop_all([supervisor], grace_ms=LONGEST_STOP_MS)
     stop_all([ray])
-
-
-def claim_node(folder: Path, name: str) -> int:
-    """A lock that is this process's as long as it lives: a second one would end the first's Ray and take its socket.
-
-    Raises:
-        NodeAlreadyRuns: another process has it.
-    """
-    lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(lock)
-        raise NodeAlreadyRuns(name=name, folder=folder) from None
-    return lock
-
-
-def _end_ray(socket_path: Path) -> None:
-    """Kill what is left of this node's Ray: it would keep ports, and Ray would take it for the cluster to join."""
-    end_processes(processes_having(SOCKET_VARIABLE, str(socket_path)), grace_s=0)
 
 
 def supervisor_socket(settings: Settings, name: str) -> Path:

@@ -1,4 +1,4 @@
-"""One raylet: how a machine joins the hub's private Ray cluster.
+"""One raylet: how a machine joins the hub's private Ray cluster, as a compute node or to be led from.
 
 Ray demands a token of everybody who talks to it; the token lies in a file only the operator can read. Ray's own
 dashboard, usage statistics and job server are off: the hub is the only driver.
@@ -11,8 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+import structlog
+
 from compute_hub.settings import Settings, export_environment, inherited_environment
-from compute_hub.stack.children import Child
+from compute_hub.stack.children import Child, ChildEnded, end_processes, processes_having, stop_all
 from compute_hub.stack.run_directory import run_directory
 from kernel.ids import new_secret
 from scheduler.ray.autoscaling import DEVICE_RESOURCE
@@ -20,6 +22,8 @@ from scheduler.ray.autoscaling import DEVICE_RESOURCE
 NODE_RESOURCE: Final = "hub_node:"
 """Ray resource by which the controller recognises a hub node: `hub_node:<name>`."""
 
+
+_log = structlog.get_logger(__name__)
 
 _RAYLET: Final = {
     # A raylet whose head has gone ends, and is started anew with the head's successor.
@@ -64,7 +68,72 @@ def token_file(settings: Settings) -> Path:
     return path
 
 
-def start_ray(settings: Settings, name: str, *, head: bool, environment: Mapping[str, str], log: Path) -> Child:
+class RayNode:
+    """This machine's part in the cluster; what ends is started again.
+
+    Args:
+        name: of the machine, for its log.
+        mark: a variable and its value that tell its processes from all others, even when who started them was killed.
+        resources: what it brings into the cluster.
+        head: also run the head of the cluster.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        name: str,
+        *,
+        mark: tuple[str, str],
+        resources: Mapping[str, int],
+        head: bool,
+        log: Path,
+    ) -> None:
+        self._settings = settings
+        self._name = name
+        self._mark = mark
+        self._resources = resources
+        self._head = head
+        self._log = log
+        self._end_leftovers()  # of a predecessor that was killed
+        self.child = self._start()
+
+    def mend(self) -> None:
+        """Start it again if it has ended."""
+        try:
+            self.child.check()
+        except ChildEnded as ended:
+            _log.error("raylet_ended", reason=str(ended))
+            self._end_leftovers()
+            self.child = self._start()
+
+    def stop(self) -> None:
+        """End it."""
+        stop_all([self.child])
+
+    def _start(self) -> Child:
+        return start_ray(
+            self._settings,
+            self._name,
+            head=self._head,
+            resources=self._resources,
+            environment=dict([self._mark]),
+            log=self._log,
+        )
+
+    def _end_leftovers(self) -> None:
+        """Kill what is left of this Ray: it would keep ports, and Ray would take it for the cluster to join."""
+        end_processes(processes_having(*self._mark), grace_s=0)
+
+
+def start_ray(
+    settings: Settings,
+    name: str,
+    *,
+    head: bool,
+    resources: Mapping[str, int],
+    environment: Mapping[str, str],
+    log: Path,
+) -> Child:
     """Start this machine's raylet (and the cluster's head with it) in the foreground of a child process."""
     if head:
         # As long as a raylet of the head before lives, Ray would take this for that head's address and not start.
@@ -74,7 +143,6 @@ def start_ray(settings: Settings, name: str, *, head: bool, environment: Mapping
             "--head",
             f"--port={settings.ray_port}",
             "--include-dashboard=false",
-            f"--temp-dir={ray_directory(settings)}",
             *(["--no-monitor"] if settings.autoscaler == "none" else []),  # which is its autoscaler
         ]
         if head
@@ -85,13 +153,14 @@ def start_ray(settings: Settings, name: str, *, head: bool, environment: Mapping
         "start",
         *where,
         f"--node-ip-address={settings.node_address}",
+        f"--temp-dir={ray_directory(settings)}",
         "--block",
         "--disable-usage-stats",
         "--include-log-monitor=false",  # it would read all logs again and again for drivers that ask for none
         "--num-cpus=1",
         "--num-gpus=0",
         "--object-store-memory=100000000",
-        f"--resources={json.dumps({f'{NODE_RESOURCE}{name}': 1} | _devices(settings, name))}",
+        f"--resources={json.dumps(dict(resources))}",
     ]
     return Child(
         f"ray of {name}",
@@ -101,9 +170,12 @@ def start_ray(settings: Settings, name: str, *, head: bool, environment: Mapping
     )
 
 
-def _devices(settings: Settings, name: str) -> dict[str, int]:
-    """The node's devices as Ray's autoscaler compares them with what jobs need; Ray places nothing by them."""
-    found: dict[str, int] = {}
+def node_resources(settings: Settings, name: str) -> dict[str, int]:
+    """What makes a raylet the hub node of that name.
+
+    Its devices are there for Ray's autoscaler, which compares them with what jobs need; Ray places nothing by them.
+    """
+    found = {f"{NODE_RESOURCE}{name}": 1}
     for part in (part for node in settings.nodes if node.name == name for part in node.devices):
         resource = f"{DEVICE_RESOURCE}{part.model}"
         found[resource] = found.get(resource, 0) + part.count

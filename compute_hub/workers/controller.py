@@ -4,16 +4,18 @@ import os
 import signal
 import socket
 import threading
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import Engine
 
 from compute_hub.billing.funding import Funding
 from compute_hub.queues import live_queues
 from compute_hub.settings import Settings
+from compute_hub.stack.claim import claim
 from compute_hub.stack.database import application_url
-from compute_hub.stack.ray_node import export_ray_environment, ray_address, token_file
+from compute_hub.stack.ray_node import RayNode, export_ray_environment, ray_address, token_file
 from compute_hub.telemetry.instruments import ControllerGauge, MeasuredAccounting, MeasuredMachines
 from compute_hub.telemetry.journeys import Journeys
 from compute_hub.telemetry.serving import serve_metrics
@@ -36,9 +38,25 @@ if TYPE_CHECKING:
     from scheduler.ray.simulated import SharedRayNode
 
 
-def run_controller(settings: Settings, schedule: Path | None = None) -> None:
-    """Lead (or stand by) until SIGTERM or SIGINT; with a schedule on simulated nodes that share one Ray node."""
+_CHECK_S: Final = 0.5
+
+MARK: Final = "HUB_CONTROLLER"
+"""Tells the processes of a controller's own raylet from all others."""
+
+
+def run_controller(
+    settings: Settings, *, schedule: Path | None = None, raylet: bool = False, head: bool = False
+) -> None:
+    """Lead (or stand by) until SIGTERM or SIGINT.
+
+    Args:
+        settings: of the hub.
+        schedule: what ran is written here; the nodes are simulated ones that share one Ray node.
+        raylet: also run a raylet, without which nobody on a machine can see the cluster.
+        head: also run the head of the cluster, and a raylet.
+    """
     configure_logs("controller")
+    here = _own_machine(settings) if raylet or head else None
     stopping = {signal.SIGTERM, signal.SIGINT}
     # Waited for, not handled: whatever the main thread is in, it is in it to the end.
     signal.pthread_sigmask(signal.SIG_BLOCK, stopping)
@@ -67,12 +85,48 @@ def run_controller(settings: Settings, schedule: Path | None = None) -> None:
     if settings.autoscaler == "ray":
         hint = RayAutoscaler(ray_address(settings))
         threading.Thread(target=keep_telling, args=(engine, hint, done), name="autoscaler", daemon=True).start()
+    joined = _join(settings, here, done, head=head) if here is not None else None
     controller.run()
     done.set()
     wakeups.stop()
     machines.close()
+    if joined is not None:
+        joined.join()
     spans.close()
     engine.dispose()
+
+
+@dataclass(frozen=True, slots=True)
+class _Machine:
+    """The machine of a controller that has a raylet of its own."""
+
+    host: str
+    folder: Path
+    claimed: int
+
+
+def _own_machine(settings: Settings) -> _Machine:
+    """Raises AlreadyRuns."""
+    host = socket.gethostname()
+    folder = settings.state_directory.resolve() / "controllers" / host
+    return _Machine(host, folder, claim(folder, f"A controller with a raylet on {host}"))
+
+
+def _join(settings: Settings, here: _Machine, done: threading.Event, *, head: bool) -> threading.Thread:
+    """Have this machine in the cluster until it is done."""
+
+    def keep() -> None:
+        # Its children end with the thread that started them: this one lasts as long as they shall.
+        name, log = f"controller {here.host}", here.folder / "ray.log"
+        ray = RayNode(settings, name, mark=(MARK, str(here.folder)), resources={}, head=head, log=log)
+        while not done.wait(_CHECK_S):
+            ray.mend()
+        ray.stop()
+        os.close(here.claimed)
+
+    thread = threading.Thread(target=keep, name="ray")
+    thread.start()
+    return thread
 
 
 def _machines(

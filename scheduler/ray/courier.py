@@ -137,9 +137,16 @@ class Courier:
         cluster = head.cluster_id.hex()
         nodes = [node for node in head.get_all_node_info(timeout=_LOOK_S).values() if node.state == _ALIVE]
         if not self._cluster:
-            if not any(_listens(node.raylet_socket_name) for node in nodes):
+            here = [node.node_manager_address for node in nodes if _listens(node.raylet_socket_name)]
+            if not here:
                 return  # joining a raylet that is dead or not yet there would abort us
-            ray.init(address=self._address, namespace=NAMESPACE, log_to_driver=False, configure_logging=False)
+            ray.init(
+                address=self._address,
+                namespace=NAMESPACE,
+                log_to_driver=False,
+                configure_logging=False,
+                _node_ip_address=here[0],  # or Ray may take another machine's raylet for ours
+            )
             self._cluster = cluster
             _log.info("joined_ray", cluster=cluster)
         if cluster != self._cluster:

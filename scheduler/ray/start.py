@@ -4,6 +4,7 @@ Ray binds its ports to the loopback address alone when its node's address is 127
 but its command line replaces 127.0.0.1 by the machine's routed address. Here it stays what it is.
 """
 
+import signal
 import sys
 
 from ray._private import services
@@ -20,5 +21,7 @@ def _as_it_is(host: str) -> str:
 
 
 if __name__ == "__main__":
+    # A controller that starts this waits for its signals with them blocked.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
     keep_loopback()
     sys.exit(main())  # type: ignore[no-untyped-call] # Ray's command line has no types

@@ -122,7 +122,10 @@ class House:
             "llm": {"directory": str(self.folder), "cost_kind": "model", "command": ["serve", "--model"]},
         }
         self.settings = Settings(
-            state_directory=self.folder, environments=environments, upload_bytes_max=100_000
+            state_directory=self.folder,
+            environments=environments,
+            default_environment="digits",
+            upload_bytes_max=100_000,
         )
         self.server = Server(create_app(self.settings, self.engine))
         self.http = Client(base_url=self.server.url, timeout=30)

@@ -32,7 +32,7 @@ def test_a_model_voucher_pays_for_jobs_of_a_model_service_and_a_tenant_cannot_ma
     house.voucher(firm, programme, requested_cny="100.00")
     serving = job(environment="llm", argv=["serve", "--model", "qwen"], time_limit_s=3600)
     offered = firm.get("/v1/environments")["environments"]
-    assert offered[1] == {"name": "llm", "cost_kind": "model", "command": ["serve", "--model"]}
+    assert offered[1] == {"name": "llm", "cost_kind": "model", "command": ["serve", "--model"], "usual": False}
     for path in ("/v1/jobs:quote", "/v1/jobs:estimate"):
         for asked, sources in ((serving, {"voucher", "prepaid"}), (job(), {"prepaid"})):
             found = firm.post(path, asked)

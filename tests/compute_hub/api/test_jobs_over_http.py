@@ -35,6 +35,22 @@ def test_a_job_shows_everything_that_was_asked_of_it(house: House) -> None:
     assert firm.get(f"/v1/jobs/{shown['id']}/attempts")["items"] == []
 
 
+def test_a_job_that_names_no_environment_gets_the_usual_one_and_may_have_none(house: House) -> None:
+    firm = house.enterprise("1000.00")
+    asked = [
+        job(),
+        job(environment="llm", argv=["serve", "--model"]),
+        job(environment=None),
+        job(environment=""),
+    ]
+    del asked[0]["environment"]
+    shown = [firm.post("/v1/jobs", one)["environment"] for one in asked]
+    assert shown == ["digits", "llm", "digits", ""]
+    assert [one["name"] for one in firm.get("/v1/environments")["environments"] if one["usual"]] == ["digits"]
+    words = firm.refused(422, "unknown_environment", "POST", "/v1/jobs", job(environment="other"))
+    assert "there are digits, llm" in words
+
+
 def test_min_pflops_accepts_every_model_that_fast(house: House) -> None:
     firm = house.enterprise("1000.00")
     with transaction(house.engine) as session:

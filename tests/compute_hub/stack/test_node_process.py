@@ -11,17 +11,18 @@ import pytest
 from compute_hub.api.job_submission import GRACE_S_MAX, SLOTS_MILLI_MIN
 from compute_hub.settings import Devices, Node, Settings, inherited_environment
 from compute_hub.stack.children import Child
-from compute_hub.stack.node_process import LONGEST_STOP_MS, NodeAlreadyRuns, claim_node, node_config, stop_node
+from compute_hub.stack.claim import AlreadyRuns, claim
+from compute_hub.stack.node_process import LONGEST_STOP_MS, node_config, stop_node
 from compute_hub.stack.up import LocalStack
 from tests.scheduler.node.harness import DEADLINE_MS, a_machine, await_line
 
 
 def test_a_node_runs_once_on_a_machine_and_again_when_the_first_is_gone(tmp_path: Path) -> None:
-    first = claim_node(tmp_path, "n")
-    with pytest.raises(NodeAlreadyRuns, match="Node n already runs here"):
-        claim_node(tmp_path, "n")
+    first = claim(tmp_path / "n", "Node n")
+    with pytest.raises(AlreadyRuns, match="Node n already runs here"):
+        claim(tmp_path / "n", "Node n")
     os.close(first)
-    os.close(claim_node(tmp_path, "n"))
+    os.close(claim(tmp_path / "n", "Node n"))
 
 
 def test_a_node_takes_every_run_its_cards_can_be_divided_into(tmp_path: Path) -> None:

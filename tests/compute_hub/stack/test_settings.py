@@ -33,6 +33,7 @@ def test_a_variable_overrides_the_file_and_the_file_the_default(
         ("tick_ms = 'soon'\n", "HUB_TICK_MS"),
         ("tickms = 3\n", "HUB_TICKMS"),
         ("node_lease_ms = 2000\n", "leader_lease_ms"),
+        ("default_environment = 'x'\n", "there is no environment 'x'; there are none"),
         ("[[nodes]]\nname = 'a b'\ndevices = []\n", "HUB_NODES__0__NAME"),
         ("[[queues]]\ntenant = 'somebody'\n", "HUB_QUEUES__0__TENANT"),
         (f"[[queues]]\ntenant = '{TENANT}'\n" * 2, "a tenant has one queue"),
