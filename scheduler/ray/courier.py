@@ -137,7 +137,7 @@ class Courier:
         cluster = head.cluster_id.hex()
         nodes = [node for node in head.get_all_node_info(timeout=_LOOK_S).values() if node.state == _ALIVE]
         if not self._cluster:
-            here = [node.node_manager_address for node in nodes if _listens(node.raylet_socket_name)]
+            here = [node for node in nodes if _listens(node.raylet_socket_name)]
             if not here:
                 return  # joining a raylet that is dead or not yet there would abort us
             ray.init(
@@ -145,7 +145,9 @@ class Courier:
                 namespace=NAMESPACE,
                 log_to_driver=False,
                 configure_logging=False,
-                _node_ip_address=here[0],  # or Ray may take another machine's raylet for ours
+                # Or Ray might take another's raylet for ours: one that it sees and cannot reach aborts it.
+                _node_ip_address=here[0].node_manager_address,
+                _temp_dir=here[0].temp_dir,
             )
             self._cluster = cluster
             _log.info("joined_ray", cluster=cluster)
