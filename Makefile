@@ -6,7 +6,8 @@ BIN    := $(VENV)/bin
 DIGITS := var/environments/digits
 # Programs that come from the operating system, and the Debian packages that hold them.
 NEEDED := bwrap:bubblewrap setpriv:util-linux
-TESTED := cc:gcc ip:iproute2 promtool:prometheus prometheus-alertmanager:prometheus-alertmanager systemd-analyze:systemd
+TESTED := ip:iproute2 /usr/sbin/nft:nftables cc:gcc promtool:prometheus \
+          prometheus-alertmanager:prometheus-alertmanager systemd-analyze:systemd
 PIP    := --disable-pip-version-check --quiet
 
 # Two runs of pytest beside each other, each with servers of its own; the first one's words come last.

@@ -71,6 +71,8 @@ class Node(_Part):
     cpu_milli: Annotated[int, Field(ge=1000)] = 16_000
     memory_mib: Annotated[int, Field(ge=1024)] = 32_768
     labels: dict[str, str] = {}
+    span_address: str = ""
+    """This machine's address for gangs that span machines, such as one of a faster network; else the one Ray uses."""
 
     @model_validator(mode="after")
     def _devices_from_one_source(self) -> Self:

@@ -34,6 +34,7 @@ _INSTALLED: Final = Prepared(
         func.count(),
         NodeRow.cpu_milli,
         NodeRow.memory_mib,
+        NodeRow.spanning,
         NodeRow.labels.op("||")(NodeRow.own_labels).op("->>", return_type=Text())(PFLOPS_LABEL),
     )
     .join(DeviceRow, DeviceRow.node == NodeRow.name)
@@ -55,14 +56,15 @@ class Demand:
     cpu_milli: int
     memory_mib: int
     talks: bool = False
-    """Whether its ranks talk to each other, for which they must be on one machine."""
+    """Whether its ranks talk to each other, for which they must be on one machine or on such as span machines."""
 
 
 @dataclass(frozen=True)
 class _Part:
     """All devices of one model in one node."""
 
-    host_id: str
+    network: str
+    """Nodes of one name can have a network together: those of one host, or all that span machines (empty)."""
     model: str
     devices: int
     cpu_milli: int
@@ -77,6 +79,11 @@ def stated_pflops_milli(labels: Mapping[str, Any]) -> int:
     except InvalidOperation:
         return 0
     return int(stated * 1000) if stated.is_finite() and 0 < stated < _PFLOPS_MAX else 0
+
+
+def network_of(host_id: str, spanning: Mapping[str, Any]) -> str:
+    """What its jobs' network with other nodes' is called: one for all that span machines, else one for each host."""
+    return "" if spanning.get("address") else host_id
 
 
 def acceptable_models(session: Session, demand: Demand) -> list[str]:
@@ -126,7 +133,7 @@ def _refuse_what_never_fits(parts: Sequence[_Part], demand: Demand, models: str)
         if asked > largest:
             raise NodesTooSmall(field=field, asked=asked, unit=unit, models=models, largest=largest)
     fitting = [
-        part.host_id
+        part.network
         for part in wide
         if part.cpu_milli >= demand.cpu_milli and part.memory_mib >= demand.memory_mib
     ]
@@ -138,13 +145,20 @@ def _refuse_what_never_fits(parts: Sequence[_Part], demand: Demand, models: str)
     }
     if demand.node_count > len(fitting):
         raise TooManyNodes(**gang, fitting=len(fitting))
-    on_one = max(Counter(fitting).values())
-    if demand.talks and demand.node_count > on_one:
-        raise GangBeyondOneMachine(**gang, fitting=on_one)
+    together = max(Counter(fitting).values())
+    if demand.talks and demand.node_count > together:
+        raise GangBeyondOneMachine(**gang, fitting=together)
 
 
 def _installed(session: Session) -> list[_Part]:
     return [
-        _Part(host_id, model, count, cpu_milli, memory_mib, stated_pflops_milli({PFLOPS_LABEL: stated}))
-        for host_id, model, count, cpu_milli, memory_mib, stated in _INSTALLED(session)
+        _Part(
+            network_of(host_id, spanning),
+            model,
+            count,
+            cpu_milli,
+            memory_mib,
+            stated_pflops_milli({PFLOPS_LABEL: stated}),
+        )
+        for host_id, model, count, cpu_milli, memory_mib, spanning, stated in _INSTALLED(session)
     ]

@@ -28,12 +28,13 @@ class TooManyNodes(Invalid):
 
 
 class GangBeyondOneMachine(Invalid):
-    """Ranks that talk to each other were asked for on more nodes than any machine has."""
+    """Ranks that talk to each other were asked for on more nodes than any machine has, or can have a network."""
 
     sentence = (
-        "{field}: the ranks of this job talk to each other (network: job), which they can on one machine only; it asks "
-        "for {asked} nodes of {devices} devices each, and no machine of the centre has more than {fitting} such nodes "
-        "with {models}. Ask for fewer nodes with more devices each, or for network: none if its ranks need not talk."
+        "{field}: the ranks of this job talk to each other (network: job); it asks for {asked} nodes of {devices} "
+        "devices each, and no more than {fitting} such nodes with {models} can have a network together, being on one "
+        "machine or on machines that span. Ask for fewer nodes with more devices each, or for network: none if its "
+        "ranks need not talk."
     )
 
 

@@ -68,6 +68,7 @@ class NodeRow(Table):
     cpu_milli: Mapped[int]
     memory_mib: Mapped[int]
     isolation: Mapped[dict[str, Any]]
+    spanning: Mapped[dict[str, Any]] = mapped_column(default=dict)
     joined_at: Mapped[datetime]
     last_seen_at: Mapped[datetime]
     admits: Mapped[str] = mapped_column(Text, default="open")

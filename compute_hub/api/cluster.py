@@ -32,7 +32,10 @@ class DeviceView(View):
 
 
 class NodeView(View):
-    """One machine. `standing`: up, cordoned, draining (jobs still run there), drained, maintenance or down."""
+    """One machine. `standing`: up, cordoned, draining (jobs still run there), drained, maintenance or down.
+
+    `span_address`: where other machines reach it for a gang that spans them; empty where `span_problem` says why not.
+    """
 
     name: str
     state: str
@@ -40,6 +43,8 @@ class NodeView(View):
     drain_by: datetime | None
     labels: dict[str, str]
     isolation: str
+    span_address: str
+    span_problem: str
     last_seen_at: datetime
     devices: list[DeviceView]
 
@@ -138,6 +143,8 @@ def node_view(row: NodeRow, used: list[DeviceUse], *, maintained: bool) -> NodeV
         drain_by=row.drain_by,
         labels={name: str(value) for name, value in sorted(row.known_labels.items()) if name != "hub.link"},
         isolation=str(row.isolation["level"]),
+        span_address=str(row.spanning.get("address", "")),
+        span_problem=str(row.spanning.get("problem", "")),
         last_seen_at=row.last_seen_at,
         devices=[
             DeviceView(

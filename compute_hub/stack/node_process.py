@@ -130,6 +130,7 @@ def node_config(settings: Settings, node: Node, folder: Path, socket_path: Path)
             name: _environment(environment) for name, environment in sorted(settings.environments.items())
         },
         "sandbox": settings.sandbox,
+        "span_address": node.span_address or _resolved(settings.node_address),
         "meter_interval_ms": settings.meter_interval_ms,
         "cgroup_parent": settings.cgroup_parent,
         "limits": {"log_bytes": settings.log_bytes_max, "runs": max(_RUNS_MIN, cards * _RUNS_PER_CARD)},
@@ -137,6 +138,14 @@ def node_config(settings: Settings, node: Node, folder: Path, socket_path: Path)
         "cpu_milli": node.cpu_milli,
         "memory_mib": node.memory_mib,
     }
+
+
+def _resolved(host: str) -> str:
+    """The address of a machine's name; what has none stays, and the supervisor says that it is no address."""
+    try:
+        return socket.gethostbyname(host)
+    except OSError:
+        return host
 
 
 def _environment(environment: Environment) -> dict[str, Any]:

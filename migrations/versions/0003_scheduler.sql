@@ -93,6 +93,7 @@ CREATE TABLE nodes (
     admits TEXT NOT NULL DEFAULT 'open',
     drain_by TIMESTAMP WITH TIME ZONE,
     own_labels JSONB NOT NULL DEFAULT '{}',
+    spanning JSONB NOT NULL DEFAULT '{}',
     CONSTRAINT pk_nodes PRIMARY KEY (name),
     CONSTRAINT ck_nodes_state CHECK (state IN ('up', 'down')),
     CONSTRAINT ck_nodes_admits CHECK (admits IN ('open', 'cordoned', 'draining')),

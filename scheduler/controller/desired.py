@@ -8,10 +8,11 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Final
 from uuid import UUID
 
-from sqlalchemy import bindparam, func, select
+from sqlalchemy import bindparam, select
 from sqlalchemy.orm import Session
 
 from kernel.bulk import among
@@ -25,7 +26,6 @@ from scheduler.node.protocol import (
     Gang,
     Network,
     RunSpec,
-    Scope,
 )
 from scheduler.ray import private
 from scheduler.secrets import opened_secrets
@@ -118,28 +118,38 @@ def _specs(session: Session, store: Store, run_ids: Sequence[UUID]) -> dict[UUID
     if not run_ids:
         return {}
     live = session.execute(_NEW, {"runs": list(run_ids)}).all()
-    gangs = _gang_hosts(session, {job.id for _, job in live if job.network == Network.JOB})
+    gangs = _gangs(session, {job.id for _, job in live if job.network == Network.JOB})
     secrets = opened_secrets(session, store.vault, [job for _, job in live])
     return {run.id: _spec(run, job, store, gangs.get(job.id), secrets.get(job.id, {})) for run, job in live}
 
 
-def _gang_hosts(session: Session, job_ids: AbstractSet[UUID]) -> dict[UUID, frozenset[str]]:
-    """By job whose ranks talk, the hosts its latest attempt's ranks are on."""
+def _gangs(session: Session, job_ids: AbstractSet[UUID]) -> dict[UUID, Gang]:
+    """By job whose ranks talk, how those of its latest attempt find each other."""
     if not job_ids:
         return {}
-    hosts = session.execute(
-        select(RunRow.job_id, func.array_agg(NodeRow.host_id))
+    ranks = session.execute(
+        select(RunRow.job_id, RunRow.attempt, NodeRow.host_id, NodeRow.spanning)
         .join(JobRow, (JobRow.id == RunRow.job_id) & (JobRow.attempt == RunRow.attempt))
         .join(NodeRow, NodeRow.name == RunRow.node)
         .where(RunRow.job_id.in_(job_ids))
-        .group_by(RunRow.job_id)
+        .order_by(RunRow.job_id, RunRow.rank)
     ).all()
-    return {job_id: frozenset(names) for job_id, names in hosts}
+    return {
+        job_id: _gang(
+            job_id, attempt, [(host, str(spanning.get("address", ""))) for _, _, host, spanning in of_job]
+        )
+        for (job_id, attempt), of_job in groupby(ranks, key=lambda row: (row[0], row[1]))
+    }
 
 
-def _spec(
-    run: RunRow, job: JobRow, store: Store, hosts: frozenset[str] | None, secrets: dict[str, str]
-) -> RunSpec:
+def _gang(job_id: UUID, attempt: int, ranks: Sequence[tuple[str, str]]) -> Gang:
+    """Of an attempt, whose ranks in their order are on these hosts, which others reach at these addresses."""
+    spans = len({host for host, _ in ranks}) > 1
+    peers = tuple(address for _, address in ranks) if spans else ()
+    return Gang(id=f"{job_id}-{attempt}", master_port=_MASTER_PORT, peers=peers)
+
+
+def _spec(run: RunRow, job: JobRow, store: Store, gang: Gang | None, secrets: dict[str, str]) -> RunSpec:
     folder = store.attempt(job, run.attempt)
     bundle = None
     if job.upload_sha256 is not None:
@@ -170,7 +180,7 @@ def _spec(
         secrets=secrets,
         notice_signal=job.notice_signal,
         network=Network(job.network),
-        gang=None if hosts is None else _gang(run, job, hosts),
+        gang=gang,
     )
 
 
@@ -188,8 +198,3 @@ def _array_variables(job: JobRow) -> dict[str, str]:
         "HUB_ARRAY_INDEX": str(job.array_index),
         "HUB_ARRAY_SIZE": str(job.array_size),
     }
-
-
-def _gang(run: RunRow, job: JobRow, hosts: frozenset[str]) -> Gang:
-    scope = Scope.SAME_HOST if len(hosts) == 1 else Scope.CROSS_HOST
-    return Gang(id=f"{job.id}-{run.attempt}", scope=scope, master_addr="127.0.0.1", master_port=_MASTER_PORT)

@@ -36,6 +36,7 @@ def record_node(session: Session, report: Report, at: datetime) -> bool:
         "cpu_milli": report.cpu_milli,
         "memory_mib": report.memory_mib,
         "isolation": encode(report.isolation),
+        "spanning": encode(report.spanning),
         "last_seen_at": at,
     }
     before = session.scalar(select(NodeRow.isolation).where(NodeRow.name == report.node))

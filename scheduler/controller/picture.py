@@ -18,8 +18,8 @@ from kernel.bulk import among
 from kernel.clock import from_unix_ms, unix_ms
 from kernel.prepared import Prepared
 from scheduler.controller.settling import retry_pause_ms
-from scheduler.fitting import stated_pflops_milli
-from scheduler.node.protocol import UNAVAILABLE
+from scheduler.fitting import network_of, stated_pflops_milli
+from scheduler.node.protocol import UNAVAILABLE, Network
 from scheduler.policy.model import DeviceSlice, DeviceState, Job, Node, Placement, Reservation, Topology
 from scheduler.reservations import kept_devices
 from scheduler.tables import DeviceRow, JobRow, NodeRow, RunRow
@@ -81,6 +81,7 @@ def job_of(row: JobRow) -> Job:
         priority=row.priority,
         preemptible=row.preemptible,
         topology=Topology(row.topology),
+        talks=row.node_count > 1 and row.network == Network.JOB,
         depends_on=tuple(str(needed) for needed in row.depends_on),
         array_id="" if row.array_id is None else str(row.array_id),
         array_running_max=row.array_running_max,
@@ -132,6 +133,7 @@ def centre_of(session: Session, answering: AbstractSet[str], now_ms: int) -> Cen
             memory_mib=machines[machine].memory_mib,
             pflops_milli=stated_pflops_milli(machines[machine].known_labels),
             topology=_topology(machines[machine].known_labels),
+            network=network_of(machines[machine].host_id, machines[machine].spanning),
             schedulable=_takes_jobs(machines[machine]) and machine in answering,
         )
         for (machine, model), of_model in sorted(grouped.items())

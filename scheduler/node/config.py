@@ -97,6 +97,7 @@ class NodeConfig:
         state_directory: spool, socket and run scratch; belongs to exactly one supervisor.
         host_run_directory: shared by all supervisors of this host and user: job uids and gang networks.
         labels: what the node is known by, such as its zone and switch; the policy reads them.
+        span_address: an address of this machine at which others reach it; empty: its gangs span no machines.
         cpu_milli, memory_mib: what of the machine jobs may have in all; 0 lets the policy give out none.
         cgroup_parent: an existing cgroup (v2: delegated) below which runs get theirs; empty means our own.
     """
@@ -112,6 +113,7 @@ class NodeConfig:
     environments: dict[str, Environment] = field(default_factory=dict)
     sandbox: SandboxMode = SandboxMode.BUBBLEWRAP
     host_network: bool = False
+    span_address: str = ""
     labels: dict[str, str] = field(default_factory=dict)
     cpu_milli: int = 0
     memory_mib: int = 0

@@ -9,11 +9,15 @@ from typing import Final
 from scheduler.node.config import Environment, NodeConfig, SandboxMode
 from scheduler.node.devices import device_environment
 from scheduler.node.errors import InvalidRun
+from scheduler.node.overlay import INTERFACE
 from scheduler.node.protocol import Gang, RunSpec
 
 JOB_HOME: Final = "/job"
 CHECKPOINTS: Final = "/checkpoints"
 SYSTEM_PATH: Final = ("/usr/local/bin", "/usr/bin", "/bin")
+
+_INTERFACE_VARIABLES: Final = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME", "HCCL_SOCKET_IFNAME")
+"""Where frameworks are told which interface leads to the other ranks; left alone they may try the loopback one."""
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _LOADER = re.compile(r"LD_\w+|GLIBC_TUNABLES|BASH_ENV|ENV")
@@ -38,6 +42,7 @@ def rank_environment(spec: RunSpec) -> dict[str, str]:
         "GROUP_RANK": str(spec.node_rank),
         "MASTER_ADDR": gang.master_addr,
         "MASTER_PORT": str(gang.master_port),
+        **(dict.fromkeys(_INTERFACE_VARIABLES, INTERFACE) if gang.peers else {}),
         **({"TRACEPARENT": spec.traceparent} if spec.traceparent else {}),
     }
 

@@ -29,6 +29,7 @@ from scheduler.node.protocol import (
     Hello,
     Isolation,
     Report,
+    Spanning,
     SyncRequest,
     WaitRequest,
 )
@@ -55,11 +56,12 @@ class Fleet:
 
     def __init__(
         self, config: NodeConfig, boot_id: str, instance: str, spool: Spool, launcher: Launcher,
-        isolation: Isolation, pid: int, inventory: Inventory, leftovers: Leftovers,
+        isolation: Isolation, spanning: Spanning, pid: int, inventory: Inventory, leftovers: Leftovers,
     ) -> None:  # fmt: skip
         self._config = config
         self._spool = spool
         self._isolation = isolation
+        self._spanning = spanning
         self._inventory = inventory
         self._leftovers = leftovers
         self._hello = Hello(config.node, config.host_id, boot_id, instance, PROTOCOL_VERSION, pid, isolation)
@@ -188,6 +190,7 @@ class Fleet:
             labels=dict(self._config.labels),
             cpu_milli=self._config.cpu_milli,
             memory_mib=self._config.memory_mib,
+            spanning=self._spanning,
         )
 
     def _isolation_now(self) -> Isolation:

@@ -3,7 +3,6 @@
 Whatever was gathered is given back in reverse order, whether the run is started or its preparation fails.
 """
 
-import asyncio
 import os
 import re
 import signal
@@ -27,7 +26,8 @@ from scheduler.node.isolation import try_again
 from scheduler.node.launched import Launched, remove_cgroup
 from scheduler.node.logs import LogSink, open_log
 from scheduler.node.nursery import Nursery
-from scheduler.node.protocol import Bundle, Network, RunSpec, Scope
+from scheduler.node.processes import await_end
+from scheduler.node.protocol import Bundle, Network, RunSpec
 from scheduler.node.reconcile import nested
 from scheduler.node.sandbox import View, make_stage
 from scheduler.node.watching import Allowance, Watch
@@ -118,7 +118,7 @@ class Launcher:
                 await self._unpack(spec.bundle, directories[0], uid)
             enter_pid = None
             if spec.network is Network.JOB and spec.gang is not None:
-                membership = await self._gangs.join(spec.gang.id)
+                membership = await self._gangs.join(spec.gang)
                 lent.callback(membership.leave)
                 enter_pid = membership.pid
             caps = Caps(spec.memory_mib, spec.pids, spec.cpu_milli)
@@ -185,7 +185,11 @@ class Launcher:
         finally:
             os.close(source)
             os.close(target)
-        await _await_end(process)
+        try:
+            await await_end(process, _UNPACK_S)
+        except TimeoutError as error:
+            why = f"Unpacking the working directory took longer than {_UNPACK_S} s."
+            raise StartFailed(why=why) from error
         os.lseek(said, 0, os.SEEK_SET)
         sentence = os.read(said, _SENTENCE_BYTES_MAX)
         os.close(said)
@@ -218,9 +222,7 @@ class Launcher:
             return
         if spec.gang is None:
             raise InvalidRun(field="gang", problem="is needed for network job")
-        if spec.gang.scope is Scope.CROSS_HOST:
-            problem = "this node cannot fence a gang that spans hosts; place all ranks on one host"
-            raise InvalidRun(field="gang.scope", problem=problem)
+        self._gangs.check(spec, spec.gang)
 
     def _check_paths(self, spec: RunSpec) -> None:
         log = relative_parts(self._root, spec.log, "log")
@@ -244,23 +246,6 @@ def _check_present(name: str, software: Environment) -> None:
     for mount in software.mounts:
         if not Path(mount.source).exists():
             raise MissingHere(why=f"Environment {name} is not whole on this node: {mount.source} is not there.")
-
-
-async def _await_end(process: subprocess.Popen[bytes]) -> None:
-    """Wait for a child without a thread; it is killed when it takes too long or nobody wants it any more."""
-    ended = asyncio.Event()
-    handle = os.pidfd_open(process.pid)
-    asyncio.get_running_loop().add_reader(handle, ended.set)
-    try:
-        async with asyncio.timeout(_UNPACK_S):
-            await ended.wait()
-    except TimeoutError as error:
-        raise StartFailed(why=f"Unpacking the working directory took longer than {_UNPACK_S} s.") from error
-    finally:
-        asyncio.get_running_loop().remove_reader(handle)
-        os.close(handle)
-        process.kill()
-        process.wait()
 
 
 def _check_argv(argv: tuple[str, ...], bytes_max: int) -> None:

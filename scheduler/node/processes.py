@@ -4,8 +4,10 @@ A pid is only ever signalled through a pidfd that was opened before the check th
 number that was reused in between is never hit.
 """
 
+import asyncio
 import os
 import signal
+import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -24,6 +26,25 @@ def descendants(pid: int) -> Iterator[int]:
             seen += 1
             waiting.append(child)
             yield child
+
+
+async def await_end(process: subprocess.Popen[bytes], limit_s: float) -> None:
+    """Wait for a child without a thread; it is killed when nobody waits any more.
+
+    Raises:
+        TimeoutError: it took longer than `limit_s` seconds, and is killed.
+    """
+    ended = asyncio.Event()
+    handle = os.pidfd_open(process.pid)
+    asyncio.get_running_loop().add_reader(handle, ended.set)
+    try:
+        async with asyncio.timeout(limit_s):
+            await ended.wait()
+    finally:
+        asyncio.get_running_loop().remove_reader(handle)
+        os.close(handle)
+        process.kill()
+        process.wait()
 
 
 def cpu_ms(pid: int) -> int:

@@ -8,6 +8,7 @@ comparable only under the same `boot_id`.
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from ipaddress import IPv4Network
 from typing import Final
 
 SLOTS_PER_DEVICE: Final = 1000
@@ -16,6 +17,9 @@ PROTOCOL_VERSION: Final = 1
 
 UNAVAILABLE: Final = "unavailable"
 """The level of isolation of a node that starts nothing."""
+
+RANK_NETWORK: Final = IPv4Network("10.0.0.0/16")
+"""Where ranks have their addresses in a gang that spans hosts: each gang has one of its own."""
 
 PIDS: Final = 512
 """Processes and threads a run may have, unless its specification says otherwise."""
@@ -27,13 +31,6 @@ class Network(StrEnum):
     NONE = "none"
     JOB = "job"
     HOST = "host"
-
-
-class Scope(StrEnum):
-    """Where the ranks of a gang with network `job` are."""
-
-    SAME_HOST = "same_host"
-    CROSS_HOST = "cross_host"
 
 
 class RunState(StrEnum):
@@ -78,21 +75,27 @@ class Bundle:
     sha256: str
 
 
+def rank_address(rank: int) -> str:
+    """A rank's own address in the network of a gang that spans hosts."""
+    return str(RANK_NETWORK[1 + rank])
+
+
 @dataclass(frozen=True, slots=True)
 class Gang:
     """How the ranks of one attempt find each other (network `job`).
 
-    `id` names the attempt: ranks on one host with the same id share one network namespace. `peers` are the
-    addresses of the gang's hosts and `port_lo..port_hi` its port range; both matter only across hosts.
+    `id` names the attempt: ranks on one host with the same id share one network namespace. Where the gang spans hosts,
+    `peers` are by rank the `Spanning.address` of the host that the rank is on; where it does not, there are none.
     """
 
     id: str
-    scope: Scope = Scope.SAME_HOST
-    master_addr: str = "127.0.0.1"
     master_port: int = 29500
     peers: tuple[str, ...] = ()
-    port_lo: int = 0
-    port_hi: int = 0
+
+    @property
+    def master_addr(self) -> str:
+        """Where the ranks find rank 0."""
+        return rank_address(0) if self.peers else "127.0.0.1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +213,17 @@ class Isolation:
 
 
 @dataclass(frozen=True, slots=True)
+class Spanning:
+    """Whether gangs of this host and others can have a network together.
+
+    `address` is where the other hosts reach it, empty if they cannot; `problem` is why, a sentence for people.
+    """
+
+    address: str = ""
+    problem: str = "This node does not say where other hosts reach it."
+
+
+@dataclass(frozen=True, slots=True)
 class Refusal:
     """A desired run that this node will not start, and why; it has neither status nor usage here."""
 
@@ -277,6 +291,7 @@ class Report:
     labels: dict[str, str]
     cpu_milli: int
     memory_mib: int
+    spanning: Spanning = field(default_factory=Spanning)
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,13 +61,23 @@ async def supervise(config: NodeConfig) -> None:
     leftovers = bury(spool, stuck, wall_ms=unix_ms(utc_now()), boot_ms=boottime_ms())
     uids = UidPool(host / "uids", config.uid_base, config.uid_count) if os.geteuid() == 0 else None
     gangs = GangNetworks(host)
+    await gangs.try_to_span(config)
     etc = make_etc(state)
     nursery = Nursery()
     found = _examine(config, etc, uids, cgroups, nursery)
     launcher = Launcher(config, etc, cgroups, uids, gangs, nursery, found.problem)
     instance = new_secret()[:16]
     fleet = Fleet(
-        config, boot_id(), instance, spool, launcher, found.isolation, os.getpid(), inventory, leftovers
+        config,
+        boot_id(),
+        instance,
+        spool,
+        launcher,
+        found.isolation,
+        gangs.spanning,
+        os.getpid(),
+        inventory,
+        leftovers,
     )
     server = Server(config.socket_path, fleet)
     collect_seldom()
@@ -80,7 +90,7 @@ async def supervise(config: NodeConfig) -> None:
     if uids is not None:
         uids.close()
     cgroups.close()
-    gangs.sweep()
+    await gangs.close()
     spool.close()
     os.close(lock)
 

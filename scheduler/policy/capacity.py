@@ -6,12 +6,15 @@ the first node in a total order. Invariant: a node is in exactly one bucket whil
 it is drained or gone; no milli-slot is ever taken twice.
 """
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from functools import lru_cache
+from typing import TypeVar
 
 from scheduler.policy.errors import SliceTaken, UnknownNode
 from scheduler.policy.free_times import FreeTimes
 from scheduler.policy.model import WHOLE_MILLI, DeviceSlice, Node, Placement
+
+_Name = TypeVar("_Name", bound=Hashable)
 
 
 @lru_cache(maxsize=65_536)
@@ -188,6 +191,17 @@ class Changes:
             self.epoch += 1
 
 
+def _add(sets: dict[_Name, int], name: _Name, bit: int) -> None:
+    sets[name] = sets.get(name, 0) | bit
+
+
+def _remove(sets: dict[_Name, int], name: _Name, bit: int) -> None:
+    if left := sets.get(name, 0) & ~bit:
+        sets[name] = left
+    else:
+        sets.pop(name, None)
+
+
 class Pool:
     """All nodes of one accelerator model."""
 
@@ -201,6 +215,8 @@ class Pool:
         """Open nodes with a partly taken device."""
         self.domains: dict[tuple[str, ...], int] = {}
         """Every topology domain (a path prefix, innermost longest) as a set of node positions."""
+        self.networks: dict[str, int] = {}
+        """Every network that nodes can have together, as a set of node positions."""
         self.capacity_milli = 0
         self.installed_milli = 0
         """Healthy devices, those of drained and lost nodes included: they may come back."""
@@ -266,21 +282,17 @@ class Pool:
         self.capacity_milli -= state.healthy_mask.bit_count() * WHOLE_MILLI
         self.free_milli -= state.free_milli
 
-    def place(self, state: NodeState, topology: tuple[str, ...]) -> None:
-        """The node lies in these domains."""
-        for depth in range(1, len(topology) + 1):
-            domain = topology[:depth]
-            self.domains[domain] = self.domains.get(domain, 0) | state.bit
+    def place(self, state: NodeState, node: Node) -> None:
+        """The node lies in its domains and on its network."""
+        for depth in range(1, len(node.topology) + 1):
+            _add(self.domains, node.topology[:depth], state.bit)
+        _add(self.networks, node.network, state.bit)
 
-    def displace(self, state: NodeState, topology: tuple[str, ...]) -> None:
-        """The node no longer lies in these domains; one that nobody is left in is forgotten."""
-        for depth in range(1, len(topology) + 1):
-            domain = topology[:depth]
-            left = self.domains.get(domain, 0) & ~state.bit
-            if left:
-                self.domains[domain] = left
-            else:
-                self.domains.pop(domain, None)
+    def displace(self, state: NodeState, node: Node) -> None:
+        """The node no longer lies there; a domain or a network that nobody is left in is forgotten."""
+        for depth in range(1, len(node.topology) + 1):
+            _remove(self.domains, node.topology[:depth], state.bit)
+        _remove(self.networks, node.network, state.bit)
 
     def take_whole(self, state: NodeState, devices: int) -> tuple[DeviceSlice, ...]:
         """Take the lowest wholly free devices of an open node that has enough of them."""
@@ -385,7 +397,7 @@ class Capacity:
         pool.buckets.extend([0] * (width - len(pool.buckets)))
         pool.installed_milli += state.healthy_mask.bit_count() * WHOLE_MILLI
         pool.pflops_milli = node.pflops_milli or pool.pflops_milli
-        pool.place(state, node.topology)
+        pool.place(state, node)
         if node.schedulable:
             pool.open(state)
         self.shape_version += 1
@@ -399,9 +411,9 @@ class Capacity:
         pool.installed_milli += more_milli
         state.cpu_free_milli += node.cpu_milli - state.node.cpu_milli
         state.memory_free_mib += node.memory_mib - state.node.memory_mib
-        if node.topology != state.node.topology:
-            pool.displace(state, state.node.topology)
-            pool.place(state, node.topology)
+        if (node.topology, node.network) != (state.node.topology, state.node.network):
+            pool.displace(state, state.node)
+            pool.place(state, node)
         pool.pflops_milli = node.pflops_milli or pool.pflops_milli
         state.node = node
         state.healthy_mask = healthy

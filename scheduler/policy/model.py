@@ -42,6 +42,7 @@ class Node:
     Attributes:
         pflops_milli: of one device, in 10⁻³ PFLOPS at the centre's stated precision; 0 when not stated.
         topology: domains from the widest to the innermost, such as `("zone-a", "switch-3")`.
+        network: nodes of one name can have a network together, for a job that `talks`.
         schedulable: false takes no new jobs and leaves the running ones (a drain).
     """
 
@@ -52,6 +53,7 @@ class Node:
     memory_mib: int = 2**40
     pflops_milli: int = 0
     topology: tuple[str, ...] = ()
+    network: str = ""
     schedulable: bool = True
 
 
@@ -106,6 +108,7 @@ class Job:
             device `slots_milli` (1000: the whole card). `devices_per_node` 0 is a job without accelerators.
         tail_devices: one further node, empty at the start, of which this many whole devices are taken.
         cpu_milli, memory_mib: on every node of the gang.
+        talks: its nodes must be able to have a network together.
         time_limit_ms: enforced; reservations and backfill rest on it.
         estimate_ms: the submitter's own guess of the duration; it may order jobs and guarantee nothing.
         array_id, array_running_max: jobs with one array id run at most so many at a time (0: no bound).
@@ -130,6 +133,7 @@ class Job:
     priority: int = 0
     preemptible: bool = False
     topology: Topology = Topology.PACK
+    talks: bool = False
     not_before_ms: int = 0
     depends_on: tuple[str, ...] = ()
     estimate_ms: int | None = None

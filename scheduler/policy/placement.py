@@ -145,6 +145,22 @@ def fraction_on(state: NodeState, shape: Shape) -> tuple[int, tuple[DeviceSlice,
 
 def _find_gang(shape: Shape, pool: Pool, barred: int) -> Found | None:
     fitting = fitting_nodes(shape, pool) & ~barred
+    for nodes in networks_smallest_first(shape, pool, fitting):
+        found = _find_on_network(shape, pool, nodes)
+        if found is not None:
+            return found
+    return None
+
+
+def networks_smallest_first(shape: Shape, pool: Pool, fitting: int) -> list[int]:
+    """Of fitting nodes, the sets on which the gang's may lie: for one that talks those of each network."""
+    if not shape.talks or len(pool.networks) == 1:
+        return [fitting]
+    rows = [((fitting & nodes).bit_count(), name, fitting & nodes) for name, nodes in pool.networks.items()]
+    return [nodes for _, _, nodes in sorted(rows)]
+
+
+def _find_on_network(shape: Shape, pool: Pool, fitting: int) -> Found | None:
     if fitting.bit_count() < shape.nodes:
         return None
     if shape.topology is Topology.SPREAD:

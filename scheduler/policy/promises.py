@@ -6,6 +6,7 @@ hard promise is only ever replaced by an earlier one; nothing but a node that is
 """
 
 from collections.abc import Container
+from operator import itemgetter
 from typing import NamedTuple
 
 from scheduler.policy.capacity import NodeState, Pool
@@ -196,6 +197,20 @@ def earliest(
             if at < FOREVER_MS:
                 times.append((at, state.bit))
         times.sort()
+    if shape.talks and len(pool.networks) > 1:
+        sets = [nodes for _, nodes in sorted(pool.networks.items())]
+        found = [
+            _earliest_among(shape, pool, [row for row in times if row[1] & nodes], needed) for nodes in sets
+        ]
+        best = min((one for one in found if one is not None), key=itemgetter(0), default=None)
+    else:
+        best = _earliest_among(shape, pool, times, needed)
+    return None if best is None else (max(best[0], now_ms), best[1])
+
+
+def _earliest_among(
+    shape: Shape, pool: Pool, times: list[tuple[int, int]], needed: int
+) -> tuple[int, int] | None:
     if len(times) < needed:
         return None
     if needed > 1 and shape.topology is Topology.SAME_SWITCH and pool.domains:
@@ -203,7 +218,7 @@ def earliest(
     nodes = 0
     for _, bit in times[:needed]:
         nodes |= bit
-    return max(times[needed - 1][0], now_ms), nodes
+    return times[needed - 1][0], nodes
 
 
 def _beside_others(state: NodeState, promises: Promises, job_id: str, at: int, limit_ms: int) -> int:

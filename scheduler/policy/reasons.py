@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from scheduler.policy.capacity import Pool
 from scheduler.policy.model import WHOLE_MILLI, Topology, Waiting
 from scheduler.policy.pending import QueuedJob
-from scheduler.policy.placement import find, fitting_nodes
+from scheduler.policy.placement import find, fitting_nodes, networks_smallest_first
 from scheduler.policy.queues import whole_devices
 from scheduler.policy.rights import usable_milli
 from scheduler.policy.shapes import Shape
@@ -113,6 +113,10 @@ def could_ever_fit(shape: Shape, pool: Pool) -> bool:
         if roomy and node.healthy_mask.bit_count() >= shape.devices_per_node:
             fitting |= node.bit
     needed = shape.nodes + bool(shape.tail_devices)
+    return any(_holds(shape, pool, nodes, needed) for nodes in networks_smallest_first(shape, pool, fitting))
+
+
+def _holds(shape: Shape, pool: Pool, fitting: int, needed: int) -> bool:
     if shape.topology is Topology.SAME_SWITCH and pool.domains:
         innermost = max(len(path) for path in pool.domains)
         return any(
@@ -188,14 +192,18 @@ def _no_room(state: SchedulerState, queued: QueuedJob, pools: list[Pool], now_ms
     free = max(_free_together(shape, pool) for pool in pools)
     parts.append(f"{whole_devices(free)} free")
     if free >= shape.demand_milli:
-        fitting = max(fitting_nodes(shape, pool).bit_count() for pool in pools)
-        parts.append(
-            f"on {fitting} of the nodes a part would fit" if shape.nodes > 1 else "on no node together"
-        )
+        parts.append(_fitting(shape, pools) if shape.nodes > 1 else "on no node together")
     closed = sum(pool.installed_milli - pool.capacity_milli for pool in pools)
     if closed:
         parts.append(f"{whole_devices(closed)} installed on nodes that take no new jobs")
     return "capacity", "; ".join(parts) + _expected(state, pools, now_ms)
+
+
+def _fitting(shape: Shape, pools: list[Pool]) -> str:
+    sets = [networks_smallest_first(shape, pool, fitting_nodes(shape, pool)) for pool in pools]
+    most = max(nodes.bit_count() for of_pool in sets for nodes in of_pool)
+    among = " that can have a network together" if any(len(of_pool) > 1 for of_pool in sets) else ""
+    return f"on {most} of the nodes{among} a part would fit"
 
 
 def _where(shape: Shape) -> str:
@@ -275,7 +283,8 @@ def wording(shape: Shape) -> str:
     if shape.nodes == 1:
         return f"{each} on one node"
     tail = f" and {shape.tail_devices} more on an empty node" if shape.tail_devices else ""
-    return f"{shape.nodes} nodes with {each} each{tail}"
+    together = " that can have a network together" if shape.talks else ""
+    return f"{shape.nodes} nodes with {each} each{tail}{together}"
 
 
 def _counted(count: int | str, what: str) -> str:

@@ -20,6 +20,7 @@ _what_decides: Final = attrgetter(
     "cpu_milli",
     "memory_mib",
     "topology",
+    "talks",
 )
 """Of a job, where it fits."""
 
@@ -48,6 +49,7 @@ class Shape:
         "simple",
         "slots_milli",
         "tail_devices",
+        "talks",
         "topology",
         "whole",
     )
@@ -63,6 +65,7 @@ class Shape:
         self.cpu_milli = job.cpu_milli
         self.memory_mib = job.memory_mib
         self.topology = job.topology
+        self.talks = job.talks
         self.whole = job.slots_milli == WHOLE_MILLI
         self.demand_milli = job.devices_milli
         """Milli-slots of the whole gang."""

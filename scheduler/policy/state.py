@@ -77,6 +77,7 @@ def _has_shrunk(state: NodeState, before: Node, healthy_mask: int) -> bool:
         or now.cpu_milli < before.cpu_milli
         or now.memory_mib < before.memory_mib
         or now.topology != before.topology
+        or now.network != before.network
     )
 
 

@@ -1,8 +1,8 @@
 """One rank of a job's private Ray cluster: starts Ray inside the rank's own sandbox, then runs the tenant's program.
 
 Sent as source to the environment's Python (`private.py`), so it imports nothing but the standard library. Rank 0 runs
-the head and the program, the others a raylet each. The ranks share a network namespace that nobody else is in: neither
-can they reach the hub's Ray, nor can another tenant reach theirs. A token made here is asked of everybody all the same.
+the head and the program, the others a raylet each. The ranks share a network that nobody else is in: neither can they
+reach the hub's Ray, nor can another tenant reach theirs. A token made here is asked of everybody all the same.
 Nothing has to be cleaned up: Ray's processes end with the sandbox they run in.
 
     rank 0: start head ── token ──► others: start raylet ── ready ──► rank 0: program … ends ── end ──► others end
@@ -15,6 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
+from ipaddress import ip_address
 from typing import NoReturn
 
 GCS_PORT = 6379
@@ -24,8 +25,12 @@ LOST, NOT_FOUND, NOT_EXECUTABLE, SIGNALLED = 1, 127, 126, 128
 
 
 def address_of(rank: int) -> str:
-    """A loopback address of the rank's own, so that raylets beside each other in one namespace share no port."""
-    return f"127.0.{rank // 250}.{2 + rank % 250}"
+    """The rank's own address, so that raylets beside each other in one namespace share no port.
+
+    Over several hosts ranks have one each, from that of rank 0 on; on one host they take one of the loopback network's.
+    """
+    first = ip_address(os.environ["MASTER_ADDR"])
+    return str((ip_address("127.0.0.2") if first.is_loopback else first) + rank)
 
 
 class Ray:
@@ -90,7 +95,8 @@ def store_bytes() -> int:
 def lead(world_size: int, cpus: int, memory_mib: int, argv: list[str]) -> int:
     """Rank 0: the head, then the program; the others are let go when it has ended. The program's exit status."""
     token = secrets.token_hex(32)
-    with socket.create_server(("127.0.0.1", int(os.environ["MASTER_PORT"])), backlog=world_size) as listener:
+    where = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
+    with socket.create_server(where, backlog=world_size) as listener:
         ray = Ray(0, cpus, memory_mib, token)
         listener.settimeout(PATIENCE_S)
         others = [listener.accept()[0] for _ in range(world_size - 1)]

@@ -158,7 +158,9 @@ def test_a_ray_job_says_so_and_its_ranks_may_talk(house: House) -> None:
         firm.refused(422, "malformed_request", "POST", "/v1/jobs", job(kind="slurm"))
 
 
-def test_a_gang_whose_ranks_talk_is_refused_where_no_machine_has_so_many_nodes(house: House) -> None:
+def test_a_gang_whose_ranks_talk_is_refused_where_no_machine_has_so_many_nodes_and_none_spans(
+    house: House,
+) -> None:
     firm = house.enterprise("1000.00")
     on_machines_of_their_own = update(NodeRow).values(host_id=NodeRow.name)
     with transaction(house.engine) as session:
@@ -167,12 +169,15 @@ def test_a_gang_whose_ranks_talk_is_refused_where_no_machine_has_so_many_nodes(h
         for gang in ({"nodes": 2}, {"nodes": 2, "kind": "ray"}):
             for path in ("/v1/jobs", "/v1/jobs:quote"):
                 words = firm.refused(422, "gang_beyond_one_machine", "POST", path, job(**gang))
-                assert "no machine of the centre has more than 1 such nodes" in words
+                assert "no more than 1 such nodes" in words
         assert firm.post("/v1/jobs", job(nodes=2, network="none"))["state"] == "queued"
         assert firm.post("/v1/jobs", job(kind="ray"))["state"] == "queued"
+        with transaction(house.engine) as session:
+            session.execute(update(NodeRow).values(spanning={"address": "192.0.2.1", "problem": ""}))
+        assert firm.post("/v1/jobs", job(nodes=2))["state"] == "queued"
     finally:
         with transaction(house.engine) as session:
-            session.execute(update(NodeRow).values(host_id=HOST))
+            session.execute(update(NodeRow).values(host_id=HOST, spanning={}))
     assert firm.post("/v1/jobs", job(nodes=2))["state"] == "queued"
 
 

@@ -8,7 +8,7 @@ from sqlalchemy.dialects.postgresql import Range
 from kernel.clock import utc_now
 from kernel.database import transaction
 from kernel.ids import new_id
-from scheduler.tables import AllocationRow, DeviceRow, JobRow, RunRow
+from scheduler.tables import AllocationRow, DeviceRow, JobRow, NodeRow, RunRow
 from tests.compute_hub.api.house import MODEL, House, Json, job, node
 
 WHY = {"reason": "fan 3 rattles"}
@@ -28,6 +28,18 @@ def _new_node(house: House, devices: int = 2) -> str:
 
 def _shown(house: House, name: str) -> Json:
     return next(one for one in house.auditor.get("/v1/cluster")["nodes"] if one["name"] == name)
+
+
+def test_the_centre_shows_which_machines_gangs_may_span(house: House) -> None:
+    alone, spanning = _new_node(house), _new_node(house)
+    with transaction(house.engine) as session:
+        for name, said in ((alone, ("", "it is not root")), (spanning, ("192.0.2.7", ""))):
+            session.get_one(NodeRow, name).spanning = dict(zip(("address", "problem"), said, strict=True))
+    shown = [
+        (one["span_address"], one["span_problem"])
+        for one in (_shown(house, name) for name in (alone, spanning))
+    ]
+    assert shown == [("", "it is not root"), ("192.0.2.7", "")]
 
 
 def _span(begins_h: float, ends_h: float) -> dict[str, str]:

@@ -33,6 +33,21 @@ def test_a_node_takes_every_run_its_cards_can_be_divided_into(tmp_path: Path) ->
     assert config["cgroup_parent"] == "/hub"
 
 
+def test_a_node_spans_machines_from_the_address_ray_uses_or_its_own(tmp_path: Path) -> None:
+    cards = Devices(model="X", vendor="nvidia", count=1)
+    for node_address, span_address, told in (
+        ("127.0.0.1", "", "127.0.0.1"),
+        ("localhost", "", "127.0.0.1"),
+        ("192.0.2.7", "", "192.0.2.7"),
+        ("2001:db8::7", "", "2001:db8::7"),
+        ("no-such-host.invalid", "", "no-such-host.invalid"),
+        ("192.0.2.7", "198.51.100.7", "198.51.100.7"),
+    ):
+        settings = Settings(state_directory=tmp_path, node_address=node_address)
+        node = Node(name="n", devices=(cards,), span_address=span_address)
+        assert node_config(settings, node, tmp_path, tmp_path / "s")["span_address"] == told
+
+
 @pytest.mark.slow
 def test_who_cannot_wait_while_a_hub_stops_has_its_nodes_hurry(tmp_path: Path) -> None:
     stack = LocalStack(Settings(state_directory=tmp_path), {}, print)

@@ -6,7 +6,7 @@ from sqlalchemy import Engine
 from scheduler.store import Store
 from tests.scheduler.controller.cluster import Cluster
 from tests.scheduler.controller.counted import Centre
-from tests.scheduler.node.conftest import machine  # noqa: F401 - the fixture is used by its name
+from tests.scheduler.node.conftest import hosts, machine  # noqa: F401 - fixtures are used by their names
 from tests.scheduler.node.harness import Machine
 
 

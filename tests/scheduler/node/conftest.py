@@ -1,10 +1,12 @@
 """A machine per test; after the test nothing of it may remain (`harness.a_machine` asserts it)."""
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 
 import pytest
 
 from tests.scheduler.node.harness import Machine, Node, a_machine
+from tests.scheduler.node.hosts import Host, some_hosts
 
 
 @pytest.fixture
@@ -16,3 +18,12 @@ def machine() -> Iterator[Machine]:
 @pytest.fixture
 def node(machine: Machine) -> Node:
     return machine.node()
+
+
+@pytest.fixture
+def hosts(machine: Machine) -> Iterator[Sequence[Host]]:
+    """Three on one underlay; only root can make them, as only root's nodes span hosts."""
+    if os.geteuid() != 0:
+        pytest.skip("network namespaces of hosts are root's to make")
+    with some_hosts(machine, 3) as hosts:
+        yield hosts

@@ -167,8 +167,8 @@ class Machine:
         self.folder = folder
         self.nodes: list[Node] = []
 
-    def node(self, name: str = "n", **changes: Any) -> Node:  # noqa: ANN401 - any field of the type it makes
-        node = Node(self.folder, _make_config(self.folder, name, **changes))
+    def node(self, name: str = "n", wrapper: tuple[str, ...] = (), **changes: Any) -> Node:  # noqa: ANN401 - any field of the type it makes
+        node = Node(self.folder, _make_config(self.folder, name, **changes), wrapper=wrapper)
         self.nodes.append(node)
         return node.start()
 

@@ -165,7 +165,6 @@ def test_where_no_device_file_can_be_made_a_job_sees_those_of_the_host(machine: 
         ({"memory_mib": 0}, "memory_mib"),
         ({"network": "host"}, "network"),
         ({"network": "job"}, "gang"),
-        ({"network": "job", "gang": {"id": "g", "scope": "cross_host"}}, "gang.scope"),
         ({"notice_signal": 9}, "notice_signal"),
         ({"secrets": {"../x": "y"}}, "secrets"),
         ({"bundle": {"path": "/etc/passwd", "sha256": "00"}}, "bundle"),

@@ -102,6 +102,19 @@ def test_a_gang_of_one_switch_is_promised_a_switch_that_holds_all_of_it() -> Non
     assert promised(state) == (3 * HOUR, {"n1", "n2"})
 
 
+def test_a_gang_that_talks_is_promised_nodes_that_can_have_a_network_together() -> None:
+    nodes = [node("n0", 2, network="a"), *(node(f"n{i}", 2, network="b") for i in (1, 2))]
+    state = state_of(nodes, settings=EASY)
+    for index, hours in enumerate((1, 2, 3)):
+        runs(state, job(f"x{index}", 2, time_limit_ms=hours * HOUR), (f"n{index}", (0, 1)))
+    state.job_queued(job("gang", 2, nodes=2, talks=True))
+    run_cycle(state, 0)
+    assert promised(state) == (3 * HOUR, {"n1", "n2"})
+    state.node_joined(node("n0", 2, network="b"))
+    run_cycle(state, 1)
+    assert promised(state) == (2 * HOUR, {"n0", "n1"})
+
+
 def test_a_claimant_whose_room_came_too_late_does_not_run_into_a_reservation() -> None:
     state = state_of([node("n", 4)], [Queue("a", quotas={"A100": Quota(4000)}), Queue("b")], RULES)
     runs(state, job("x", 4, "b"), ("n", (0, 1, 2, 3)))

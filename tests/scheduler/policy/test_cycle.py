@@ -20,6 +20,7 @@ from tests.scheduler.policy.builders import job, node, state_of
 
 TWO = [node("n1", 4), node("n2", 4)]
 MIXED = [node("a1", 2, "A100", pflops_milli=312), node("h1", 2, "910B", pflops_milli=320)]
+NETWORKS = [node(f"n{i}", 2, network=name) for i, name in enumerate("bab")]
 SWITCHES = [node(f"n{i}", 2, topology=("z", f"s{i // 2}")) for i in range(4)]
 
 
@@ -52,6 +53,11 @@ SWITCHES = [node(f"n{i}", 2, topology=("z", f"s{i // 2}")) for i in range(4)]
         (SWITCHES, [job("g", 2, nodes=2, topology=Topology.SAME_SWITCH)], ["g"]),
         (SWITCHES, [job("g", 2, nodes=3, topology=Topology.SAME_SWITCH)], []),
         (SWITCHES, [job("g", 2, nodes=3)], ["g"]),
+        (NETWORKS, [job("g", 2, nodes=2, talks=True)], ["g"]),
+        (NETWORKS, [job("g", 2, nodes=3, talks=True)], []),
+        (NETWORKS, [job("g", 2, nodes=3)], ["g"]),
+        (NETWORKS, [job("a", 2), job("g", 2, nodes=2, talks=True)], ["a"]),
+        (NETWORKS, [job("a", 2), job("g", 2, nodes=2)], ["a", "g"]),
     ],
 )
 def test_a_cycle_starts_exactly_the_jobs_that_fit_whole(

@@ -38,6 +38,14 @@ PAIR = [Queue("main"), Queue("other", quotas={"A100": Quota(8000, lend_milli=0)}
 BOUND = [Queue("main", quotas={"A100": Quota(4000, borrow_milli=4000)}), Queue("other")]
 
 
+ON_ONE_NETWORK = (
+    "waiting for 4 free A100 (2 on each of 2 nodes); 4 free; "
+    "on 1 of the nodes that can have a network together a part would fit; next expected 14:20 UTC"
+)
+NO_NETWORK = (
+    "asks for 2 nodes with 2 free A100 each that can have a network together, "
+    "more than this cluster has even when it is empty"
+)
 NO_PROCESSORS = (
     "waiting for 1 free A100 on one node (with 4 processors and 10 MiB per node); 1 free; "
     "on no node together; next expected 14:20 UTC"
@@ -166,6 +174,24 @@ NO_PROCESSORS = (
             nothing,
             "capacity",
             "waiting for 16 free A100 in one switch (8 on each of 2 nodes); 9 free; next expected 14:20 UTC",
+        ),
+        (
+            [node(f"n{i}", 2, network=name) for i, name in enumerate("bab")],
+            None,
+            [blocker(2)],
+            asked(2, nodes=2, models=("A100",), talks=True),
+            nothing,
+            "capacity",
+            ON_ONE_NETWORK,
+        ),
+        (
+            [node(f"n{i}", 2, network=str(i)) for i in range(2)],
+            None,
+            [],
+            asked(2, nodes=2, models=("A100",), talks=True),
+            nothing,
+            "too_large",
+            NO_NETWORK,
         ),
         (
             TWO,
