@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from compute_hub.stack.run_directory import run_directory
+from tests.switch import Switch, switched
 
 _NETWORK: Final = "10.77.0"
 _STOP_S: Final = 60
@@ -35,25 +36,14 @@ class Machines:
     def __init__(self, folder: Path, count: int) -> None:
         self._folder = folder
         self._count = count
-        self._name = f"hub{os.getpid()}"
+        self._switch: Switch
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         self._made = ExitStack()
 
     def __enter__(self) -> Self:
         """Make them."""
-        with self._made:
-            switch = self._namespace("switch")
-            _ip("-n", switch, "link", "add", "switch", "type", "bridge")
-            _ip("-n", switch, "link", "set", "switch", "up")
-            for number in range(self._count):
-                machine = self._namespace(str(number))
-                port = f"port{number}"
-                _ip("-n", switch, "link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", machine)
-                _ip("-n", switch, "link", "set", port, "master", "switch", "up")
-                _ip("-n", machine, "address", "add", f"{self.address(number)}/24", "dev", "eth0")
-                for interface in ("lo", "eth0"):
-                    _ip("-n", machine, "link", "set", interface, "up")
-            self._made = self._made.pop_all()
+        addresses = [(f"{self.address(number)}/24",) for number in range(self._count)]
+        self._switch = self._made.enter_context(switched(addresses))
         return self
 
     def __exit__(
@@ -76,7 +66,10 @@ class Machines:
         entering = {"NAME": f"machine-{number}", "OWN": str(own), "SHARED": str(run_directory())}
         with self.log(what).open("ab") as log:
             self._running[what] = subprocess.Popen(
-                [*("ip", "netns", "exec", self._of(str(number)), *apart, "sh", "-ec", _ENTER, "sh"), *argv],
+                [
+                    *("ip", "netns", "exec", self._switch.machines[number], *apart, "sh", "-ec", _ENTER, "sh"),
+                    *argv,
+                ],
                 env={**os.environ, **environment, **entering},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -107,21 +100,8 @@ class Machines:
 
     def cut(self, number: int) -> None:
         """Pull a machine's cable."""
-        _ip("-n", self._of("switch"), "link", "set", f"port{number}", "down")
+        self._switch.cut(number)
 
     def join(self, number: int) -> None:
         """Plug it in again."""
-        _ip("-n", self._of("switch"), "link", "set", f"port{number}", "up")
-
-    def _of(self, part: str) -> str:
-        return f"{self._name}-{part}"
-
-    def _namespace(self, part: str) -> str:
-        name = self._of(part)
-        _ip("netns", "add", name)
-        self._made.callback(_ip, "netns", "delete", name)
-        return name
-
-
-def _ip(*words: str) -> None:
-    subprocess.run(["ip", *words], check=True)
+        self._switch.join(number)

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,13 +25,30 @@ from tests.machines import Machines
 pytestmark = pytest.mark.slow
 
 _SCRIPT = "until [ -e go-on ]; do cut -d ' ' -f 1 /proc/uptime; sleep 0.1; done"
-_SETTINGS = """
+_SETTINGS = f"""
+default_environment = "python"
+[environments.python]
+directory = "{sys.prefix}"
 [models.X]
 precision = "fp16"
 tflops = 96
 [[prices]]
 model = "X"
 price_cny_per_card_hour = "36.00"
+"""
+_TALK = """
+import os, socket, time
+place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+if os.environ["RANK"] == "0":
+    with socket.create_server(place) as listener:
+        print("rank 0 heard of rank", listener.accept()[0].recv(10).decode())
+else:
+    while True:
+        try:
+            socket.create_connection(place).sendall(os.environ["RANK"].encode())
+            break
+        except ConnectionRefusedError:
+            time.sleep(0.1)
 """
 _NODE = """
 [[nodes]]
@@ -61,7 +79,7 @@ class Centre:
     def states(self) -> dict[str, str]:
         return {node["name"]: node["state"] for node in self.tenant.get("/v1/cluster")["nodes"]}
 
-    def submit(self, **facts: int) -> str:
+    def submit(self, **facts: object) -> str:
         """A job that takes a whole machine and writes down the time until it is told to go on."""
         job = {"name": "j", "argv": ["/bin/sh", "-c", _SCRIPT], "accelerator": "X", "devices_per_node": 2}
         return str(self.tenant.post("/v1/jobs", job | {"time_limit_s": 600, **facts})["id"])
@@ -170,6 +188,11 @@ def test_machines_of_a_network_are_led_from_one_that_computes_nothing(tmp_path: 
         centre.compute(1)
         centre.compute(2)
         _await(lambda: centre.states() == {"node-1": "up", "node-2": "up"})
+        talk = ["python", "-c", _TALK]
+        gang = centre.submit(argv=talk, nodes=2)
+        assert len({device["node"] for device in wait_until(centre.tenant, gang, "succeeded")["devices"]}) == 2
+        assert centre.tenant.log(gang) == b"rank 0 heard of rank 1\n"
+
         jobs = [centre.submit(max_retries=1) for _ in range(2)]
         assert {centre.runs_on(job) for job in jobs} == {1, 2}
 

@@ -3,17 +3,16 @@
 import os
 import subprocess
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 from typing import Any, Final
 
 from kernel.clock import boottime_ms
 from scheduler.node.overlay import PORT
 from tests.scheduler.node.harness import DEADLINE_MS, Machine, Node
+from tests.switch import switched
 
-_NUMBERS: Final = count()
 _UIDS: Final = 300
 
 
@@ -74,23 +73,9 @@ class Host:
 @contextmanager
 def some_hosts(machine: Machine, size: int) -> Iterator[Sequence[Host]]:
     """So many hosts on one switch; when the block ends nothing of any gang may be left on them."""
-    number = next(_NUMBERS)
-    switch = f"hub{os.getpid()}s{number}"
-    hosts = [Host(f"hub{os.getpid()}h{number}-{at}", at) for at in range(1, size + 1)]
-    with ExitStack() as made:
-        for name in (switch, *(host.name for host in hosts)):
-            _ip("netns", "add", name)
-            made.callback(_ip, "netns", "delete", name)
-            _ip("-n", name, "link", "set", "lo", "up")
-        _ip("-n", switch, "link", "add", "switch", "type", "bridge")
-        _ip("-n", switch, "link", "set", "switch", "up")
-        for at, host in enumerate(hosts):
-            ends = ("link", "add", f"port{at}", "netns", switch, "type", "veth", "peer", "name", "wire")
-            _ip(*ends, "netns", host.name)
-            _ip("-n", switch, "link", "set", f"port{at}", "master", "switch", "up")
-            _ip("-n", host.name, "address", "add", f"{host.address}/24", "dev", "wire")
-            _ip("-n", host.name, "address", "add", f"{host.address6}/64", "dev", "wire", "nodad")
-            _ip("-n", host.name, "link", "set", "wire", "up")
+    numbers = range(1, size + 1)
+    with switched([(f"198.51.100.{at}/24", f"2001:db8::{at}/64") for at in numbers]) as switch:
+        hosts = [Host(name, at) for at, name in enumerate(switch.machines, 1)]
         yield hosts
         for node in machine.nodes:
             if node.process is not None and node.process.poll() is None:
@@ -98,7 +83,3 @@ def some_hosts(machine: Machine, size: int) -> Iterator[Sequence[Host]]:
         for host in hosts:
             host.await_end_of_gangs(machine)
             assert not host.run("ip", "-brief", "link", "show", "type", "vxlan")
-
-
-def _ip(*words: str) -> None:
-    subprocess.run(["ip", *words], check=True)
