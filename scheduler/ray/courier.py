@@ -21,10 +21,10 @@ from ray.exceptions import ActorDiedError, GetTimeoutError, RayError
 from kernel.clock import boottime_ms
 from kernel.errors import HubError
 from kernel.logs import configure_logs
-from scheduler.node.protocol import Report, SyncRequest
+from scheduler.node.lines import seq_of
 from scheduler.ray.agent import NodeAgent
 from scheduler.ray.messages import Answer, Ask, Changed, Members, Word
-from scheduler.ray.sealing import sealed
+from scheduler.ray.sealing import Sealed
 from scheduler.ray.start import keep_loopback
 
 RESOURCE: Final = "hub_node:"
@@ -88,18 +88,16 @@ class Courier:
         except OSError:
             _leave()
 
-    def _sync(self, requests: Mapping[str, SyncRequest]) -> dict[str, Report]:
+    def _sync(self, requests: Mapping[str, Sealed]) -> dict[str, bytes]:
         """Ask all nodes at once; those that were late the last time are waited for only a little."""
         agents = self._agents
-        reports: dict[str, Report] = {}
+        lines: dict[str, bytes] = {}
         for names, seconds in (
             (requests.keys() - self._late, _SYNC_S),
             (requests.keys() & self._late, _LATE_S),
         ):
             try:
-                asked = {
-                    agents[name].sync.remote(*sealed(requests[name])): name for name in names & agents.keys()
-                }
+                asked = {agents[name].sync.remote(*requests[name]): name for name in names & agents.keys()}
                 done, _ = ray.wait(list(asked), num_returns=len(asked), timeout=seconds) if asked else ([], [])
             except Exception as error:  # noqa: BLE001 - Ray raises many kinds while its head is away
                 _log.warning("ray_away", error=str(error))
@@ -107,18 +105,20 @@ class Courier:
             for reference in done:
                 name = asked[reference]
                 try:
-                    reports[name] = ray.get(reference)
+                    lines[name] = ray.get(reference)
                 except ActorDiedError as error:
                     self._agents = {other: agent for other, agent in self._agents.items() if other != name}
                     _log.warning("agent_died", node=name, error=str(error))
                 except (RayError, HubError) as error:
                     _log.warning("sync_failed", node=name, error=str(error))
-        self._late = set(requests.keys() - reports.keys())
-        for name, report in reports.items():
-            self._watched[name] = report.seq  # nobody need be woken for what is known
+        self._late = set(requests.keys() - lines.keys())
+        for name, line in lines.items():
+            seq = seq_of(line)
+            if seq is not None:
+                self._watched[name] = seq  # nobody need be woken for what is known
             if name in self._asked:
                 self._asked[name].set()
-        return reports
+        return lines
 
     def _keep_looking(self) -> None:
         while True:

@@ -16,9 +16,12 @@ from typing import Final
 
 import structlog
 
+from kernel.errors import HubError
 from scheduler.controller.wakeups import Wakeups
+from scheduler.node.lines import answer
 from scheduler.node.protocol import Report, SyncRequest
 from scheduler.ray.messages import Answer, Ask, Changed, Members
+from scheduler.ray.sealing import sealed
 
 _PAUSE_S: Final = 1.0
 _GRACE_S: Final = 2.0
@@ -60,11 +63,11 @@ class Couriers:
             if connection is None or self._asked != self._answered or not self._members & requests.keys():
                 return {}
             self._asked += 1
-            question = Ask(self._asked, requests)
+            question = Ask(self._asked, {name: sealed(request) for name, request in requests.items()})
             self._sender.submit(self._send, connection, question)
             self._news.wait_for(lambda: self._asked == self._answered, timeout=patience_s)
-            answer = self._answer
-        return dict(answer.reports) if answer is not None and answer.number == question.number else {}
+            told = self._answer
+        return _reports(told.lines) if told is not None and told.number == question.number else {}
 
     def heard(self, name: str, seq: int) -> None:
         """A node's sequence number is known; nobody need be woken for it."""
@@ -128,6 +131,17 @@ class Couriers:
                 self._wakeups.put("membership")
             case Changed() if self._seen.get(word.node) != word.seq:
                 self._wakeups.put(word.node)
+
+
+def _reports(lines: Mapping[str, bytes]) -> dict[str, Report]:
+    """What the nodes report; one that refused is left out."""
+    reports = {}
+    for name, line in lines.items():
+        try:
+            reports[name] = answer(Report, "sync", line)
+        except HubError as error:
+            _log.warning("sync_failed", node=name, error=str(error))
+    return reports
 
 
 def _end(process: subprocess.Popen[bytes]) -> int:

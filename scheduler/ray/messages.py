@@ -1,9 +1,12 @@
-"""What a controller and its courier say to each other over their socket pair; pickled by `multiprocessing`."""
+"""What a controller and its courier say to each other over their socket pair; pickled by `multiprocessing`.
+
+What nodes are asked and what they answer is carried as it is: lines of the supervisor's protocol (`../node/lines.py`).
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from scheduler.node.protocol import Report, SyncRequest
+from scheduler.ray.sealing import Sealed
 
 
 @dataclass(frozen=True, slots=True)
@@ -11,15 +14,15 @@ class Ask:
     """From the controller: sync these nodes. Answered by an `Answer` of the same number, in order."""
 
     number: int
-    requests: Mapping[str, SyncRequest]
+    requests: Mapping[str, Sealed]
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """From the courier: the reports that came in time."""
+    """From the courier: what the nodes answered that did in time."""
 
     number: int
-    reports: Mapping[str, Report]
+    lines: Mapping[str, bytes]
 
 
 @dataclass(frozen=True, slots=True)
