@@ -7,7 +7,7 @@ import json
 from typing import Any, TypeVar
 
 from kernel.errors import HubError
-from scheduler.node.codec import MalformedMessage, decode, encode
+from scheduler.node.codec import MalformedMessage, decode, to_json
 from scheduler.node.errors import SupervisorRefused
 
 T = TypeVar("T")
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 def question(method: str, params: object) -> bytes:
     """What is asked: a frozen dataclass of `protocol.py`, or nothing but an empty object."""
-    return json.dumps({"method": method, "params": encode(params)}, separators=(",", ":")).encode() + b"\n"
+    return to_json({"method": method, "params": params}) + b"\n"
 
 
 def answer(kind: type[T], method: str, line: bytes) -> T:
