@@ -36,7 +36,7 @@ from scheduler.controller.wakeups import Wakeups
 from scheduler.controller.watching import Nobody, Step, Watcher
 from scheduler.jobs import WAKE_CHANNEL
 from scheduler.leadership import Leadership, fence
-from scheduler.node.protocol import Report, SyncRequest
+from scheduler.node.protocol import Report, RunState, SyncRequest
 from scheduler.operations import note
 from scheduler.policy.model import Queue
 from scheduler.policy.settings import PolicySettings, policy_named
@@ -105,6 +105,8 @@ class _Term:
     """Jobs that the last step started."""
     room: bool = False
     """Whether it heard of devices given back and left them to the next."""
+    starting: set[str] = field(default_factory=set)
+    """Nodes where jobs are starting that it admitted."""
     spared: dict[str, int] = field(default_factory=dict)
     """Until when what is done sparingly is left."""
     written_boot_ms: dict[str, int] = field(default_factory=dict)
@@ -266,7 +268,7 @@ class Controller:
         Room that is only heard of while others are started is the next step's: after the breath between two steps
         there is more of it, and a step costs little more for many jobs than for one.
         """
-        self._led.room, self._led.starts = False, 0
+        self._led.room, self._led.starts, self._led.starting = False, 0, set()
         reachable = set(self._machines.reachable())
         due = set(reachable) if ticking else set[str]()
         if ticking:
@@ -290,6 +292,13 @@ class Controller:
                 break
         if ticking:
             self._sparingly("explain", len(self._led.live.policy.queued), self._explain)
+        self._watch()
+
+    def _watch(self) -> None:
+        """Have nodes watched, but for those that are asked by the next step anyway: a start is news in a moment."""
+        for name in sorted(self._led.starting):
+            self._wakeups.put(name)
+        self._machines.watch(self._led.nodes.answering() - self._led.starting)
 
     def _admit(self) -> set[str]:
         """Plan on what the database says, with no transaction open, and commit the plan; the nodes to sync for it."""
@@ -308,6 +317,7 @@ class Controller:
                 with transaction(self._engine) as session:
                     admitted = admit(session, term.leadership, term.live, plan, self._accounting, at)
             term.starts += admitted.starts
+            term.starting.update(*(step.nodes for step in admitted.steps if step.name == "admitted"))
             self._watcher.planned(starts=admitted.starts, evictions=admitted.evictions)
             self._watcher.moved(admitted.steps)
             nodes |= admitted.nodes
@@ -375,6 +385,7 @@ class Controller:
         settled, kept = self._observe(observed, at)
         for name, report in kept.items():
             term.nodes.answered(name, report, heard_ms)
+        term.starting -= {name for name, report in kept.items() if not _is_starting(report)}
         more = {
             name
             for name in kept
@@ -446,6 +457,10 @@ class Controller:
     def _led(self) -> _Term:
         assert self._term is not None  # noqa: S101 - lead() comes before step()
         return self._term
+
+
+def _is_starting(report: Report) -> bool:
+    return any(run.state is RunState.STARTING for run in report.runs)
 
 
 def _is_from(name: str, host_id: str | None, report: Report) -> bool:

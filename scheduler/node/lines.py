@@ -6,7 +6,6 @@ Only the controller and the supervisor read them; what is between (a courier, Ra
 import json
 from typing import Any, TypeVar
 
-from kernel.errors import HubError
 from scheduler.node.codec import MalformedMessage, decode, to_json
 from scheduler.node.errors import SupervisorRefused
 
@@ -31,15 +30,6 @@ def answer(kind: type[T], method: str, line: bytes) -> T:
     if "error" in said:
         raise SupervisorRefused(method=method, **said["error"])
     raise MalformedMessage(field="answer", problem="is neither an answer nor a refusal")
-
-
-def seq_of(line: bytes) -> int | None:
-    """The sequence number of a report that is only handed on; None if it is something else."""
-    try:
-        seq = _read(line)["ok"]["seq"]
-    except (HubError, KeyError, TypeError):
-        return None
-    return seq if type(seq) is int else None
 
 
 def _read(line: bytes) -> dict[str, Any]:

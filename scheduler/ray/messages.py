@@ -34,10 +34,25 @@ class Members:
 
 @dataclass(frozen=True, slots=True)
 class Changed:
-    """From the courier: a run of a node changed state; this is the node's sequence number now."""
+    """From the courier: a run of a node changed state, which is watched no longer.
+
+    Args:
+        node: its name.
+        after: the sequence number that was said when it was to be watched.
+        seq: the one it has now.
+    """
 
     node: str
+    after: int
     seq: int
 
 
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """From the controller: say of each of these nodes once when its sequence number is not this one any more."""
+
+    seqs: Mapping[str, int]
+
+
+Order = Ask | Watch
 Word = Answer | Members | Changed

@@ -6,7 +6,7 @@ import pytest
 
 from scheduler.node.codec import MalformedMessage
 from scheduler.node.errors import SupervisorRefused
-from scheduler.node.lines import answer, question, seq_of
+from scheduler.node.lines import answer, question
 from scheduler.node.protocol import Change, WaitRequest
 
 
@@ -36,19 +36,3 @@ def test_a_refusal_is_raised_with_its_code_and_sentence() -> None:
 def test_what_is_no_answer_is_malformed(said: bytes) -> None:
     with pytest.raises(MalformedMessage):
         answer(Change, "wait_for_change", said)
-
-
-@pytest.mark.parametrize(
-    ("said", "seq"),
-    [
-        (b'{"ok": {"seq": 3, "runs": []}}\n', 3),
-        (b'{"error": {"code": "stale_epoch"}}\n', None),
-        (b'{"ok": {"seq": "3"}}\n', None),
-        (b'{"ok": []}\n', None),
-        (b"garbage\n", None),
-    ],
-)
-def test_whoever_only_carries_a_report_learns_its_number_and_survives_whatever_else_it_is(
-    said: bytes, seq: int | None
-) -> None:
-    assert seq_of(said) == seq
