@@ -3,7 +3,7 @@
 Labels are bounded: routes are templates, never paths; no job, tenant or person is ever a label.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
 from typing import Final
@@ -167,6 +167,10 @@ class MeasuredMachines:
             reports = self._inner.sync(requests)
         UNANSWERED.inc(len(requests) - len(reports))
         return reports
+
+    def watch(self, names: Collection[str]) -> None:
+        """As the inner one."""
+        self._inner.watch(names)
 
     def reachable(self) -> Sequence[str]:
         """As the inner one."""

@@ -62,8 +62,10 @@ def admit(
     plan: Plan,
     accounting: Accounting,
     at: datetime,
+    *,
+    apart: bool = False,
 ) -> Admitted:
-    """Commit a plan's starts and evictions; a job whose funds are missing waits and says so.
+    """Write a plan's starts and evictions; a job whose funds are missing waits and says so.
 
     What became of a job since the picture was taken is looked at again: one that was cancelled, held or told to wait
     for others stays.
@@ -75,12 +77,16 @@ def admit(
         plan: of one cycle.
         accounting: who holds the funds.
         at: when it was planned.
+        apart: begin each start by itself, so that a slice the database says is taken costs its job a pause and nobody
+            else anything.
 
     Raises:
         LeadershipLost: nothing was written.
+        sqlalchemy.exc.IntegrityError: a slice is taken, and nothing may be committed; not if they are begun apart.
     """
     fence(session, leadership)
-    begun = _begin_all(session, leadership, plan.starts, accounting, live, at)
+    begin = _begin_apart if apart else _begin
+    begun = begin(session, leadership, plan.starts, accounting, live, at)
     for start in plan.starts:
         if UUID(start.job_id) not in begun:
             live.shelve(UUID(start.job_id), unix_ms(at), UNFUNDED_RETRY_MS)
@@ -91,7 +97,7 @@ def admit(
     return Admitted(nodes, stood_back, len(plan.starts), len(plan.evictions), steps)
 
 
-def _begin_all(
+def _begin_apart(
     session: Session,
     leadership: Leadership,
     starts: Sequence[Start],
@@ -99,21 +105,14 @@ def _begin_all(
     live: LiveState,
     at: datetime,
 ) -> dict[UUID, Step]:
-    """Begin all starts at once; by job that was begun, the step it took.
-
-    A slice the database says is taken costs its job a pause and nobody else anything: then each is begun by itself.
-    """
-    if not starts:
-        return {}
-    try:
-        with session.begin_nested():
-            return _begin(session, leadership, starts, accounting, live, at)
-    except IntegrityError as error:
-        if len(starts) == 1:
-            _log.error("allocation_refused", job=starts[0].job_id, reason=str(error.orig))
-            return {}
-    alone = [_begin_all(session, leadership, [start], accounting, live, at) for start in starts]
-    return {job_id: step for begun in alone for job_id, step in begun.items()}
+    begun: dict[UUID, Step] = {}
+    for start in starts:
+        try:
+            with session.begin_nested():
+                begun |= _begin(session, leadership, [start], accounting, live, at)
+        except IntegrityError as error:
+            _log.error("allocation_refused", job=start.job_id, reason=str(error.orig))
+    return begun
 
 
 def _begin(
@@ -124,6 +123,9 @@ def _begin(
     live: LiveState,
     at: datetime,
 ) -> dict[UUID, Step]:
+    """Begin all starts at once; by job that was begun, the step it took."""
+    if not starts:
+        return {}
     placed = {UUID(start.job_id): machines_of(start.placements) for start in starts}
     # Locked in the order of tenants, as money is; asked for in the order of the plan.
     asked = session.scalars(_ASKED, {"jobs": list(placed)})

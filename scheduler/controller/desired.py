@@ -4,7 +4,6 @@ A node is told of a run whole until it reports it, and by its id from then on: s
 for again, and a request does not grow with what runs. What is new is told in portions.
 """
 
-import json
 from collections.abc import Collection, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from kernel.bulk import among
 from kernel.prepared import Prepared
-from scheduler.node.codec import encode
+from scheduler.node.codec import to_json
 from scheduler.node.protocol import (
     FRAME_BYTES_MAX,
     PIDS,
@@ -106,7 +105,7 @@ def desired_runs(
     specs = _specs(session, store, [run_id for _, run_id in new])
     left = dict.fromkeys(names, PORTION_BYTES)
     for node, run_id in new:
-        left[node] -= len(json.dumps(encode(specs[run_id])))
+        left[node] -= len(to_json(specs[run_id]))
         if left[node] >= 0 or not found[node].runs:
             found[node].runs.append(specs[run_id])
         else:

@@ -13,14 +13,14 @@ from typing import Final
 
 import structlog
 from sqlalchemy import DateTime, Engine, bindparam, select, update
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm import Session, defer
 
 from kernel.bulk import among
 from kernel.clock import boottime_ms, unix_ms, utc_now
 from kernel.database import glance, transaction
 from kernel.prepared import Prepared
-from scheduler.controller.admitting import admit
+from scheduler.controller.admitting import Admitted, admit
 from scheduler.controller.clearing import order_clearing
 from scheduler.controller.desired import desired_runs
 from scheduler.controller.explaining import explain_waiting
@@ -28,7 +28,7 @@ from scheduler.controller.inventory import hosts_of, record_node
 from scheduler.controller.lease import Candidate, Lease, renewals_ms
 from scheduler.controller.live_state import LiveState
 from scheduler.controller.nodes import Nodes
-from scheduler.controller.observing import Observed, correct_lost, lose_node, observe
+from scheduler.controller.observing import Observed, correct_lost, lose_node, observe, raise_if_away
 from scheduler.controller.ports import Accounting, Machines
 from scheduler.controller.settling import WITHDRAWN_MAX, Settled, end_waiting, settle, unsettled
 from scheduler.controller.stopwatch import Stopwatch
@@ -36,9 +36,9 @@ from scheduler.controller.wakeups import Wakeups
 from scheduler.controller.watching import Nobody, Step, Watcher
 from scheduler.jobs import WAKE_CHANNEL
 from scheduler.leadership import Leadership, fence
-from scheduler.node.protocol import Report, SyncRequest
+from scheduler.node.protocol import Report, RunState, SyncRequest
 from scheduler.operations import note
-from scheduler.policy.model import Queue
+from scheduler.policy.model import Plan, Queue
 from scheduler.policy.settings import PolicySettings, policy_named
 from scheduler.refusals import LeadershipLost
 from scheduler.store import Store
@@ -105,6 +105,8 @@ class _Term:
     """Jobs that the last step started."""
     room: bool = False
     """Whether it heard of devices given back and left them to the next."""
+    starting: set[str] = field(default_factory=set)
+    """Nodes where jobs are starting that it admitted."""
     spared: dict[str, int] = field(default_factory=dict)
     """Until when what is done sparingly is left."""
     written_boot_ms: dict[str, int] = field(default_factory=dict)
@@ -266,7 +268,7 @@ class Controller:
         Room that is only heard of while others are started is the next step's: after the breath between two steps
         there is more of it, and a step costs little more for many jobs than for one.
         """
-        self._led.room, self._led.starts = False, 0
+        self._led.room, self._led.starts, self._led.starting = False, 0, set()
         reachable = set(self._machines.reachable())
         due = set(reachable) if ticking else set[str]()
         if ticking:
@@ -290,6 +292,13 @@ class Controller:
                 break
         if ticking:
             self._sparingly("explain", len(self._led.live.policy.queued), self._explain)
+        self._watch()
+
+    def _watch(self) -> None:
+        """Have nodes watched, but for those that are asked by the next step anyway: a start is news in a moment."""
+        for name in sorted(self._led.starting):
+            self._wakeups.put(name)
+        self._machines.watch(self._led.nodes.answering() - self._led.starting)
 
     def _admit(self) -> set[str]:
         """Plan on what the database says, with no transaction open, and commit the plan; the nodes to sync for it."""
@@ -305,15 +314,23 @@ class Controller:
                 if not plan.starts and not plan.evictions:
                     self._watcher.planned(starts=0, evictions=0)
                     break
-                with transaction(self._engine) as session:
-                    admitted = admit(session, term.leadership, term.live, plan, self._accounting, at)
+                try:
+                    admitted = self._write_plan(plan, at)
+                except IntegrityError:
+                    admitted = self._write_plan(plan, at, apart=True)
             term.starts += admitted.starts
+            term.starting.update(*(step.nodes for step in admitted.steps if step.name == "admitted"))
             self._watcher.planned(starts=admitted.starts, evictions=admitted.evictions)
             self._watcher.moved(admitted.steps)
             nodes |= admitted.nodes
             if not admitted.stood_back:
                 break
         return nodes
+
+    def _write_plan(self, plan: Plan, at: datetime, *, apart: bool = False) -> Admitted:
+        term = self._led
+        with transaction(self._engine) as session:
+            return admit(session, term.leadership, term.live, plan, self._accounting, at, apart=apart)
 
     def _sparingly(self, name: str, jobs: int, work: Callable[[], None]) -> None:
         began = boottime_ms()
@@ -375,6 +392,7 @@ class Controller:
         settled, kept = self._observe(observed, at)
         for name, report in kept.items():
             term.nodes.answered(name, report, heard_ms)
+        term.starting -= {name for name, report in kept.items() if not _is_starting(report)}
         more = {
             name
             for name in kept
@@ -393,13 +411,24 @@ class Controller:
             for name, one in observed.items()
         ):
             return Settled(), {name: one.report for name, one in observed.items()}
-        with transaction(self._engine) as session:
-            fence(session, term.leadership)
-            self._describe(session, {name: one.report for name, one in observed.items()})
-            settled, kept = observe(session, term.leadership, observed, self._accounting, at)
+        try:
+            settled, kept = self._write_reports(observed, at)
+        except LeadershipLost:
+            raise
+        except Exception as error:  # noqa: BLE001 - one row must not stop all others
+            raise_if_away(error)
+            settled, kept = self._write_reports(observed, at, apart=True)
         term.written_boot_ms |= dict.fromkeys(kept, now_ms)
         self._watcher.moved(settled.steps)
         return settled, kept
+
+    def _write_reports(
+        self, observed: Mapping[str, Observed], at: datetime, *, apart: bool = False
+    ) -> tuple[Settled, dict[str, Report]]:
+        with transaction(self._engine) as session:
+            fence(session, self._led.leadership)
+            self._describe(session, {name: one.report for name, one in observed.items()})
+            return observe(session, observed, self._accounting, at, apart=apart)
 
     def _describe(self, session: Session, reports: Mapping[str, Report]) -> None:
         at = utc_now()
@@ -446,6 +475,10 @@ class Controller:
     def _led(self) -> _Term:
         assert self._term is not None  # noqa: S101 - lead() comes before step()
         return self._term
+
+
+def _is_starting(report: Report) -> bool:
+    return any(run.state is RunState.STARTING for run in report.runs)
 
 
 def _is_from(name: str, host_id: str | None, report: Report) -> bool:

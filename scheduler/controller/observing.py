@@ -1,9 +1,9 @@
 """From what nodes report to what the database says of runs, under the guard of the epoch.
 
 All reports are applied together, in a number of statements that does not depend on that of the nodes; only if that
-fails, each by itself, and of one that fails each half of its runs, so that only a run that cannot be written stays
-behind. A run only moves forward. It ends when its node says so, when its node certainly does not have it, or when the
-node is given up; its slices are free from the moment we know that, and no sooner.
+fails, in another transaction each by itself, and of one that fails each half of its runs, so that only a run that
+cannot be written stays behind. A run only moves forward. It ends when its node says so, when its node certainly does
+not have it, or when the node is given up; its slices are free from the moment we know that, and no sooner.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ from kernel.changes import write_changes
 from kernel.clock import from_unix_ms
 from kernel.prepared import Prepared
 from scheduler.controller.ports import Accounting
-from scheduler.controller.settling import CENTRES_STOPS, Settled, settle
+from scheduler.controller.settling import CENTRES_STOPS, Settled, settle, settle_together
 from scheduler.leadership import Leadership, fence
 from scheduler.node.protocol import EndReason, Refusal, Report, RunState, RunStatus
 from scheduler.tables import AllocationRow, DeviceRow, JobRow, RunRow
@@ -125,28 +125,32 @@ class Observed:
 
 def observe(
     session: Session,
-    leadership: Leadership,
     observed: Mapping[str, Observed],
     accounting: Accounting,
     at: datetime,
+    *,
+    apart: bool = False,
 ) -> tuple[Settled, dict[str, Report]]:
-    """Apply reports. A run about which a report cannot be applied is left out, loudly, and holds nobody else up.
+    """Apply reports in a fenced transaction; what cannot be applied is raised, and then nothing may be committed.
+
+    Args:
+        session: of the transaction.
+        observed: by node.
+        accounting: who keeps the usage.
+        at: now.
+        apart: apply each by itself: a run about which a report cannot be applied is left out, loudly, and holds nobody
+            else up.
 
     Returns:
         What moved with it, and by node what is kept of its report: what is left out is reported again.
-
-    Raises:
-        LeadershipLost: nothing was written.
     """
-    fence(session, leadership)
-    try:
-        with session.begin_nested():
-            touched = _take(session, observed, accounting, at)
-            kept = {node: one.report for node, one in sorted(observed.items())}
-    except Exception as error:  # noqa: BLE001 - one row must not stop all others
-        _raise_if_away(error)
+    if apart:
         touched, kept = _take_each(session, observed, accounting, at)
-    return settle(session, touched, accounting, at), kept
+        return settle(session, touched, accounting, at), kept
+    touched = _take(session, observed, accounting, at)
+    return settle_together(session, touched, accounting, at), {
+        node: one.report for node, one in observed.items()
+    }
 
 
 def _take_each(
@@ -175,7 +179,7 @@ def _take_halves(
         with session.begin_nested():
             return _take(session, {node: replace(one, only=frozenset(runs))}, accounting, at), set()
     except Exception as error:  # noqa: BLE001 - the same
-        _raise_if_away(error)
+        raise_if_away(error)
         if len(runs) <= 1:
             reason = f"{type(error).__name__}: {error}"[:_REASON_MAX]
             _log.error("report_not_applied", node=node, run="".join(runs), reason=reason)
@@ -185,7 +189,7 @@ def _take_halves(
     return {job for moved, _ in parts for job in moved}, {run for _, spoilt in parts for run in spoilt}
 
 
-def _raise_if_away(error: Exception) -> None:
+def raise_if_away(error: Exception) -> None:
     """A database that is away is no fault of a row's."""
     if isinstance(error, DBAPIError) and error.connection_invalidated:
         raise error

@@ -4,7 +4,7 @@ The scheduler does not know what money is; it asks `Accounting` inside its own t
 its hold, or an observation and its usage, are one commit.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -21,6 +21,10 @@ class Machines(Protocol):
 
     def sync(self, requests: Mapping[str, SyncRequest]) -> Mapping[str, Report]:
         """One round trip to each named node, all at once; nodes that did not answer are missing from the result."""
+        ...
+
+    def watch(self, names: Collection[str]) -> None:
+        """Say a word of each of these nodes, once, when something changes there that its last answer did not tell."""
         ...
 
     def reachable(self) -> Sequence[str]:

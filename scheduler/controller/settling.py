@@ -119,7 +119,7 @@ def settle(session: Session, job_ids: AbstractSet[UUID], accounting: Accounting,
         return Settled()
     try:
         with session.begin_nested():
-            return _settle_all(session, job_ids, accounting, at)
+            return settle_together(session, job_ids, accounting, at)
     except Exception:  # noqa: BLE001 - one row must not stop all others
         if len(job_ids) == 1:
             _log.exception("job_not_settled", job=str(*job_ids))
@@ -129,7 +129,12 @@ def settle(session: Session, job_ids: AbstractSet[UUID], accounting: Accounting,
     return Settled(any(one.freed for one in alone), any(one.stopping for one in alone), steps)
 
 
-def _settle_all(session: Session, job_ids: AbstractSet[UUID], accounting: Accounting, at: datetime) -> Settled:
+def settle_together(
+    session: Session, job_ids: AbstractSet[UUID], accounting: Accounting, at: datetime
+) -> Settled:
+    """The same without leaving any out: raises what cannot be settled, and then nothing may be committed."""
+    if not job_ids:
+        return Settled()
     asked = {"jobs": list(job_ids)}
     jobs = session.scalars(_JOBS, asked).all()
     runs: dict[UUID, list[RunRow]] = {job.id: [] for job in jobs}

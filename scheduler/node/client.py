@@ -4,14 +4,13 @@ Every call has a deadline. A connection that failed is opened anew by the next c
 sent twice, which changes nothing, because it says what shall be and not what to do.
 """
 
-import json
 import socket
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self, TypeVar
+from typing import Final, Self, TypeVar
 
-from scheduler.node.codec import decode, encode
-from scheduler.node.errors import SupervisorRefused, SupervisorUnreachable
+from scheduler.node.errors import SupervisorUnreachable
+from scheduler.node.lines import answer, question
 from scheduler.node.protocol import Change, Hello, Report, SyncRequest, WaitRequest
 from scheduler.node.sockets import reachable
 
@@ -37,17 +36,27 @@ class SupervisorClient:
 
     def hello(self) -> Hello:
         """Who answers."""
-        return decode(Hello, self._call("hello", {}), "hello")
+        return self._call(Hello, "hello", {})
 
     def sync(self, request: SyncRequest) -> Report:
         """Say what shall run, learn what does."""
-        return decode(Report, self._call("sync", encode(request)), "report")
+        return self._call(Report, "sync", request)
 
     def wait_for_change(self, after_seq: int, timeout_ms: int) -> Change:
         """Return when a run changes state after `after_seq`, or after the time is over."""
-        request = WaitRequest(after_seq, timeout_ms)
         timeout_s = timeout_ms / 1000 + _WAIT_MARGIN_S
-        return decode(Change, self._call("wait_for_change", encode(request), timeout_s), "change")
+        return self._call(Change, "wait_for_change", WaitRequest(after_seq, timeout_ms), timeout_s)
+
+    def ask(self, line: bytes, timeout_s: float | None = None) -> bytes:
+        """Hand a question on (`lines.py`) and bring the answer, unread."""
+        try:
+            connection = self._connected()
+            connection.settimeout(timeout_s or self._timeout_s)
+            connection.sendall(line)
+            return self._read_line(connection)
+        except OSError as error:
+            self.close()
+            raise SupervisorUnreachable(socket=self._path, reason=str(error) or type(error).__name__) from error
 
     def close(self) -> None:
         """Hang up; the next call connects again."""
@@ -64,19 +73,8 @@ class SupervisorClient:
     ) -> None:
         self.close()
 
-    def _call(self, method: str, params: dict[str, Any], timeout_s: float | None = None) -> object:
-        line = json.dumps({"method": method, "params": params}, separators=(",", ":")).encode() + b"\n"
-        try:
-            connection = self._connected()
-            connection.settimeout(timeout_s or self._timeout_s)
-            connection.sendall(line)
-            answer = json.loads(self._read_line(connection))
-        except (OSError, ValueError) as error:
-            self.close()
-            raise SupervisorUnreachable(socket=self._path, reason=str(error) or type(error).__name__) from error
-        if "error" in answer:
-            raise SupervisorRefused(method=method, **answer["error"])
-        return answer["ok"]
+    def _call(self, kind: type[T], method: str, params: object, timeout_s: float | None = None) -> T:
+        return answer(kind, method, self.ask(question(method, params), timeout_s))
 
     def connect(self) -> socket.socket:
         """A fresh connection to the supervisor. Raises OSError."""

@@ -5,6 +5,7 @@ int is never taken for a bool nor a float for an int. What is encoded decodes to
 """
 
 import dataclasses
+import json
 import types
 import typing
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from typing import Any, Final, TypeVar
 from kernel.errors import Invalid
 
 T = TypeVar("T")
-_Decode = Callable[[object, str], Any]
+_Decode = Callable[[Any], Any]
 
 _PLAIN: Final = frozenset({str, int, bool, float, types.NoneType})
 """What JSON takes as it is; most of a message is of these, and is looked at no further."""
@@ -42,6 +43,23 @@ def encode(value: object) -> Any:  # noqa: ANN401 - JSON has no narrower type
     return value
 
 
+def to_json(value: object) -> bytes:
+    """The JSON of what `encode` makes, without making it."""
+    return _JSON.encode(value).encode()
+
+
+def _parts(value: object) -> dict[str, object]:
+    kind = type(value)
+    names = _field_names(typing.cast("typing.Hashable", kind))
+    if not names:
+        message = f"{kind.__name__} is not for JSON"
+        raise TypeError(message)
+    return {name: getattr(value, name) for name in names}
+
+
+_JSON: Final = json.JSONEncoder(separators=(",", ":"), check_circular=False, default=_parts)
+
+
 def decode(kind: type[T], data: object, field: str = "message") -> T:
     """The `kind` that JSON data describes.
 
@@ -49,17 +67,30 @@ def decode(kind: type[T], data: object, field: str = "message") -> T:
         MalformedMessage: names the path of the first bad field, such as `message.desired[0].argv`.
     """
     decoder: _Decode = _decoder(typing.cast("typing.Hashable", kind))
-    return typing.cast("T", decoder(data, field))
+    try:
+        return typing.cast("T", decoder(data))
+    except _Bad as bad:
+        raise MalformedMessage(field=field + "".join(reversed(bad.steps)), problem=bad.problem) from None
+
+
+class _Bad(Exception):
+    """What is wrong with a part, and the steps of its path, the last first: so only a refusal costs anything for it."""
+
+    def __init__(self, problem: str, *steps: str) -> None:
+        super().__init__(problem)
+        self.problem = problem
+        self.steps = list(steps)
+
+    def below(self, step: str) -> "_Bad":
+        """The same, seen from one step above."""
+        self.steps.append(step)
+        return self
 
 
 @cache
 def _field_names(kind: Any) -> tuple[str, ...]:  # noqa: ANN401 - a type, whatever it is
     """The fields of a dataclass; none of any other type."""
     return tuple(field.name for field in dataclasses.fields(kind)) if dataclasses.is_dataclass(kind) else ()
-
-
-def _refuse(field: str, problem: str) -> typing.NoReturn:
-    raise MalformedMessage(field=field, problem=problem)
 
 
 @cache
@@ -79,36 +110,43 @@ def _decoder(kind: Any) -> _Decode:  # noqa: ANN401 - a type expression, which t
 
 
 def _scalar(kind: type) -> _Decode:
-    def run(data: object, field: str) -> object:
+    def run(data: object) -> object:
         if type(data) is not kind:
-            _refuse(field, f"must be {kind.__name__}, not {type(data).__name__}")
+            raise _Bad(f"must be {kind.__name__}, not {type(data).__name__}")
         return data
 
     return run
 
 
 def _choice(kind: type[StrEnum]) -> _Decode:
-    def run(data: object, field: str) -> StrEnum:
-        try:
-            return kind(typing.cast("str", data))
-        except ValueError:
-            _refuse(field, f"must be one of {', '.join(kind)}")
+    choices: dict[object, StrEnum] = {choice.value: choice for choice in kind}
+
+    def run(data: object) -> StrEnum:
+        if not isinstance(data, str) or data not in choices:
+            raise _Bad(f"must be one of {', '.join(kind)}")
+        return choices[data]
 
     return run
 
 
 def _optional(inner: object) -> _Decode:
     decoder = _decoder(inner)
-    return lambda data, field: None if data is None else decoder(data, field)
+    return lambda data: None if data is None else decoder(data)
 
 
 def _sequence(inner: object) -> _Decode:
     decoder = _decoder(inner)
 
-    def run(data: object, field: str) -> tuple[object, ...]:
+    def run(data: object) -> tuple[object, ...]:
         if not isinstance(data, list):
-            _refuse(field, f"must be a list, not {type(data).__name__}")
-        return tuple(decoder(item, f"{field}[{index}]") for index, item in enumerate(data))
+            raise _Bad(f"must be a list, not {type(data).__name__}")
+        found: list[object] = []
+        try:
+            for item in data:
+                found.append(decoder(item))  # noqa: PERF401 - what was found says where a bad one stands
+        except _Bad as bad:
+            raise bad.below(f"[{len(found)}]") from None
+        return tuple(found)
 
     return run
 
@@ -116,31 +154,47 @@ def _sequence(inner: object) -> _Decode:
 def _mapping(inner: object) -> _Decode:
     decoder = _decoder(inner)
 
-    def run(data: object, field: str) -> dict[str, object]:
+    def run(data: object) -> dict[str, object]:
         if not isinstance(data, dict):
-            _refuse(field, f"must be an object, not {type(data).__name__}")
-        return {key: decoder(item, f"{field}.{key}") for key, item in data.items()}
+            raise _Bad(f"must be an object, not {type(data).__name__}")
+        found: dict[str, object] = {}
+        key = ""
+        try:
+            for key, item in data.items():
+                found[key] = decoder(item)
+        except _Bad as bad:
+            raise bad.below(f".{key}") from None
+        return found
 
     return run
 
 
 def _record(kind: type) -> _Decode:
     hints = typing.get_type_hints(kind)
-    decoders = {field.name: _decoder(hints[field.name]) for field in dataclasses.fields(kind)}
+    fields = dataclasses.fields(kind)
+    decoders = {field.name: _decoder(hints[field.name]) for field in fields}
+    plain = {field.name: hints[field.name] for field in fields if hints[field.name] in _PLAIN}
     required = {
         field.name
-        for field in dataclasses.fields(kind)
+        for field in fields
         if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
     }
 
-    def run(data: object, field: str) -> object:
+    def run(data: object) -> object:
         if not isinstance(data, dict):
-            _refuse(field, f"must be an object, not {type(data).__name__}")
-        for name in data:
-            if name not in decoders:
-                _refuse(f"{field}.{name}", "is not a known field")
-        for name in sorted(required - data.keys()):
-            _refuse(f"{field}.{name}", "is missing")
-        return kind(**{name: decoders[name](value, f"{field}.{name}") for name, value in data.items()})
+            raise _Bad(f"must be an object, not {type(data).__name__}")
+        if unknown := data.keys() - decoders.keys():
+            raise _Bad("is not a known field", f".{min(unknown)}")
+        if missing := required - data.keys():
+            raise _Bad("is missing", f".{min(missing)}")
+        found: dict[str, object] = {}
+        name = ""
+        try:
+            for name, value in data.items():
+                known = plain.get(name)
+                found[name] = value if known is type(value) else decoders[name](value)
+        except _Bad as bad:
+            raise bad.below(f".{name}") from None
+        return kind(**found)
 
     return run

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from kernel.errors import HubError
-from scheduler.node.codec import MalformedMessage, decode, encode
+from scheduler.node.codec import MalformedMessage, decode, to_json
 from scheduler.node.fleet import Fleet
 from scheduler.node.protocol import FRAME_BYTES_MAX, SyncRequest, WaitRequest
 from scheduler.node.sockets import reachable
@@ -94,7 +94,7 @@ class Server:
             method = self._methods.get(str(message.get("method")))
             if method is None:
                 raise MalformedMessage(field="method", problem=f"must be one of {', '.join(self._methods)}")
-            return {"ok": encode(await method(message.get("params", {})))}
+            return {"ok": await method(message.get("params", {}))}
         except HubError as error:
             return _refusal(error)
         except OSError as error:
@@ -132,4 +132,4 @@ def _refusal(error: HubError) -> dict[str, Any]:
 
 
 def _frame(answer: dict[str, Any]) -> bytes:
-    return json.dumps(answer, separators=(",", ":")).encode() + b"\n"
+    return to_json(answer) + b"\n"

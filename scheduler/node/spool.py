@@ -27,7 +27,7 @@ from typing import Any, Final
 import structlog
 
 from kernel.files import sync_directory
-from scheduler.node.codec import MalformedMessage, decode, encode
+from scheduler.node.codec import MalformedMessage, decode, to_json
 from scheduler.node.meter import Meter
 from scheduler.node.protocol import RunStatus, UsageRecord
 
@@ -176,24 +176,24 @@ def known_line(runs: Sequence[str]) -> Line:
 
 def started_line(status: RunStatus, meter: Meter) -> Line:
     """A run is about to be started."""
-    data = {"kind": "started", "status": encode(status), "meter": encode(meter)}
+    data = {"kind": "started", "status": status, "meter": meter}
     return Line(data, lambda memory: memory.started(status, meter))
 
 
 def meter_line(meters: dict[str, Meter]) -> Line:
     """These runs are alive and metered so far."""
-    data = {"kind": "meter", "meters": {run_id: encode(meter) for run_id, meter in meters.items()}}
+    data = {"kind": "meter", "meters": dict(meters)}
     return Line(data, lambda memory: memory.metered(meters))
 
 
 def usage_line(record: UsageRecord) -> Line:
     """A usage record was cut."""
-    return Line({"kind": "usage", "record": encode(record)}, lambda memory: memory.used(record))
+    return Line({"kind": "usage", "record": record}, lambda memory: memory.used(record))
 
 
 def ended_line(status: RunStatus) -> Line:
     """A run and its whole process tree are gone."""
-    return Line({"kind": "ended", "status": encode(status)}, lambda memory: memory.finished(status))
+    return Line({"kind": "ended", "status": status}, lambda memory: memory.finished(status))
 
 
 def acknowledged_line(usage: Sequence[str], exits: Sequence[str]) -> Line:
@@ -422,7 +422,7 @@ def _tell(given: Iterable[_Given], failed: JournalFailed | None) -> None:
 
 
 def _frame(line: dict[str, Any]) -> bytes:
-    text = json.dumps(line, separators=(",", ":")).encode()
+    text = to_json(line)
     return b"%08x %s\n" % (zlib.crc32(text), text)
 
 

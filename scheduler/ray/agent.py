@@ -1,6 +1,6 @@
 """The actor that stands for one node in the Ray cluster: it carries the controller's words to the supervisor's socket.
 
-It keeps nothing: Ray may kill and restart it at any time without a job noticing.
+It keeps nothing, and reads nothing: Ray may kill and restart it at any time without a job noticing.
 """
 
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from scheduler.node.client import SupervisorClient
 from scheduler.node.errors import SupervisorUnreachable
-from scheduler.node.protocol import Change, Report, SyncRequest
+from scheduler.node.protocol import Change
 from scheduler.ray.sealing import unsealed
 
 SOCKET_VARIABLE = "HUB_NODE_SOCKET"
@@ -25,19 +25,18 @@ class NodeAgent:
         self._socket = Path(os.environ[SOCKET_VARIABLE])  # noqa: TID251 - all a raylet can hand to its workers
         self._clients = threading.local()
 
-    def sync(self, request: SyncRequest, key: bytes = b"", secrets: bytes = b"") -> Report:
+    def sync(self, line: bytes, key: bytes) -> bytes:
         """One `sync` of the node's supervisor; once more on a new connection if it has been started anew.
 
         Args:
-            request: without secrets, because Ray may keep it in its object store.
-            key: opens the secrets; empty if there are none.
-            secrets: sealed (`sealing.py`).
+            line: what is asked (`sealing.py`).
+            key: opens it; empty if it is not sealed.
         """
-        request = unsealed(request, key, secrets)
+        line = unsealed(line, key)
         try:
-            return self._supervisor().sync(request)
+            return self._supervisor().ask(line)
         except SupervisorUnreachable:
-            return self._supervisor().sync(request)
+            return self._supervisor().ask(line)
 
     def wait_for_change(self, after_seq: int, timeout_ms: int) -> Change:
         """Return when a run of this node changed state after `after_seq`, or after the timeout."""

@@ -6,7 +6,7 @@ that no restart of Ray costs a lease.
 """
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
@@ -55,8 +55,12 @@ class RayMachines:
         reports = self._couriers.ask(requests, _RAY_S)
         reports |= self._relays.ask({name: one for name, one in requests.items() if name not in reports})
         for name, report in reports.items():
-            self._couriers.heard(name, report.seq)
+            self._couriers.watches.heard(name, report.seq)
         return reports
+
+    def watch(self, names: Collection[str]) -> None:
+        """Through Ray; whoever is reached around it is asked with the next tick."""
+        self._couriers.watch(names)
 
     def close(self) -> None:
         """Leave the cluster; agents stay."""

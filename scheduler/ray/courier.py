@@ -18,14 +18,13 @@ import structlog
 from ray._raylet import GcsClient  # type: ignore[attr-defined] # compiled, without stubs
 from ray.exceptions import ActorDiedError, GetTimeoutError, RayError
 
-from kernel.clock import boottime_ms
 from kernel.errors import HubError
 from kernel.logs import configure_logs
-from scheduler.node.protocol import Report, SyncRequest
 from scheduler.ray.agent import NodeAgent
-from scheduler.ray.messages import Answer, Ask, Changed, Members, Word
-from scheduler.ray.sealing import sealed
+from scheduler.ray.messages import Answer, Ask, Changed, Members, Order, Watch, Word
+from scheduler.ray.sealing import Sealed
 from scheduler.ray.start import keep_loopback
+from scheduler.ray.watching import Watched
 
 RESOURCE: Final = "hub_node:"
 """A raylet with the resource `hub_node:NAME` is the hub node NAME."""
@@ -38,11 +37,8 @@ _LATE_S: Final = 0.1
 _ALIVE: Final = 0
 """Of a node, in Ray's protocol."""
 _CHANGE_WAIT_MS: Final = 10_000
-_IDLE_MS: Final = 10_000
 _AWAY_S: Final = 0.2
 _PAUSE_S: Final = 1.0
-_HEARD_S: Final = 0.2
-"""A node that has changed is watched again once the controller has asked it, or after so long: one word is enough."""
 
 _log = structlog.get_logger(__name__)
 
@@ -62,10 +58,7 @@ class Courier:
         self._cluster = ""
         self._agents: dict[str, Any] = {}
         self._late: set[str] = set()
-        self._watched: dict[str, int] = {}
-        self._asked: dict[str, threading.Event] = {}
-        self._asked_boot_ms = 0
-        self._led = threading.Condition()
+        self._watching: dict[str, Watched] = {}
         self._never = threading.Event()
 
     def run(self) -> NoReturn:
@@ -73,13 +66,15 @@ class Courier:
         threading.Thread(target=self._keep_looking, name="membership", daemon=True).start()
         while True:
             try:
-                ask: Ask = self._connection.recv()
+                order: Order = self._connection.recv()
             except (EOFError, OSError):
                 _leave()
-            with self._led:
-                self._asked_boot_ms = boottime_ms()
-                self._led.notify_all()
-            self._say(Answer(ask.number, self._sync(ask.requests)))
+            match order:
+                case Ask():
+                    self._say(Answer(order.number, self._sync(order.requests)))
+                case Watch():
+                    for name, seq in order.seqs.items():
+                        self._watched(name).look_after(seq)
 
     def _say(self, word: Word) -> None:
         try:
@@ -88,18 +83,16 @@ class Courier:
         except OSError:
             _leave()
 
-    def _sync(self, requests: Mapping[str, SyncRequest]) -> dict[str, Report]:
+    def _sync(self, requests: Mapping[str, Sealed]) -> dict[str, bytes]:
         """Ask all nodes at once; those that were late the last time are waited for only a little."""
         agents = self._agents
-        reports: dict[str, Report] = {}
+        lines: dict[str, bytes] = {}
         for names, seconds in (
             (requests.keys() - self._late, _SYNC_S),
             (requests.keys() & self._late, _LATE_S),
         ):
             try:
-                asked = {
-                    agents[name].sync.remote(*sealed(requests[name])): name for name in names & agents.keys()
-                }
+                asked = {agents[name].sync.remote(*requests[name]): name for name in names & agents.keys()}
                 done, _ = ray.wait(list(asked), num_returns=len(asked), timeout=seconds) if asked else ([], [])
             except Exception as error:  # noqa: BLE001 - Ray raises many kinds while its head is away
                 _log.warning("ray_away", error=str(error))
@@ -107,18 +100,14 @@ class Courier:
             for reference in done:
                 name = asked[reference]
                 try:
-                    reports[name] = ray.get(reference)
+                    lines[name] = ray.get(reference)
                 except ActorDiedError as error:
                     self._agents = {other: agent for other, agent in self._agents.items() if other != name}
                     _log.warning("agent_died", node=name, error=str(error))
                 except (RayError, HubError) as error:
                     _log.warning("sync_failed", node=name, error=str(error))
-        self._late = set(requests.keys() - reports.keys())
-        for name, report in reports.items():
-            self._watched[name] = report.seq  # nobody need be woken for what is known
-            if name in self._asked:
-                self._asked[name].set()
-        return reports
+        self._late = set(requests.keys() - lines.keys())
+        return lines
 
     def _keep_looking(self) -> None:
         while True:
@@ -165,38 +154,36 @@ class Courier:
             return
         self._agents = {name: before.get(name) or _agent(name) for name in sorted(names)}
         self._say(Members(frozenset(names)))
-        for name in sorted(names - self._watched.keys()):
-            self._watched[name], self._asked[name] = 0, threading.Event()
+
+    def _watched(self, name: str) -> Watched:
+        """What is to be looked after of a node; its thread lives as long as the courier."""
+        if name not in self._watching:
+            self._watching[name] = Watched()
             threading.Thread(target=self._watch, args=(name,), name=f"watch-{name}", daemon=True).start()
+        return self._watching[name]
 
     def _watch(self, name: str) -> NoReturn:
         while True:
             try:
-                self._watch_once(name)
+                self._watch_once(name, self._watching[name])
             except Exception as error:  # noqa: BLE001 - whatever broke, the tick covers until it is tried again
                 _log.warning("node_not_watched", node=name, error=str(error))
                 self._never.wait(_PAUSE_S)
 
-    def _watch_once(self, name: str) -> None:
-        with self._led:  # a standby need not be woken
-            self._led.wait_for(lambda: boottime_ms() <= self._asked_boot_ms + _IDLE_MS)
+    def _watch_once(self, name: str, watched: Watched) -> None:
+        after = watched.wanted()
         agent = self._agents.get(name)
         if agent is None:
             self._never.wait(_AWAY_S)  # while Ray is away, the tick covers
             return
-        seq = self._watched[name]
         try:
             change = ray.get(
-                agent.wait_for_change.remote(seq, _CHANGE_WAIT_MS), timeout=_CHANGE_WAIT_MS / 1000 + 5
+                agent.wait_for_change.remote(after, _CHANGE_WAIT_MS), timeout=_CHANGE_WAIT_MS / 1000 + 5
             )
         except GetTimeoutError:
             return
-        if change.seq in {seq, self._watched[name]}:
-            return
-        self._asked[name].clear()
-        self._watched[name] = change.seq
-        self._say(Changed(name, change.seq))
-        self._asked[name].wait(_HEARD_S)
+        if change.seq != after and watched.found(after):
+            self._say(Changed(name, after, change.seq))
 
 
 def _listens(path: str) -> bool:

@@ -9,16 +9,20 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from typing import Final
 
 import structlog
 
+from kernel.errors import HubError
 from scheduler.controller.wakeups import Wakeups
+from scheduler.node.lines import answer
 from scheduler.node.protocol import Report, SyncRequest
-from scheduler.ray.messages import Answer, Ask, Changed, Members
+from scheduler.ray.messages import Answer, Ask, Changed, Members, Order, Watch
+from scheduler.ray.sealing import sealed
+from scheduler.ray.watching import Watches
 
 _PAUSE_S: Final = 1.0
 _GRACE_S: Final = 2.0
@@ -39,7 +43,7 @@ class Couriers:
         self._line: socket.socket | None = None
         self._connection: Connection | None = None
         self._members: frozenset[str] = frozenset()
-        self._seen: dict[str, int] = {}
+        self.watches = Watches()
         self._asked = self._answered = 0
         self._answer: Answer | None = None
         self._news = threading.Condition()
@@ -60,15 +64,17 @@ class Couriers:
             if connection is None or self._asked != self._answered or not self._members & requests.keys():
                 return {}
             self._asked += 1
-            question = Ask(self._asked, requests)
+            question = Ask(self._asked, {name: sealed(request) for name, request in requests.items()})
             self._sender.submit(self._send, connection, question)
             self._news.wait_for(lambda: self._asked == self._answered, timeout=patience_s)
-            answer = self._answer
-        return dict(answer.reports) if answer is not None and answer.number == question.number else {}
+            told = self._answer
+        return _reports(told.lines) if told is not None and told.number == question.number else {}
 
-    def heard(self, name: str, seq: int) -> None:
-        """A node's sequence number is known; nobody need be woken for it."""
-        self._seen[name] = seq
+    def watch(self, names: Collection[str]) -> None:
+        """Have each of these nodes watched after what was heard of it, unless it already is."""
+        with self._news:
+            if self._connection is not None and (due := self.watches.order(names)):
+                self._sender.submit(self._send, self._connection, Watch(due))
 
     def close(self) -> None:
         """End the courier; the agents stay."""
@@ -79,9 +85,9 @@ class Couriers:
         self._keeper.join(timeout=2 * _GRACE_S)
         self._sender.shutdown(wait=False, cancel_futures=True)
 
-    def _send(self, connection: Connection, question: Ask) -> None:
+    def _send(self, connection: Connection, order: Order) -> None:
         try:
-            connection.send(question)
+            connection.send(order)
         except OSError:
             return  # whoever listens to it hears of its end
 
@@ -110,6 +116,7 @@ class Couriers:
             with self._news:
                 self._line, self._connection, self._members = None, None, frozenset()
                 self._answered, self._answer = self._asked, None
+                self.watches.forget_orders()
                 self._news.notify_all()
             connection.close()
             ours.close()
@@ -126,8 +133,19 @@ class Couriers:
             case Members():
                 self._members = word.names
                 self._wakeups.put("membership")
-            case Changed() if self._seen.get(word.node) != word.seq:
+            case Changed() if self.watches.told(word.node, word.after, word.seq):
                 self._wakeups.put(word.node)
+
+
+def _reports(lines: Mapping[str, bytes]) -> dict[str, Report]:
+    """What the nodes report; one that refused is left out."""
+    reports = {}
+    for name, line in lines.items():
+        try:
+            reports[name] = answer(Report, "sync", line)
+        except HubError as error:
+            _log.warning("sync_failed", node=name, error=str(error))
+    return reports
 
 
 def _end(process: subprocess.Popen[bytes]) -> int:

@@ -1,9 +1,12 @@
-"""What a controller and its courier say to each other over their socket pair; pickled by `multiprocessing`."""
+"""What a controller and its courier say to each other over their socket pair; pickled by `multiprocessing`.
+
+What nodes are asked and what they answer is carried as it is: lines of the supervisor's protocol (`../node/lines.py`).
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from scheduler.node.protocol import Report, SyncRequest
+from scheduler.ray.sealing import Sealed
 
 
 @dataclass(frozen=True, slots=True)
@@ -11,15 +14,15 @@ class Ask:
     """From the controller: sync these nodes. Answered by an `Answer` of the same number, in order."""
 
     number: int
-    requests: Mapping[str, SyncRequest]
+    requests: Mapping[str, Sealed]
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """From the courier: the reports that came in time."""
+    """From the courier: what the nodes answered that did in time."""
 
     number: int
-    reports: Mapping[str, Report]
+    lines: Mapping[str, bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +34,25 @@ class Members:
 
 @dataclass(frozen=True, slots=True)
 class Changed:
-    """From the courier: a run of a node changed state; this is the node's sequence number now."""
+    """From the courier: a run of a node changed state, which is watched no longer.
+
+    Args:
+        node: its name.
+        after: the sequence number that was said when it was to be watched.
+        seq: the one it has now.
+    """
 
     node: str
+    after: int
     seq: int
 
 
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """From the controller: say of each of these nodes once when its sequence number is not this one any more."""
+
+    seqs: Mapping[str, int]
+
+
+Order = Ask | Watch
 Word = Answer | Members | Changed

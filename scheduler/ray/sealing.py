@@ -1,36 +1,31 @@
 """Keeps tenants' secrets out of Ray's object store, where it puts in clear what is too large for a call.
 
-Secrets leave a request sealed with a key of this one call. The key goes along as an argument of its own, which is small
-enough to travel in the call itself; what is sealed may lie where it likes.
+A request with secrets travels sealed with a key of this one call. The key goes along as an argument of its own, which
+is small enough to travel in the call itself; what is sealed may lie where it likes.
 """
 
-import json
-from dataclasses import replace
-
+from scheduler.node.lines import question
 from scheduler.node.protocol import SyncRequest
 
-Sealed = tuple[SyncRequest, bytes, bytes]
-"""A request without secrets, the key (empty if there were none), and what it seals."""
+Sealed = tuple[bytes, bytes]
+"""What the supervisor is asked, as a line, and the key that opens it: empty if it is not sealed."""
 
 
 def sealed(request: SyncRequest) -> Sealed:
-    """Take a request's secrets out of it."""
-    secrets = {spec.run_id: spec.secrets for spec in request.desired if spec.secrets}
-    if not secrets:
-        return request, b"", b""
+    """A request as it may travel through Ray."""
+    line = question("sync", request)
+    if not any(spec.secrets for spec in request.desired):
+        return line, b""
     from cryptography.fernet import Fernet  # noqa: PLC0415 - most requests have no secrets, most agents never see any
 
     key = Fernet.generate_key()
-    bare = tuple(replace(spec, secrets={}) for spec in request.desired)
-    return replace(request, desired=bare), key, Fernet(key).encrypt(json.dumps(secrets).encode())
+    return Fernet(key).encrypt(line), key
 
 
-def unsealed(request: SyncRequest, key: bytes, secrets: bytes) -> SyncRequest:
-    """The request as it was."""
+def unsealed(line: bytes, key: bytes) -> bytes:
+    """The line as it was."""
     if not key:
-        return request
+        return line
     from cryptography.fernet import Fernet  # noqa: PLC0415 - the same
 
-    opened = json.loads(Fernet(key).decrypt(secrets))
-    desired = tuple(replace(spec, secrets=opened.get(spec.run_id, {})) for spec in request.desired)
-    return replace(request, desired=desired)
+    return Fernet(key).decrypt(line)

@@ -5,7 +5,7 @@ of all changes. What ran is written line by line to a schedule, which knows noth
 """
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -141,6 +141,9 @@ class SharedRayNode:
             _log.warning("simulated_nodes_away", error=str(error))
             return {}
         return reports
+
+    def watch(self, names: Collection[str]) -> None:
+        """The actor tells of all of them anyway."""
 
     def close(self) -> None:
         """Leave the cluster; the actor ends with its driver."""

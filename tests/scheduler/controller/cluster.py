@@ -2,7 +2,7 @@
 """A controller on real supervisors over their sockets and the real database; only Ray is left out."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -42,6 +42,10 @@ class Sockets:
     deaf: set[str] = field(default_factory=set)
     before_answer: Callable[[], None] = lambda: None
     requests: list[tuple[str, SyncRequest]] = field(default_factory=list)
+    watched: frozenset[str] = frozenset()
+
+    def watch(self, names: Collection[str]) -> None:
+        self.watched = frozenset(names)
 
     def reachable(self) -> Sequence[str]:
         return sorted(

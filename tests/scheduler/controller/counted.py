@@ -1,6 +1,6 @@
 """A controller on nodes whose programs are only counted, and the real database: fast, without sandboxes."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from uuid import UUID
 
@@ -40,6 +40,11 @@ class Counted:
     nodes: dict[str, SimulatedNode] = field(default_factory=dict)
     falsified: Callable[[Report], Report] = as_it_is
     requests: list[tuple[str, SyncRequest]] = field(default_factory=list)
+    watched: frozenset[str] = frozenset()
+    deaf: bool = False
+
+    def watch(self, names: Collection[str]) -> None:
+        self.watched = frozenset(names)
 
     def reachable(self) -> Sequence[str]:
         return sorted(self.nodes)
@@ -50,7 +55,7 @@ class Counted:
         return {
             name: self.falsified(self.nodes[name].sync(request, now_ms, wall_ms)[0])
             for name, request in sorted(requests.items())
-            if name in self.nodes
+            if name in self.nodes and not self.deaf
         }
 
 
@@ -62,9 +67,10 @@ class Centre:
         self.machines = Counted({"n": simulated("n")})
         self.free = Free()
         self.tenant = new_id()
+        self.wakeups = Wakeups()
         self.controller = Controller(
             engine, self.machines, self.free, store,
-            holder="c", pace=Pace(1000, 60_000, 60_000), wakeups=Wakeups(),
+            holder="c", pace=Pace(1000, 60_000, 60_000), wakeups=self.wakeups,
         )  # fmt: skip
         self.tick()
 

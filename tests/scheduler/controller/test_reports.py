@@ -437,3 +437,22 @@ def test_usage_that_cannot_be_written_holds_up_its_own_run_only(centre: Centre) 
     centre.tick()
     assert centre.job(spoilt).state == "succeeded"
     assert {record.job_id for record in centre.free.usage.values()} == {str(spoilt), str(other)}
+
+
+def test_a_slice_that_the_database_says_is_taken_costs_its_own_job_a_pause_and_no_other_its_start(
+    centre: Centre, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = centre.started(milliseconds=0)
+    centre.machines.nodes["n"].advance(boottime_ms(), unix_ms(utc_now()))
+    centre.tick()
+    assert centre.job(before).state == "succeeded"
+    with transaction(centre.engine) as session:
+        session.execute(text("UPDATE allocations SET span = tstzrange(lower(span), NULL)"))
+    jobs = [centre.submit() for _ in range(4)]
+    centre.tick()
+    states = sorted(centre.job(job).state for job in jobs)
+    assert states == ["queued", "running", "running", "running"]
+    (waiting,) = [job for job in jobs if centre.job(job).state == "queued"]
+    said = [line for line in capsys.readouterr().out.splitlines() if "allocation_refused" in line]
+    assert len(said) == 1
+    assert str(waiting) in said[0]

@@ -1,0 +1,42 @@
+"""The lines of the supervisor's protocol: questions and answers as they travel, whoever hands them on.
+
+Only the controller and the supervisor read them; what is between (a courier, Ray, an agent, a relay) carries bytes.
+"""
+
+import json
+from typing import Any, TypeVar
+
+from scheduler.node.codec import MalformedMessage, decode, to_json
+from scheduler.node.errors import SupervisorRefused
+
+T = TypeVar("T")
+
+
+def question(method: str, params: object) -> bytes:
+    """What is asked: a frozen dataclass of `protocol.py`, or nothing but an empty object."""
+    return to_json({"method": method, "params": params}) + b"\n"
+
+
+def answer(kind: type[T], method: str, line: bytes) -> T:
+    """What a supervisor's answer to a method says.
+
+    Raises:
+        SupervisorRefused: with the supervisor's code and sentence among the facts.
+        MalformedMessage: it is not what the protocol says.
+    """
+    said = _read(line)
+    if "ok" in said:
+        return decode(kind, said["ok"], method)
+    if "error" in said:
+        raise SupervisorRefused(method=method, **said["error"])
+    raise MalformedMessage(field="answer", problem="is neither an answer nor a refusal")
+
+
+def _read(line: bytes) -> dict[str, Any]:
+    try:
+        said = json.loads(line)
+    except ValueError as error:
+        raise MalformedMessage(field="answer", problem=f"is not JSON: {error}") from error
+    if not isinstance(said, dict):
+        raise MalformedMessage(field="answer", problem="must be an object")
+    return said

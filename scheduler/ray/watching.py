@@ -1,0 +1,73 @@
+"""When a word about a node is due, on both sides of the line between a controller and its courier.
+
+A controller orders a node to be watched after what it last heard of it; the courier says a word when it finds a change
+after that, which ends the order. Invariant: whatever is late on the line, a node that has changed since it was last
+heard of is told of, is still watched, or is ordered to be at the end of the step that heard of it.
+"""
+
+import threading
+from collections.abc import Collection, Mapping
+
+
+class Watches:
+    """The controller's side: what it has heard of each node, and after what each is watched."""
+
+    def __init__(self) -> None:
+        self._heard: dict[str, int] = {}
+        self._watched: dict[str, int] = {}
+        self._lock = threading.Lock()
+
+    def heard(self, name: str, seq: int) -> None:
+        """A node's sequence number is known; nobody need be woken for it."""
+        with self._lock:
+            self._heard[name] = seq
+
+    def order(self, names: Collection[str]) -> Mapping[str, int]:
+        """What is to be ordered, so that each of these nodes is watched after what was heard of it."""
+        with self._lock:
+            due = {name: self._heard[name] for name in names if name in self._heard}
+            due = {name: seq for name, seq in due.items() if self._watched.get(name) != seq}
+            self._watched |= due
+            return due
+
+    def told(self, name: str, after: int, seq: int) -> bool:
+        """A node ordered to be watched after that number has this one now: whether that is news."""
+        with self._lock:
+            if self._watched.get(name) != after:
+                return False  # it was heard of since, and is watched after that
+            del self._watched[name]
+            return self._heard[name] != seq
+
+    def forget_orders(self) -> None:
+        """Whoever was to watch is gone."""
+        with self._lock:
+            self._watched.clear()
+
+
+class Watched:
+    """The courier's side of one node: after what a change is to be told, once; a later order replaces one before."""
+
+    def __init__(self) -> None:
+        self._after: int | None = None
+        self._ordered = threading.Condition()
+
+    def look_after(self, seq: int) -> None:
+        """Tell of a change after this one."""
+        with self._ordered:
+            self._after = seq
+            self._ordered.notify()
+
+    def wanted(self) -> int:
+        """After what a change is to be told; waits until there is such an order."""
+        with self._ordered:
+            while self._after is None:
+                self._ordered.wait()
+            return self._after
+
+    def found(self, after: int) -> bool:
+        """A change after this one was found: whether it is to be told, which ends the order."""
+        with self._ordered:
+            told = self._after == after
+            if told:
+                self._after = None
+            return told
