@@ -64,9 +64,10 @@ CREATE TABLE jobs (
     CONSTRAINT ck_jobs_topology CHECK (topology IN ('pack', 'same-switch', 'spread')),
     CONSTRAINT ck_jobs_retry_on CHECK (retry_on IN ('lost', 'failure')),
     CONSTRAINT ck_jobs_array CHECK ((array_id IS NULL) = (array_index IS NULL)),
-    CONSTRAINT ck_jobs_own_dependency CHECK (NOT id = ANY (depends_on)),
-    CONSTRAINT uq_jobs_array_id_array_index UNIQUE (array_id, array_index)
+    CONSTRAINT ck_jobs_own_dependency CHECK (NOT id = ANY (depends_on))
 );
+
+CREATE UNIQUE INDEX uq_jobs_array_id_array_index ON jobs (array_id, array_index) WHERE array_id IS NOT NULL;
 
 CREATE INDEX ix_jobs_live ON jobs (state) WHERE ended_at IS NULL;
 
