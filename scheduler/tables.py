@@ -196,7 +196,11 @@ class JobRow(Table):
             unique=True,
             postgresql_where=text("array_id IS NOT NULL"),
         ),
-        Index("ix_jobs_live", "state", postgresql_where=text("ended_at IS NULL")),
+        Index(
+            "ix_jobs_live",
+            "state",
+            postgresql_where=text("state IN ('queued', 'starting', 'running', 'stopping')"),
+        ),
         Index("ix_jobs_live_tenant_id", "tenant_id", postgresql_where=text("ended_at IS NULL")),
         Index(
             "ix_jobs_dependent",

@@ -69,7 +69,8 @@ CREATE TABLE jobs (
 
 CREATE UNIQUE INDEX uq_jobs_array_id_array_index ON jobs (array_id, array_index) WHERE array_id IS NOT NULL;
 
-CREATE INDEX ix_jobs_live ON jobs (state) WHERE ended_at IS NULL;
+-- By the states themselves: who asks for one of them says nothing of `ended_at`.
+CREATE INDEX ix_jobs_live ON jobs (state) WHERE state IN ('queued', 'starting', 'running', 'stopping');
 
 CREATE INDEX ix_jobs_live_tenant_id ON jobs (tenant_id) WHERE ended_at IS NULL;
 
