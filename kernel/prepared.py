@@ -157,7 +157,7 @@ class Prepared:
 
 
 def add_rows(session: Session, rows: Sequence[Table], *, tell: tuple[str, str] | None = None) -> None:
-    """Insert new rows of one table now, with a fifth of what the unit of work costs; the session knows nothing of them.
+    """Insert new rows of one table now, for a fraction of what the unit of work costs; the session does not know them.
 
     Args:
         session: whose transaction this belongs to; what it has not written yet is written first.
