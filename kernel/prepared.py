@@ -37,7 +37,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
-from sqlalchemy.orm import Session, make_transient_to_detached
+from sqlalchemy.orm import Session
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.expression import ClauseElement
 from sqlalchemy.sql.schema import CallableColumnDefault, ScalarElementColumnDefault
@@ -157,7 +157,7 @@ class Prepared:
 
 
 def add_rows(session: Session, rows: Sequence[Table], *, tell: tuple[str, str] | None = None) -> None:
-    """Insert new rows of one table now, with a third of what the unit of work costs; they are then the session's own.
+    """Insert new rows of one table now, for a fraction of what the unit of work costs; the session does not know them.
 
     Args:
         session: whose transaction this belongs to; what it has not written yet is written first.
@@ -170,16 +170,11 @@ def add_rows(session: Session, rows: Sequence[Table], *, tell: tuple[str, str] |
     if not rows:
         return
     _insertion(type(rows[0]), tell).many(session, [_complete(row) for row in rows])
-    for row in rows:
-        make_transient_to_detached(row)
-    session.add_all(rows)
 
 
 def _complete(row: Table) -> dict[str, Any]:
     """All values of a new row by column; what was not said of it becomes its default, or nothing."""
-    said = (
-        row.__dict__
-    )  # past the watch over attributes: nothing is to be found changed in what has just been written
+    said = row.__dict__  # past the watch over attributes, which nobody needs here
     values: dict[str, Any] = {}
     for name, key, default in _columns(type(row)):
         if name not in said:

@@ -190,8 +190,18 @@ class JobRow(Table):
         CheckConstraint("retry_on IN ('lost', 'failure')", name="retry_on"),
         CheckConstraint("(array_id IS NULL) = (array_index IS NULL)", name="array"),
         CheckConstraint("NOT id = ANY (depends_on)", name="own_dependency"),
-        UniqueConstraint("array_id", "array_index"),
-        Index("ix_jobs_live", "state", postgresql_where=text("ended_at IS NULL")),
+        Index(
+            "uq_jobs_array_id_array_index",
+            "array_id",
+            "array_index",
+            unique=True,
+            postgresql_where=text("array_id IS NOT NULL"),
+        ),
+        Index(
+            "ix_jobs_live",
+            "state",
+            postgresql_where=text("state IN ('queued', 'starting', 'running', 'stopping')"),
+        ),
         Index("ix_jobs_live_tenant_id", "tenant_id", postgresql_where=text("ended_at IS NULL")),
         Index(
             "ix_jobs_dependent",

@@ -102,6 +102,7 @@ def create_app(settings: Settings, engine: Engine, closing: Callable[[], None] =
         openapi_url="/v1/openapi.json",
         docs_url=None,
         redoc_url=None,
+        telemetry={"tracing": False, "metrics": False, "logs": False},  # the hub has its own: `Measured`
         generate_unique_id_function=lambda route: route.name,
     )
     app.state.settings = settings

@@ -173,7 +173,7 @@ def _call(
     if principal.authority is not None:
         with glance(engine) as session:
             check_remit(session, principal, operation, request.path_params)
-    path = f"{request.method} {request.url.path}"
+    path = f"{request.method} {request.scope['path']}"
     return Call(engine, request.app.state.settings, principal, path, idempotency_key)
 
 

@@ -64,11 +64,13 @@ CREATE TABLE jobs (
     CONSTRAINT ck_jobs_topology CHECK (topology IN ('pack', 'same-switch', 'spread')),
     CONSTRAINT ck_jobs_retry_on CHECK (retry_on IN ('lost', 'failure')),
     CONSTRAINT ck_jobs_array CHECK ((array_id IS NULL) = (array_index IS NULL)),
-    CONSTRAINT ck_jobs_own_dependency CHECK (NOT id = ANY (depends_on)),
-    CONSTRAINT uq_jobs_array_id_array_index UNIQUE (array_id, array_index)
+    CONSTRAINT ck_jobs_own_dependency CHECK (NOT id = ANY (depends_on))
 );
 
-CREATE INDEX ix_jobs_live ON jobs (state) WHERE ended_at IS NULL;
+CREATE UNIQUE INDEX uq_jobs_array_id_array_index ON jobs (array_id, array_index) WHERE array_id IS NOT NULL;
+
+-- By the states themselves: who asks for one of them says nothing of `ended_at`.
+CREATE INDEX ix_jobs_live ON jobs (state) WHERE state IN ('queued', 'starting', 'running', 'stopping');
 
 CREATE INDEX ix_jobs_live_tenant_id ON jobs (tenant_id) WHERE ended_at IS NULL;
 

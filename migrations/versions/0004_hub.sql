@@ -432,13 +432,13 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON start_estimates TO hub_app;
 -- Volatile, so that its second statement sees what was committed while the first waited for the lock.
 CREATE FUNCTION first_answer(lock bigint, principal uuid, asked_key text)
 RETURNS TABLE (request_sha256 text, answer text)
-LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, public, pg_temp AS $$
+LANGUAGE plpgsql VOLATILE AS $$
 #variable_conflict use_column
 BEGIN
-    PERFORM pg_advisory_xact_lock(lock);
+    PERFORM pg_catalog.pg_advisory_xact_lock(lock);
     RETURN QUERY
     SELECT k.request_sha256, k.answer ->> 'json'
-      FROM idempotency_keys AS k
+      FROM public.idempotency_keys AS k
      WHERE k.principal_id = principal AND k.key = asked_key;
 END $$;
 REVOKE ALL ON FUNCTION first_answer FROM PUBLIC;

@@ -1,11 +1,13 @@
 """What one tenant may have at once, so that nobody else pays for it."""
 
+from datetime import timedelta
+
 import pytest
 
 from kernel.clock import utc_now
 from kernel.database import transaction
 from kernel.ids import new_id
-from scheduler import secrets
+from scheduler import jobs, secrets
 from scheduler.jobs import JobRequest, cancel_job, needed_uploads, submit_array, submit_job
 from scheduler.refusals import ArrayOfLargeJobs, SecretTooLargeForJob, TooManyLiveJobs, TooManySecrets
 from scheduler.secrets import Vault, new_vault_key, opened_secrets, put_secret
@@ -29,6 +31,23 @@ def test_a_tenant_has_so_many_live_jobs_and_no_more(centre: Centre) -> None:
     centre.tick()
     with transaction(centre.engine) as session:
         submit_job(session, new_id(), REQUEST, live_max=3, **about)
+
+
+def test_jobs_submitted_elsewhere_count_after_a_second_or_near_the_bound_at_once(
+    centre: Centre, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at, tenant = utc_now(), new_id()
+    about = {"tenant_id": tenant, "submitted_by": new_id(), "environments": ("python",), "live_max": 8}
+    with transaction(centre.engine) as session:
+        submit_job(session, new_id(), REQUEST, at=at, **about)
+        with monkeypatch.context() as elsewhere:
+            elsewhere.setattr(jobs, "_COUNTED", {})
+            submit_array(session, new_id(), REQUEST, size=7, running_max=0, at=at, **about)
+        submit_job(session, new_id(), REQUEST, at=at, **about)
+        with pytest.raises(TooManyLiveJobs):
+            submit_array(session, new_id(), REQUEST, size=5, running_max=0, at=at, **about)
+        with pytest.raises(TooManyLiveJobs):
+            submit_job(session, new_id(), REQUEST, at=at + timedelta(seconds=1), **about)
 
 
 def test_an_array_of_jobs_with_much_to_store_is_refused(centre: Centre) -> None:
