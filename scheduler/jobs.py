@@ -399,12 +399,13 @@ def _row(job_id: UUID, request: JobRequest, tenant_id: UUID, submitted_by: UUID,
 def _refuse_too_many(session: Session, tenant_id: UUID, asked: int, most: int, at: datetime) -> None:
     """Two submissions at one moment may go a little beyond it.
 
-    Counting takes as long as there are jobs to count, and who submits many submits them one after another. So a count
-    holds for a second, with what has come here since, as long as that stays below three quarters of what is allowed:
-    the rest is for what comes elsewhere meanwhile.
+    Counting takes as long as there are jobs to count, and who submits many submits them one after another. So for a
+    single job a count holds for a second, with what has come here since, as long as that stays below three quarters of
+    what is allowed: the rest is for what comes elsewhere meanwhile.
     """
     counted_at, count = _COUNTED.get(tenant_id, (at, most))
-    if not timedelta(0) <= at - counted_at < _COUNT_HOLDS or count + asked > most * 3 // 4:
+    holds = timedelta(0) <= at - counted_at < _COUNT_HOLDS and count < most * 3 // 4
+    if asked > 1 or not holds:
         ((count,),) = _LIVE(session, tenant=tenant_id, most=most)
         counted_at = at
         if count + asked > most:
