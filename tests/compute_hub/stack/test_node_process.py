@@ -16,6 +16,9 @@ from compute_hub.stack.node_process import LONGEST_STOP_MS, node_config, stop_no
 from compute_hub.stack.up import LocalStack
 from tests.scheduler.node.harness import DEADLINE_MS, a_machine, await_line
 
+_HEARS_INT = ("env", "--default-signal=INT")
+"""Who runs the tests in the background has them ignore it, and a shell cannot trap what it was told to ignore."""
+
 
 def test_a_node_runs_once_on_a_machine_and_again_when_the_first_is_gone(tmp_path: Path) -> None:
     first = claim(tmp_path / "n", "Node n")
@@ -53,7 +56,7 @@ def test_who_cannot_wait_while_a_hub_stops_has_its_nodes_hurry(tmp_path: Path) -
     stack = LocalStack(Settings(state_directory=tmp_path), {}, print)
     wait = "trap 'echo told' TERM; trap 'exit 7' INT; echo ready; while :; do sleep 0.05; done"
     node, api = (
-        Child(name, ["sh", "-c", wait], log=tmp_path / name, environment=inherited_environment())
+        Child(name, [*_HEARS_INT, "sh", "-c", wait], log=tmp_path / name, environment=inherited_environment())
         for name in ("node-n", "api")
     )
     stack._children += [node, api]  # noqa: SLF001 - starting the whole hub takes a minute
