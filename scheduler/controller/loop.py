@@ -58,8 +58,8 @@ _BREATH_MS_MAX: Final = 200
 """Between two steps as long as the last one took, within these bounds, so that under load a step serves many words
 and leaves the machine to others half of the time; the first word after a pause is served at once."""
 
-_START_MS: Final = 2
-"""… and for each job it started so much at least, about what a node takes to start a short one: of many that
+_START_MS: Final = 6
+"""… and for each job it started so much at least, about what a node takes to start and end a short one: of many that
 end at once, a step would hear of the first few only."""
 
 _ROOM_SHARE: Final = 4
