@@ -4,6 +4,7 @@ Every test that asks gets a fresh migrated database.
 """
 
 import itertools
+import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -37,6 +38,20 @@ def pytest_sessionfinish(exitstatus: int) -> None:
     """Keep what failed tests wrote; remove the rest."""
     if exitstatus == pytest.ExitCode.OK:
         remove(_folder)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out, for anybody else, what asks to be root's; the summary counts it as deselected."""
+    if os.geteuid() == 0:
+        return
+    others = [item for item in items if "root" in getattr(item, "fixturenames", ())]
+    config.hook.pytest_deselected(items=others)
+    items[:] = [item for item in items if item not in others]
+
+
+@pytest.fixture(scope="session")
+def root() -> None:
+    """Asked for by tests of what only root can make: machines with networks of their own."""
 
 
 @dataclass(frozen=True)

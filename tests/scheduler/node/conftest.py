@@ -1,6 +1,5 @@
 """A machine per test; after the test nothing of it may remain (`harness.a_machine` asserts it)."""
 
-import os
 from collections.abc import Iterator, Sequence
 
 import pytest
@@ -21,9 +20,7 @@ def node(machine: Machine) -> Node:
 
 
 @pytest.fixture
-def hosts(machine: Machine) -> Iterator[Sequence[Host]]:
-    """Three on one underlay; only root can make them, as only root's nodes span hosts."""
-    if os.geteuid() != 0:
-        pytest.skip("network namespaces of hosts are root's to make")
+def hosts(machine: Machine, root: None) -> Iterator[Sequence[Host]]:  # noqa: ARG001 - asks to be root's
+    """Three on one underlay; as only root's nodes span hosts, only root makes them."""
     with some_hosts(machine, 3) as hosts:
         yield hosts
