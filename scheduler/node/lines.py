@@ -24,7 +24,7 @@ def answer(kind: type[T], method: str, line: bytes) -> T:
         SupervisorRefused: with the supervisor's code and sentence among the facts.
         MalformedMessage: it is not what the protocol says.
     """
-    said = _read(line)
+    said = read(line, "answer")
     if "ok" in said:
         return decode(kind, said["ok"], method)
     if "error" in said:
@@ -32,11 +32,12 @@ def answer(kind: type[T], method: str, line: bytes) -> T:
     raise MalformedMessage(field="answer", problem="is neither an answer nor a refusal")
 
 
-def _read(line: bytes) -> dict[str, Any]:
+def read(line: bytes, field: str) -> dict[str, Any]:
+    """What stands in a line, which is called `field` where it is refused. Raises MalformedMessage."""
     try:
         said = json.loads(line)
     except ValueError as error:
-        raise MalformedMessage(field="answer", problem=f"is not JSON: {error}") from error
+        raise MalformedMessage(field=field, problem=f"is not JSON: {error}") from error
     if not isinstance(said, dict):
-        raise MalformedMessage(field="answer", problem="must be an object")
+        raise MalformedMessage(field=field, problem="must be an object")
     return said

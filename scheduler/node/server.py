@@ -5,7 +5,6 @@ part. A path longer than the kernel allows is reached through a descriptor of it
 """
 
 import asyncio
-import json
 import os
 import socket
 import struct
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from kernel.errors import HubError
 from scheduler.node.codec import MalformedMessage, decode, to_json
 from scheduler.node.fleet import Fleet
+from scheduler.node.lines import read
 from scheduler.node.protocol import FRAME_BYTES_MAX, SyncRequest, WaitRequest
 from scheduler.node.sockets import reachable
 
@@ -90,7 +90,7 @@ class Server:
 
     async def _answer(self, line: bytes) -> dict[str, Any]:
         try:
-            message = _parse(line)
+            message = read(line, "message")
             method = self._methods.get(str(message.get("method")))
             if method is None:
                 raise MalformedMessage(field="method", problem=f"must be one of {', '.join(self._methods)}")
@@ -115,16 +115,6 @@ def _may_talk(writer: asyncio.StreamWriter) -> bool:
     peer = writer.get_extra_info("socket")
     _, uid, _ = _UCRED.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
     return uid in {0, os.geteuid()}
-
-
-def _parse(line: bytes) -> dict[str, Any]:
-    try:
-        message = json.loads(line)
-    except ValueError as error:
-        raise MalformedMessage(field="message", problem=f"is not JSON: {error}") from error
-    if not isinstance(message, dict):
-        raise MalformedMessage(field="message", problem="must be an object")
-    return message
 
 
 def _refusal(error: HubError) -> dict[str, Any]:
