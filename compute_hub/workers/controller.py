@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+import structlog
 from sqlalchemy import Engine
 
 from compute_hub.billing.funding import Funding
@@ -37,6 +38,8 @@ from scheduler.store import Store
 if TYPE_CHECKING:
     from scheduler.ray.simulated import SharedRayNode
 
+
+_log = structlog.get_logger(__name__)
 
 _CHECK_S: Final = 0.5
 
@@ -118,10 +121,17 @@ def _join(settings: Settings, here: _Machine, done: threading.Event, *, head: bo
     def keep() -> None:
         # Its children end with the thread that started them: this one lasts as long as they shall.
         name, log = f"controller {here.host}", here.folder / "ray.log"
-        ray = RayNode(settings, name, mark=(MARK, str(here.folder)), resources={}, head=head, log=log)
+        ray: RayNode | None = None
         while not done.wait(_CHECK_S):
-            ray.mend()
-        ray.stop()
+            try:
+                ray = ray or RayNode(
+                    settings, name, mark=(MARK, str(here.folder)), resources={}, head=head, log=log
+                )
+                ray.mend()
+            except OSError as error:  # tried again; relays reach the nodes meanwhile
+                _log.error("raylet_not_started", error=str(error))
+        if ray is not None:
+            ray.stop()
         os.close(here.claimed)
 
     thread = threading.Thread(target=keep, name="ray")

@@ -31,6 +31,11 @@ RESOURCE: Final = "hub_node:"
 NAMESPACE: Final = "compute-hub"
 
 _LOOK_S: Final = 1.0
+_PATIENT_LOOKS: Final = 10
+_NO_RAYLET: Final = (
+    "No raylet of this machine can be reached, so no new node will be seen: start the controller with --raylet (or "
+    "--head, on one machine), or as the user of a node that runs here."
+)
 _SYNC_S: Final = 0.8
 _LATE_S: Final = 0.1
 """How long a node is waited for through Ray that did not answer through Ray the last time."""
@@ -56,6 +61,7 @@ class Courier:
         self._connection = connection
         self._speaking = threading.Lock()
         self._cluster = ""
+        self._looks = 0
         self._agents: dict[str, Any] = {}
         self._late: set[str] = set()
         self._watching: dict[str, Watched] = {}
@@ -127,8 +133,11 @@ class Courier:
         nodes = [node for node in head.get_all_node_info(timeout=_LOOK_S).values() if node.state == _ALIVE]
         if not self._cluster:
             here = [node for node in nodes if _listens(node.raylet_socket_name)]
-            if not here:
-                return  # joining a raylet that is dead or not yet there would abort us
+            if not here:  # joining a raylet that is dead or not yet there would abort us
+                self._looks += 1
+                if self._looks == _PATIENT_LOOKS:
+                    _log.warning("no_raylet_here", hint=_NO_RAYLET)
+                return
             ray.init(
                 address=self._address,
                 namespace=NAMESPACE,
