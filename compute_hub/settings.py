@@ -222,7 +222,7 @@ class Settings(BaseSettings):
     ray_port: Annotated[int, Field(ge=1, le=65535)] = 6379
     ray_token_file: Path | None = None
     ray_directory: Path | None = None
-    sandbox: Literal["bubblewrap", "process"] = "bubblewrap"
+    sandbox: Literal["namespaces", "process"] = "namespaces"
     cgroup_parent: str = ""
     """A cgroup below which jobs get theirs; where there is version 2 alone, one delegated with memory, pids and cpu."""
     tick_ms: Annotated[int, Field(ge=50, le=60_000)] = 1000

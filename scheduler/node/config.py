@@ -23,7 +23,7 @@ class Vendor(StrEnum):
 class SandboxMode(StrEnum):
     """How jobs are confined; `process` confines hardly at all and is only ever the operator's choice."""
 
-    BUBBLEWRAP = "bubblewrap"
+    NAMESPACES = "namespaces"
     PROCESS = "process"
 
 
@@ -111,7 +111,7 @@ class NodeConfig:
     devices: tuple[Device, ...] = ()
     inventory: InventorySource = InventorySource.CONFIGURED
     environments: dict[str, Environment] = field(default_factory=dict)
-    sandbox: SandboxMode = SandboxMode.BUBBLEWRAP
+    sandbox: SandboxMode = SandboxMode.NAMESPACES
     host_network: bool = False
     span_address: str = ""
     labels: dict[str, str] = field(default_factory=dict)

@@ -5,7 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from scheduler.node.sandbox import HOSTNAME, INSIDE_UID
+from scheduler.node.view import HOSTNAME, INSIDE_UID
 
 _COPIED: Final = ("ld.so.cache", "localtime", "mime.types", "ssl/certs/ca-certificates.crt", "ssl/openssl.cnf")
 _FILES: Final = {

@@ -19,8 +19,9 @@ from typing import Final
 from scheduler.node.config import NodeConfig, SandboxMode
 from scheduler.node.nursery import Nursery, abandon, await_child
 from scheduler.node.protocol import UNAVAILABLE, Isolation, Network
-from scheduler.node.sandbox import View, compose, make_stage
+from scheduler.node.sandbox import compose
 from scheduler.node.seccomp import ARCHITECTURES
+from scheduler.node.view import View
 
 _PROGRAMS: Final = ("bwrap", "prlimit", "flock", "env")
 _PROBE_S: Final = 20
@@ -132,8 +133,7 @@ def _trial(config: NodeConfig, etc: Path, uid: int | None, nursery: Nursery) -> 
         workspace.mkdir()
         if uid is not None:
             os.chown(workspace, uid, uid)
-        stage = make_stage(Path(config.state_directory))
-        view = probe_view(str(workspace), str(etc), str(stage), uid)
+        view = probe_view(str(workspace), str(etc), uid)
         output = os.memfd_create("said", os.MFD_CLOEXEC)
         lent.callback(os.close, output)
         status = lent.enter_context(Path(os.devnull).open("wb"))
@@ -143,7 +143,7 @@ def _trial(config: NodeConfig, etc: Path, uid: int | None, nursery: Nursery) -> 
         yield trial
 
 
-def probe_view(workspace: str, etc: str, stage: str, uid: int | None) -> View:
+def probe_view(workspace: str, etc: str, uid: int | None) -> View:
     """The smallest run there is."""
     return View(
         argv=("/usr/bin/true",),
@@ -151,7 +151,6 @@ def probe_view(workspace: str, etc: str, stage: str, uid: int | None) -> View:
         workspace=workspace,
         checkpoints="",
         etc=etc,
-        stage=stage,
         software=(),
         device_files=(),
         network=Network.NONE,

@@ -1,7 +1,8 @@
 """The processes of one run: started, watched, signalled, killed, and counted out one by one.
 
 A run is gone when its launching process, the first process of its sandbox (whose death the kernel completes
-only after all others of the sandbox are dead) and bubblewrap's status pipe have all ended, in whatever order.
+only after all others of the sandbox are dead) and the sandbox's status pipe have all ended, in whatever order. The
+first two are one process where root makes the sandbox.
 """
 
 import asyncio
@@ -19,7 +20,8 @@ from scheduler.node.logs import LogSink
 from scheduler.node.nursery import Nursery, abandon, await_child
 from scheduler.node.processes import cpu_ms, kill_pidfd, resident_bytes, signal_first, signal_members
 from scheduler.node.protocol import EndReason
-from scheduler.node.sandbox import View, compose, unconfined, unexecuted
+from scheduler.node.sandbox import compose, unconfined
+from scheduler.node.view import View
 from scheduler.node.watching import Watch
 
 _STATUS_BYTES: Final = 4096
@@ -152,13 +154,14 @@ class Launched:
     def collect(self) -> Outcome:
         """After `gone`: how it went; gives everything back."""
         assert self._pid is not None  # noqa: S101 - gone() returned, so start() has set it
-        status, self._pid = await_child(self._pid), None
+        pid, self._pid = self._pid, None
+        status = await_child(pid)
         used_ms, memory_bytes = self.cpu_ms(), self.memory_bytes()
         oom_kills = self._cgroup.oom_kills() if self._cgroup is not None else 0
-        exit_code = self._exit_code(status)
+        exit_code = self._exit_code(status, pid)
         failed = ""
         if exit_code is None and not self._killed:
-            failed = self.log.tail() or f"bubblewrap left with status {status}"
+            failed = self.log.tail() or f"its first process left with status {status}"
         self.discard()
         return Outcome(exit_code, used_ms, memory_bytes, oom_kills, failed, self._trouble)
 
@@ -179,7 +182,7 @@ class Launched:
         with compose(self._view, status_end) as launch:
             return self._nursery.start(launch, self.log.write_end)
 
-    def _exit_code(self, status: int) -> int | None:
+    def _exit_code(self, status: int, pid: int) -> int | None:
         if self._mode is SandboxMode.PROCESS:
             return status if status >= 0 else _SIGNAL_BASE - status
         for line in self._said.splitlines():
@@ -187,9 +190,9 @@ class Launched:
                 code = json.loads(line).get("exit-code")
                 if code is not None:
                     return int(code)
-        if self._killed:
-            return _SIGNAL_BASE + signal.SIGKILL
-        return unexecuted(self._view.argv, self.log.tail())
+        if pid == self._first_pid and status < 0:  # somebody else has killed it, and all others with it
+            return _SIGNAL_BASE - status
+        return _SIGNAL_BASE + signal.SIGKILL if self._killed else None
 
     def _status_readable(self, status: int) -> None:
         try:
@@ -208,7 +211,7 @@ class Launched:
     def _found(self, pid: int) -> None:
         self._first_pid = pid
         try:
-            if self._mode is not SandboxMode.PROCESS:
+            if pid != self._pid:
                 with suppress(ProcessLookupError):
                     self._watch(os.pidfd_open(pid))
         except OSError as error:

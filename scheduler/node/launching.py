@@ -29,7 +29,7 @@ from scheduler.node.nursery import Nursery
 from scheduler.node.processes import await_end
 from scheduler.node.protocol import Bundle, Network, RunSpec
 from scheduler.node.reconcile import nested
-from scheduler.node.sandbox import View, make_stage
+from scheduler.node.view import View
 from scheduler.node.watching import Allowance, Watch
 from scheduler.node.workspace import adopt, give_to, open_directory, relative_parts
 
@@ -55,7 +55,6 @@ class Launcher:
     ) -> None:  # fmt: skip
         self._config = config
         self._etc = etc
-        self._stage = make_stage(Path(config.state_directory))
         self._cgroups = cgroups
         self._uids = uids
         self._gangs = gangs
@@ -141,7 +140,6 @@ class Launcher:
             workspace=spec.workspace,
             checkpoints=spec.checkpoints,
             etc=str(self._etc),
-            stage=str(self._stage),
             software=tuple((mount.source, mount.target or mount.source) for mount in software.mounts),
             device_files=device_files(self._config.devices, spec.devices),
             network=spec.network,

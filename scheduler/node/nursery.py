@@ -13,77 +13,69 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from scheduler.node import becoming
 
 _PATIENCE_S: Final = 3.0
 """The supervisor stands still so long for a helper that does not answer; well below any lease."""
-_ANSWER_BYTES: Final = 8
+
+_ASKING: Final = b"?"
 
 
 @dataclass(frozen=True, slots=True)
-class Becoming:
-    """What a new process does before it becomes another program.
+class Room:
+    """What all sandboxes of a node show that root makes.
 
     Args:
-        cgroup_joins: files to write itself into.
-        namespaces: files of namespaces to enter, in this order.
-        binds: (host path, place) pairs made in a mount namespace of its own; `root`, which contains the
-            places, then becomes its root. No mount namespace is made when it is empty.
-        devices: another place below the root, for a small /dev with a few terminals of its own; read-only, with an
-            empty file for each of `device_files` (relative to it).
-        limits: (resource, value) pairs, soft and hard.
-        uid: whom to become, with a group of the same number and no capability; None to stay.
+        etc: the folder that is /etc inside.
+        tree: an empty folder to mount the tree on; only the nursery sees what is there.
+        folders, files: absolute paths inside at which some job is shown a folder or a file of its own.
     """
 
-    cgroup_joins: tuple[str, ...]
-    namespaces: tuple[str, ...]
-    binds: tuple[tuple[str, str], ...]
-    root: str
-    devices: str
-    device_files: tuple[str, ...]
-    limits: tuple[tuple[int, int], ...]
-    uid: int | None
+    etc: Path
+    tree: Path
+    folders: tuple[str, ...]
+    files: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """A command line, its environment and directory, the descriptors it needs, and what becomes it.
+    """A request of the nursery's, `becoming.Plain` or, where there is a room, `becoming.Enclosed`.
 
-    The descriptors get the numbers from `FIRST_DESCRIPTOR` on.
+    `descriptors` go with it.
     """
 
-    argv: tuple[str, ...]
-    env: Mapping[str, str]
-    directory: str
+    request: "becoming.Plain | becoming.Enclosed"
     descriptors: tuple[int, ...]
-    become: Becoming
 
 
 class Nursery:
-    """One helper process, started again when it is gone."""
+    """One helper process, started again when it is gone. With a room, every process is the first of a sandbox there."""
 
-    def __init__(self) -> None:
+    def __init__(self, room: Room | None) -> None:
+        self._room = room
         self._process: subprocess.Popen[bytes] | None = None
         self._line: socket.socket | None = None
 
     def start(self, launch: Launch, output: int) -> int:
         """The pid of a new child of ours that becomes this and says everything to `output`. Raises OSError."""
-        request = _packed(launch)
+        asked = memory_file(marshal.dumps(launch.request))
         try:
-            return self._start(request, [output, *launch.descriptors])
+            return self._start([output, asked, *launch.descriptors])
         except ConnectionError:
-            return self._start(request, [output, *launch.descriptors])  # by another helper
+            return self._start([output, asked, *launch.descriptors])  # by another helper
+        finally:
+            os.close(asked)
 
-    def _start(self, request: bytes, descriptors: list[int]) -> int:
+    def _start(self, descriptors: list[int]) -> int:
         gate, gate_end = os.pipe2(os.O_CLOEXEC)
         try:
-            pid = self._ask(request, [gate, *descriptors])
-            os.write(gate_end, b"!")
+            pid = self._ask([gate, *descriptors])
+            os.write(gate_end, b"%d" % pid)
         finally:
             os.close(gate)
             os.close(gate_end)
@@ -99,17 +91,13 @@ class Nursery:
             self._process.wait()
             self._process = None
 
-    def _ask(self, request: bytes, descriptors: list[int]) -> int:
+    def _ask(self, descriptors: list[int]) -> int:
         line = self._line or self._open()
         try:
-            sent = socket.send_fds(line, [request], descriptors)
-            line.sendall(request[sent:])
-            answer = b""
-            while len(answer) < _ANSWER_BYTES:
-                more = line.recv(_ANSWER_BYTES - len(answer))
-                if not more:
-                    raise ConnectionError("the nursery died")
-                answer += more
+            socket.send_fds(line, [_ASKING], descriptors)
+            answer = line.recv(becoming.ANSWER_BYTES)
+            if not answer:
+                raise ConnectionError("the nursery died")
         except TimeoutError as error:
             self.close()
             why = f"The helper that makes processes did not answer for {_PATIENCE_S:.0f} s"
@@ -123,7 +111,7 @@ class Nursery:
         return pid
 
     def _open(self) -> socket.socket:
-        ours, theirs = socket.socketpair()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._process = subprocess.Popen(
                 (sys.executable, "-I", "-S", becoming.__file__),
@@ -133,8 +121,23 @@ class Nursery:
                 start_new_session=True,
             )
         ours.settimeout(_PATIENCE_S)
+        ours.send(marshal.dumps(self._described()))
         self._line = ours
         return ours
+
+    def _described(self) -> "becoming.Room | None":
+        room = self._room
+        return None if room is None else (str(room.etc), str(room.tree), list(room.folders), list(room.files))
+
+
+def memory_file(data: bytes) -> int:
+    """A descriptor, closed on exec, of a file in memory that holds this and is to be read from its beginning."""
+    handle = os.memfd_create("hub", os.MFD_CLOEXEC)
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(handle, rest) :]
+    os.lseek(handle, 0, os.SEEK_SET)
+    return handle
 
 
 def await_child(pid: int) -> int:
@@ -147,23 +150,3 @@ def abandon(pid: int) -> None:
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
-
-
-def _packed(launch: Launch) -> bytes:
-    become = launch.become
-    data = marshal.dumps(
-        (
-            list(launch.argv),
-            dict(launch.env),
-            launch.directory,
-            become.cgroup_joins,
-            become.namespaces,
-            become.binds,
-            become.root,
-            become.devices,
-            become.device_files,
-            tuple((int(kind), int(value)) for kind, value in become.limits),
-            become.uid,
-        )
-    )
-    return len(data).to_bytes(4, "little") + data

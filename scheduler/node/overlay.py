@@ -141,7 +141,7 @@ async def open_overlay(config: NodeConfig) -> Overlay:
     """This host's end, as far as that can be known before one is made. Raises NodeFailed with why there is none."""
     if os.geteuid() != 0:
         raise NodeFailed(why="its supervisor is not root.")
-    if config.sandbox is not SandboxMode.BUBBLEWRAP or config.host_network:
+    if config.sandbox is not SandboxMode.NAMESPACES or config.host_network:
         raise NodeFailed(
             why="its jobs may use the host's network, from where they could send into those of gangs."
         )

@@ -21,6 +21,7 @@ import structlog
 from kernel.clock import boottime_ms, unix_ms, utc_now
 from kernel.errors import HubError
 from kernel.traces import request_id
+from scheduler.node.becoming import NOT_EXECUTABLE, NOT_FOUND
 from scheduler.node.config import NodeConfig
 from scheduler.node.errors import DeviceHeld, MissingHere
 from scheduler.node.fitness import Fitness, is_nodes_own
@@ -30,7 +31,6 @@ from scheduler.node.launching import Launcher
 from scheduler.node.meter import DeviceTotals, Meter, start_meter
 from scheduler.node.processes import unkillable
 from scheduler.node.protocol import EndReason, RunSpec, RunState, RunStatus
-from scheduler.node.sandbox import NOT_EXECUTABLE, NOT_FOUND
 from scheduler.node.sensing import share_totals
 from scheduler.node.spool import JournalFailed, Line, Spool, ended_line, started_line, usage_line
 from scheduler.node.turnstile import Turnstile
@@ -313,7 +313,7 @@ class Run:
             self._end(self._stop_reason, self._stop_sentence, outcome.exit_code)
         elif (
             outcome.oom_kills and outcome.exit_code != 0
-        ):  # of bubblewrap's own process, too, whose memory it is
+        ):  # of the sandbox's first process, too, whose memory it is
             sentence = f"It needed more than its {self.spec.memory_mib} MiB of memory."
             self._end(EndReason.OOM, sentence, outcome.exit_code)
         elif outcome.trouble is not None:

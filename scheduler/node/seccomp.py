@@ -1,4 +1,4 @@
-"""The system calls a job may not make, as a seccomp filter (classic BPF) for bubblewrap's `--seccomp`.
+"""The system calls a job may not make, as a seccomp filter (classic BPF).
 
 A list of what is refused, because jobs are arbitrary programs: what builds or enters namespaces and mounts,
 what looks into other processes, what loads code into the kernel, what is not confined by namespaces

@@ -24,7 +24,8 @@ from kernel.errors import HubError
 from kernel.ids import new_secret
 from kernel.logs import configure_logs
 from scheduler.node.cgroups import CgroupTree, RunCgroup
-from scheduler.node.config import NodeConfig, read_config
+from scheduler.node.config import NodeConfig, SandboxMode, read_config
+from scheduler.node.enclosure import make_room
 from scheduler.node.errors import StateDirectoryInUse
 from scheduler.node.etc import make_etc
 from scheduler.node.fleet import Fleet
@@ -63,7 +64,8 @@ async def supervise(config: NodeConfig) -> None:
     gangs = GangNetworks(host)
     await gangs.try_to_span(config)
     etc = make_etc(state)
-    nursery = Nursery()
+    encloses = uids is not None and config.sandbox is not SandboxMode.PROCESS
+    nursery = Nursery(make_room(config, etc) if encloses else None)
     found = _examine(config, etc, uids, cgroups, nursery)
     launcher = Launcher(config, etc, cgroups, uids, gangs, nursery, found.problem)
     instance = new_secret()[:16]

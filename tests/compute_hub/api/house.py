@@ -262,7 +262,7 @@ def node(name: str) -> NodeRow:
         labels={},
         cpu_milli=16_000,
         memory_mib=32_768,
-        isolation={"level": "bubblewrap"},
+        isolation={"level": "full"},
         joined_at=now,
         last_seen_at=now,
     )

@@ -86,7 +86,7 @@ except OSError: pass
     "write to the environment": "if writes(target['python'] + '/escape'): escaped('wrote')",
     "write to /etc": "if writes('/etc/passwd') or writes('/etc/escape'): escaped('wrote')",
     "write to the root": """
-for folder in ("/", "/dev", "/run", "/run/secrets", "/bin", "/proc"):
+for folder in ("/", "/dev", "/run", "/run/secrets", "/bin", "/proc", "/checkpoints", os.path.dirname(target["python"])):
     if writes(folder + "/escape"): escaped(folder)
 """,
     "link a file of the system into the workspace": """
@@ -111,7 +111,7 @@ if b"=" in (reads("/proc/1/environ") or b"").replace(b"PWD=/", b""): escaped(rea
     "learn host paths from command lines": """
 for file in glob.glob("/proc/[0-9]*/cmdline"):
     text = (reads(file) or b"")
-    if target["state"].encode() in text or b"--" + b"ro-bind" in text: escaped(text)
+    if target["state"].encode() in text or b"--" + b"ro-bind" in text or b"bec" + b"oming" in text: escaped(text)
 """,
     "find inherited descriptors": """
 allowed = {"/dev/null", "pipe"}
@@ -122,11 +122,28 @@ for name in os.listdir("/proc/self/fd"):
     if where.startswith(("/", "socket")) and not where.startswith(("/dev/null", "/proc/")): escaped(where)
 """,
     "find descriptors of the sandbox's first process": """
-for name in os.listdir("/proc/1/fd"):
+try: names = os.listdir("/proc/1/fd")
+except PermissionError: names = []
+for name in names:
     where = os.readlink("/proc/1/fd/" + name)
     if not where.startswith(("/dev/null", "pipe:", "anon_inode:[event", "anon_inode:[signal")): escaped(where)
 """,
     "read secrets of another job": "if os.listdir('/run/secrets'): escaped(os.listdir('/run/secrets'))",
+    "look into the sandbox's first process": """
+for name in ("environ", "maps", "smaps", "auxv", "stack", "syscall", "pagemap"):
+    if reads("/proc/1/" + name): escaped(name)
+for name in ("cwd", "root", "exe"):
+    try: escaped(os.readlink("/proc/1/" + name))
+    except OSError: pass
+try: os.open("/proc/1/mem", os.O_RDWR); escaped("mem")
+except OSError: pass
+""",
+    "see what other jobs of the node left": """
+for folder in ("/tmp", "/dev/shm", "/run/secrets", "/checkpoints"):
+    left = [name for name in os.listdir(folder) if not target["python"].startswith(os.path.join(folder, name))]
+    if left: escaped(left)
+if glob.glob("/dev/pts/[0-9]*"): escaped("terminals")
+""",
     # Processes
     "see processes of others": """
 mine = {os.getpid(), os.getppid(), 1}

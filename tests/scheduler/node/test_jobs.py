@@ -121,7 +121,7 @@ def test_a_file_that_is_not_executable_is_named(node: Node) -> None:
 
 
 def test_a_program_is_not_taken_for_missing_because_it_says_so(node: Node) -> None:
-    status, _ = node.sh("echo 'bwrap: execvp /bin/sh: No such file or directory'; exit 1")
+    status, _ = node.sh("echo '/bin/sh: No such file or directory'; exit 1")
     assert (status.exit_code, status.end_reason) == (1, EndReason.EXITED)
 
 
@@ -197,11 +197,10 @@ def test_a_workspace_reached_through_a_link_is_refused(node: Node, tmp_path: Pat
 
 def test_without_a_sandbox_no_job_starts(machine: Machine) -> None:
     if os.geteuid() != 0:
-        return  # nobody else may hide a program of the machine
+        return  # nobody else has it
     node = machine.node()
     assert node.stop() == 0
-    hidden = 'mount --bind /dev/null /usr/bin/bwrap && exec "$@"'
-    node.wrapper = ("unshare", "--mount", "sh", "-c", hidden, "sh")
+    node.wrapper = ("/usr/bin/setpriv", "--bounding-set", "-sys_admin")
     node.start()
     isolation = node.sync().isolation
     assert isolation.level == UNAVAILABLE

@@ -1,0 +1,96 @@
+"""The sandbox as root's supervisor makes it: composes what the nursery (`becoming.py`) builds it from.
+
+What only this job is shown is opened here, as copies of mounts that nobody else sees; the new process attaches them in
+its own mount namespace, where it has nothing else of the host, and so no path of the host is walked by it. Everything
+but the copies travels in memory: neither `ps` nor /proc/1/cmdline inside tells where things lie.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Final
+
+from scheduler.node.becoming import DESCRIPTORS_MAX, GIVEN_NETWORK, HOST_NETWORK, NO_NETWORK
+from scheduler.node.config import NodeConfig
+from scheduler.node.environment import CHECKPOINTS, JOB_HOME
+from scheduler.node.errors import MissingHere, StartFailed
+from scheduler.node.mounts import detached
+from scheduler.node.nursery import Launch, Room
+from scheduler.node.protocol import Network
+from scheduler.node.seccomp import job_filter
+from scheduler.node.view import HOSTNAME, INSIDE_UID, RESOLVER, View, resource_limits
+
+_DEVICES: Final = "/dev/"
+_DESCRIPTORS_OF_OURS: Final = 4
+"""Output, request, status and the network; the gate is the nursery's."""
+
+_NETWORKS: Final = {
+    Network.NONE: NO_NETWORK,
+    Network.JOB: GIVEN_NETWORK,
+    Network.HOST: HOST_NETWORK,
+}
+
+
+def make_room(config: NodeConfig, etc: Path) -> Room:
+    """What all sandboxes of this node have in common: the places at which any job may be shown something."""
+    tree = Path(config.state_directory) / "tree"
+    tree.mkdir(exist_ok=True)
+    mounts = [mount for software in config.environments.values() for mount in software.mounts]
+    files = [mount.target or mount.source for mount in mounts if Path(mount.source).is_file()]
+    folders = [mount.target or mount.source for mount in mounts if not Path(mount.source).is_file()]
+    devices = [file for device in config.devices for file in device.files if not file.startswith(_DEVICES)]
+    return Room(etc, tree, tuple(sorted({*folders})), tuple(sorted({*files, *devices})))
+
+
+@contextmanager
+def enclosed(view: View, status_fd: int) -> Iterator[Launch]:
+    """The sandbox's request; its descriptors are closed when the block ends, but for `status_fd`.
+
+    Its first process writes to `status_fd` what bubblewrap does. Raises StartFailed, MissingHere, OSError.
+    """
+    assert view.uid is not None  # noqa: S101 - who has no uids to give asks bubblewrap
+    with ExitStack() as opened:
+
+        def keep(handle: int) -> int:
+            opened.callback(os.close, handle)
+            return handle
+
+        joins = [keep(os.open(path, os.O_WRONLY | os.O_CLOEXEC)) for path in view.cgroup_joins]
+        entered = [
+            keep(os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC))
+            for pid in (view.enter_pid,)
+            if pid is not None
+        ]
+        shown = list(_shown(view))
+        if len(shown) > (most := DESCRIPTORS_MAX - _DESCRIPTORS_OF_OURS - len(joins)):
+            raise StartFailed(why=f"A sandbox can show at most {most} folders and files.")
+        mounts = [keep(_copy(source, place, opening)) for source, place, opening in shown]
+        devices = [file.removeprefix(_DEVICES) for file in view.device_files if file.startswith(_DEVICES)]
+        request = (
+            (list(view.argv), view.env, JOB_HOME),
+            (HOSTNAME, _NETWORKS[view.network], len(joins)),
+            ([place for _, place, _ in shown], devices, (view.tmp_bytes, view.shm_bytes), view.secrets),
+            (resource_limits(view), view.uid, INSIDE_UID, job_filter()),
+        )
+        yield Launch(request, (status_fd, *joins, *entered, *mounts))
+
+
+def _shown(view: View) -> Iterator[tuple[str, str, dict[str, bool]]]:
+    """Source, place inside, and how it is opened; in the order in which they are attached."""
+    for source, place in view.software:
+        yield source, place, {}
+    for file in view.device_files:
+        yield file, file, {"writable": True, "device": True}
+    if view.network is Network.HOST and Path(RESOLVER).exists():
+        yield RESOLVER, RESOLVER, {}
+    yield view.workspace, JOB_HOME, {"writable": True}
+    if view.checkpoints:
+        yield view.checkpoints, CHECKPOINTS, {"writable": True}
+
+
+def _copy(source: str, place: str, opening: dict[str, bool]) -> int:
+    try:
+        return detached(source, **opening)
+    except FileNotFoundError as error:
+        raise MissingHere(why=f"{place} is not whole on this node: {source} is not there.") from error
