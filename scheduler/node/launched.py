@@ -33,6 +33,7 @@ _SIGNAL_BASE: Final = 128
 class Outcome:
     """How the processes of a run ended; `failed` says why there never were any.
 
+    `oom_kills` is only looked for where the program did not end well.
     `trouble` is the supervisor's own, for which they were killed before they could do anything.
     """
 
@@ -157,8 +158,8 @@ class Launched:
         pid, self._pid = self._pid, None
         status = await_child(pid)
         used_ms, memory_bytes = self.cpu_ms(), self.memory_bytes()
-        oom_kills = self._cgroup.oom_kills() if self._cgroup is not None else 0
         exit_code = self._exit_code(status, pid)
+        oom_kills = self._cgroup.oom_kills() if self._cgroup is not None and exit_code != 0 else 0
         failed = ""
         if exit_code is None and not self._killed:
             failed = self.log.tail() or f"its first process left with status {status}"

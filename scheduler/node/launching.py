@@ -31,7 +31,7 @@ from scheduler.node.protocol import Bundle, Network, RunSpec
 from scheduler.node.reconcile import nested
 from scheduler.node.view import View
 from scheduler.node.watching import Allowance, Watch
-from scheduler.node.workspace import adopt, give_to, open_directory, relative_parts
+from scheduler.node.workspace import Way, adopt, give_to, open_directory, relative_parts
 
 _RUN_ID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _NOTICE_SIGNALS: Final = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGURG)
@@ -103,7 +103,7 @@ class Launcher:
     async def prepare(self, spec: RunSpec, log_full: Callable[[OSError], None]) -> Launched:
         """Everything but the processes. Raises InvalidRun, StartFailed, NodeFailed, OSError, CancelledError."""
         self.check(spec)
-        with ExitStack() as lent:
+        with Way(self._root) as way, ExitStack() as lent:
             uid = None
             if self._uids is not None:
                 lease = self._uids.lease()
@@ -111,7 +111,7 @@ class Launcher:
                 uid = lease.uid
             directories: list[int] = []
             for field in _directories(spec):
-                directories.append(await self._make_own(spec, field, uid))
+                directories.append(await self._make_own(way, spec, field, uid))
                 lent.callback(os.close, directories[-1])
             if spec.bundle is not None:
                 await self._unpack(spec.bundle, directories[0], uid)
@@ -125,7 +125,7 @@ class Launcher:
             if cgroup is not None:
                 lent.callback(remove_cgroup, cgroup)
             view = self._view(spec, uid, enter_pid, cgroup.joins if cgroup is not None else ())
-            log = self._open_log(spec, log_full)
+            log = self._open_log(way, spec, log_full)
             memory_bytes = 0 if cgroup is not None else view.memory_bytes
             watch = Watch(directories, self._config.limits, self._allowance, memory_bytes=memory_bytes)
             return Launched(view, log, cgroup, watch, lent.pop_all(), self._config.sandbox, self._nursery)
@@ -155,14 +155,14 @@ class Launcher:
             secrets=spec.secrets,
         )
 
-    async def _make_own(self, spec: RunSpec, field: str, uid: int | None) -> int:
+    async def _make_own(self, way: Way, spec: RunSpec, field: str, uid: int | None) -> int:
         """A descriptor of a directory that the job may write, which is made or taken over from an earlier attempt."""
         parts = relative_parts(self._root, getattr(spec, field), field)
-        with open_directory(self._root, parts, field, create=True) as directory:
-            if uid is not None:
-                await adopt(directory, uid)
-            give_to(directory, uid if uid is not None else os.geteuid())
-            return os.dup(directory)
+        directory = way.enter(parts, field, create=True)
+        if uid is not None and not way.made:
+            await adopt(directory, uid)
+        give_to(directory, uid if uid is not None else os.geteuid())
+        return os.dup(directory)
 
     async def _unpack(self, archive: Bundle, directory: int, uid: int | None) -> None:
         source = self._open_archive(archive)
@@ -206,10 +206,9 @@ class Launcher:
             why = f"The upload {archive.sha256} is not in the store as this node sees it."
             raise MissingHere(why=why) from error
 
-    def _open_log(self, spec: RunSpec, log_full: Callable[[OSError], None]) -> LogSink:
+    def _open_log(self, way: Way, spec: RunSpec, log_full: Callable[[OSError], None]) -> LogSink:
         parts = relative_parts(self._root, spec.log, "log")
-        with open_directory(self._root, parts[:-1], "log", create=True) as directory:
-            file = open_log(directory, parts[-1])
+        file = open_log(way.enter(parts[:-1], "log", create=True), parts[-1])
         limits = self._config.limits
         return LogSink(file, bytes_max=limits.log_bytes, bytes_per_s=limits.log_bytes_per_s, on_full=log_full)
 
@@ -242,7 +241,7 @@ def _directories(spec: RunSpec) -> tuple[str, ...]:
 def _check_present(name: str, software: Environment) -> None:
     """What the operator offers must be there; where it is not, no job can help it. Raises MissingHere."""
     for mount in software.mounts:
-        if not Path(mount.source).exists():
+        if not os.path.exists(mount.source):  # noqa: PTH110 - asked for every run, and a Path costs more than the look
             raise MissingHere(why=f"Environment {name} is not whole on this node: {mount.source} is not there.")
 
 

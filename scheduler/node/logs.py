@@ -38,6 +38,7 @@ class LogSink:
         self._pipe, self.write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         os.set_blocking(self.write_end, True)
         self._spent = 0
+        self._over = False
         self._timer: asyncio.TimerHandle | None = None
         self._loop.add_reader(self._pipe, self._readable)
 
@@ -55,17 +56,21 @@ class LogSink:
         """Take what is still in the pipe and give both files back."""
         if self.write_end >= 0:
             self.started()
-        self._stop_reading()
         if self._timer is not None:
             self._timer.cancel()
-        self._drain()
+        if not self._over:
+            self._stop_reading()
+            self._drain()
         os.close(self._pipe)
         os.close(self._file)
 
     def _drain(self) -> None:
         with suppress(BlockingIOError):
             for _ in range(_LAST_CHUNKS):
-                self._take(os.read(self._pipe, _CHUNK_BYTES))
+                data = os.read(self._pipe, _CHUNK_BYTES)
+                if not data:
+                    return
+                self._take(data)
 
     def _readable(self) -> None:
         try:
@@ -73,6 +78,7 @@ class LogSink:
         except BlockingIOError:
             return
         if not data:
+            self._over = True
             self._stop_reading()
             return
         self._take(data)

@@ -87,6 +87,10 @@ class Run:
         self._kill_at_ms = NEVER_MS
         self._killed_at_ms: int | None = None
         self._task: asyncio.Task[None] | None = None
+        self._log = _log.bind(
+            run=spec.run_id, job=spec.job_id, attempt=spec.attempt, rank=spec.rank,
+            request_id=request_id(spec.traceparent),
+        )  # fmt: skip
 
     @property
     def status(self) -> RunStatus:
@@ -278,8 +282,7 @@ class Run:
             self._end(reason, self._stop_sentence or f"The supervisor failed: {error!r}", None)
 
     async def _start(self, launched: Launched) -> None:
-        self._around.spool.replenish()
-        if not self._around.spool.has_reserve:
+        if not self._around.spool.replenish():
             raise JournalFailed(errno.ENOSPC, os.strerror(errno.ENOSPC))
         now_ms, wall_ms = boottime_ms(), unix_ms(utc_now())
         meter = self._new_meter(now_ms, wall_ms)
@@ -300,7 +303,7 @@ class Run:
     def _running(self, pid: int) -> None:
         self._status = replace(self._status, pid=pid)
         self._around.fitness.started()
-        self._say("run_started")
+        self._log.info("run_started")
         if self._status.state is RunState.STARTING:
             self._move(RunState.RUNNING)
 
@@ -311,9 +314,7 @@ class Run:
             self.meter = self.meter.read(now_ms, outcome.cpu_ms, outcome.memory_bytes, self._totals(now_ms))
         if self._stop_reason is not None:
             self._end(self._stop_reason, self._stop_sentence, outcome.exit_code)
-        elif (
-            outcome.oom_kills and outcome.exit_code != 0
-        ):  # of the sandbox's first process, too, whose memory it is
+        elif outcome.oom_kills:  # of the sandbox's first process, too, whose memory it is
             sentence = f"It needed more than its {self.spec.memory_mib} MiB of memory."
             self._end(EndReason.OOM, sentence, outcome.exit_code)
         elif outcome.trouble is not None:
@@ -363,7 +364,7 @@ class Run:
         assert self._last_words is not None  # noqa: S101 - it stays until it is written
         _, ended = self._last_words
         self._last_words = None
-        self._say("run_ended", end_reason=str(ended.end_reason), exit_code=ended.exit_code)
+        self._log.info("run_ended", end_reason=str(ended.end_reason), exit_code=ended.exit_code)
         self._status = ended
         self.ended.set()
         self._around.changed()
@@ -394,11 +395,6 @@ class Run:
         if not self.spec.time_limit_ms or self._status.started_boot_ms is None:
             return NEVER_MS
         return self._status.started_boot_ms + self.spec.time_limit_ms
-
-    def _say(self, event: str, **facts: object) -> None:
-        spec = self.spec
-        run = {"run": spec.run_id, "job": spec.job_id, "attempt": spec.attempt, "rank": spec.rank}
-        _log.info(event, **run, request_id=request_id(spec.traceparent), **facts)
 
     def _kill(self) -> None:
         self._kill_at_ms = NEVER_MS

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 from scheduler.node.errors import FolderClosed, InvalidRun, NestedTooDeep
 
@@ -34,42 +34,72 @@ Entry = tuple[int, str, os.stat_result]
 @lru_cache(maxsize=256)
 def relative_parts(root: Path, path: str, field: str) -> tuple[str, ...]:
     """The components of `path` below `root`. Raises InvalidRun when it is not (textually) below it."""
-    try:
-        parts = Path(path).relative_to(root).parts
-    except ValueError:
-        parts = ()
-    if not parts or ".." in parts or "\0" in path:
+    above, _, below = path.partition(f"{root}/")
+    parts = tuple(part for part in below.split("/") if part not in {"", "."})
+    if above or not parts or ".." in parts or "\0" in path:
         raise InvalidRun(field=field, problem=f"{path} is not below the workspace root {root}")
     return parts
 
 
-@contextmanager
-def open_directory(root: Path, parts: tuple[str, ...], field: str, *, create: bool = False) -> Iterator[int]:
-    """A descriptor of `root/parts…`, each step a real directory. Raises InvalidRun, OSError."""
-    here = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        for part in parts:
+class Way:
+    """Opens directories below a root, one after the other; the way that two have in common is gone once.
+
+    `made` says of the directory entered last whether that has made it, so that nothing can be in it. Raises OSError.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.made = False
+        self._root = root
+        self._parts: list[str] = []
+        self._opened = [os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)]
+
+    def enter(self, parts: tuple[str, ...], field: str, *, create: bool = False) -> int:
+        """A descriptor of `root/parts…`, each step a real directory, until the next. Raises InvalidRun, OSError."""
+        while tuple(self._parts) != parts[: len(self._parts)]:
+            self._return()
+        self.made = False
+        for part in parts[len(self._parts) :]:
             try:
-                below = _enter(part, here, create=create)
+                self._opened.append(self._step(part, create=create))
             except (NotADirectoryError, FileNotFoundError) as error:
-                problem = f"{'/'.join(parts)} below {root}: {part} is not a directory"
+                problem = f"{'/'.join(parts)} below {self._root}: {part} is not a directory"
                 raise InvalidRun(field=field, problem=problem) from error
-            os.close(here)
-            here = below
-        yield here
-    finally:
-        os.close(here)
+            self._parts.append(part)
+        return self._opened[-1]
 
+    def __enter__(self) -> Self:
+        return self
 
-def _enter(part: str, here: int, *, create: bool) -> int:
-    try:
+    def __exit__(self, *_: object) -> None:
+        while self._parts:
+            self._return()
+        os.close(self._opened.pop())
+
+    def _return(self) -> None:
+        self._parts.pop()
+        os.close(self._opened.pop())
+
+    def _step(self, part: str, *, create: bool) -> int:
+        here = self._opened[-1]
+        if not self.made:
+            try:
+                return os.open(part, _DIRECTORY, dir_fd=here)
+            except FileNotFoundError:
+                if not create:
+                    raise
+        try:
+            os.mkdir(part, 0o711, dir_fd=here)
+            self.made = True
+        except FileExistsError:
+            self.made = False
         return os.open(part, _DIRECTORY, dir_fd=here)
-    except FileNotFoundError:
-        if not create:
-            raise
-    with suppress(FileExistsError):
-        os.mkdir(part, 0o711, dir_fd=here)
-    return os.open(part, _DIRECTORY, dir_fd=here)
+
+
+@contextmanager
+def open_directory(root: Path, parts: tuple[str, ...], field: str) -> Iterator[int]:
+    """A descriptor of `root/parts…`, each step a real directory. Raises InvalidRun, OSError."""
+    with Way(root) as way:
+        yield way.enter(parts, field)
 
 
 def give_to(directory: int, uid: int) -> None:

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from scheduler.node.config import Limits
-from scheduler.node.errors import NestedTooDeep
+from scheduler.node.errors import InvalidRun, NestedTooDeep
 from scheduler.node.watching import Allowance, Watch
-from scheduler.node.workspace import DEPTH_MAX, Census, adopt, walk_entries
+from scheduler.node.workspace import DEPTH_MAX, Census, Way, adopt, walk_entries
 from tests.scheduler.node.nesting import nest
 
 OPENED_AT_ONCE = 1024
@@ -116,3 +116,35 @@ def test_however_many_workspaces_are_counted_at_once_they_share_what_is_done_in_
         ]
     assert max(map(len, complained)) <= 10
     assert set.union(*complained) == set(range(40))  # everybody has his turn
+
+
+def test_a_way_makes_what_is_not_there_and_says_so(tmp_path: Path) -> None:
+    (tmp_path / "tenant").mkdir()
+    with Way(tmp_path) as way:
+        for parts, made in (
+            (("tenant", "job", "rank-0"), True),
+            (("tenant", "job", "kept", "rank-0"), True),
+            (("tenant", "job"), False),
+            (("tenant", "job", "rank-0"), False),
+            (("tenant",), False),
+        ):
+            directory = way.enter(parts, "workspace", create=True)
+            assert os.path.samestat(os.fstat(directory), tmp_path.joinpath(*parts).stat())
+            assert way.made is made, parts
+
+
+def test_a_way_leads_through_no_link_and_goes_on_from_where_it_was_refused(tmp_path: Path) -> None:
+    (tmp_path / "tenant" / "job").mkdir(parents=True)
+    (tmp_path / "tenant" / "link").symlink_to("job")
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with Way(tmp_path) as way:
+        way.enter(("tenant", "job"), "workspace")
+        for parts in (("tenant", "link", "below"), ("tenant", "link"), ("tenant", "job", "nothing")):
+            with pytest.raises(
+                InvalidRun, match=f"{parts[1] if 'link' in parts else 'nothing'} is not a directory"
+            ):
+                way.enter(parts, "workspace")
+        assert os.path.samestat(
+            os.fstat(way.enter(("tenant", "job"), "log")), (tmp_path / "tenant" / "job").stat()
+        )
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
