@@ -34,6 +34,7 @@ from scheduler.controller.settling import WITHDRAWN_MAX, Settled, end_waiting, s
 from scheduler.controller.stopwatch import Stopwatch
 from scheduler.controller.wakeups import Wakeups
 from scheduler.controller.watching import Nobody, Step, Watcher
+from scheduler.controller.waves import Waves, breath_ms
 from scheduler.jobs import WAKE_CHANNEL
 from scheduler.leadership import Leadership, fence
 from scheduler.node.protocol import Report, RunState, SyncRequest
@@ -52,18 +53,6 @@ _ROOM: Final = "room"
 
 _STANDBY_LOOK_MS: Final = 250
 """How often a standby looks whether the leader's lease has lapsed."""
-
-_BREATH_MS: Final = 40
-_BREATH_MS_MAX: Final = 200
-"""Between two steps as long as the last one took, within these bounds, so that under load a step serves many words
-and leaves the machine to others half of the time; the first word after a pause is served at once."""
-
-_START_MS: Final = 6
-"""… and for each job it started so much at least, about what a node takes to start and end a short one: of many that
-end at once, a step would hear of the first few only."""
-
-_ROOM_SHARE: Final = 4
-"""Where devices are known to have come free, only so small a part of what the last step took."""
 
 _MANY: Final = 500
 _SHARE: Final = 8
@@ -100,6 +89,7 @@ class _Term:
     lease: Lease
     nodes: Nodes
     live: LiveState
+    waves: Waves
     stopwatch: Stopwatch
     starts: int = 0
     """Jobs that the last step started."""
@@ -189,8 +179,7 @@ class Controller:
         term = self._term
         if term is None:
             return _STANDBY_LOOK_MS
-        wanted_ms = took_ms // _ROOM_SHARE if term.room else max(took_ms, _BREATH_MS + _START_MS * term.starts)
-        return min(max(wanted_ms, _BREATH_MS), _BREATH_MS_MAX)
+        return breath_ms(took_ms, term.waves.over_ms(term.starting), starts=term.starts, room=term.room)
 
     def _keep_lease(self, done: threading.Event) -> None:
         while not done.wait(renewals_ms(self._pace.leader_lease_ms) / 1000):
@@ -238,7 +227,7 @@ class Controller:
             return False
         _log.info("leading", epoch=lease.leadership.epoch, holder=self._holder)
         nodes = Nodes(self._pace.node_lease_ms, boottime_ms())
-        self._term = _Term(lease, nodes, self._prepared, Stopwatch())
+        self._term = _Term(lease, nodes, self._prepared, Waves(), Stopwatch())
         self._prepared = LiveState(self._policy, self._queues)
         return True
 
@@ -392,6 +381,7 @@ class Controller:
         settled, kept = self._observe(observed, at)
         for name, report in kept.items():
             term.nodes.answered(name, report, heard_ms)
+            term.waves.heard(name, report)
         term.starting -= {name for name, report in kept.items() if not _is_starting(report)}
         more = {
             name
