@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     Plain = tuple[list[str], dict[str, str], str, list[str], list[str], list[tuple[int, int]], int | None]
     Program = tuple[list[str], dict[str, str], str]
     """Its words, its environment and its directory inside."""
-    Around = tuple[str, int, int]
-    """The host's name inside, the kind of network, and how many cgroups are joined."""
+    Around = tuple[str, bool, int]
+    """The host's name inside, whether its network is the host's, and how many cgroups are joined."""
     Furniture = tuple[list[str], list[str], tuple[int, int], dict[str, str]]
     """Places of the mounts that go with it, device files below /dev, bytes of /tmp and of /dev/shm, secrets."""
     Bounds = tuple[list[tuple[int, int]], int, int, bytes]
@@ -54,13 +54,8 @@ DESCRIPTORS_MAX = 250
 FIRST_DESCRIPTOR = 300
 """A plain request's descriptors get this number and the following ones in the new process; all others are closed."""
 
-NO_NETWORK, GIVEN_NETWORK, HOST_NETWORK = range(3)
-
 INIT_NAME = b"hub-init"
 """What the first process of a sandbox is called: it has this program's command line to begin with."""
-
-READ_ONLY = (1 | 2 | 4).to_bytes(8, "little") + bytes(24)
-"""A `mount_attr`: MOUNT_ATTR_RDONLY, _NOSUID and _NODEV."""
 
 ROOM_BYTES_MAX = 1 << 20
 ANSWER_BYTES = 8
@@ -74,15 +69,14 @@ _NO_CAPABILITIES = b"\x22\x05\x08\x20" + bytes(4), bytes(24)
 _CLONE_PARENT, _CLONE_NEWNS, _CLONE_NEWCGROUP = 0x8000, 0x20000, 0x2000000
 _CLONE_NEWUTS, _CLONE_NEWIPC, _CLONE_NEWUSER = 0x4000000, 0x8000000, 0x10000000
 _CLONE_NEWPID, _CLONE_NEWNET = 0x20000000, 0x40000000
-_MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_REMOUNT = 1, 2, 4, 8, 32
+_MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 2, 4, 8
 _MS_BIND, _MS_MOVE, _MS_REC, _MS_PRIVATE = 0x1000, 0x2000, 0x4000, 0x40000
 _MNT_DETACH = 2
-_AT_FDCWD = -100
-_AT_RECURSIVE = 0x8000
-_MOVE_MOUNT_F_EMPTY_PATH = 4
+_AT_FDCWD, _AT_RECURSIVE = -100, 0x8000
+_MOVE_MOUNT_F_EMPTY_PATH, _MOVE_MOUNT_T_SYMLINKS = 4, 16
+_MOUNT_ATTR_RDONLY, _MOUNT_ATTR_NOSUID, _MOUNT_ATTR_NODEV = 1, 2, 4
 _SIOCSIFFLAGS = 0x8914
-_LOOPBACK_UP = b"lo".ljust(16, b"\0") + (0x41).to_bytes(2, "little") + bytes(22)
-"""An `ifreq`: IFF_UP and IFF_RUNNING."""
+_LOOPBACK_UP = b"lo".ljust(16, b"\0") + (0x41).to_bytes(2, "little") + bytes(22)  # an `ifreq`
 _POLLIN = 1
 
 _TREE = ("usr", "etc", "proc", "dev", "tmp", "job", "checkpoints", "run/secrets")
@@ -103,9 +97,7 @@ _TERMINALS = "newinstance,ptmxmode=0666,mode=0620,max=64"
 """A job's own terminals: without a bound one job could open all that the machine has (kernel.pty.max)."""
 
 _SYS_CLONE = {"x86_64": 56, "aarch64": 220}[os.uname().machine]
-_SYS_MOVE_MOUNT = 429
-_SYS_CLOSE_RANGE = 436
-_SYS_MOUNT_SETATTR = 442
+_SYS_MOVE_MOUNT, _SYS_CLOSE_RANGE, _SYS_MOUNT_SETATTR = 429, 436, 442
 """These three have the same number everywhere."""
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -116,7 +108,6 @@ class _Nursery:
 
     def __init__(self, room: Room | None) -> None:
         self.supervisor = os.pidfd_open(os.getppid())
-        self.nothing = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
         self.encloses = room is not None
         self.command_line = _command_line()
         self.trouble = ""
@@ -151,12 +142,16 @@ def serve(line: _socket.socket) -> None:
         line.sendall(pid.to_bytes(ANSWER_BYTES, "little", signed=True))
         for descriptor in descriptors:
             os.close(descriptor)
+        if nursery.trouble:
+            return  # the next one may have more luck
 
 
 def _prepare() -> None:
     # Python ignores two, and whoever started the hub may have ignored more, as nohup does.
     for number in _signal.valid_signals() - {_signal.SIGKILL, _signal.SIGSTOP}:
         _signal.signal(number, _signal.SIG_DFL)
+    _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
+    os.umask(0o022)
     # When the host itself runs out of memory, jobs go before the supervisor that bills them.
     file = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
     os.write(file, b"500")
@@ -206,7 +201,7 @@ def _becoming(nursery: _Nursery, request: Plain, passed: list[int], _: bytes) ->
     argv, env, directory, joins, namespaces, limits, uid = request
     return (
         ("parent", lambda: _end_with(nursery.supervisor)),
-        ("start", lambda: _detach(nursery, directory)),
+        ("start", lambda: _detach(directory)),
         ("cgroup", lambda: _join([os.open(path, os.O_WRONLY | os.O_CLOEXEC) for path in joins])),
         ("namespace", lambda: _enter([os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path in namespaces])),
         ("limit", lambda: _limit(limits)),
@@ -218,16 +213,16 @@ def _becoming(nursery: _Nursery, request: Plain, passed: list[int], _: bytes) ->
 
 
 def _enclosing(nursery: _Nursery, request: Enclosed, passed: list[int], pid: bytes) -> Steps:
-    program, (hostname, network, joins), (places, devices, sizes, secrets), bounds = request
+    program, (hostname, is_hosts, joins), (places, devices, sizes, secrets), bounds = request
     limits, uid, inside, banned = bounds
     status, *others = passed
     joined, entered = others[:joins], others[joins : len(others) - len(places)]
     mounts = others[len(others) - len(places) :]
     return (
         ("parent", lambda: _end_with(nursery.supervisor)),
-        ("start", lambda: _detach(nursery, "/")),
+        ("start", lambda: _detach("/")),
         ("cgroup", lambda: _join(joined)),
-        ("namespace", lambda: _separate(network, entered, hostname)),
+        ("namespace", lambda: _separate(entered, hostname, alone=not is_hosts)),
         ("mount", lambda: _furnish(list(zip(mounts, places, strict=True)), devices, *sizes)),
         ("secrets", lambda: _tell(secrets, uid)),
         ("limit", lambda: _limit(limits)),
@@ -248,11 +243,10 @@ def _end_with(supervisor: int) -> None:
         os._exit(FAILED)
 
 
-def _detach(nursery: _Nursery, directory: str) -> None:
-    """A session of its own, and nothing to read."""
+def _detach(directory: str) -> None:
+    """A session of its own, and nothing to read: what is nothing where it lives, for the host's can be touched."""
     os.setsid()
-    os.umask(0o022)
-    os.dup2(nursery.nothing, 0)
+    os.dup2(os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC), 0)
     os.chdir(directory)
 
 
@@ -275,14 +269,14 @@ def _enter(namespaces: Sequence[int]) -> None:
         os.close(file)
 
 
-def _separate(network: int, entered: Sequence[int], hostname: str) -> None:
-    """Namespaces of its own; the cgroup one begins where it is now."""
-    alone = _CLONE_NEWNET if network == NO_NETWORK else 0
-    _check(_LIBC.unshare(_CLONE_NEWIPC | _CLONE_NEWUTS | _CLONE_NEWCGROUP | alone))
+def _separate(entered: Sequence[int], hostname: str, *, alone: bool) -> None:
+    """Namespaces of its own, or entered; the cgroup one begins where it is now."""
+    network = _CLONE_NEWNET if alone and not entered else 0
+    _check(_LIBC.unshare(_CLONE_NEWIPC | _CLONE_NEWUTS | _CLONE_NEWCGROUP | network))
     _enter(entered)
     name = hostname.encode()
     _check(_LIBC.sethostname(name, len(name)))
-    if alone:
+    if network:
         interfaces = _socket.socket(_socket.AF_INET, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC)
         _check(_LIBC.ioctl(interfaces.fileno(), _SIOCSIFFLAGS, _LOOPBACK_UP))
         interfaces.close()
@@ -299,18 +293,16 @@ def _make_room(etc: str, tree: str, folders: Sequence[str], files: Sequence[str]
         os.symlink(target, f"{tree}/{link}")  # noqa: PTH211 - the same
     for source, place in (("/usr", "usr"), (etc, "etc")):
         _mount(source, f"{tree}/{place}", _MS_BIND | _MS_REC)
-        where = os.fsencode(f"{tree}/{place}")
-        changed = _LIBC.syscall(_SYS_MOUNT_SETATTR, _AT_FDCWD, where, _AT_RECURSIVE, READ_ONLY, len(READ_ONLY))
-        _check(changed, source)
+        _make_read_only(f"{tree}/{place}", _AT_RECURSIVE, _MOUNT_ATTR_NOSUID | _MOUNT_ATTR_NODEV)
     _make_devices(f"{tree}/dev", ())
-    _mount("none", f"{tree}/dev", _MS_NOSUID | _MS_NOEXEC | _MS_REMOUNT | _MS_BIND | _MS_RDONLY)
-    for path in (*folders, *files):
-        _make_place(f"{tree}{path}", is_file=path in files)
-    _mount("none", tree, _MS_NOSUID | _MS_NODEV | _MS_REMOUNT | _MS_BIND | _MS_RDONLY)
+    _make_read_only(f"{tree}/dev", _AT_RECURSIVE)
     os.chdir(tree)
     _check(_LIBC.pivot_root(b".", b"."), tree)
     _check(_LIBC.umount2(b".", _MNT_DETACH))
     os.chdir("/")
+    for path in (*folders, *files):  # now, when no link and no `..` leads out any more
+        _make_place(path, is_file=path in files)
+    _make_read_only("/")
 
 
 def _make_place(path: str, *, is_file: bool) -> None:
@@ -337,18 +329,17 @@ def _furnish(mounts: Sequence[tuple[int, str]], shown: Sequence[str], tmp_bytes:
         if place.startswith("/tmp/"):  # noqa: S108 - which hides what the room has there
             _make_place(place, is_file=not stat.S_ISDIR(os.fstat(mount).st_mode))
         where = os.fsencode(place)
-        moved = _LIBC.syscall(_SYS_MOVE_MOUNT, mount, b"", _AT_FDCWD, where, _MOVE_MOUNT_F_EMPTY_PATH)
-        _check(moved, place)
+        how = _MOVE_MOUNT_F_EMPTY_PATH | _MOVE_MOUNT_T_SYMLINKS
+        _check(_LIBC.syscall(_SYS_MOVE_MOUNT, mount, b"", _AT_FDCWD, where, how), place)
     if shown:
-        _mount("none", "/dev", _MS_NOSUID | _MS_NOEXEC | _MS_REMOUNT | _MS_BIND | _MS_RDONLY)
+        _make_read_only("/dev")
 
 
 def _tell(secrets: Mapping[str, str], uid: int) -> None:
     """Files that only the job reads, in memory, and nobody changes."""
     if not secrets:
         return
-    flags = _MS_NOSUID | _MS_NODEV | _MS_NOEXEC
-    _mount("tmpfs", "/run/secrets", flags, "tmpfs", "mode=0755,size=4m")
+    _mount("tmpfs", "/run/secrets", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC, "tmpfs", "mode=0755,size=4m")
     for name, value in secrets.items():
         file = os.open(f"/run/secrets/{name}", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o400)
         rest = value.encode()
@@ -356,7 +347,7 @@ def _tell(secrets: Mapping[str, str], uid: int) -> None:
             rest = rest[os.write(file, rest) :]
         os.fchown(file, uid, uid)
         os.close(file)
-    _mount("none", "/run/secrets", flags | _MS_REMOUNT | _MS_BIND | _MS_RDONLY)
+    _make_read_only("/run/secrets")
 
 
 def _make_devices(place: str, shown: Sequence[str]) -> None:
@@ -402,11 +393,8 @@ def _be_called(inside: int, uid: int) -> None:
     _check(_LIBC.unshare(_CLONE_NEWUSER))
     # Who has changed his identity owns his files in /proc only while others could look into him; there are none yet.
     _check(_LIBC.prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0))
-    for name, text in (
-        ("setgroups", "deny"),
-        ("gid_map", f"{inside} {uid} 1"),
-        ("uid_map", f"{inside} {uid} 1"),
-    ):
+    known = f"{inside} {uid} 1"
+    for name, text in (("setgroups", "deny"), ("gid_map", known), ("uid_map", known)):
         file = os.open(f"/proc/self/{name}", os.O_WRONLY | os.O_CLOEXEC)
         os.write(file, text.encode())
         os.close(file)
@@ -491,8 +479,14 @@ def _command_line() -> tuple[int, int]:
 def _mount(source: str, target: str, flags: int, kind: str | None = None, options: str | None = None) -> None:
     named = None if kind is None else kind.encode()
     said = None if options is None else options.encode()
-    where = os.fsencode(source), os.fsencode(target)
-    _check(_LIBC.mount(*where, named, ctypes.c_ulong(flags), said), target if kind else source)
+    done = _LIBC.mount(os.fsencode(source), os.fsencode(target), named, ctypes.c_ulong(flags), said)
+    _check(done, target if kind else source)
+
+
+def _make_read_only(path: str, flags: int = 0, also: int = 0) -> None:
+    attributes = (_MOUNT_ATTR_RDONLY | also).to_bytes(8, "little") + bytes(24)
+    where = os.fsencode(path)
+    _check(_LIBC.syscall(_SYS_MOUNT_SETATTR, _AT_FDCWD, where, flags, attributes, len(attributes)), path)
 
 
 def _check(result: int, path: str | None = None) -> None:

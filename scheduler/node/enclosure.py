@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 
-from scheduler.node.becoming import DESCRIPTORS_MAX, GIVEN_NETWORK, HOST_NETWORK, NO_NETWORK
+from scheduler.node.becoming import DESCRIPTORS_MAX
 from scheduler.node.config import NodeConfig
 from scheduler.node.environment import CHECKPOINTS, JOB_HOME
 from scheduler.node.errors import MissingHere, StartFailed
@@ -24,12 +24,6 @@ from scheduler.node.view import HOSTNAME, INSIDE_UID, RESOLVER, View, resource_l
 _DEVICES: Final = "/dev/"
 _DESCRIPTORS_OF_OURS: Final = 4
 """Output, request, status and the network; the gate is the nursery's."""
-
-_NETWORKS: Final = {
-    Network.NONE: NO_NETWORK,
-    Network.JOB: GIVEN_NETWORK,
-    Network.HOST: HOST_NETWORK,
-}
 
 
 def make_room(config: NodeConfig, etc: Path) -> Room:
@@ -69,7 +63,7 @@ def enclosed(view: View, status_fd: int) -> Iterator[Launch]:
         devices = [file.removeprefix(_DEVICES) for file in view.device_files if file.startswith(_DEVICES)]
         request = (
             (list(view.argv), view.env, JOB_HOME),
-            (HOSTNAME, _NETWORKS[view.network], len(joins)),
+            (HOSTNAME, view.network is Network.HOST, len(joins)),
             ([place for _, place, _ in shown], devices, (view.tmp_bytes, view.shm_bytes), view.secrets),
             (resource_limits(view), view.uid, INSIDE_UID, job_filter()),
         )
@@ -81,12 +75,12 @@ def _shown(view: View) -> Iterator[tuple[str, str, dict[str, bool]]]:
     for source, place in view.software:
         yield source, place, {}
     for file in view.device_files:
-        yield file, file, {"writable": True, "device": True}
+        # A device is written to all the same, and its times are not touched; a folder of a driver's may hold more.
+        yield file, file, {"writable": Path(file).is_dir(), "device": True}
     if view.network is Network.HOST and Path(RESOLVER).exists():
         yield RESOLVER, RESOLVER, {}
-    yield view.workspace, JOB_HOME, {"writable": True}
-    if view.checkpoints:
-        yield view.checkpoints, CHECKPOINTS, {"writable": True}
+    for place, directory in zip((JOB_HOME, CHECKPOINTS), view.directories, strict=False):
+        yield f"/proc/self/fd/{directory}", place, {"writable": True}
 
 
 def _copy(source: str, place: str, opening: dict[str, bool]) -> int:

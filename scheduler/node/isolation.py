@@ -133,7 +133,9 @@ def _trial(config: NodeConfig, etc: Path, uid: int | None, nursery: Nursery) -> 
         workspace.mkdir()
         if uid is not None:
             os.chown(workspace, uid, uid)
-        view = probe_view(str(workspace), str(etc), uid)
+        directory = os.open(workspace, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        lent.callback(os.close, directory)
+        view = probe_view(str(workspace), directory, str(etc), uid)
         output = os.memfd_create("said", os.MFD_CLOEXEC)
         lent.callback(os.close, output)
         status = lent.enter_context(Path(os.devnull).open("wb"))
@@ -143,13 +145,14 @@ def _trial(config: NodeConfig, etc: Path, uid: int | None, nursery: Nursery) -> 
         yield trial
 
 
-def probe_view(workspace: str, etc: str, uid: int | None) -> View:
+def probe_view(workspace: str, directory: int, etc: str, uid: int | None) -> View:
     """The smallest run there is."""
     return View(
         argv=("/usr/bin/true",),
         env={},
         workspace=workspace,
         checkpoints="",
+        directories=(directory,),
         etc=etc,
         software=(),
         device_files=(),

@@ -38,6 +38,8 @@ _NOTICE_SIGNALS: Final = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.
 _UNPACK_S: Final = 300.0
 _SENTENCE_BYTES_MAX: Final = 2000
 _SECRET_BYTES_MAX: Final = 64 * 1024
+_NAME_BYTES_MAX: Final = 255
+"""Of a file, on every file system (NAME_MAX)."""
 
 
 class Launcher:
@@ -124,13 +126,20 @@ class Launcher:
             cgroup = self._cgroups.create(spec.run_id, caps)
             if cgroup is not None:
                 lent.callback(remove_cgroup, cgroup)
-            view = self._view(spec, uid, enter_pid, cgroup.joins if cgroup is not None else ())
+            view = self._view(spec, uid, enter_pid, cgroup.joins if cgroup is not None else (), directories)
             log = self._open_log(way, spec, log_full)
             memory_bytes = 0 if cgroup is not None else view.memory_bytes
             watch = Watch(directories, self._config.limits, self._allowance, memory_bytes=memory_bytes)
             return Launched(view, log, cgroup, watch, lent.pop_all(), self._config.sandbox, self._nursery)
 
-    def _view(self, spec: RunSpec, uid: int | None, enter_pid: int | None, joins: tuple[str, ...]) -> View:
+    def _view(
+        self,
+        spec: RunSpec,
+        uid: int | None,
+        enter_pid: int | None,
+        joins: tuple[str, ...],
+        directories: list[int],
+    ) -> View:
         limits = self._config.limits
         software = self._config.environments.get(spec.environment, Environment())
         _check_present(spec.environment, software)
@@ -139,6 +148,7 @@ class Launcher:
             env=job_environment(spec, self._config, software),
             workspace=spec.workspace,
             checkpoints=spec.checkpoints,
+            directories=tuple(directories),
             etc=str(self._etc),
             software=tuple((mount.source, mount.target or mount.source) for mount in software.mounts),
             device_files=device_files(self._config.devices, spec.devices),
@@ -259,7 +269,7 @@ def _check_argv(argv: tuple[str, ...], bytes_max: int) -> None:
 
 def _check_secrets(secrets: dict[str, str]) -> None:
     for name in secrets:
-        if not name or "/" in name or name in {".", ".."} or "\0" in name:
+        if not name or "/" in name or name in {".", ".."} or "\0" in name or len(name.encode()) > _NAME_BYTES_MAX:
             raise InvalidRun(field=f"secrets.{name}", problem="is not a file name")
     if sum(len(value.encode()) for value in secrets.values()) > _SECRET_BYTES_MAX:
         raise InvalidRun(field="secrets", problem=f"have more than {_SECRET_BYTES_MAX} bytes")

@@ -18,8 +18,9 @@ _OPEN_TREE_CLONE: Final = 1
 _READ_ONLY: Final = 1
 _NO_SETUID: Final = 2
 _NO_DEVICES: Final = 4
-_REST: Final = bytes(24)
-"""Of `struct mount_attr`: nothing cleared, no propagation, no id mapping."""
+_MS_PRIVATE: Final = 1 << 18
+_REST: Final = bytes(8) + _MS_PRIVATE.to_bytes(8, "little") + bytes(8)
+"""Of `struct mount_attr`: nothing cleared, no part in what is mounted on the host or there later, no id mapping."""
 
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
 

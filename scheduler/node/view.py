@@ -27,13 +27,15 @@ class View:
     """Everything that distinguishes one run's sandbox from another's; all paths are host paths.
 
     `uid` is the host uid the job runs as, or None to stay who we are. `enter_pid` is a process whose network
-    namespace the job joins.
+    namespace the job joins. `directories` are descriptors of the workspace and, if there are, the checkpoints: what was
+    made and looked at under these names, whatever has them now.
     """
 
     argv: tuple[str, ...]
     env: dict[str, str]
     workspace: str
     checkpoints: str
+    directories: tuple[int, ...]
     etc: str
     software: tuple[tuple[str, str], ...]
     device_files: tuple[str, ...]

@@ -358,6 +358,69 @@ for request in (0x5412, 0x541C):
 try: os.open("/dev/tty", os.O_RDWR); escaped("has a terminal")
 except OSError: pass
 """,
+    # What all sandboxes of a node are made of
+    "change the times of what others see": """
+for what in (0, "/dev/null", "/dev/full", "/etc/passwd", "/usr/bin/env", "/", "/dev", "/proc/1", target["python"]):
+    try: os.utime(what); escaped(what)
+    except OSError: pass
+""",
+    "leave something for other jobs": """
+for folder, folders, files in os.walk("/"):
+    skipped = ("/proc", "/usr", "/job", "/tmp", "/dev/shm", target["python"])
+    folders[:] = [name for name in folders if os.path.join(folder, name) not in skipped]
+    for attempt in (lambda: os.mkdir(folder + "/escape"), lambda: os.symlink("x", folder + "/escape"),
+                    lambda: os.mkfifo(folder + "/escape"), lambda: os.chmod(folder, 0o777),
+                    lambda: os.setxattr(folder, "user.escape", b"x"), lambda: os.rename(folder, folder + "x")):
+        try: attempt(); escaped(folder)
+        except OSError: pass
+""",
+    "see mounts of other jobs or of the helper": """
+for pid in ("1", "self"):
+    text = (reads(f"/proc/{pid}/mountinfo") or b"").decode()
+    if os.path.basename(target["victim_workspace"]) in text or "/tree" in text: escaped(text)
+    if " shared:" in text or " master:" in text: escaped(text)
+""",
+    "starve the sandbox's first process": """
+for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA, resource.RLIMIT_STACK, resource.RLIMIT_NOFILE,
+             resource.RLIMIT_FSIZE, resource.RLIMIT_NPROC, resource.RLIMIT_SIGPENDING):
+    resource.prlimit(1, kind, (0, 0))
+os.setpriority(os.PRIO_PROCESS, 1, 19)
+os.sched_setscheduler(1, os.SCHED_IDLE, os.sched_param(0))
+for _ in range(100):
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0: os._exit(0)
+        os._exit(0)
+    os.wait()
+""",
+    "change the sandbox's first process": """
+for name in ("comm", "task/1/comm", "oom_score_adj", "clear_refs", "coredump_filter", "timerslack_ns", "sched",
+             "autogroup", "mem", "uid_map", "projid_map", "attr/current"):
+    if writes("/proc/1/" + name): escaped(name)
+    if os.path.exists("/proc/1/" + name) and os.stat("/proc/1/" + name).st_uid == os.getuid(): escaped(name)
+""",
+    "say how it ended in the first process's place": """
+for folder in ("/proc/1/fd", "/proc/self/fd", "/proc/1/map_files"):
+    for number in range(64):
+        path = f"{folder}/{number}"
+        if folder == "/proc/self/fd" and number <= 2: continue
+        try: os.write(os.open(path, os.O_WRONLY), b'{"exit-code": 42}'); escaped(path)
+        except OSError: pass
+""",
+    "hold keys of who started the node": "if (reads('/proc/keys') or b'').strip(): escaped(reads('/proc/keys'))",
+    "inherit what its supervisor is": """
+if os.getgroups() or os.getresuid() != (1000,) * 3 or os.getresgid() != (1000,) * 3: escaped("groups")
+if os.getsid(0) != os.getpid() or os.getsid(1) != 1 or os.umask(0) != 0o022: escaped("session, umask")
+if signal.pthread_sigmask(signal.SIG_BLOCK, ()): escaped("blocked signals")
+if libc.prctl(27, 0, 0, 0, 0) != 0 or libc.prctl(3, 0, 0, 0, 0) != 1: escaped("securebits, dumpable")
+""",
+    "climb out of a folder that it holds": """
+for folder in ("/", "/job", "/usr", "/etc", "/dev", "/proc"):
+    handle = os.open(folder, os.O_PATH)
+    for _ in range(20): handle = os.open("..", os.O_PATH, dir_fd=handle)
+    here, root = os.fstat(handle), os.stat("/")
+    if (here.st_dev, here.st_ino) != (root.st_dev, root.st_ino): escaped(folder)
+""",
     # Network
     "reach a port of the host": """
 for port in target["ports"].split(","):

@@ -167,6 +167,7 @@ def test_where_no_device_file_can_be_made_a_job_sees_those_of_the_host(machine: 
         ({"network": "job"}, "gang"),
         ({"notice_signal": 9}, "notice_signal"),
         ({"secrets": {"../x": "y"}}, "secrets"),
+        ({"secrets": {"x" * 256: "y"}}, "secrets"),
         ({"bundle": {"path": "/etc/passwd", "sha256": "00"}}, "bundle"),
     ],
 )
