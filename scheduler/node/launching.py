@@ -269,7 +269,13 @@ def _check_argv(argv: tuple[str, ...], bytes_max: int) -> None:
 
 def _check_secrets(secrets: dict[str, str]) -> None:
     for name in secrets:
-        if not name or "/" in name or name in {".", ".."} or "\0" in name or len(name.encode()) > _NAME_BYTES_MAX:
+        if (
+            not name
+            or "/" in name
+            or name in {".", ".."}
+            or "\0" in name
+            or len(name.encode()) > _NAME_BYTES_MAX
+        ):
             raise InvalidRun(field=f"secrets.{name}", problem="is not a file name")
     if sum(len(value.encode()) for value in secrets.values()) > _SECRET_BYTES_MAX:
         raise InvalidRun(field="secrets", problem=f"have more than {_SECRET_BYTES_MAX} bytes")
