@@ -155,8 +155,8 @@ def test_a_jobs_secrets_are_files_that_only_it_can_read_and_stand_nowhere_else(c
             put_secret(session, cluster.vault, cluster.tenant, name, value, utc_now())
     script = (
         "ls $HUB_SECRETS; stat -c '%a %u' $HUB_SECRETS/token; id -u; sha256sum < $HUB_SECRETS/token; "
-        "env | grep -c 'swordfis[h] 4711'; tr '\\0' '\\n' < /proc/1/environ | grep -c 'swordfis[h] 4711'; "
-        "tr '\\0' '\\n' < /proc/1/cmdline | grep -c 'swordfis[h] 4711'; "
+        "env | grep -c 'swordfis[h] 4711'; cat /proc/[0-9]*/environ 2>/dev/null | grep -ac 'swordfis[h] 4711'; "
+        "cat /proc/[0-9]*/cmdline | grep -ac 'swordfis[h] 4711'; "
         "(echo x > $HUB_SECRETS/token) 2>/dev/null || echo kept"
     )
     job_id = cluster.submit("/bin/sh", "-c", script, secrets=["token"])
