@@ -86,7 +86,7 @@ except OSError: pass
     "write to the environment": "if writes(target['python'] + '/escape'): escaped('wrote')",
     "write to /etc": "if writes('/etc/passwd') or writes('/etc/escape'): escaped('wrote')",
     "write to the root": """
-for folder in ("/", "/dev", "/run", "/run/secrets", "/bin", "/proc", "/checkpoints", os.path.dirname(target["python"])):
+for folder in ("/", "/dev", "/run", "/run/secrets", "/bin", "/proc"):
     if writes(folder + "/escape"): escaped(folder)
 """,
     "link a file of the system into the workspace": """
@@ -129,21 +129,6 @@ for name in names:
     if not where.startswith(("/dev/null", "pipe:", "anon_inode:[event", "anon_inode:[signal")): escaped(where)
 """,
     "read secrets of another job": "if os.listdir('/run/secrets'): escaped(os.listdir('/run/secrets'))",
-    "look into the sandbox's first process": """
-for name in ("environ", "maps", "smaps", "auxv", "stack", "syscall", "pagemap"):
-    if reads("/proc/1/" + name): escaped(name)
-for name in ("cwd", "root", "exe"):
-    try: escaped(os.readlink("/proc/1/" + name))
-    except OSError: pass
-try: os.open("/proc/1/mem", os.O_RDWR); escaped("mem")
-except OSError: pass
-""",
-    "see what other jobs of the node left": """
-for folder in ("/tmp", "/dev/shm", "/run/secrets", "/checkpoints"):
-    left = [name for name in os.listdir(folder) if not target["python"].startswith(os.path.join(folder, name))]
-    if left: escaped(left)
-if glob.glob("/dev/pts/[0-9]*"): escaped("terminals")
-""",
     # Processes
     "see processes of others": """
 mine = {os.getpid(), os.getppid(), 1}
@@ -359,21 +344,6 @@ try: os.open("/dev/tty", os.O_RDWR); escaped("has a terminal")
 except OSError: pass
 """,
     # What all sandboxes of a node are made of
-    "change the times of what others see": """
-for what in (0, "/dev/null", "/dev/full", "/etc/passwd", "/usr/bin/env", "/", "/dev", "/proc/1", target["python"]):
-    try: os.utime(what); escaped(what)
-    except OSError: pass
-""",
-    "leave something for other jobs": """
-for folder, folders, files in os.walk("/"):
-    skipped = ("/proc", "/usr", "/job", "/tmp", "/dev/shm", target["python"])
-    folders[:] = [name for name in folders if os.path.join(folder, name) not in skipped]
-    for attempt in (lambda: os.mkdir(folder + "/escape"), lambda: os.symlink("x", folder + "/escape"),
-                    lambda: os.mkfifo(folder + "/escape"), lambda: os.chmod(folder, 0o777),
-                    lambda: os.setxattr(folder, "user.escape", b"x"), lambda: os.rename(folder, folder + "x")):
-        try: attempt(); escaped(folder)
-        except OSError: pass
-""",
     "see mounts of other jobs or of the helper": """
 for pid in ("1", "self"):
     text = (reads(f"/proc/{pid}/mountinfo") or b"").decode()
@@ -393,27 +363,7 @@ for _ in range(100):
         os._exit(0)
     os.wait()
 """,
-    "change the sandbox's first process": """
-for name in ("comm", "task/1/comm", "oom_score_adj", "clear_refs", "coredump_filter", "timerslack_ns", "sched",
-             "autogroup", "mem", "uid_map", "projid_map", "attr/current"):
-    if writes("/proc/1/" + name): escaped(name)
-    if os.path.exists("/proc/1/" + name) and os.stat("/proc/1/" + name).st_uid == os.getuid(): escaped(name)
-""",
-    "say how it ended in the first process's place": """
-for folder in ("/proc/1/fd", "/proc/self/fd", "/proc/1/map_files"):
-    for number in range(64):
-        path = f"{folder}/{number}"
-        if folder == "/proc/self/fd" and number <= 2: continue
-        try: os.write(os.open(path, os.O_WRONLY), b'{"exit-code": 42}'); escaped(path)
-        except OSError: pass
-""",
     "hold keys of who started the node": "if (reads('/proc/keys') or b'').strip(): escaped(reads('/proc/keys'))",
-    "inherit what its supervisor is": """
-if os.getgroups() or os.getresuid() != (1000,) * 3 or os.getresgid() != (1000,) * 3: escaped("groups")
-if os.getsid(0) != os.getpid() or os.getsid(1) != 1 or os.umask(0) != 0o022: escaped("session, umask")
-if signal.pthread_sigmask(signal.SIG_BLOCK, ()): escaped("blocked signals")
-if libc.prctl(27, 0, 0, 0, 0) != 0 or libc.prctl(3, 0, 0, 0, 0) != 1: escaped("securebits, dumpable")
-""",
     "climb out of a folder that it holds": """
 for folder in ("/", "/job", "/usr", "/etc", "/dev", "/proc"):
     handle = os.open(folder, os.O_PATH)
@@ -475,3 +425,62 @@ if os.listdir("/dev/shm"): escaped(os.listdir("/dev/shm"))
 if os.path.exists("/tmp/" + os.path.basename(target["state"])): escaped("host's /tmp")
 """,
 }
+
+ESCAPES_WHERE_ROOT_MAKES_THE_SANDBOX = {
+    # All sandboxes of a node share a room, and their first processes are copies of what makes them.
+    "write to the places of environments": """
+for folder in ("/checkpoints", os.path.dirname(target["python"])):
+    if writes(folder + "/escape"): escaped(folder)
+""",
+    "look into the sandbox's first process": """
+for name in ("environ", "maps", "smaps", "auxv", "stack", "syscall", "pagemap"):
+    if reads("/proc/1/" + name): escaped(name)
+for name in ("cwd", "root", "exe"):
+    try: escaped(os.readlink("/proc/1/" + name))
+    except OSError: pass
+try: os.open("/proc/1/mem", os.O_RDWR); escaped("mem")
+except OSError: pass
+""",
+    "see what other jobs of the node left": """
+for folder in ("/tmp", "/dev/shm", "/run/secrets", "/checkpoints"):
+    left = [name for name in os.listdir(folder) if not target["python"].startswith(os.path.join(folder, name))]
+    if left: escaped(left)
+if glob.glob("/dev/pts/[0-9]*"): escaped("terminals")
+""",
+    "change the times of what others see": """
+for what in (0, "/dev/null", "/dev/full", "/etc/passwd", "/usr/bin/env", "/", "/dev", "/proc/1", target["python"]):
+    try: os.utime(what); escaped(what)
+    except OSError: pass
+""",
+    "leave something for other jobs": """
+for folder, folders, files in os.walk("/"):
+    skipped = ("/proc", "/usr", "/job", "/tmp", "/dev/shm", target["python"])
+    folders[:] = [name for name in folders if os.path.join(folder, name) not in skipped]
+    for attempt in (lambda: os.mkdir(folder + "/escape"), lambda: os.symlink("x", folder + "/escape"),
+                    lambda: os.mkfifo(folder + "/escape"), lambda: os.chmod(folder, 0o777),
+                    lambda: os.setxattr(folder, "user.escape", b"x"), lambda: os.rename(folder, folder + "x")):
+        try: attempt(); escaped(folder)
+        except OSError: pass
+""",
+    "change the sandbox's first process": """
+for name in ("comm", "task/1/comm", "oom_score_adj", "clear_refs", "coredump_filter", "timerslack_ns", "sched",
+             "autogroup", "mem", "uid_map", "projid_map", "attr/current"):
+    if writes("/proc/1/" + name): escaped(name)
+    if os.path.exists("/proc/1/" + name) and os.stat("/proc/1/" + name).st_uid == os.getuid(): escaped(name)
+""",
+    "say how it ended in the first process's place": """
+for folder in ("/proc/1/fd", "/proc/self/fd", "/proc/1/map_files"):
+    for number in range(64):
+        path = f"{folder}/{number}"
+        if folder == "/proc/self/fd" and number <= 2: continue
+        try: os.write(os.open(path, os.O_WRONLY), b'{"exit-code": 42}'); escaped(path)
+        except OSError: pass
+""",
+    "inherit what its supervisor is": """
+if os.getgroups() or os.getresuid() != (1000,) * 3 or os.getresgid() != (1000,) * 3: escaped("groups")
+if os.getsid(0) != os.getpid() or os.getsid(1) != 1 or os.umask(0) != 0o022: escaped("session, umask")
+if signal.pthread_sigmask(signal.SIG_BLOCK, ()): escaped("blocked signals")
+if libc.prctl(27, 0, 0, 0, 0) != 0 or libc.prctl(3, 0, 0, 0, 0) != 1: escaped("securebits, dumpable")
+""",
+}
+"""What an ordinary user's jobs can do, who are all that user: to themselves, and to what is his."""

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from scheduler.node.protocol import DeviceShare, RunSpec, RunState
-from tests.scheduler.node.escapes import ESCAPES, PRELUDE
+from tests.scheduler.node.escapes import ESCAPES, ESCAPES_WHERE_ROOT_MAKES_THE_SANDBOX, PRELUDE
 from tests.scheduler.node.harness import Node, a_machine, await_line
 
 pytestmark = pytest.mark.slow
@@ -91,11 +91,23 @@ def town() -> Iterator[Town]:
 
 @pytest.mark.parametrize("attempt", ESCAPES, ids=lambda name: name.replace(" ", "-"))
 def test_a_tenant_cannot(town: Town, attempt: str) -> None:
+    _holds(town, ESCAPES[attempt])
+
+
+@pytest.mark.usefixtures("root")
+@pytest.mark.parametrize(
+    "attempt", ESCAPES_WHERE_ROOT_MAKES_THE_SANDBOX, ids=lambda name: name.replace(" ", "-")
+)
+def test_a_tenant_of_roots_cannot(town: Town, attempt: str) -> None:
+    _holds(town, ESCAPES_WHERE_ROOT_MAKES_THE_SANDBOX[attempt])
+
+
+def _holds(town: Town, attempt: str) -> None:
     node = town.node
     spec = node.spec(
         "python",
         "-c",
-        f"{PRELUDE}\n{ESCAPES[attempt]}\nprint('held')",
+        f"{PRELUDE}\n{attempt}\nprint('held')",
         environment="python",
         env=town.targets,
         devices=(DeviceShare(1),),
@@ -103,7 +115,7 @@ def test_a_tenant_cannot(town: Town, attempt: str) -> None:
     )
     status = node.run(spec)
     log = Path(spec.log).read_text()
-    assert (status.exit_code, log) == (0, "held\n"), (attempt, status, log)
+    assert (status.exit_code, log) == (0, "held\n"), (status, log)
     assert node.status(town.victim).state is RunState.RUNNING
     assert (Path(town.victim.workspace) / "file").read_text() == "mine\n"
     del node.desired[spec.run_id]
