@@ -120,6 +120,27 @@ def test_a_file_that_is_not_executable_is_named(node: Node) -> None:
     assert "/etc/passwd" in status.reason
 
 
+def test_a_program_is_looked_for_and_run_as_a_shell_does(machine: Machine) -> None:
+    tools = machine.folder / "tools"
+    (tools / "folder").mkdir(parents=True)
+    (tools / "unmarked").write_text('echo "ran $1"\n')
+    (tools / "unmarked").chmod(0o755)
+    (tools / "lost").write_text("#!/no/such/interpreter\n")
+    (tools / "lost").chmod(0o755)
+    (tools / "closed").write_text("#!/bin/sh\n")
+    machine.folder.chmod(0o755)
+    software = {
+        "mounts": [{"source": str(tools), "target": "/opt/tools"}],
+        "path": ["/opt/nowhere", "/opt/tools"],
+    }
+    node = machine.node(environments={"e": software})
+    spec = node.spec("unmarked", "twice", environment="e")
+    assert (node.run(spec).exit_code, Path(spec.log).read_text()) == (0, "ran twice\n")
+    for program, code in (("lost", 127), ("closed", 126), ("/opt/tools/folder", 126), ("absent", 127)):
+        status = node.run(node.spec(program, environment="e"))
+        assert (status.exit_code, program in status.reason) == (code, True), program
+
+
 def test_a_program_is_not_taken_for_missing_because_it_says_so(node: Node) -> None:
     status, _ = node.sh("echo '/bin/sh: No such file or directory'; exit 1")
     assert (status.exit_code, status.end_reason) == (1, EndReason.EXITED)
