@@ -91,7 +91,7 @@ _DEVICE_LINKS = (
     ("ptmx", "pts/ptmx"),
 )
 _LACKS = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
-"""No program can be started for now, whichever it is."""
+"""Whichever program it is, none can be started while this lasts."""
 
 _TERMINALS = "newinstance,ptmxmode=0666,mode=0620,max=64"
 """A job's own terminals: without a bound one job could open all that the machine has (kernel.pty.max)."""
