@@ -59,7 +59,7 @@ def enclosed(view: View, status_fd: int) -> Iterator[Launch]:
         shown = list(_shown(view))
         if len(shown) > (most := DESCRIPTORS_MAX - _DESCRIPTORS_OF_OURS - len(joins)):
             raise StartFailed(why=f"A sandbox can show at most {most} folders and files.")
-        mounts = [keep(_copy(source, place, opening)) for source, place, opening in shown]
+        mounts = [keep(_copy(source, opening)) for source, _, opening in shown]
         devices = [file.removeprefix(_DEVICES) for file in view.device_files if file.startswith(_DEVICES)]
         request = (
             (list(view.argv), view.env, JOB_HOME),
@@ -83,8 +83,8 @@ def _shown(view: View) -> Iterator[tuple[str, str, dict[str, bool]]]:
         yield f"/proc/self/fd/{directory}", place, {"writable": True}
 
 
-def _copy(source: str, place: str, opening: dict[str, bool]) -> int:
+def _copy(source: str, opening: dict[str, bool]) -> int:
     try:
         return detached(source, **opening)
     except FileNotFoundError as error:
-        raise MissingHere(why=f"{place} is not whole on this node: {source} is not there.") from error
+        raise MissingHere(why=f"{source}, which the job is to see, is not there on this node.") from error
