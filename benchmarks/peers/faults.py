@@ -39,7 +39,7 @@ PARTS: Final = (
 
 _BELOW: Final = {
     "courier": ("controller", "scheduler.ray.courier"),
-    "nursery": ("supervisor", "scheduler/node/becoming.py"),
+    "nursery": ("supervisor", "hub-nursery"),
 }
 """Whose child a part is, and how it is known."""
 

@@ -1,7 +1,7 @@
 """The nursery: a small program that makes the first process of each job, so that the supervisor need not copy itself.
 
-Run by file, without the hub's packages and without most of Python's, because every page it has is copied for each job.
-It is asked by the supervisor over its standard input and answers with the pid of a new process, which is the
+Run without most of Python's packages and with none of the hub's but `room.py`, because every page it has is copied for
+each job. It is asked by the supervisor over its standard input and answers with the pid of a new process, which is the
 supervisor's child, not this program's (CLONE_PARENT): the supervisor waits for it, and it dies with the supervisor. The
 new process waits for a word at its gate, reads itself what it is to become, so that this program never holds anything
 of a tenant's, and then
@@ -24,11 +24,12 @@ import gc
 import marshal
 import os
 import resource
-import stat
+
+from scheduler.node.room import LIBC, check, furnish, make_room, tell
 
 TYPE_CHECKING = False  # typing itself would be a third of this program's memory
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     Room = tuple[str, str, list[str], list[str]]
     """What every sandbox shows as /etc, an empty directory for the tree, and what else the tree has: folders, files."""
@@ -54,8 +55,8 @@ DESCRIPTORS_MAX = 250
 FIRST_DESCRIPTOR = 300
 """A plain request's descriptors get this number and the following ones in the new process; all others are closed."""
 
-INIT_NAME = b"hub-init"
-"""What the first process of a sandbox is called: it has this program's command line to begin with."""
+_NURSERY, _INIT = b"hub-nursery", b"hub-init"
+"""What this program and the first process of a sandbox are called, in place of Python's command line."""
 
 ROOM_BYTES_MAX = 1 << 20
 ANSWER_BYTES = 8
@@ -69,38 +70,16 @@ _NO_CAPABILITIES = b"\x22\x05\x08\x20" + bytes(4), bytes(24)
 _CLONE_PARENT, _CLONE_NEWNS, _CLONE_NEWCGROUP = 0x8000, 0x20000, 0x2000000
 _CLONE_NEWUTS, _CLONE_NEWIPC, _CLONE_NEWUSER = 0x4000000, 0x8000000, 0x10000000
 _CLONE_NEWPID, _CLONE_NEWNET = 0x20000000, 0x40000000
-_MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 2, 4, 8
-_MS_BIND, _MS_MOVE, _MS_REC, _MS_PRIVATE = 0x1000, 0x2000, 0x4000, 0x40000
-_MNT_DETACH = 2
-_AT_FDCWD, _AT_RECURSIVE = -100, 0x8000
-_MOVE_MOUNT_F_EMPTY_PATH, _MOVE_MOUNT_T_SYMLINKS = 4, 16
-_MOUNT_ATTR_RDONLY, _MOUNT_ATTR_NOSUID, _MOUNT_ATTR_NODEV = 1, 2, 4
 _SIOCSIFFLAGS = 0x8914
 _LOOPBACK_UP = b"lo".ljust(16, b"\0") + (0x41).to_bytes(2, "little") + bytes(22)  # an `ifreq`
 _POLLIN = 1
 
-_TREE = ("usr", "etc", "proc", "dev", "tmp", "job", "checkpoints", "run/secrets")
-_LINKS = (("usr/bin", "bin"), ("usr/sbin", "sbin"), ("usr/lib", "lib"), ("usr/lib64", "lib64"))
-_DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
-_DEVICE_LINKS = (
-    ("stdin", "/proc/self/fd/0"),
-    ("stdout", "/proc/self/fd/1"),
-    ("stderr", "/proc/self/fd/2"),
-    ("fd", "/proc/self/fd"),
-    ("core", "/proc/kcore"),
-    ("ptmx", "pts/ptmx"),
-)
 _LACKS = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 """Whichever program it is, none can be started while this lasts."""
 
-_TERMINALS = "newinstance,ptmxmode=0666,mode=0620,max=64"
-"""A job's own terminals: without a bound one job could open all that the machine has (kernel.pty.max)."""
-
 _SYS_CLONE = {"x86_64": 56, "aarch64": 220}[os.uname().machine]
-_SYS_MOVE_MOUNT, _SYS_CLOSE_RANGE, _SYS_MOUNT_SETATTR = 429, 436, 442
-"""These three have the same number everywhere."""
-
-_LIBC = ctypes.CDLL(None, use_errno=True)
+_SYS_CLOSE_RANGE = 436
+"""The same number everywhere."""
 
 
 class _Nursery:
@@ -109,25 +88,33 @@ class _Nursery:
     def __init__(self, room: Room | None) -> None:
         self.supervisor = os.pidfd_open(os.getppid())
         self.encloses = room is not None
-        self.command_line = _command_line()
         self.trouble = ""
+        self._command_line = _command_line()
+        self.be_called(_NURSERY)
         _end_with(self.supervisor)
         _prepare()
         try:
             if room is not None:
-                _make_room(*room)
+                make_room(*room)
         except OSError as error:
             self.trouble = f"mount: {error}\n"
+
+    def be_called(self, name: bytes) -> None:
+        """Have this process shown by that name."""
+        start, length = self._command_line
+        ctypes.memmove(start, name.ljust(length, b"\0")[:length], length)
+        LIBC.prctl(_PR_SET_NAME, name, 0, 0, 0)
 
     def make(self) -> int:
         """Make a process; zero in it. Below zero: the number of the error."""
         apart = _CLONE_NEWPID | _CLONE_NEWNS if self.encloses and not self.trouble else 0
-        pid = _LIBC.syscall(_SYS_CLONE, _CLONE_PARENT | apart | _signal.SIGCHLD, 0, 0, 0, 0)
+        pid = LIBC.syscall(_SYS_CLONE, _CLONE_PARENT | apart | _signal.SIGCHLD, 0, 0, 0, 0)
         return int(pid) if pid >= 0 else -ctypes.get_errno()
 
 
-def serve(line: _socket.socket) -> None:
+def serve() -> None:
     """Answer requests until the supervisor hangs up. The first message says what is in the room, if there is one."""
+    line = _socket.socket(fileno=0)
     described = line.recv(ROOM_BYTES_MAX)
     if not described:
         return
@@ -223,11 +210,11 @@ def _enclosing(nursery: _Nursery, request: Enclosed, passed: list[int], pid: byt
         ("start", lambda: _detach("/")),
         ("cgroup", lambda: _join(joined)),
         ("namespace", lambda: _separate(entered, hostname, alone=not is_hosts)),
-        ("mount", lambda: _furnish(list(zip(mounts, places, strict=True)), devices, *sizes)),
-        ("secrets", lambda: _tell(secrets, uid)),
+        ("mount", lambda: furnish(list(zip(mounts, places, strict=True)), devices, *sizes)),
+        ("secrets", lambda: tell(secrets, uid)),
         ("limit", lambda: _limit(limits)),
         ("uid", lambda: _change_uid(uid)),
-        ("user namespace", lambda: _be_called(inside, uid)),
+        ("user namespace", lambda: _have_number(inside, uid)),
         ("privileges", _drop_privileges),
         ("parent", lambda: _end_with(nursery.supervisor)),
         ("filter", lambda: _filter(banned)),
@@ -237,9 +224,9 @@ def _enclosing(nursery: _Nursery, request: Enclosed, passed: list[int], pid: byt
 
 def _end_with(supervisor: int) -> None:
     """Die when the supervisor does, which whoever changes identity must ask for again."""
-    _check(_LIBC.prctl(_PR_SET_PDEATHSIG, _signal.SIGKILL, 0, 0, 0))
+    check(LIBC.prctl(_PR_SET_PDEATHSIG, _signal.SIGKILL, 0, 0, 0))
     asked = supervisor.to_bytes(4, "little") + _POLLIN.to_bytes(2, "little") + bytes(2)
-    if _LIBC.poll(ctypes.create_string_buffer(asked, len(asked)), 1, 0) != 0:
+    if LIBC.poll(ctypes.create_string_buffer(asked, len(asked)), 1, 0) != 0:
         os._exit(FAILED)
 
 
@@ -265,115 +252,21 @@ def _join(files: Sequence[int]) -> None:
 
 def _enter(namespaces: Sequence[int]) -> None:
     for file in namespaces:
-        _check(_LIBC.setns(file, 0))
+        check(LIBC.setns(file, 0))
         os.close(file)
 
 
 def _separate(entered: Sequence[int], hostname: str, *, alone: bool) -> None:
     """Namespaces of its own, or entered; the cgroup one begins where it is now."""
     network = _CLONE_NEWNET if alone and not entered else 0
-    _check(_LIBC.unshare(_CLONE_NEWIPC | _CLONE_NEWUTS | _CLONE_NEWCGROUP | network))
+    check(LIBC.unshare(_CLONE_NEWIPC | _CLONE_NEWUTS | _CLONE_NEWCGROUP | network))
     _enter(entered)
     name = hostname.encode()
-    _check(_LIBC.sethostname(name, len(name)))
+    check(LIBC.sethostname(name, len(name)))
     if network:
         interfaces = _socket.socket(_socket.AF_INET, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC)
-        _check(_LIBC.ioctl(interfaces.fileno(), _SIOCSIFFLAGS, _LOOPBACK_UP))
+        check(LIBC.ioctl(interfaces.fileno(), _SIOCSIFFLAGS, _LOOPBACK_UP))
         interfaces.close()
-
-
-def _make_room(etc: str, tree: str, folders: Sequence[str], files: Sequence[str]) -> None:
-    """Leave the host: from here on the root is a read-only tree with nothing of it but /usr."""
-    _check(_LIBC.unshare(_CLONE_NEWNS))
-    _mount("none", "/", _MS_REC | _MS_PRIVATE)
-    _mount("tmpfs", tree, _MS_NOSUID | _MS_NODEV, "tmpfs", "mode=0755,size=4m")
-    for folder in _TREE:
-        os.makedirs(f"{tree}/{folder}")  # noqa: PTH103 - pathlib is not here
-    for target, link in _LINKS:
-        os.symlink(target, f"{tree}/{link}")  # noqa: PTH211 - the same
-    for source, place in (("/usr", "usr"), (etc, "etc")):
-        _mount(source, f"{tree}/{place}", _MS_BIND | _MS_REC)
-        _make_read_only(f"{tree}/{place}", _AT_RECURSIVE, _MOUNT_ATTR_NOSUID | _MOUNT_ATTR_NODEV)
-    _make_devices(f"{tree}/dev", ())
-    _make_read_only(f"{tree}/dev", _AT_RECURSIVE)
-    os.chdir(tree)
-    _check(_LIBC.pivot_root(b".", b"."), tree)
-    _check(_LIBC.umount2(b".", _MNT_DETACH))
-    os.chdir("/")
-    for path in (*folders, *files):  # now, when no link and no `..` leads out any more
-        _make_place(path, is_file=path in files)
-    _make_read_only("/")
-
-
-def _make_place(path: str, *, is_file: bool) -> None:
-    """An empty place to mount to; where none can be made, the job that needs it hears of it."""
-    try:
-        os.makedirs(os.path.dirname(path) if is_file else path, exist_ok=True)  # noqa: PTH103, PTH120
-        if is_file:
-            _make_empty(path)
-    except OSError:
-        pass
-
-
-def _furnish(mounts: Sequence[tuple[int, str]], shown: Sequence[str], tmp_bytes: int, shm_bytes: int) -> None:
-    """What a job has for itself, in the room that it shares with nobody any more."""
-    flags = _MS_NOSUID | _MS_NODEV
-    _mount("proc", "/proc", flags | _MS_NOEXEC, "proc")
-    if shown:
-        _make_devices("/tmp", shown)  # noqa: S108 - a place where the devices of the room are still seen
-        _mount("/tmp", "/dev", _MS_MOVE)  # noqa: S108 - the same
-    _mount("devpts", "/dev/pts", _MS_NOSUID | _MS_NOEXEC, "devpts", _TERMINALS)
-    _mount("tmpfs", "/dev/shm", flags, "tmpfs", f"mode=1777,size={shm_bytes}")  # noqa: S108 - its own
-    _mount("tmpfs", "/tmp", flags, "tmpfs", f"mode=1777,size={tmp_bytes}")  # noqa: S108 - its own
-    for mount, place in mounts:
-        if place.startswith("/tmp/"):  # noqa: S108 - which hides what the room has there
-            _make_place(place, is_file=not stat.S_ISDIR(os.fstat(mount).st_mode))
-        where = os.fsencode(place)
-        how = _MOVE_MOUNT_F_EMPTY_PATH | _MOVE_MOUNT_T_SYMLINKS
-        _check(_LIBC.syscall(_SYS_MOVE_MOUNT, mount, b"", _AT_FDCWD, where, how), place)
-    if shown:
-        _make_read_only("/dev")
-
-
-def _tell(secrets: Mapping[str, str], uid: int) -> None:
-    """Files that only the job reads, in memory, and nobody changes."""
-    if not secrets:
-        return
-    _mount("tmpfs", "/run/secrets", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC, "tmpfs", "mode=0755,size=4m")
-    for name, value in secrets.items():
-        file = os.open(f"/run/secrets/{name}", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o400)
-        rest = value.encode()
-        while rest:
-            rest = rest[os.write(file, rest) :]
-        os.fchown(file, uid, uid)
-        os.close(file)
-    _make_read_only("/run/secrets")
-
-
-def _make_devices(place: str, shown: Sequence[str]) -> None:
-    """A /dev with what every program expects, and places for device files."""
-    _mount("tmpfs", place, _MS_NOSUID | _MS_NOEXEC, "tmpfs", "mode=0755,size=1m,nr_inodes=1024")
-    for name in _DEVICES:
-        _make_device(f"/dev/{name}", f"{place}/{name}")
-    for name, target in _DEVICE_LINKS:
-        os.symlink(target, f"{place}/{name}")  # noqa: PTH211 - pathlib is not here
-    for path in set(shown) - set(_DEVICES):
-        _make_place(f"{place}/{path}", is_file=True)
-    os.mkdir(f"{place}/shm")  # noqa: PTH102 - the same
-    os.mkdir(f"{place}/pts")  # noqa: PTH102 - the same
-
-
-def _make_device(host: str, path: str) -> None:
-    try:
-        os.mknod(path, stat.S_IFCHR, os.stat(host).st_rdev)  # noqa: PTH116 - the same
-        os.chmod(path, 0o666)  # noqa: PTH101, S103 - the same; and they are everybody's
-    except PermissionError:  # root of a container, who can only show the host's
-        _make_empty(path)
-        _mount(host, path, _MS_BIND)
-
-
-def _make_empty(path: str) -> None:
-    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644))
 
 
 def _limit(limits: Sequence[tuple[int, int]]) -> None:
@@ -388,29 +281,29 @@ def _change_uid(uid: int | None) -> None:
         os.setresuid(uid, uid, uid)
 
 
-def _be_called(inside: int, uid: int) -> None:
+def _have_number(inside: int, uid: int) -> None:
     """A user namespace that knows one user, by another number."""
-    _check(_LIBC.unshare(_CLONE_NEWUSER))
+    check(LIBC.unshare(_CLONE_NEWUSER))
     # Who has changed his identity owns his files in /proc only while others could look into him; there are none yet.
-    _check(_LIBC.prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0))
+    check(LIBC.prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0))
     known = f"{inside} {uid} 1"
     for name, text in (("setgroups", "deny"), ("gid_map", known), ("uid_map", known)):
         file = os.open(f"/proc/self/{name}", os.O_WRONLY | os.O_CLOEXEC)
         os.write(file, text.encode())
         os.close(file)
-    _check(_LIBC.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0))
+    check(LIBC.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0))
 
 
 def _drop_privileges() -> None:
     """Nothing of what its user namespace has given it, for ever."""
     _drop_bounds()
-    _check(_LIBC.capset(*_NO_CAPABILITIES))
-    _check(_LIBC.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+    check(LIBC.capset(*_NO_CAPABILITIES))
+    check(LIBC.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
 
 
 def _drop_bounds() -> None:
     for capability in range(_CAPABILITIES):
-        if _LIBC.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0) != 0:
+        if LIBC.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0) != 0:
             return  # the kernel knows no more
 
 
@@ -422,16 +315,14 @@ class _Program(ctypes.Structure):
 
 def _filter(instructions: bytes) -> None:
     program = _Program(len(instructions) // 8, instructions)
-    _check(_LIBC.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(program), 0, 0))
+    check(LIBC.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(program), 0, 0))
 
 
 def _be_first(nursery: _Nursery, program: Program, status: int, pid: bytes) -> None:
     """Start the job's program, bury who has lost his parent, and say in bubblewrap's words how the program ended."""
-    start, length = nursery.command_line
-    ctypes.memmove(start, INIT_NAME.ljust(length, b"\0")[:length], length)
-    _LIBC.prctl(_PR_SET_NAME, INIT_NAME, 0, 0, 0)
+    nursery.be_called(_INIT)
     os.dup2(status, 3, inheritable=False)
-    _check(_LIBC.syscall(_SYS_CLOSE_RANGE, 4, ctypes.c_uint(0xFFFFFFFF), 0))
+    check(LIBC.syscall(_SYS_CLOSE_RANGE, 4, ctypes.c_uint(0xFFFFFFFF), 0))
     os.write(3, b'{"child-pid": %b}\n' % pid)
     argv, env, directory = program
     os.chdir(directory)
@@ -474,26 +365,3 @@ def _command_line() -> tuple[int, int]:
     os.close(file)
     start, end = int(fields[45]), int(fields[46])
     return start, end - start
-
-
-def _mount(source: str, target: str, flags: int, kind: str | None = None, options: str | None = None) -> None:
-    named = None if kind is None else kind.encode()
-    said = None if options is None else options.encode()
-    done = _LIBC.mount(os.fsencode(source), os.fsencode(target), named, ctypes.c_ulong(flags), said)
-    _check(done, target if kind else source)
-
-
-def _make_read_only(path: str, flags: int = 0, also: int = 0) -> None:
-    attributes = (_MOUNT_ATTR_RDONLY | also).to_bytes(8, "little") + bytes(24)
-    where = os.fsencode(path)
-    _check(_LIBC.syscall(_SYS_MOUNT_SETATTR, _AT_FDCWD, where, flags, attributes, len(attributes)), path)
-
-
-def _check(result: int, path: str | None = None) -> None:
-    if result != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), path)
-
-
-if __name__ == "__main__":
-    serve(_socket.socket(fileno=0))

@@ -25,6 +25,13 @@ _PATIENCE_S: Final = 3.0
 
 _ASKING: Final = b"?"
 
+_PROGRAM: Final = "import sys; sys.path.append(sys.argv[1]); from scheduler.node.becoming import serve; serve()"
+"""Not run by its file: what is compiled at the start leaves holes in the memory that every process is a copy of."""
+
+_HUB: Final = str(Path(becoming.__file__).parents[2])
+_ENVIRONMENT: Final = {"LD_BIND_NOW": "1"}
+"""Each function is looked for once, and not by every process anew that calls it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Room:
@@ -114,10 +121,10 @@ class Nursery:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._process = subprocess.Popen(
-                (sys.executable, "-I", "-S", becoming.__file__),
+                (sys.executable, "-I", "-S", "-c", _PROGRAM, _HUB),
                 stdin=theirs.fileno(),
                 cwd="/",
-                env={},
+                env=_ENVIRONMENT,
                 start_new_session=True,
             )
         ours.settimeout(_PATIENCE_S)

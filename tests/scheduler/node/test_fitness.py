@@ -119,7 +119,7 @@ def test_a_node_without_descriptors_says_so_and_takes_runs_again_when_it_has_som
 def test_a_helper_that_does_not_answer_costs_no_job_anything(node: Node) -> None:
     assert node.process is not None
     (helper,) = [
-        child for child in psutil.Process(node.process.pid).children() if "becoming.py" in words(child)
+        child for child in psutil.Process(node.process.pid).children() if "hub-nursery" in words(child)
     ]
     helper.send_signal(signal.SIGSTOP)
     with _line(node) as line:

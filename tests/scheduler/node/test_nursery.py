@@ -23,7 +23,7 @@ def test_a_job_is_a_child_of_its_supervisor_and_outlives_the_helper_that_made_it
     assert node.process is not None
     spec = node.begin(node.spec("/bin/sh", "-c", "echo ready; while :; do sleep 0.1; done"))
     await_line(spec, "ready")
-    (helper,) = [pid for pid in _children(node.process.pid) if "becoming.py" in words(psutil.Process(pid))]
+    (helper,) = [pid for pid in _children(node.process.pid) if "hub-nursery" in words(psutil.Process(pid))]
     assert len(_children(node.process.pid)) == 2
     psutil.Process(helper).kill()
     status, said = node.sh("echo again")
