@@ -3,15 +3,16 @@
 Run without most of Python's packages and with none of the hub's but `room.py`, because every page it has is copied for
 each job. It is asked by the supervisor over its standard input and answers with the pid of a new process, which is the
 supervisor's child, not this program's (CLONE_PARENT): the supervisor waits for it, and it dies with the supervisor. The
-new process waits for a word at its gate, reads itself what it is to become, so that this program never holds anything
-of a tenant's, and then
+new process has a line of its own to the supervisor, over which it is told what to become, so that this program never
+holds anything of a tenant's. It does what all have in common, waits there, and then
 
 - becomes another program (a job without a sandbox, or bubblewrap for an ordinary user's), or
 - where root has given this program a `Room`, becomes the first process of a sandbox, starts the job's program in it and
   says how that ended. It is made in process and mount namespaces of its own, whose root is the room: a directory tree
   with /usr and the few files of /etc that every job sees. This program lives there, too, and has nothing of the host.
 
-Whatever fails in a new process is said on its standard error, which is the job's log, and ends it.
+One that is made ahead of its run takes the same steps as one that is made for it; it only waits longer at its line.
+Whatever fails in a new process is said on the run's log, and ends it.
 """
 
 from __future__ import annotations
@@ -25,25 +26,25 @@ import marshal
 import os
 import resource
 
-from scheduler.node.room import LIBC, check, furnish, make_room, tell
+from scheduler.node.room import LIBC, attach, check, furnish, make_room, tell
 
 TYPE_CHECKING = False  # typing itself would be a third of this program's memory
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
-    Room = tuple[str, str, list[str], list[str]]
-    """What every sandbox shows as /etc, an empty directory for the tree, and what else the tree has: folders, files."""
+    Room = tuple[tuple[str, str, list[str], list[str]], str, tuple[int, int]]
+    """What every sandbox shows as /etc, an empty directory for the tree, and what else the tree has (folders, files);
+    the host's name inside; bytes of /tmp and of /dev/shm."""
     Plain = tuple[list[str], dict[str, str], str, list[str], list[str], list[tuple[int, int]], int | None]
     Program = tuple[list[str], dict[str, str], str]
     """Its words, its environment and its directory inside."""
-    Around = tuple[str, bool, int]
-    """The host's name inside, whether its network is the host's, and how many cgroups are joined."""
-    Furniture = tuple[list[str], list[str], tuple[int, int], dict[str, str]]
-    """Places of the mounts that go with it, device files below /dev, bytes of /tmp and of /dev/shm, secrets."""
+    Furniture = tuple[list[str], list[str], dict[str, str]]
+    """Places of the mounts that go with it, device files below /dev, secrets."""
     Bounds = tuple[list[tuple[int, int]], int, int, bytes]
     """Resource limits, the uid outside and inside, and the filter of system calls."""
-    Enclosed = tuple[Program, Around, Furniture, Bounds]
-    Steps = tuple[tuple[str, Callable[[], object]], ...]
+    Enclosed = tuple[Program, int, Furniture, Bounds]
+    """The number is how many cgroups are joined."""
+    Steps = Iterator[tuple[str, Callable[[], object]]]
 
 FAILED = 1
 NOT_FOUND = 127
@@ -52,13 +53,22 @@ NOT_EXECUTABLE = 126
 DESCRIPTORS_MAX = 250
 """So many can travel with a request."""
 
+AT_ONCE, AHEAD = b"?", b"+"
+"""What this program is asked: to make a process for a run that waits for it, or one that will wait for a run."""
+
+READY = b"!"
+"""What a process made ahead says when nothing is left to do but what its run decides."""
+
 FIRST_DESCRIPTOR = 300
 """A plain request's descriptors get this number and the following ones in the new process; all others are closed."""
 
-_NURSERY, _INIT = b"hub-nursery", b"hub-init"
-"""What this program and the first process of a sandbox are called, in place of Python's command line."""
+_NURSERY, _READY, _INIT = b"hub-nursery", b"hub-ready", b"hub-init"
+"""What this program, a process that waits for its run, and the first one of a sandbox are called in place of Python's
+command line."""
 
 ROOM_BYTES_MAX = 1 << 20
+_MESSAGE_BYTES = 16
+"""More than what is asked for, or a pid, has in letters."""
 ANSWER_BYTES = 8
 
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NAME = 1, 4, 15
@@ -87,7 +97,7 @@ class _Nursery:
 
     def __init__(self, room: Room | None) -> None:
         self.supervisor = os.pidfd_open(os.getppid())
-        self.encloses = room is not None
+        self.room = room
         self.trouble = ""
         self._command_line = _command_line()
         self.be_called(_NURSERY)
@@ -95,7 +105,7 @@ class _Nursery:
         _prepare()
         try:
             if room is not None:
-                make_room(*room)
+                make_room(*room[0])
         except OSError as error:
             self.trouble = f"mount: {error}\n"
 
@@ -107,7 +117,7 @@ class _Nursery:
 
     def make(self) -> int:
         """Make a process; zero in it. Below zero: the number of the error."""
-        apart = _CLONE_NEWPID | _CLONE_NEWNS if self.encloses and not self.trouble else 0
+        apart = _CLONE_NEWPID | _CLONE_NEWNS if self.room is not None and not self.trouble else 0
         pid = LIBC.syscall(_SYS_CLONE, _CLONE_PARENT | apart | _signal.SIGCHLD, 0, 0, 0, 0)
         return int(pid) if pid >= 0 else -ctypes.get_errno()
 
@@ -120,15 +130,14 @@ def serve() -> None:
         return
     nursery = _Nursery(marshal.loads(described))  # noqa: S302 - written by the supervisor
     while True:
-        descriptors = _receive(line)
-        if not descriptors:
+        asked, own = _receive(line)
+        if not own:
             return
         pid = nursery.make()
         if pid == 0:
-            _begin(nursery, descriptors)
+            _live(nursery, *own, ahead=asked == AHEAD)
         line.sendall(pid.to_bytes(ANSWER_BYTES, "little", signed=True))
-        for descriptor in descriptors:
-            os.close(descriptor)
+        os.close(*own)
         if nursery.trouble:
             return  # the next one may have more luck
 
@@ -149,77 +158,99 @@ def _prepare() -> None:
     gc.freeze()
 
 
-def _receive(line: _socket.socket) -> list[int]:
-    """The descriptors of one request; none when the supervisor has hung up."""
+def _receive(line: _socket.socket) -> tuple[bytes, list[int]]:
+    """A message and its descriptors; neither when the supervisor has hung up."""
     room = _socket.CMSG_SPACE(4 * (DESCRIPTORS_MAX + 3))
-    _, ancillary, _, _ = line.recvmsg(1, room, _socket.MSG_CMSG_CLOEXEC)
+    said, ancillary, _, _ = line.recvmsg(_MESSAGE_BYTES, room, _socket.MSG_CMSG_CLOEXEC)
     descriptors = []
     for level, kind, raw in ancillary:
         if level == _socket.SOL_SOCKET and kind == _socket.SCM_RIGHTS:
             whole = memoryview(raw)[: len(raw) // 4 * 4]
             descriptors += whole.cast("i").tolist()
-    return descriptors
+    return said, descriptors
 
 
-def _begin(nursery: _Nursery, descriptors: list[int]) -> None:
-    """In the new process: become what the request says; never returns."""
-    step = "start"
+def _live(nursery: _Nursery, own: int, *, ahead: bool) -> None:
+    """In the new process: prepare, wait for a run, become what it says; never returns."""
     try:
-        gate, output, asked, *passed = descriptors
+        line = _socket.socket(fileno=own)
+        trouble = nursery.trouble or _take(_preparing(nursery))
+        if ahead:
+            if trouble:
+                return  # it is no use to anybody; one made at once will say why
+            nursery.be_called(_READY)
+            line.sendall(READY)
+        pid, descriptors = _receive(line)
+        if not descriptors:
+            return  # the supervisor never heard of us, or is done
+        output, asked, *passed = descriptors
         os.dup2(output, 1)
         os.dup2(output, 2)
-        pid = os.read(gate, 16)
-        if not pid:
-            os._exit(FAILED)  # the supervisor never heard of us
-        if nursery.trouble:
-            os.write(2, nursery.trouble.encode())
-            os._exit(FAILED)
-        request = marshal.loads(os.pread(asked, os.fstat(asked).st_size, 0))  # noqa: S302 - the supervisor's
-        steps = _enclosing if nursery.encloses else _becoming
-        for name, act in steps(nursery, request, passed, pid):
+        os.write(2, (trouble or _take(_asked_for(nursery, asked, passed, pid))).encode())
+    finally:
+        os._exit(FAILED)
+
+
+def _take(steps: Steps) -> str:
+    """Take one step after the other; what failed, else empty."""
+    step = "start"
+    try:
+        for name, act in steps:
             step = name
             act()
     except BaseException as error:  # noqa: BLE001 - whatever it was, it is said
-        os.write(2, f"{step}: {error}\n".encode())
-    os._exit(FAILED)
+        return f"{step}: {error}\n"
+    return ""
 
 
-def _becoming(nursery: _Nursery, request: Plain, passed: list[int], _: bytes) -> Steps:
+def _asked_for(nursery: _Nursery, asked: int, passed: list[int], pid: bytes) -> Steps:
+    request = marshal.loads(os.pread(asked, os.fstat(asked).st_size, 0))  # noqa: S302 - the supervisor's
+    if nursery.room is None:
+        yield from _becoming(nursery, request, passed)
+    else:
+        yield from _enclosing(nursery, request, passed, pid)
+
+
+def _preparing(nursery: _Nursery) -> Steps:
+    """What sandboxes have in common."""
+    if nursery.room is not None:
+        _, hostname, sizes = nursery.room
+        yield "parent", lambda: _end_with(nursery.supervisor)
+        yield "start", lambda: _detach("/")
+        yield "namespace", lambda: _separate(hostname)
+        yield "network", _be_alone
+        yield "mount", lambda: furnish(*sizes)
+
+
+def _becoming(nursery: _Nursery, request: Plain, passed: list[int]) -> Steps:
     argv, env, directory, joins, namespaces, limits, uid = request
-    return (
-        ("parent", lambda: _end_with(nursery.supervisor)),
-        ("start", lambda: _detach(directory)),
-        ("cgroup", lambda: _join([os.open(path, os.O_WRONLY | os.O_CLOEXEC) for path in joins])),
-        ("namespace", lambda: _enter([os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path in namespaces])),
-        ("limit", lambda: _limit(limits)),
-        ("uid", lambda: _change_uid(uid)),
-        ("parent", lambda: _end_with(nursery.supervisor)),
-        ("start", lambda: _keep(passed)),
-        ("program", lambda: os.execve(argv[0], argv, env)),  # noqa: S606 - that is its whole purpose
-    )
+    yield "parent", lambda: _end_with(nursery.supervisor)
+    yield "start", lambda: _detach(directory)
+    yield "cgroup", lambda: _join([os.open(path, os.O_WRONLY | os.O_CLOEXEC) for path in joins])
+    yield "namespace", lambda: _enter([os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path in namespaces])
+    yield "limit", lambda: _limit(limits)
+    yield "uid", lambda: _change_uid(uid)
+    yield "parent", lambda: _end_with(nursery.supervisor)
+    yield "start", lambda: _keep(passed)
+    yield "program", lambda: os.execve(argv[0], argv, env)  # noqa: S606 - that is its whole purpose
 
 
 def _enclosing(nursery: _Nursery, request: Enclosed, passed: list[int], pid: bytes) -> Steps:
-    program, (hostname, is_hosts, joins), (places, devices, sizes, secrets), bounds = request
-    limits, uid, inside, banned = bounds
+    program, joins, (places, devices, secrets), (limits, uid, inside, banned) = request
     status, *others = passed
     joined, entered = others[:joins], others[joins : len(others) - len(places)]
     mounts = others[len(others) - len(places) :]
-    return (
-        ("parent", lambda: _end_with(nursery.supervisor)),
-        ("start", lambda: _detach("/")),
-        ("cgroup", lambda: _join(joined)),
-        ("namespace", lambda: _separate(entered, hostname, alone=not is_hosts)),
-        ("mount", lambda: furnish(list(zip(mounts, places, strict=True)), devices, *sizes)),
-        ("secrets", lambda: tell(secrets, uid)),
-        ("limit", lambda: _limit(limits)),
-        ("uid", lambda: _change_uid(uid)),
-        ("user namespace", lambda: _have_number(inside, uid)),
-        ("privileges", _drop_privileges),
-        ("parent", lambda: _end_with(nursery.supervisor)),
-        ("filter", lambda: _filter(banned)),
-        ("program", lambda: _be_first(nursery, program, status, pid)),
-    )
+    yield "cgroup", lambda: _join(joined)
+    yield "namespace", lambda: _enter_with(entered)
+    yield "mount", lambda: attach(list(zip(mounts, places, strict=True)), devices)
+    yield "secrets", lambda: tell(secrets, uid)
+    yield "limit", lambda: _limit(limits)
+    yield "uid", lambda: _change_uid(uid)
+    yield "user namespace", lambda: _have_number(inside, uid)
+    yield "privileges", _drop_privileges
+    yield "parent", lambda: _end_with(nursery.supervisor)
+    yield "filter", lambda: _filter(banned)
+    yield "program", lambda: _be_first(nursery, program, status, pid)
 
 
 def _end_with(supervisor: int) -> None:
@@ -256,17 +287,25 @@ def _enter(namespaces: Sequence[int]) -> None:
         os.close(file)
 
 
-def _separate(entered: Sequence[int], hostname: str, *, alone: bool) -> None:
-    """Namespaces of its own, or entered; the cgroup one begins where it is now."""
-    network = _CLONE_NEWNET if alone and not entered else 0
-    check(LIBC.unshare(_CLONE_NEWIPC | _CLONE_NEWUTS | _CLONE_NEWCGROUP | network))
-    _enter(entered)
+def _separate(hostname: str) -> None:
+    """Namespaces of its own."""
+    check(LIBC.unshare(_CLONE_NEWIPC | _CLONE_NEWUTS))
     name = hostname.encode()
     check(LIBC.sethostname(name, len(name)))
-    if network:
-        interfaces = _socket.socket(_socket.AF_INET, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC)
-        check(LIBC.ioctl(interfaces.fileno(), _SIOCSIFFLAGS, _LOOPBACK_UP))
-        interfaces.close()
+
+
+def _be_alone() -> None:
+    """A network with nobody else, which a run's other one takes the place of."""
+    check(LIBC.unshare(_CLONE_NEWNET))
+    interfaces = _socket.socket(_socket.AF_INET, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC)
+    check(LIBC.ioctl(interfaces.fileno(), _SIOCSIFFLAGS, _LOOPBACK_UP))
+    interfaces.close()
+
+
+def _enter_with(entered: Sequence[int]) -> None:
+    """The run's network, if it has another; and a cgroup namespace, which begins where it is now."""
+    check(LIBC.unshare(_CLONE_NEWCGROUP))
+    _enter(entered)
 
 
 def _limit(limits: Sequence[tuple[int, int]]) -> None:

@@ -23,18 +23,27 @@ from scheduler.node.view import HOSTNAME, INSIDE_UID, RESOLVER, View, resource_l
 
 _DEVICES: Final = "/dev/"
 _DESCRIPTORS_OF_OURS: Final = 4
-"""Output, request, status and the network; the gate is the nursery's."""
+"""Output, request, status and the network."""
 
 
 def make_room(config: NodeConfig, etc: Path) -> Room:
-    """What all sandboxes of this node have in common: the places at which any job may be shown something."""
+    """What all sandboxes of this node have in common; places at which any job may be shown something are, too."""
     tree = Path(config.state_directory) / "tree"
     tree.mkdir(exist_ok=True)
     mounts = [mount for software in config.environments.values() for mount in software.mounts]
     files = [mount.target or mount.source for mount in mounts if Path(mount.source).is_file()]
     folders = [mount.target or mount.source for mount in mounts if not Path(mount.source).is_file()]
     devices = [file for device in config.devices for file in device.files if not file.startswith(_DEVICES)]
-    return Room(etc, tree, tuple(sorted({*folders})), tuple(sorted({*files, *devices})))
+    limits = config.limits
+    return Room(
+        etc=etc,
+        tree=tree,
+        folders=tuple(sorted({*folders})),
+        files=tuple(sorted({*files, *devices})),
+        hostname=HOSTNAME,
+        tmp_bytes=limits.tmp_bytes,
+        shm_bytes=limits.shm_bytes,
+    )
 
 
 @contextmanager
@@ -51,11 +60,9 @@ def enclosed(view: View, status_fd: int) -> Iterator[Launch]:
             return handle
 
         joins = [keep(os.open(path, os.O_WRONLY | os.O_CLOEXEC)) for path in view.cgroup_joins]
-        entered = [
-            keep(os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC))
-            for pid in (view.enter_pid,)
-            if pid is not None
-        ]
+        # By default a sandbox has a network with nobody else in it.
+        other = "self" if view.network is Network.HOST else view.enter_pid
+        entered = [keep(os.open(f"/proc/{other}/ns/net", os.O_RDONLY | os.O_CLOEXEC))] if other else []
         shown = list(_shown(view))
         if len(shown) > (most := DESCRIPTORS_MAX - _DESCRIPTORS_OF_OURS - len(joins)):
             raise StartFailed(why=f"A sandbox can show at most {most} folders and files.")
@@ -63,8 +70,8 @@ def enclosed(view: View, status_fd: int) -> Iterator[Launch]:
         devices = [file.removeprefix(_DEVICES) for file in view.device_files if file.startswith(_DEVICES)]
         request = (
             (list(view.argv), view.env, JOB_HOME),
-            (HOSTNAME, view.network is Network.HOST, len(joins)),
-            ([place for _, place, _ in shown], devices, (view.tmp_bytes, view.shm_bytes), view.secrets),
+            len(joins),
+            ([place for _, place, _ in shown], devices, view.secrets),
             (resource_limits(view), view.uid, INSIDE_UID, job_filter()),
         )
         yield Launch(request, (status_fd, *joins, *entered, *mounts))

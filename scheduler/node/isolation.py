@@ -140,7 +140,7 @@ def _trial(config: NodeConfig, etc: Path, uid: int | None, nursery: Nursery) -> 
         lent.callback(os.close, output)
         status = lent.enter_context(Path(os.devnull).open("wb"))
         launch = lent.enter_context(compose(view, status.fileno()))
-        trial = _Trial(nursery.start(launch, output), output)
+        trial = _Trial(nursery.start(launch, output, anew=True), output)
         lent.callback(trial.close)
         yield trial
 

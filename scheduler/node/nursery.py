@@ -1,29 +1,36 @@
 """The supervisor's side of the nursery (`becoming.py`): has processes made that become the first of a job.
 
 Forking the supervisor itself would copy its page tables for every job, and tear them down again; the nursery's are a
-tenth of them.
+tenth of them. A few are made ahead, in moments in which nothing is started, and wait at their lines for a run
+(docs/decisions/0038). They hold nothing of anybody's, are in no run's cgroup and count as no run; they do not need the
+helper that made them any more, and end with the supervisor.
 
 Invariant: a process of which the supervisor does not hear, because the nursery died, ends before it has begun: it
-waits at a gate that only the supervisor opens.
+waits at a line at whose other end only the supervisor is.
 """
 
+import asyncio
 import marshal
 import os
+import select
 import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from scheduler.node import becoming
+from scheduler.node.processes import kill_pidfd
 
 _PATIENCE_S: Final = 3.0
 """The supervisor stands still so long for a helper that does not answer; well below any lease."""
 
-_ASKING: Final = b"?"
+_REST_S: Final = 0.015
+"""Nothing was started for so long: time to make some ahead. Starts that come together follow one another faster."""
 
 _PROGRAM: Final = "import sys; sys.path.append(sys.argv[1]); from scheduler.node.becoming import serve; serve()"
 """Not run by its file: what is compiled at the start leaves holes in the memory that every process is a copy of."""
@@ -41,12 +48,16 @@ class Room:
         etc: the folder that is /etc inside.
         tree: an empty folder to mount the tree on; only the nursery sees what is there.
         folders, files: absolute paths inside at which some job is shown a folder or a file of its own.
+        hostname: inside.
     """
 
     etc: Path
     tree: Path
     folders: tuple[str, ...]
     files: tuple[str, ...]
+    hostname: str
+    tmp_bytes: int
+    shm_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +71,18 @@ class Launch:
     descriptors: tuple[int, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """A process that waits for what it is to become at the other end of a line."""
+
+    pid: int
+    line: socket.socket
+
+    def become(self, descriptors: Sequence[int]) -> None:
+        """Raises OSError; BrokenPipeError when it is dead."""
+        socket.send_fds(self.line, [b"%d" % self.pid], descriptors)
+
+
 class Nursery:
     """One helper process, started again when it is gone. With a room, every process is the first of a sandbox there."""
 
@@ -67,29 +90,163 @@ class Nursery:
         self._room = room
         self._process: subprocess.Popen[bytes] | None = None
         self._line: socket.socket | None = None
+        self._ahead: dict[int, _Made] = {}
+        """By their pidfds, the oldest first."""
+        self._ends = select.epoll()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._next: asyncio.Handle | None = None
+        self._rested_s = 0.0
+        self._wanted = 0
 
-    def start(self, launch: Launch, output: int) -> int:
-        """The pid of a new child of ours that becomes this and says everything to `output`. Raises OSError."""
+    def keep_ready(self, wanted: int) -> None:
+        """From now on, on the running loop, have so many processes made ahead."""
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._ends.fileno(), self._bury)
+        self._wanted = wanted
+        self._rest()
+
+    def start(self, launch: Launch, output: int, *, anew: bool = False) -> int:
+        """The pid of a child of ours that becomes this and says everything to `output`. Raises OSError.
+
+        It is none that was made ahead if it is to be seen whether one can be made: `anew`.
+        """
         asked = memory_file(marshal.dumps(launch.request))
+        descriptors = (output, asked, *launch.descriptors)
         try:
-            return self._start([output, asked, *launch.descriptors])
-        except ConnectionError:
-            return self._start([output, asked, *launch.descriptors])  # by another helper
+            pid = None if anew else self._start_ready(descriptors)
+            return pid or self._start_anew(descriptors)
         finally:
             os.close(asked)
+            self._rest()
 
-    def _start(self, descriptors: list[int]) -> int:
-        gate, gate_end = os.pipe2(os.O_CLOEXEC)
+    def make_ready(self) -> int:
+        """Make one ahead; its pid. Raises OSError."""
+        made = self._make(becoming.AHEAD)
         try:
-            pid = self._ask([gate, *descriptors])
-            os.write(gate_end, b"%d" % pid)
-        finally:
-            os.close(gate)
-            os.close(gate_end)
-        return pid
+            handle = os.pidfd_open(made.pid)
+        except OSError:
+            made.line.close()
+            abandon(made.pid)
+            raise
+        self._ahead[handle] = made
+        self._ends.register(handle, select.EPOLLIN)
+        return made.pid
 
     def close(self) -> None:
-        """End the helper."""
+        """End the helper and whoever waits."""
+        if self._next is not None:
+            self._next.cancel()
+        if self._loop is not None:
+            self._loop.remove_reader(self._ends.fileno())
+        self._end_helper()
+        for handle in self._ahead:
+            kill_pidfd(handle)
+        for handle in list(self._ahead):
+            os.waitpid(self._forget(handle), 0)
+        self._ends.close()
+
+    def _start_ready(self, descriptors: Sequence[int]) -> int | None:
+        """By the first of those made ahead that has said it is ready and lives; None if none has."""
+        for handle, made in list(self._ahead.items()):
+            try:
+                if made.line.recv(len(becoming.READY), socket.MSG_DONTWAIT) != becoming.READY:
+                    continue  # it has ended, and `_bury` will see to it
+                made.become(descriptors)
+            except (BlockingIOError, ConnectionError):
+                continue
+            except OSError:
+                kill_pidfd(handle)
+                raise
+            self._forget(handle)
+            return made.pid
+        return None
+
+    def _start_anew(self, descriptors: Sequence[int]) -> int:
+        made = self._make(becoming.AT_ONCE)
+        try:
+            made.become(descriptors)
+        except OSError:
+            abandon(made.pid)
+            raise
+        finally:
+            made.line.close()
+        return made.pid
+
+    def _rest(self) -> None:
+        """Somebody was started: nobody is made ahead for a moment."""
+        if self._loop is None:
+            return
+        self._rested_s = self._loop.time() + _REST_S
+        if self._next is None and len(self._ahead) < self._wanted:
+            self._next = self._loop.call_at(self._rested_s, self._make_missing)
+
+    def _make_missing(self, missing: int = 0) -> None:
+        """Make so many ahead, or all that are missing, one in each round of the loop, unless somebody is started.
+
+        No more, even if they die as fast as they are made: whatever ails them ails the next start, too, which says so.
+        """
+        assert self._loop is not None  # noqa: S101 - which calls this
+        self._next = None
+        if self._loop.time() < self._rested_s:
+            self._next = self._loop.call_at(self._rested_s, self._make_missing)
+            return
+        missing = missing or self._wanted - len(self._ahead)
+        if missing <= 0:
+            return
+        try:
+            self.make_ready()
+        except OSError:
+            return
+        if missing > 1:
+            self._next = self._loop.call_soon(self._make_missing, missing - 1)
+
+    def _bury(self) -> None:
+        """Whoever died before his run came is not waited for any longer."""
+        for handle, _ in self._ends.poll(0):
+            os.waitpid(self._forget(handle), 0)
+
+    def _forget(self, handle: int) -> int:
+        """It does not wait any longer, whatever becomes of it; its pid."""
+        made = self._ahead.pop(handle)
+        self._ends.unregister(handle)
+        os.close(handle)
+        made.line.close()
+        return made.pid
+
+    def _make(self, kind: bytes) -> _Made:
+        try:
+            return self._make_by(self._line or self._open(), kind)
+        except ConnectionError:
+            return self._make_by(self._open(), kind)  # another helper
+
+    def _make_by(self, line: socket.socket, kind: bytes) -> _Made:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            try:
+                return _Made(self._ask(line, kind, theirs.fileno()), ours)
+            except BaseException:
+                ours.close()
+                raise
+
+    def _ask(self, line: socket.socket, kind: bytes, descriptor: int) -> int:
+        try:
+            socket.send_fds(line, [kind], [descriptor])
+            answer = line.recv(becoming.ANSWER_BYTES)
+            if not answer:
+                raise ConnectionError("the nursery died")
+        except TimeoutError as error:
+            self._end_helper()
+            why = f"The helper that makes processes did not answer for {_PATIENCE_S:.0f} s"
+            raise TimeoutError(why) from error
+        except OSError:
+            self._end_helper()
+            raise
+        pid = int.from_bytes(answer, "little", signed=True)
+        if pid < 0:
+            raise OSError(-pid, os.strerror(-pid))
+        return pid
+
+    def _end_helper(self) -> None:
         if self._line is not None:
             self._line.close()
             self._line = None
@@ -97,25 +254,6 @@ class Nursery:
             self._process.kill()
             self._process.wait()
             self._process = None
-
-    def _ask(self, descriptors: list[int]) -> int:
-        line = self._line or self._open()
-        try:
-            socket.send_fds(line, [_ASKING], descriptors)
-            answer = line.recv(becoming.ANSWER_BYTES)
-            if not answer:
-                raise ConnectionError("the nursery died")
-        except TimeoutError as error:
-            self.close()
-            why = f"The helper that makes processes did not answer for {_PATIENCE_S:.0f} s"
-            raise TimeoutError(why) from error
-        except OSError:
-            self.close()
-            raise
-        pid = int.from_bytes(answer, "little", signed=True)
-        if pid < 0:
-            raise OSError(-pid, os.strerror(-pid))
-        return pid
 
     def _open(self) -> socket.socket:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -134,7 +272,10 @@ class Nursery:
 
     def _described(self) -> "becoming.Room | None":
         room = self._room
-        return None if room is None else (str(room.etc), str(room.tree), list(room.folders), list(room.files))
+        if room is None:
+            return None
+        places = (str(room.etc), str(room.tree), list(room.folders), list(room.files))
+        return places, room.hostname, (room.tmp_bytes, room.shm_bytes)
 
 
 def memory_file(data: bytes) -> int:

@@ -36,6 +36,7 @@ _DEVICE_LINKS = (
     ("core", "/proc/kcore"),
     ("ptmx", "pts/ptmx"),
 )
+_OWN_IN_DEV = ("pts", "shm")
 _TERMINALS = "newinstance,ptmxmode=0666,mode=0620,max=64"
 """A job's own terminals: without a bound one job could open all that the machine has (kernel.pty.max)."""
 
@@ -73,16 +74,22 @@ def _make_place(path: str, *, is_file: bool) -> None:
         pass
 
 
-def furnish(mounts: Sequence[tuple[int, str]], shown: Sequence[str], tmp_bytes: int, shm_bytes: int) -> None:
-    """What a job has for itself, in the room that it shares with nobody any more."""
+def furnish(tmp_bytes: int, shm_bytes: int) -> None:
+    """What each job has for itself, in the room that this process shares with nobody any more."""
     flags = _MS_NOSUID | _MS_NODEV
     _mount("proc", "/proc", flags | _MS_NOEXEC, "proc")
-    if shown:
-        _make_devices("/tmp", shown)  # noqa: S108 - a place where the devices of the room are still seen
-        _mount("/tmp", "/dev", _MS_MOVE)  # noqa: S108 - the same
     _mount("devpts", "/dev/pts", _MS_NOSUID | _MS_NOEXEC, "devpts", _TERMINALS)
     _mount("tmpfs", "/dev/shm", flags, "tmpfs", f"mode=1777,size={shm_bytes}")  # noqa: S108 - its own
     _mount("tmpfs", "/tmp", flags, "tmpfs", f"mode=1777,size={tmp_bytes}")  # noqa: S108 - its own
+
+
+def attach(mounts: Sequence[tuple[int, str]], shown: Sequence[str]) -> None:
+    """What this job alone is shown: copies of mounts, and device files below /dev."""
+    if shown:
+        _make_devices("/tmp", shown)  # noqa: S108 - a place where the devices of the room are still seen
+        for name in _OWN_IN_DEV:
+            _mount(f"/dev/{name}", f"/tmp/{name}", _MS_MOVE)  # noqa: S108 - the same
+        _mount("/tmp", "/dev", _MS_MOVE)  # noqa: S108 - the same
     for mount, place in mounts:
         if place.startswith("/tmp/"):  # noqa: S108 - which hides what the room has there
             _make_place(place, is_file=not stat.S_ISDIR(os.fstat(mount).st_mode))
@@ -117,8 +124,8 @@ def _make_devices(place: str, shown: Sequence[str]) -> None:
         os.symlink(target, f"{place}/{name}")  # noqa: PTH211 - pathlib is not here
     for path in set(shown) - set(_DEVICES):
         _make_place(f"{place}/{path}", is_file=True)
-    os.mkdir(f"{place}/shm")  # noqa: PTH102 - the same
-    os.mkdir(f"{place}/pts")  # noqa: PTH102 - the same
+    for name in _OWN_IN_DEV:
+        os.mkdir(f"{place}/{name}")  # noqa: PTH102 - the same
 
 
 def _make_device(host: str, path: str) -> None:

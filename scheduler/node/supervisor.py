@@ -40,6 +40,9 @@ from scheduler.node.server import Server
 from scheduler.node.spool import Spool
 
 _EXIT_REFUSED: Final = 2
+_READY_MAX: Final = 16
+"""So many processes are made ahead at most; each holds about a megabyte."""
+
 _REMOVE_ROUNDS: Final = 100
 _REMOVE_PAUSE_S: Final = 0.02
 
@@ -81,6 +84,8 @@ async def supervise(config: NodeConfig) -> None:
         inventory,
         leftovers,
     )
+    if encloses and not found.problem:
+        nursery.keep_ready(min(len(config.devices), _READY_MAX))
     server = Server(config.socket_path, fleet)
     collect_seldom()
     await server.open()

@@ -476,6 +476,15 @@ for folder in ("/proc/1/fd", "/proc/self/fd", "/proc/1/map_files"):
         try: os.write(os.open(path, os.O_WRONLY), b'{"exit-code": 42}'); escaped(path)
         except OSError: pass
 """,
+    "find the line over which its first process was told what to become": """
+rows = (reads("/proc/net/unix") or b"").splitlines()[1:]
+if rows: escaped(rows)
+for folder in ("/proc/self/fd", "/proc/thread-self/fd"):
+    for name in os.listdir(folder):
+        try: kept = os.readlink(f"{folder}/{name}")
+        except OSError: continue
+        if kept.startswith(("socket:", "anon_inode:[pidfd]")): escaped(kept)
+""",
     "inherit what its supervisor is": """
 if os.getgroups() or os.getresuid() != (1000,) * 3 or os.getresgid() != (1000,) * 3: escaped("groups")
 if os.getsid(0) != os.getpid() or os.getsid(1) != 1 or os.umask(0) != 0o022: escaped("session, umask")

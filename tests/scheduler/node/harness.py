@@ -12,6 +12,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from kernel.clock import boottime_ms
 from kernel.ids import new_id
 from scheduler.node.client import SupervisorClient
@@ -192,6 +194,33 @@ def a_machine() -> Iterator[Machine]:
         assert not cgroups_of(node.config["state_directory"] for node in machine.nodes)
         assert str(folder) not in Path("/proc/self/mountinfo").read_text()
         assert not list((folder / "host" / "gangs").glob("*"))
+
+
+def children_of(node: Node, name: str) -> list[psutil.Process]:
+    """The supervisor's children of that name, the oldest first."""
+    assert node.process is not None
+    children = sorted(psutil.Process(node.process.pid).children(), key=lambda one: (one.create_time(), one.pid))
+    return [child for child in children if _name_of(child) == name]
+
+
+def _name_of(process: psutil.Process) -> str:
+    try:
+        return process.name()
+    except psutil.NoSuchProcess:
+        return ""
+
+
+def helper_of(node: Node) -> psutil.Process:
+    """What makes processes for the supervisor; each of them has its name until it is given another."""
+    return children_of(node, "hub-nursery")[0]
+
+
+def ready_of(node: Node) -> list[psutil.Process]:
+    """Those that wait for a run, once there are as many as there will be: one for each device of root's node."""
+    wanted = len(node.config["devices"]) if os.geteuid() == 0 else 0
+    while len(ready := children_of(node, "hub-ready")) < wanted:
+        os.sched_yield()
+    return ready
 
 
 def await_line(spec: RunSpec, text: str) -> None:

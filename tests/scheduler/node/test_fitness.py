@@ -30,8 +30,7 @@ from scheduler.node.protocol import (
     RunState,
     SyncRequest,
 )
-from tests.leftovers import words
-from tests.scheduler.node.harness import DEADLINE_MS, Machine, Node
+from tests.scheduler.node.harness import DEADLINE_MS, Machine, Node, helper_of, ready_of
 
 
 @pytest.mark.parametrize(
@@ -118,10 +117,11 @@ def test_a_node_without_descriptors_says_so_and_takes_runs_again_when_it_has_som
 @pytest.mark.slow
 def test_a_helper_that_does_not_answer_costs_no_job_anything(node: Node) -> None:
     assert node.process is not None
-    (helper,) = [
-        child for child in psutil.Process(node.process.pid).children() if "hub-nursery" in words(child)
-    ]
-    helper.send_signal(signal.SIGSTOP)
+    ready = ready_of(node)
+    helper_of(node).send_signal(signal.SIGSTOP)
+    for one in ready:
+        one.kill()
+    psutil.wait_procs(ready)
     with _line(node) as line:
         spec = node.spec("/bin/true")
         node.desired[spec.run_id] = spec
