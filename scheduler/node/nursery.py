@@ -138,6 +138,7 @@ class Nursery:
             self._next.cancel()
         if self._loop is not None:
             self._loop.remove_reader(self._ends.fileno())
+            self._loop = None
         self._end_helper()
         for handle in self._ahead:
             kill_pidfd(handle)

@@ -1,5 +1,6 @@
 """Processes made ahead of their runs: used when they are ready, missed by nobody when they are not, and never left."""
 
+import asyncio
 import os
 import select
 import signal
@@ -15,7 +16,7 @@ from scheduler.node.config import NodeConfig
 from scheduler.node.enclosure import enclosed, make_room
 from scheduler.node.etc import make_etc
 from scheduler.node.isolation import probe_view
-from scheduler.node.nursery import Nursery, await_child
+from scheduler.node.nursery import Nursery, Room, await_child
 from scheduler.node.protocol import DeviceShare, EndReason, RunState
 from tests.leftovers import words
 from tests.scheduler.node.harness import Machine, Node, await_line, children_of, helper_of, ready_of
@@ -137,15 +138,27 @@ def test_nobody_waits_where_there_is_no_sandbox(machine: Machine) -> None:
     assert not children_of(node, "hub-ready")
 
 
+class _Counting(Nursery):
+    """Remembers whom it has made ahead."""
+
+    def __init__(self, room: Room) -> None:
+        super().__init__(room)
+        self.made: list[int] = []
+
+    def make_ready(self) -> int:
+        self.made.append(super().make_ready())
+        return self.made[-1]
+
+
 @contextmanager
-def _a_nursery(folder: Path, **changes: int) -> Iterator[tuple[Nursery, Path]]:
+def _a_nursery(folder: Path, **changes: int) -> Iterator[tuple[_Counting, Path]]:
     folder.chmod(0o755)
     state = folder / "state"
     state.mkdir()
     config = NodeConfig("n", "h", state_directory=str(state), workspace_root="/", host_run_directory="/")
     etc = make_etc(state)
     room = replace(make_room(config, etc), **changes)
-    with closing(Nursery(room)) as nursery:
+    with closing(_Counting(room)) as nursery:
         yield nursery, etc
 
 
@@ -206,6 +219,20 @@ def test_one_that_cannot_be_furnished_is_no_use_and_one_made_for_a_run_says_why(
         pid, left, said = _start(nursery, machine.folder, etc)
         assert pid != waits
         assert (left, said) == (1, "mount: [Errno 22] Invalid argument: '/tmp'\n")
+
+
+def test_those_that_cannot_be_furnished_are_not_made_without_end(machine: Machine) -> None:
+    async def filled(nursery: _Counting) -> None:
+        nursery.keep_ready(2)
+        while len(nursery.made) < 2 or any(map(psutil.pid_exists, nursery.made)):  # noqa: ASYNC110 - children's ends
+            await asyncio.sleep(0)
+        for _ in range(100):  # rounds of the loop, in which more would be made
+            await asyncio.sleep(0)
+        assert len(nursery.made) == 2
+        nursery.close()
+
+    with _a_nursery(machine.folder, tmp_bytes=-1) as (nursery, _):
+        asyncio.run(filled(nursery))
 
 
 def test_a_nursery_that_is_closed_leaves_nobody(machine: Machine) -> None:
