@@ -79,9 +79,7 @@ _NO_CAPABILITIES = b"\x22\x05\x08\x20" + bytes(4), bytes(24)
 """Version 3 of capset(2)'s header, and three empty sets."""
 _CLONE_PARENT, _CLONE_NEWNS, _CLONE_NEWCGROUP = 0x8000, 0x20000, 0x2000000
 _CLONE_NEWUTS, _CLONE_NEWIPC, _CLONE_NEWUSER = 0x4000000, 0x8000000, 0x10000000
-_CLONE_NEWPID, _CLONE_NEWNET = 0x20000000, 0x40000000
-_SIOCSIFFLAGS = 0x8914
-_LOOPBACK_UP = b"lo".ljust(16, b"\0") + (0x41).to_bytes(2, "little") + bytes(22)  # an `ifreq`
+_CLONE_NEWPID = 0x20000000
 _POLLIN = 1
 
 _LACKS = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
@@ -218,7 +216,6 @@ def _preparing(nursery: _Nursery) -> Steps:
         yield "parent", lambda: _end_with(nursery.supervisor)
         yield "start", lambda: _detach("/")
         yield "namespace", lambda: _separate(hostname)
-        yield "network", _be_alone
         yield "mount", lambda: furnish(*sizes)
 
 
@@ -237,11 +234,10 @@ def _becoming(nursery: _Nursery, request: Plain, passed: list[int]) -> Steps:
 
 def _enclosing(nursery: _Nursery, request: Enclosed, passed: list[int], pid: bytes) -> Steps:
     program, joins, (places, devices, secrets), (limits, uid, inside, banned) = request
-    status, *others = passed
-    joined, entered = others[:joins], others[joins : len(others) - len(places)]
-    mounts = others[len(others) - len(places) :]
+    status, network, *others = passed
+    joined, mounts = others[:joins], others[joins:]
     yield "cgroup", lambda: _join(joined)
-    yield "namespace", lambda: _enter_with(entered)
+    yield "namespace", lambda: _enter_run(network)
     yield "mount", lambda: attach(list(zip(mounts, places, strict=True)), devices)
     yield "secrets", lambda: tell(secrets, uid)
     yield "limit", lambda: _limit(limits)
@@ -294,18 +290,10 @@ def _separate(hostname: str) -> None:
     check(LIBC.sethostname(name, len(name)))
 
 
-def _be_alone() -> None:
-    """A network with nobody else, which a run's other one takes the place of."""
-    check(LIBC.unshare(_CLONE_NEWNET))
-    interfaces = _socket.socket(_socket.AF_INET, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC)
-    check(LIBC.ioctl(interfaces.fileno(), _SIOCSIFFLAGS, _LOOPBACK_UP))
-    interfaces.close()
-
-
-def _enter_with(entered: Sequence[int]) -> None:
-    """The run's network, if it has another; and a cgroup namespace, which begins where it is now."""
+def _enter_run(network: int) -> None:
+    """The run's network, without which none becomes anything; and a cgroup namespace, which begins where it is now."""
     check(LIBC.unshare(_CLONE_NEWCGROUP))
-    _enter(entered)
+    _enter([network])
 
 
 def _limit(limits: Sequence[tuple[int, int]]) -> None:

@@ -16,6 +16,7 @@ from scheduler.node.config import NodeConfig
 from scheduler.node.environment import CHECKPOINTS, JOB_HOME
 from scheduler.node.errors import MissingHere, StartFailed
 from scheduler.node.mounts import detached
+from scheduler.node.networks import lone_network
 from scheduler.node.nursery import Launch, Room
 from scheduler.node.protocol import Network
 from scheduler.node.seccomp import job_filter
@@ -60,9 +61,7 @@ def enclosed(view: View, status_fd: int) -> Iterator[Launch]:
             return handle
 
         joins = [keep(os.open(path, os.O_WRONLY | os.O_CLOEXEC)) for path in view.cgroup_joins]
-        # By default a sandbox has a network with nobody else in it.
-        other = "self" if view.network is Network.HOST else view.enter_pid
-        entered = [keep(os.open(f"/proc/{other}/ns/net", os.O_RDONLY | os.O_CLOEXEC))] if other else []
+        network = keep(_network(view))
         shown = list(_shown(view))
         if len(shown) > (most := DESCRIPTORS_MAX - _DESCRIPTORS_OF_OURS - len(joins)):
             raise StartFailed(why=f"A sandbox can show at most {most} folders and files.")
@@ -74,7 +73,7 @@ def enclosed(view: View, status_fd: int) -> Iterator[Launch]:
             ([place for _, place, _ in shown], devices, view.secrets),
             (resource_limits(view), view.uid, INSIDE_UID, job_filter()),
         )
-        yield Launch(request, (status_fd, *joins, *entered, *mounts))
+        yield Launch(request, (status_fd, network, *joins, *mounts))
 
 
 def _shown(view: View) -> Iterator[tuple[str, str, dict[str, bool]]]:
@@ -88,6 +87,14 @@ def _shown(view: View) -> Iterator[tuple[str, str, dict[str, bool]]]:
         yield RESOLVER, RESOLVER, {}
     for place, directory in zip((JOB_HOME, CHECKPOINTS), view.directories, strict=False):
         yield f"/proc/self/fd/{directory}", place, {"writable": True}
+
+
+def _network(view: View) -> int:
+    """A descriptor of the one it is in: the host's, its gang's, or one without anybody else."""
+    other = "self" if view.network is Network.HOST else view.enter_pid
+    if other is not None:
+        return os.open(f"/proc/{other}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    return lone_network() if view.lone_network is None else os.dup(view.lone_network)
 
 
 def _copy(source: str, opening: dict[str, bool]) -> int:

@@ -25,6 +25,7 @@ from scheduler.node.identities import UidPool
 from scheduler.node.isolation import try_again
 from scheduler.node.launched import Launched, remove_cgroup
 from scheduler.node.logs import LogSink, open_log
+from scheduler.node.networks import LoneNetworks
 from scheduler.node.nursery import Nursery
 from scheduler.node.processes import await_end
 from scheduler.node.protocol import Bundle, Network, RunSpec
@@ -48,18 +49,20 @@ class Launcher:
     Args:
         etc: the directory that every sandbox shows as /etc.
         uids: where job uids come from; None when we are not root and jobs run as ourselves.
+        networks: of runs that talk to nobody; None where we do not make the sandboxes.
         problem: why no sandbox can be built here; empty if it can.
     """
 
     def __init__(
         self, config: NodeConfig, etc: Path, cgroups: CgroupTree, uids: UidPool | None, gangs: GangNetworks,
-        nursery: Nursery, problem: str,
+        networks: LoneNetworks | None, nursery: Nursery, problem: str,
     ) -> None:  # fmt: skip
         self._config = config
         self._etc = etc
         self._cgroups = cgroups
         self._uids = uids
         self._gangs = gangs
+        self._networks = networks
         self._nursery = nursery
         self._problem = problem
         self._root = Path(config.workspace_root)
@@ -117,7 +120,9 @@ class Launcher:
                 lent.callback(os.close, directories[-1])
             if spec.bundle is not None:
                 await self._unpack(spec.bundle, directories[0], uid)
-            enter_pid = None
+            enter_pid = lone_network = None
+            if spec.network is Network.NONE and self._networks is not None:
+                lone_network = lent.enter_context(self._networks.lend(spec.tenant_id))
             if spec.network is Network.JOB and spec.gang is not None:
                 membership = await self._gangs.join(spec.gang)
                 lent.callback(membership.leave)
@@ -126,7 +131,8 @@ class Launcher:
             cgroup = self._cgroups.create(spec.run_id, caps)
             if cgroup is not None:
                 lent.callback(remove_cgroup, cgroup)
-            view = self._view(spec, uid, enter_pid, cgroup.joins if cgroup is not None else (), directories)
+            joins = cgroup.joins if cgroup is not None else ()
+            view = self._view(spec, uid, enter_pid, lone_network, joins, directories)
             log = self._open_log(way, spec, log_full)
             memory_bytes = 0 if cgroup is not None else view.memory_bytes
             watch = Watch(directories, self._config.limits, self._allowance, memory_bytes=memory_bytes)
@@ -137,6 +143,7 @@ class Launcher:
         spec: RunSpec,
         uid: int | None,
         enter_pid: int | None,
+        lone_network: int | None,
         joins: tuple[str, ...],
         directories: list[int],
     ) -> View:
@@ -163,6 +170,7 @@ class Launcher:
             shm_bytes=limits.shm_bytes,
             nofile=limits.nofile,
             secrets=spec.secrets,
+            lone_network=lone_network,
         )
 
     async def _make_own(self, way: Way, spec: RunSpec, field: str, uid: int | None) -> int:

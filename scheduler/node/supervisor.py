@@ -34,6 +34,7 @@ from scheduler.node.identities import UidPool
 from scheduler.node.inventory import open_inventory
 from scheduler.node.isolation import Examination, examine
 from scheduler.node.launching import Launcher
+from scheduler.node.networks import LoneNetworks
 from scheduler.node.nursery import Nursery
 from scheduler.node.recovery import bury
 from scheduler.node.server import Server
@@ -70,7 +71,8 @@ async def supervise(config: NodeConfig) -> None:
     encloses = uids is not None and config.sandbox is not SandboxMode.PROCESS
     nursery = Nursery(make_room(config, etc) if encloses else None)
     found = _examine(config, etc, uids, cgroups, nursery)
-    launcher = Launcher(config, etc, cgroups, uids, gangs, nursery, found.problem)
+    networks = LoneNetworks() if encloses else None
+    launcher = Launcher(config, etc, cgroups, uids, gangs, networks, nursery, found.problem)
     instance = new_secret()[:16]
     fleet = Fleet(
         config,
@@ -94,6 +96,8 @@ async def supervise(config: NodeConfig) -> None:
     await server.close()
     await _clear(cgroups)
     nursery.close()
+    if networks is not None:
+        networks.close()
     if uids is not None:
         uids.close()
     cgroups.close()

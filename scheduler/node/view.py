@@ -27,8 +27,9 @@ class View:
     """Everything that distinguishes one run's sandbox from another's; all paths are host paths.
 
     `uid` is the host uid the job runs as, or None to stay who we are. `enter_pid` is a process whose network
-    namespace the job joins. `directories` are descriptors of the workspace and, if there are, the checkpoints: what was
-    made and looked at under these names, whatever has them now.
+    namespace the job joins. `lone_network` is a descriptor of one that it has for itself; None for a new one, and
+    wherever root does not make the sandbox. `directories` are descriptors of the workspace and, if there are, the
+    checkpoints: what was made and looked at under these names, whatever has them now.
     """
 
     argv: tuple[str, ...]
@@ -50,6 +51,7 @@ class View:
     shm_bytes: int
     nofile: int
     secrets: dict[str, str] = field(default_factory=dict)
+    lone_network: int | None = None
 
 
 def command(view: View) -> tuple[str, ...]:
