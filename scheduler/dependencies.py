@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Final
 from uuid import UUID
 
-from sqlalchemy import and_, bindparam, func, literal, select, true
+from sqlalchemy import and_, bindparam, func, literal, or_, select, true
 from sqlalchemy.orm import Session, aliased
 
 from kernel.bulk import among
@@ -29,11 +29,11 @@ _SUCCEEDED: Final = Prepared(
 )
 _lost = aliased(JobRow)
 _named = func.unnest(JobRow.depends_on).table_valued("id").render_derived()
-_IN_VAIN: Final = (
-    select(JobRow, _lost.id, _lost.state)
+_IN_VAIN: Final = Prepared(
+    select(JobRow.id, _lost.id, _lost.state)
     .select_from(JobRow)
     .join(_named, true())
-    .join(_lost, and_(_lost.id == _named.c.id, _lost.state.in_(_LOST)))
+    .join(_lost, and_(_lost.id == _named.c.id, or_(*(_lost.state == state for state in _LOST))))
     .where(JobRow.state == "queued", func.cardinality(JobRow.depends_on) > 0)
     .order_by(JobRow.id, _lost.id)
     .with_for_update(of=JobRow)
@@ -105,16 +105,15 @@ def _refuse_cycle(session: Session, job_id: UUID, depends_on: Sequence[UUID]) ->
                     front.append(needed)
 
 
-def waiting_in_vain(session: Session) -> list[tuple[JobRow, UUID, str]]:
-    """Queued jobs that wait for one that ended without success, locked, each with that job and how it ended.
+def waiting_in_vain(session: Session) -> dict[UUID, tuple[UUID, str]]:
+    """Queued jobs that wait for one that ended without success, locked; by job, for which, and how that ended.
 
     Beginning with the few jobs that wait for any, so that thousands of cancelled and waiting ones are not compared.
     """
-    rows = session.execute(_IN_VAIN).all()
-    first: dict[UUID, tuple[JobRow, UUID, str]] = {}
-    for job, needed, state in rows:
-        first.setdefault(job.id, (job, needed, state))
-    return list(first.values())
+    first: dict[UUID, tuple[UUID, str]] = {}
+    for job_id, needed, state in _IN_VAIN(session):
+        first.setdefault(job_id, (needed, state))
+    return first
 
 
 def succeeded_among(session: Session, job_ids: Sequence[UUID]) -> frozenset[UUID]:

@@ -17,9 +17,10 @@ from sqlalchemy.orm import Session
 from sqlalchemy.orm.attributes import set_committed_value
 
 from kernel.bulk import among, copy_rows
-from kernel.changes import write_changes
+from kernel.changes import Loose, write_changes
 from kernel.clock import unix_ms
 from kernel.ids import derived_id
+from kernel.prepared import Prepared
 from scheduler.controller.evicting import order_evictions
 from scheduler.controller.live_state import LiveState, machines_of
 from scheduler.controller.ports import Accounting, Admission
@@ -31,8 +32,14 @@ from scheduler.tables import AllocationRow, JobRow, RunRow
 UNFUNDED_RETRY_MS: Final = 5000
 """How long a job whose funds are missing is left out of planning before it is tried again; doubled every time."""
 
-_ASKED: Final = (
-    select(JobRow)
+_JOB: Final = Loose(
+    JobRow,
+    *("id", "tenant_id", "state", "reason", "attempt", "revision", "held", "stop_reason", "traceparent"),
+    *("queued_at", "not_before", "retry_at", "placed_at", "kind", "environment", "priority"),
+    *("node_count", "devices_per_node", "slots_milli", "time_limit_ms", "grace_ms"),
+)
+_ASKED: Final = Prepared(
+    select(*_JOB.columns)
     .where(among(JobRow.id, bindparam("jobs")))
     .order_by(JobRow.tenant_id, JobRow.id)
     .with_for_update()
@@ -128,7 +135,7 @@ def _begin(
         return {}
     placed = {UUID(start.job_id): machines_of(start.placements) for start in starts}
     # Locked in the order of tenants, as money is; asked for in the order of the plan.
-    asked = session.scalars(_ASKED, {"jobs": list(placed)})
+    asked = _JOB.rows(_ASKED(session, jobs=list(placed)))
     may = {job.id: job for job in asked if _may_start(job) and live.is_as_seen(job)}
     refused = _fund(session, [(may[one], placed[one]) for one in placed if one in may], accounting, live, at)
     for job in may.values():

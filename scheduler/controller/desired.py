@@ -57,16 +57,14 @@ class Wanted:
     Attributes:
         runs: not seen there yet.
         going_on: ids of those that were.
-        running: ids of those that are known to run.
-        leaving: whether something is there that should not be.
+        states: by id, how far every run is that has not ended there, whether it is wanted or not.
         later: ids of runs that did not fit into this portion.
         notices: by run id.
     """
 
     runs: list[RunSpec] = field(default_factory=list)
     going_on: list[str] = field(default_factory=list)
-    running: set[str] = field(default_factory=set)
-    leaving: bool = False
+    states: dict[str, str] = field(default_factory=dict)
     later: list[str] = field(default_factory=list)
     notices: dict[str, str] = field(default_factory=dict)
 
@@ -91,13 +89,11 @@ def desired_runs(
     new: list[tuple[str, UUID]] = []
     for node, run_id, state, notice, stop_reason in _LIVE(session, nodes=sorted(names)):
         wanted, name = found[node], str(run_id)
+        wanted.states[name] = state
         if state not in _WANTED or stop_reason is not None:
-            wanted.leaving = True
             continue
         if notice:
             wanted.notices[name] = notice
-        if state == "running":
-            wanted.running.add(name)
         if state == "running" or name in reported.get(node, ()):
             wanted.going_on.append(name)
         else:

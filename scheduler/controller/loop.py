@@ -375,7 +375,7 @@ class Controller:
         heard_ms, at = boottime_ms(), utc_now()
         term.lease.proceed()
         observed = {
-            name: Observed(report, desired[name].asked, desired[name].running, desired[name].leaving)
+            name: Observed(report, desired[name].asked, desired[name].states)
             for name, report in reports.items()
         }
         settled, kept = self._observe(observed, at)

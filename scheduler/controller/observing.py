@@ -19,7 +19,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from kernel.bulk import among
-from kernel.changes import write_changes
+from kernel.changes import Loose, write_changes
 from kernel.clock import from_unix_ms
 from kernel.prepared import Prepared
 from scheduler.controller.ports import Accounting
@@ -34,17 +34,23 @@ _ORDER: Final = {"placed": 0, "starting": 0, "running": 1, "stopping": 2, "ended
 _FOR_NOW: Final = frozenset({"taken", "node_full"})
 """Refusals that only say "not now": the run is asked for again with the next sync."""
 
-_LIVE: Final = Prepared(
-    select(RunRow.id, RunRow.node, RunRow.state)
-    .where(among(RunRow.node, bindparam("nodes")), RunRow.state != "ended")
-    .order_by(RunRow.id)
+_RUN: Final = Loose(
+    RunRow,
+    *("id", "job_id", "attempt", "rank", "node", "state"),
+    *("started_at", "ended_at", "exit_code", "end_reason", "end_detail"),
 )
-_TOLD: Final = (
-    select(RunRow, JobRow.stop_reason)
+_TOLD: Final = Prepared(
+    select(*_RUN.columns, JobRow.stop_reason)
     .join(JobRow, JobRow.id == RunRow.job_id)
-    .where(among(RunRow.id, bindparam("runs")))
+    .where(among(RunRow.id, bindparam("runs")), RunRow.state != "ended")
     .order_by(RunRow.id)
     .with_for_update(of=RunRow)
+)
+_LIVE: Final = Prepared(
+    select(*_RUN.columns)
+    .where(RunRow.node == bindparam("node"), RunRow.state != "ended")
+    .order_by(RunRow.id)
+    .with_for_update()
 )
 
 
@@ -87,15 +93,13 @@ class Observed:
 
     Args:
         asked: ids of the runs that were desired there.
-        running: ids of those that were known to run.
-        leaving: whether there was something that should not be.
+        states: by id, how far the runs were that had not ended there; what is not among them is no news.
         only: ids of the runs about which it is to be believed; all, if left out.
     """
 
     report: Report
     asked: AbstractSet[str]
-    running: AbstractSet[str]
-    leaving: bool
+    states: Mapping[str, str]
     only: AbstractSet[str] | None = None
 
     def about(self, run_id: str) -> bool:
@@ -113,12 +117,13 @@ class Observed:
     @property
     def moves_nothing(self) -> bool:
         """Whether the report says nothing of runs and their usage that was not known when the node was asked."""
-        report = self.report
-        if self.leaving or report.usage or report.refused:
+        report, known = self.report, self.states
+        if report.usage or report.refused or not known.keys() <= self.asked:
             return False
+        running = {run_id for run_id, state in known.items() if state == "running"}
         states = {status.run_id: status.state for status in report.runs}
-        return self.running <= states.keys() <= self.asked and all(
-            state is RunState.STARTING or (state is RunState.RUNNING and run_id in self.running)
+        return running <= states.keys() <= self.asked and all(
+            state is RunState.STARTING or (state is RunState.RUNNING and run_id in running)
             for run_id, state in states.items()
         )
 
@@ -145,12 +150,11 @@ def observe(
         What moved with it, and by node what is kept of its report: what is left out is reported again.
     """
     if apart:
-        touched, kept = _take_each(session, observed, accounting, at)
-        return settle(session, touched, accounting, at), kept
+        jobs, kept = _take_each(session, observed, accounting, at)
+        return settle(session, jobs, accounting, at), kept
     touched = _take(session, observed, accounting, at)
-    return settle_together(session, touched, accounting, at), {
-        node: one.report for node, one in observed.items()
-    }
+    settled = settle_together(session, {run.job_id for run in touched}, accounting, at, touched)
+    return settled, {node: one.report for node, one in observed.items()}
 
 
 def _take_each(
@@ -160,11 +164,10 @@ def _take_each(
     touched: set[UUID] = set()
     kept = {}
     for node, one in sorted(observed.items()):
-        live = select(RunRow.id).where(RunRow.node == node, RunRow.state != "ended")
         report = one.report
         told = {run.run_id for run in report.runs} | {record.run_id for record in report.usage}
         told |= {refusal.run_id for refusal in report.refused}
-        runs = sorted(told | set(map(str, session.scalars(live))))
+        runs = sorted(told | one.states.keys())
         moved, spoilt = _take_halves(session, node, one, runs, accounting, at)
         touched |= moved
         kept[node] = one.without(spoilt)
@@ -177,7 +180,8 @@ def _take_halves(
     """Apply what a node says of these runs; of those that cannot be applied, each is found by halving and left out."""
     try:
         with session.begin_nested():
-            return _take(session, {node: replace(one, only=frozenset(runs))}, accounting, at), set()
+            touched = _take(session, {node: replace(one, only=frozenset(runs))}, accounting, at)
+        return {run.job_id for run in touched}, set()
     except Exception as error:  # noqa: BLE001 - the same
         raise_if_away(error)
         if len(runs) <= 1:
@@ -197,7 +201,7 @@ def raise_if_away(error: Exception) -> None:
 
 def _take(
     session: Session, observed: Mapping[str, Observed], accounting: Accounting, at: datetime
-) -> set[UUID]:
+) -> list[RunRow]:
     for node, one in sorted(observed.items()):
         usage = tuple(record for record in one.report.usage if one.about(record.run_id))
         if usage:
@@ -210,9 +214,7 @@ def lose_node(
 ) -> Settled:
     """End every run of a node whose leases have lapsed unseen. Raises LeadershipLost."""
     fence(session, leadership)
-    runs = session.scalars(
-        select(RunRow).where(RunRow.node == node, RunRow.state != "ended").order_by(RunRow.id).with_for_update()
-    ).all()
+    runs = _RUN.rows(_LIVE(session, node=node))
     for run in runs:
         _end_run(run, "node_lost", f"node {node} has not been heard of", None, at)
     write_changes(session, runs)
@@ -236,24 +238,28 @@ def correct_lost(session: Session, report: Report) -> None:
     session.flush()
 
 
-def _apply(session: Session, observed: Mapping[str, Observed], at: datetime) -> set[UUID]:
-    """Move the runs about which there is something to say; only those are read whole and locked."""
+def _apply(session: Session, observed: Mapping[str, Observed], at: datetime) -> list[RunRow]:
+    """Move the runs about which there is something to say; only those are read and locked. Returns those that moved.
+
+    Nobody but this controller moves runs, so they are still as they were when their nodes were asked.
+    """
     statuses = {(node, one.run_id): one for node, seen in observed.items() for one in seen.report.runs}
     refusals = {(node, one.run_id): one for node, seen in observed.items() for one in seen.report.refused}
     told = []
-    for run_id, node, state in _LIVE(session, nodes=sorted(observed)):
-        at_node = (node, str(run_id))
-        status = statuses.get(at_node)
-        if observed[node].about(at_node[1]) and (
-            _ORDER[status.state] > _ORDER[state]
-            if status is not None
-            else at_node in refusals or at_node[1] not in observed[node].asked or state != "placed"
-        ):
-            told.append(run_id)
+    for node, seen in observed.items():
+        for run_id, state in seen.states.items():
+            status = statuses.get((node, run_id))
+            if seen.about(run_id) and (
+                _ORDER[status.state] > _ORDER[state]
+                if status is not None
+                else (node, run_id) in refusals or run_id not in seen.asked or state != "placed"
+            ):
+                told.append(run_id)
     if not told:
-        return set()
+        return []
     touched: list[RunRow] = []
-    for run, stop_reason in session.execute(_TOLD, {"runs": told}).all():
+    found = _TOLD(session, runs=told)
+    for run, (*_, stop_reason) in zip(_RUN.rows(found), found, strict=True):
         at_node = (run.node, str(run.id))
         if at_node in statuses:
             moved = _advance(run, statuses[at_node], stop_reason, at)
@@ -265,7 +271,7 @@ def _apply(session: Session, observed: Mapping[str, Observed], at: datetime) -> 
             touched.append(run)
     write_changes(session, touched)
     _free(session, [run for run in touched if run.state == "ended"], at)
-    return {run.job_id for run in touched}
+    return touched
 
 
 def _advance(run: RunRow, status: RunStatus, stop_reason: str | None, at: datetime) -> bool:

@@ -4,7 +4,7 @@ It runs when all its ranks run, fails as soon as one rank fails, and is over whe
 The first rank that failed of itself says why.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -12,11 +12,12 @@ from typing import Final, Literal
 from uuid import UUID
 
 import structlog
-from sqlalchemy import bindparam, select
+from sqlalchemy import bindparam, select, text
 from sqlalchemy.orm import Session
 
 from kernel.bulk import among
-from kernel.changes import write_changes
+from kernel.changes import Loose, write_changes
+from kernel.prepared import Prepared
 from scheduler.controller.ports import Accounting
 from scheduler.controller.watching import Step
 from scheduler.dependencies import waiting_in_vain
@@ -76,20 +77,35 @@ _WHY: Final = {
     DEVICE_FAILED: "was stopped because its device failed",
 }
 
-_JOBS: Final = select(JobRow).where(among(JobRow.id, bindparam("jobs"))).order_by(JobRow.id).with_for_update()
-_LATEST_RUNS: Final = (
-    select(RunRow)
+_JOB: Final = Loose(
+    JobRow,
+    *("id", "tenant_id", "state", "reason", "attempt", "node_count", "max_retries", "retry_on", "traceparent"),
+    *("queued_at", "placed_at", "started_at", "ended_at", "retry_at", "attained_ms", "exit_code", "end_reason"),
+    *("stop_reason", "evictions", "evicted_for", "lost_attempts", "notice"),
+)
+_RUN: Final = Loose(
+    RunRow,
+    *("id", "job_id", "attempt", "rank", "state", "started_at", "ended_at"),
+    *("exit_code", "end_reason", "end_detail"),
+)
+_JOBS: Final = Prepared(
+    select(*_JOB.columns).where(among(JobRow.id, bindparam("jobs"))).order_by(JobRow.id).with_for_update()
+)
+_LATEST_RUNS: Final = Prepared(
+    select(*_RUN.columns)
     .join(JobRow, (RunRow.job_id == JobRow.id) & (RunRow.attempt == JobRow.attempt))
     .where(among(JobRow.id, bindparam("jobs")))
     .order_by(RunRow.rank)
 )
-_PLACED: Final = JobRow.state.in_(("starting", "running", "stopping"))
+_PLACED: Final = text("jobs.state IN ('starting', 'running', 'stopping')")
 _LIVING: Final = select(RunRow.id).where(
     RunRow.job_id == JobRow.id, RunRow.attempt == JobRow.attempt, RunRow.state != "ended"
 )
-_UNSETTLED: Final = select(JobRow.id).where(_PLACED, JobRow.stop_reason.is_not(None) | ~_LIVING.exists())
-_WITHDRAWN: Final = (
-    select(JobRow)
+_UNSETTLED: Final = Prepared(
+    select(JobRow.id).where(_PLACED, JobRow.stop_reason.is_not(None) | ~_LIVING.exists())
+)
+_WITHDRAWN: Final = Prepared(
+    select(*_JOB.columns)
     .where(JobRow.state == "queued", JobRow.stop_reason.is_not(None))
     .order_by(JobRow.id)
     .limit(WITHDRAWN_MAX)
@@ -130,16 +146,26 @@ def settle(session: Session, job_ids: AbstractSet[UUID], accounting: Accounting,
 
 
 def settle_together(
-    session: Session, job_ids: AbstractSet[UUID], accounting: Accounting, at: datetime
+    session: Session,
+    job_ids: AbstractSet[UUID],
+    accounting: Accounting,
+    at: datetime,
+    known: Sequence[RunRow] = (),
 ) -> Settled:
-    """The same without leaving any out: raises what cannot be settled, and then nothing may be committed."""
+    """The same without leaving any out: raises what cannot be settled, and then nothing may be committed.
+
+    Args:
+        session: of the transaction.
+        job_ids: of the jobs.
+        accounting: who hears of ends.
+        at: now.
+        known: runs of theirs as this transaction has written them; those of a job whose others are not among them
+            are read.
+    """
     if not job_ids:
         return Settled()
-    asked = {"jobs": list(job_ids)}
-    jobs = session.scalars(_JOBS, asked).all()
-    runs: dict[UUID, list[RunRow]] = {job.id: [] for job in jobs}
-    for run in session.scalars(_LATEST_RUNS, asked):
-        runs[run.job_id].append(run)
+    jobs = _JOB.rows(_JOBS(session, jobs=list(job_ids)))
+    runs = _latest_runs(session, jobs, known)
     moved: list[JobRow] = []
     steps: list[Step] = []
     for job in jobs:
@@ -157,6 +183,22 @@ def settle_together(
         stopping=any(job.stop_reason is not None for job in moved),
         steps=tuple(steps),
     )
+
+
+def _latest_runs(
+    session: Session, jobs: Sequence[JobRow], known: Sequence[RunRow]
+) -> Mapping[UUID, Sequence[RunRow]]:
+    """By job the runs of its latest attempt, in order of their ranks."""
+    runs: dict[UUID, list[RunRow]] = {job.id: [] for job in jobs}
+    attempts = {job.id: job.attempt for job in jobs}
+    for run in sorted(known, key=lambda one: one.rank):
+        if run.attempt == attempts[run.job_id]:
+            runs[run.job_id].append(run)
+    for job_id in (more := [job.id for job in jobs if len(runs[job.id]) != job.node_count]):
+        runs[job_id] = []
+    for run in _RUN.rows(_LATEST_RUNS(session, jobs=more) if more else ()):
+        runs[run.job_id].append(run)
+    return runs
 
 
 def _steps(
@@ -184,7 +226,7 @@ def _steps(
 
 def unsettled(session: Session) -> set[UUID]:
     """Jobs that are placed and either to be stopped or with no run left, whatever brought them there."""
-    return set(session.scalars(_UNSETTLED))
+    return {job_id for (job_id,) in _UNSETTLED(session)}
 
 
 def end_waiting(session: Session, leadership: Leadership, accounting: Accounting, at: datetime) -> list[Step]:
@@ -197,7 +239,7 @@ def end_waiting(session: Session, leadership: Leadership, accounting: Accounting
         LeadershipLost: nothing was written.
     """
     fence(session, leadership)
-    jobs = session.scalars(_WITHDRAWN).all()
+    jobs = _JOB.rows(_WITHDRAWN(session))
     for job in jobs:
         _end(job, "cancelled", "cancelled while it waited", at)
     write_changes(session, jobs)
@@ -209,13 +251,15 @@ def _end_in_vain(session: Session, accounting: Accounting, at: datetime) -> list
     """End what waits for a job that will not succeed, and what waits for that in turn."""
     steps: list[Step] = []
     while vain := waiting_in_vain(session):
-        for job, needed, state in vain:
+        jobs = _JOB.rows(_JOBS(session, jobs=list(vain)))
+        for job in jobs:
+            needed, state = vain[job.id]
             job.stop_reason = "dependency_failed"
             why = f"never started, because job {needed}, which it depends on, ended without success ({state})"
             _end(job, "failed", why, at)
-        write_changes(session, [job for job, _, _ in vain])
-        _tell_ended(session, [job for job, _, _ in vain], accounting, at)
-        steps += [_never_started(job) for job, _, _ in vain]
+        write_changes(session, jobs)
+        _tell_ended(session, jobs, accounting, at)
+        steps += map(_never_started, jobs)
     return steps
 
 

@@ -235,7 +235,8 @@ def test_what_is_news_of_a_node_that_runs_one_and_was_asked_for_another(
 ) -> None:
     report, _ = centre.machines.nodes["n"].sync(SyncRequest(1, 1, ()), BEGAN_MS, BEGAN_MS)
     said = replace(report, runs=tuple(RunStatus(name, "job", 1, 0, state) for name, state in runs))
-    observed = Observed(said, {"going", "new"}, {"going"}, leaving=leaving)
+    states = {"going": "running", "new": "placed"} | ({"unwanted": "stopping"} if leaving else {})
+    observed = Observed(said, {"going", "new"}, states)
     assert observed.moves_nothing is moves_nothing
 
 
