@@ -161,7 +161,7 @@ def take_in(engine: Engine, records: Sequence[UsageRecord]) -> float:
     began = time.perf_counter()
     for first in range(0, len(records), BATCH):
         with transaction(engine) as session:
-            FUNDING.record_usage(session, "n", records[first : first + BATCH], AT)
+            FUNDING.record_usage(session, {"n": records[first : first + BATCH]}, AT)
     return time.perf_counter() - began
 
 

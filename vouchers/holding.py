@@ -120,6 +120,9 @@ def place_holds(session: Session, requests: Sequence[HoldRequest], at: datetime)
         TooManyProgrammes, VoucherNotFound, VoucherSpent, VoucherExpired, VoucherEnded, VoucherPastUse,
         VoucherNotApplicable; HoldDiffers where a first hold is there already; HoldNotFound, HoldReleased where one is
         to be extended that is not.
+
+    Raises:
+        HubError: the ledger refuses the whole, and nothing of it was written.
     """
     payers = lock_payers(session, {request.tenant_id for request in requests})
     so_far = set_aside(session, [request.job_id for request in requests])
@@ -343,8 +346,9 @@ def _note_lines(
 
 
 def _write(session: Session, writing: _Writing, known: Collection[UUID], at: datetime) -> None:
+    """Posted first: a ledger that refuses has written nothing, and then nothing else is written either."""
+    accounts.ensure(session, writing.destinations, at, known)
+    post_all(session, writing.transfers, at=at)
     copy_rows(session, JobHold, writing.jobs)
     copy_rows(session, HoldSegment, writing.segments)
     copy_rows(session, HoldLine, writing.lines)
-    accounts.ensure(session, writing.destinations, at, known)
-    post_all(session, writing.transfers, at=at)

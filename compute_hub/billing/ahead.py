@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from typing import Final
 from uuid import UUID
 
-from sqlalchemy import bindparam, func, select
+from sqlalchemy import bindparam, func, select, text
 from sqlalchemy.orm import Session
 
 from compute_hub.billing.domain.days import Span
@@ -17,7 +17,7 @@ from compute_hub.billing.domain.rating import hold_micros
 from compute_hub.billing.domain.timelines import Tariff
 from compute_hub.billing.rates import dearest_in, tariffs_of
 from compute_hub.billing.tables import FundedTimeRow, JobFundingRow
-from kernel.bulk import among, array, array_of_text, run
+from kernel.bulk import among, array, array_of_text
 from kernel.clock import unix_ms
 from kernel.errors import HubError
 from kernel.prepared import Prepared
@@ -57,9 +57,11 @@ _TIMED: Final = Prepared(
     )
 )
 
-_COVERED: Final = b"""
+_COVERED: Final = Prepared(
+    text("""
     WITH covered AS (
-        SELECT * FROM unnest(%s::uuid[], %s::text[], %s::bigint[], %s::bigint[], %s::bigint[], %s::timestamptz[])
+        SELECT * FROM unnest(CAST(:jobs AS uuid[]), CAST(:models AS text[]), CAST(:model_slot_ms AS bigint[]),
+                             CAST(:slot_ms AS bigint[]), CAST(:micros AS bigint[]), CAST(:funded AS timestamptz[]))
             AS u(job_id, model, model_slot_ms, slot_ms, micros, funded_at)),
     timed AS (
         INSERT INTO job_funded_time (job_id, model, slot_ms) SELECT job_id, model, model_slot_ms FROM covered
@@ -67,7 +69,8 @@ _COVERED: Final = b"""
     UPDATE job_funding SET state = 'held', model = covered.model, held_slot_ms = covered.slot_ms,
            held_micros = covered.micros, funded_at = covered.funded_at
       FROM covered WHERE job_funding.job_id = covered.job_id
-"""
+""")
+)
 
 
 @dataclass(frozen=True)
@@ -119,9 +122,10 @@ def cover_ahead(
     """
     if not wanted:
         return {}
-    timed = covered_time(session, [ahead.job.id for ahead in wanted])
+    begun = [ahead.job.id for ahead in wanted if ahead.funded.funded_at is not None]
+    timed = covered_time(session, begun)
     tariffs = tariffs_of(session, {(ahead.job.tenant_id, ahead.model) for ahead in wanted})
-    facts = held_facts(session, [ahead.job.id for ahead in wanted if ahead.funded.funded_at is not None])
+    facts = held_facts(session, begun)
     held = {job_id for job_id, _ in facts}
     hardware = hardware_of(session, {ahead.model for ahead in wanted})
     refused: dict[UUID, HubError] = {}
@@ -218,18 +222,20 @@ def _request(
 
 def covered_time(session: Session, job_ids: Sequence[UUID]) -> dict[tuple[UUID, str], int]:
     """By job and model the slot-milliseconds that holds have covered so far."""
+    if not job_ids:
+        return {}
     return {(job_id, model): slot_ms for job_id, model, slot_ms in _TIMED(session, jobs=list(job_ids))}
 
 
 def _note(session: Session, covered: Sequence[_Covered], at: datetime) -> None:
     if not covered:
         return
-    columns = (
-        array(entry.ahead.job.id for entry in covered),
-        array_of_text(entry.ahead.model for entry in covered),
-        array(entry.model_slot_ms for entry in covered),
-        array(entry.slot_ms for entry in covered),
-        array(entry.micros for entry in covered),
-        array_of_text((entry.ahead.funded.funded_at or at).isoformat() for entry in covered),
+    _COVERED(
+        session,
+        jobs=array(entry.ahead.job.id for entry in covered),
+        models=array_of_text(entry.ahead.model for entry in covered),
+        model_slot_ms=array(entry.model_slot_ms for entry in covered),
+        slot_ms=array(entry.slot_ms for entry in covered),
+        micros=array(entry.micros for entry in covered),
+        funded=array_of_text((entry.ahead.funded.funded_at or at).isoformat() for entry in covered),
     )
-    run(session, _COVERED, columns)

@@ -48,7 +48,6 @@ WAKE_CHANNEL: Final = "hub_biller"
 MARGIN_MS: Final = 15_000
 """Held beyond limit and grace: the time between a decision to stop a job and the end of its last process."""
 
-_WAKE: Final = Prepared(select(func.pg_notify(WAKE_CHANNEL, "")))
 _METERED: Final = Prepared(
     select(UsageTotalRow.job_id, UsageTotalRow.attempt, UsageTotalRow.model, UsageTotalRow.slot_ms).where(
         among(UsageTotalRow.job_id, bindparam("jobs"))
@@ -135,10 +134,12 @@ class Funding:
     draws: Mapping[str, Draw] = field(default_factory=lambda: NO_DRAWS)
 
     def admit(self, session: Session, admissions: Sequence[Admission], at: datetime) -> Mapping[UUID, str]:
-        """Hold the first stretch of attempts, one after another; a sentence for each that cannot be paid."""
+        """Hold the first stretch of attempts, one after another; a sentence for each that cannot be paid.
+
+        What is refused as a whole has written nothing (`place_holds`), and is asked for one by one.
+        """
         try:
-            with session.begin_nested():
-                refused = self._admit(session, admissions, at)
+            refused = self._admit(session, admissions, at)
         except HubError as refusal:
             if len(admissions) == 1:
                 return {admissions[0].job.id: f"waiting for funds: {refusal}"}
@@ -152,7 +153,7 @@ class Funding:
     ) -> Mapping[UUID, HubError]:
         jobs = [admission.job for admission in admissions]
         funded = funded_jobs(session, [job.id for job in jobs], lock=True)
-        used = _used_slot_ms(session, jobs)
+        used = _used_slot_ms(session, [job for job in jobs if job.attempt > 1])
         wanted = []
         for admission in admissions:
             job = admission.job
@@ -191,11 +192,9 @@ class Funding:
                 _warn(job, f"its funds will not last: {refusal}")
         return broke
 
-    def record_usage(self, session: Session, node: str, records: Sequence[UsageRecord], at: datetime) -> None:
+    def record_usage(self, session: Session, usage: Mapping[str, Sequence[UsageRecord]], at: datetime) -> None:
         """Keep usage records and wake the biller."""
-        record_usage(session, node, records, at, self.draws)
-        if records:
-            _WAKE(session)
+        record_usage(session, usage, at, self.draws, wake=WAKE_CHANNEL)
 
     def requeued(self, session: Session, jobs: Sequence[JobRow], at: datetime) -> None:  # noqa: ARG002 - the port's
         """Let the biller give back what the attempts that are over did not use."""
@@ -282,6 +281,8 @@ def _used_slot_ms(session: Session, jobs: Sequence[JobRow]) -> dict[tuple[UUID, 
     """By job and model, what the meter has said until now."""
     attempts = {job.id: job.attempt for job in jobs}
     found: dict[tuple[UUID, str], Used] = {}
+    if not attempts:
+        return found
     for job_id, attempt, model, slot_ms in _METERED(session, jobs=list(attempts)):
         before = found.get((job_id, model), Used(0, 0))
         found[job_id, model] = (

@@ -142,9 +142,9 @@ class MeasuredAccounting:
         """As the inner one."""
         return self._inner.keep_funded(session, jobs, elapsed_ms, at)
 
-    def record_usage(self, session: Session, node: str, records: Sequence[UsageRecord], at: datetime) -> None:
+    def record_usage(self, session: Session, usage: Mapping[str, Sequence[UsageRecord]], at: datetime) -> None:
         """As the inner one."""
-        self._inner.record_usage(session, node, records, at)
+        self._inner.record_usage(session, usage, at)
 
     def requeued(self, session: Session, jobs: Sequence[JobRow], at: datetime) -> None:
         """As the inner one."""

@@ -202,10 +202,12 @@ def raise_if_away(error: Exception) -> None:
 def _take(
     session: Session, observed: Mapping[str, Observed], accounting: Accounting, at: datetime
 ) -> list[RunRow]:
-    for node, one in sorted(observed.items()):
-        usage = tuple(record for record in one.report.usage if one.about(record.run_id))
-        if usage:
-            accounting.record_usage(session, node, usage, at)
+    usage = {
+        node: [record for record in one.report.usage if one.about(record.run_id)]
+        for node, one in sorted(observed.items())
+    }
+    if any(usage.values()):
+        accounting.record_usage(session, usage, at)
     return _apply(session, observed, at)
 
 

@@ -69,8 +69,8 @@ class Accounting(Protocol):
         """
         ...
 
-    def record_usage(self, session: Session, node: str, records: Sequence[UsageRecord], at: datetime) -> None:
-        """Keep usage records, each once."""
+    def record_usage(self, session: Session, usage: Mapping[str, Sequence[UsageRecord]], at: datetime) -> None:
+        """Keep usage records, by node that sent them, each once."""
         ...
 
     def requeued(self, session: Session, jobs: Sequence[JobRow], at: datetime) -> None:

@@ -153,7 +153,7 @@ class House:
 
     def meter(self, *records: UsageRecord, at: datetime = NOW) -> None:
         with transaction(self.engine) as session:
-            self.funding.record_usage(session, "n", records, at)
+            self.funding.record_usage(session, {"n": records}, at)
 
     def lose(self, job_id: UUID) -> None:
         """The node is lost and the job waits to be tried again, as the controller settles it."""

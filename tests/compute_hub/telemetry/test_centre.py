@@ -158,7 +158,7 @@ def test_a_hole_in_the_meters_records_and_a_run_without_an_end_are_gaps(engine: 
     assert house.admit(second, "sim-b") is None
     now = datetime.now(UTC)
     with transaction(engine) as session:
-        house.funding.record_usage(session, "n", [house.record(first, k, 1000) for k in (0, 2)], now)
+        house.funding.record_usage(session, {"n": [house.record(first, k, 1000) for k in (0, 2)]}, now)
         session.execute(
             text("UPDATE runs SET state = 'ended', started_at = :t, ended_at = :t WHERE job_id = :job"),
             {"t": now - timedelta(minutes=20), "job": second},

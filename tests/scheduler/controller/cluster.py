@@ -85,8 +85,8 @@ class Free:  # its arguments are the port's
     ) -> Mapping[UUID, str]:
         return {}
 
-    def record_usage(self, session: Session, node: str, records: Sequence[UsageRecord], at: datetime) -> None:
-        self.usage |= {record.id: record for record in records}
+    def record_usage(self, session: Session, usage: Mapping[str, Sequence[UsageRecord]], at: datetime) -> None:
+        self.usage |= {record.id: record for records in usage.values() for record in records}
 
     def requeued(self, session: Session, jobs: Sequence[JobRow], at: datetime) -> None:
         self.requeued_jobs += [job.id for job in jobs]

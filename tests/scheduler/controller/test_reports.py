@@ -426,9 +426,9 @@ def test_usage_that_cannot_be_written_holds_up_its_own_run_only(centre: Centre) 
     spoilt, other = centre.started(milliseconds=0), centre.started(milliseconds=0)
     record_usage = centre.free.record_usage
 
-    def refuse(session: Session, node: str, records: Sequence[UsageRecord], at: datetime) -> None:
-        assert all(record.job_id != str(spoilt) for record in records)
-        record_usage(session, node, records, at)
+    def refuse(session: Session, usage: Mapping[str, Sequence[UsageRecord]], at: datetime) -> None:
+        assert all(record.job_id != str(spoilt) for record in usage["n"])
+        record_usage(session, usage, at)
 
     centre.free.record_usage = refuse  # type: ignore[method-assign] # one of its rows cannot be written
     centre.machines.nodes["n"].advance(boottime_ms(), unix_ms(utc_now()))
