@@ -38,14 +38,14 @@ class Loose(Generic[_T]):
     def __init__(self, table: type[_T], *names: str) -> None:
         self._table, self._names = table, names
 
-    @property
+    @cached_property
     def columns(self) -> list[Any]:
         """What to select, in the form in which a prepared statement can answer it."""
         found = [getattr(self._table, name) for name in self._names]
         return [func.to_jsonb(column, type_=JSONB) if _of_texts(column.type) else column for column in found]
 
     def rows(self, found: Iterable[Sequence[Any]]) -> list[_T]:
-        """What was found of these columns, row by row; values beyond them are left."""
+        """What was found of these columns, row by row; values after them are left."""
         new, names, absent = self._table.__mapper__.class_manager.new_instance, self._names, self._absent
         rows = []
         for values in found:

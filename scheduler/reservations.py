@@ -16,6 +16,7 @@ from sqlalchemy.dialects.postgresql import Range
 from sqlalchemy.orm import Session
 
 from kernel.clock import unix_ms
+from kernel.prepared import Prepared
 from scheduler.jobs import wake_controller
 from scheduler.operations import note
 from scheduler.policy.model import WHOLE_MILLI, Reservation
@@ -30,8 +31,15 @@ from scheduler.refusals import (
 )
 from scheduler.tables import DeviceRow, NodeRow, ReservationRow, ReservedDeviceRow
 
-_NOT_OVER: Final = (
-    select(ReservedDeviceRow, ReservationRow)
+_NOT_OVER: Final = Prepared(
+    select(
+        ReservedDeviceRow.node,
+        ReservedDeviceRow.device_index,
+        ReservationRow.id,
+        ReservationRow.begins_at,
+        ReservationRow.ends_at,
+        ReservationRow.tenant_id,
+    )
     .join(ReservationRow, ReservationRow.id == ReservedDeviceRow.reservation_id)
     .where(ReservationRow.ends_at > bindparam("at"), ReservationRow.cancelled_at.is_(None))
     .order_by(ReservationRow.id, ReservedDeviceRow.node, ReservedDeviceRow.device_index)
@@ -163,16 +171,16 @@ def kept_devices(session: Session, at: datetime, node_of: Mapping[tuple[str, int
         at: now.
         node_of: by machine and index, the policy's node of every device.
     """
-    rows = session.execute(_NOT_OVER, {"at": at}).all()
+    rows = _NOT_OVER(session, at=at)
     sizes: dict[str, int] = {}
     for name in node_of.values():
         sizes[name] = sizes.get(name, 0) + 1
-    by_id = {row.id: row for _, row in rows}
+    by_id = {one.id: one for one in (_Span(*rest) for _, _, *rest in rows)}
     taken: dict[tuple[UUID, str], list[tuple[str, int]]] = {}
-    for device, row in rows:
-        place = (device.node, device.device_index)
+    for node, index, reservation_id, *_ in rows:
+        place = (node, index)
         if place in node_of:
-            taken.setdefault((row.id, node_of[place]), []).append(place)
+            taken.setdefault((reservation_id, node_of[place]), []).append(place)
     whole: dict[UUID, list[str]] = {}
     withheld: set[tuple[str, int]] = set()
     for (reservation_id, name), places in taken.items():
@@ -185,7 +193,17 @@ def kept_devices(session: Session, at: datetime, node_of: Mapping[tuple[str, int
     )
 
 
-def _in_policy(row: ReservationRow, nodes: Sequence[str]) -> Reservation:
+@dataclass(frozen=True)
+class _Span:
+    """A reservation, as far as the policy is told of it."""
+
+    id: UUID
+    begins_at: datetime
+    ends_at: datetime
+    tenant_id: UUID | None
+
+
+def _in_policy(row: _Span, nodes: Sequence[str]) -> Reservation:
     return Reservation(
         id=str(row.id),
         nodes=tuple(nodes),

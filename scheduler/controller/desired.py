@@ -11,10 +11,11 @@ from itertools import groupby
 from typing import Final
 from uuid import UUID
 
-from sqlalchemy import bindparam, select
+from sqlalchemy import and_, bindparam, select, text
 from sqlalchemy.orm import Session
 
 from kernel.bulk import among
+from kernel.changes import Loose
 from kernel.prepared import Prepared
 from scheduler.node.codec import to_json
 from scheduler.node.protocol import (
@@ -35,13 +36,29 @@ PORTION_BYTES: Final = FRAME_BYTES_MAX // 2
 """Of new runs told to a node at once, as JSON; a node takes no longer message than a frame."""
 
 _LIVE: Final = Prepared(
-    select(RunRow.node, RunRow.id, RunRow.state, JobRow.notice, JobRow.stop_reason)
-    .join(JobRow, JobRow.id == RunRow.job_id)
-    .where(among(RunRow.node, bindparam("nodes")), RunRow.state != "ended")
-    .order_by(RunRow.node, RunRow.id)
+    select(
+        NodeRow.name,
+        NodeRow.state,
+        NodeRow.host_id,
+        RunRow.id,
+        RunRow.state,
+        JobRow.notice,
+        JobRow.stop_reason,
+    )
+    .outerjoin(RunRow, and_(RunRow.node == NodeRow.name, text("runs.state <> 'ended'")))
+    .outerjoin(JobRow, JobRow.id == RunRow.job_id)
+    .where(among(NodeRow.name, bindparam("nodes")))
+    .order_by(NodeRow.name, RunRow.id)
 )
-_NEW: Final = (
-    select(RunRow, JobRow)
+_RUN: Final = Loose(RunRow, "id", "attempt", "rank", "devices")
+_JOB: Final = Loose(
+    JobRow,
+    *("id", "tenant_id", "kind", "argv", "env", "environment", "upload_sha256", "node_count", "cpu_milli"),
+    *("memory_mib", "time_limit_ms", "grace_ms", "network", "secrets", "traceparent", "notice_signal"),
+    *("array_id", "array_index", "array_size"),
+)
+_NEW: Final = Prepared(
+    select(*_RUN.columns, *_JOB.columns)
     .join(JobRow, JobRow.id == RunRow.job_id)
     .where(among(RunRow.id, bindparam("runs")))
     .order_by(RunRow.id)
@@ -60,6 +77,7 @@ class Wanted:
         states: by id, how far every run is that has not ended there, whether it is wanted or not.
         later: ids of runs that did not fit into this portion.
         notices: by run id.
+        host: on which its runs are: another one that says its name has to wait; None of one that was given up.
     """
 
     runs: list[RunSpec] = field(default_factory=list)
@@ -67,6 +85,7 @@ class Wanted:
     states: dict[str, str] = field(default_factory=dict)
     later: list[str] = field(default_factory=list)
     notices: dict[str, str] = field(default_factory=dict)
+    host: str | None = None
 
     @property
     def asked(self) -> frozenset[str]:
@@ -87,8 +106,11 @@ def desired_runs(
     """
     found = {name: Wanted() for name in names}
     new: list[tuple[str, UUID]] = []
-    for node, run_id, state, notice, stop_reason in _LIVE(session, nodes=sorted(names)):
+    for node, stands, host, run_id, state, notice, stop_reason in _LIVE(session, nodes=sorted(names)):
         wanted, name = found[node], str(run_id)
+        wanted.host = None if stands == "down" else host
+        if run_id is None:
+            continue
         wanted.states[name] = state
         if state not in _WANTED or stop_reason is not None:
             continue
@@ -112,9 +134,11 @@ def desired_runs(
 def _specs(session: Session, store: Store, run_ids: Sequence[UUID]) -> dict[UUID, RunSpec]:
     if not run_ids:
         return {}
-    live = session.execute(_NEW, {"runs": list(run_ids)}).all()
+    found = _NEW(session, runs=list(run_ids))
+    jobs = _JOB.rows(row[len(_RUN.columns) :] for row in found)
+    live = list(zip(_RUN.rows(found), jobs, strict=True))
     gangs = _gangs(session, {job.id for _, job in live if job.network == Network.JOB})
-    secrets = opened_secrets(session, store.vault, [job for _, job in live])
+    secrets = opened_secrets(session, store.vault, jobs)
     return {run.id: _spec(run, job, store, gangs.get(job.id), secrets.get(job.id, {})) for run, job in live}
 
 

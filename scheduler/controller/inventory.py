@@ -1,14 +1,13 @@
 """What the centre has: nodes and devices as their supervisors describe them."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import Engine, bindparam, select
+from sqlalchemy import Engine, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from kernel.bulk import among
 from kernel.prepared import Prepared
 from scheduler.node.codec import encode
 from scheduler.node.protocol import UNAVAILABLE, Report
@@ -16,11 +15,6 @@ from scheduler.node.relay import LINK_LABEL, Link
 from scheduler.operations import note
 from scheduler.tables import DeviceRow, NodeRow
 
-_HOSTS: Final = Prepared(
-    select(NodeRow.name, NodeRow.host_id).where(
-        among(NodeRow.name, bindparam("names")), NodeRow.state != "down"
-    )
-)
 _LINKS: Final = Prepared(select(NodeRow.name, NodeRow.state, NodeRow.labels))
 
 
@@ -92,11 +86,6 @@ def _record_fitness(session: Session, report: Report, *, worked: bool, at: datet
         note(session, report.node, "starts_nothing", f"takes no new jobs: {why}", at=at)
     elif works and not worked:
         note(session, report.node, "starts_again", "can start jobs again", at=at)
-
-
-def hosts_of(session: Session, names: Collection[str]) -> dict[str, str]:
-    """By node that was not given up, the host on which its runs are: another one that says its name has to wait."""
-    return dict(_HOSTS(session, names=sorted(names)))
 
 
 def _record_health(

@@ -16,7 +16,8 @@ import structlog
 from sqlalchemy import bindparam, select
 from sqlalchemy.orm import Session
 
-from kernel.bulk import among
+from kernel.bulk import among, run
+from kernel.changes import Loose
 from kernel.clock import unix_ms
 from kernel.errors import HubError
 from kernel.prepared import Prepared
@@ -43,14 +44,37 @@ _POISON_MAX: Final = 16
 _Versions = Mapping[UUID, tuple[int, int]]
 """By job, its attempt and revision in the database."""
 
-_LIVE: Final = (
-    select(JobRow.id, JobRow.state, JobRow.attempt, JobRow.revision, JobRow.stop_reason, JobRow.evicted_for)
-    .where(JobRow.ended_at.is_(None))
-    .order_by(JobRow.queued_at, JobRow.array_index, JobRow.id)
+_LIVE: Final = b"""
+SELECT id, state, attempt, revision, stop_reason, evicted_for FROM jobs
+ WHERE ended_at IS NULL ORDER BY queued_at, array_index, id
+"""
+_JOB: Final = Loose(
+    JobRow,
+    *(
+        "id",
+        "tenant_id",
+        "submitted_by",
+        "name",
+        "models",
+        "min_pflops_milli",
+        "node_count",
+        "devices_per_node",
+    ),
+    *(
+        "slots_milli",
+        "cpu_milli",
+        "memory_mib",
+        "time_limit_ms",
+        "priority",
+        "preemptible",
+        "topology",
+        "network",
+    ),
+    *("not_before", "depends_on", "array_id", "array_running_max", "held", "retry_at", "evictions"),
+    *("attained_ms", "revision", "queued_at", "attempt", "placed_at"),
 )
-_TENANTS: Final = Prepared(select(JobRow.tenant_id).where(JobRow.ended_at.is_(None)).distinct())
-_NEW: Final = (
-    select(JobRow)
+_NEW: Final = Prepared(
+    select(*_JOB.columns)
     .where(among(JobRow.id, bindparam("jobs")))
     .order_by(JobRow.queued_at, JobRow.array_index, JobRow.id)
 )
@@ -121,8 +145,8 @@ class LiveState:
         if now_ms < self._seen_ms - _SLEWED_MS:
             self._begin_anew()  # the clock was set back, and nobody waits that long for the time it had shown
         self._seen_ms = now_ms
-        live = session.execute(_LIVE).all()
-        ids = {row.id for row in live}
+        live = run(session, _LIVE, ())
+        ids = {job_id for job_id, *_ in live}
         self._shelved = {job_id: kept for job_id, kept in self._shelved.items() if job_id in ids}
         self.set_aside = {job_id: why for job_id, why in self.set_aside.items() if job_id in ids}
         left_out = self.set_aside.keys() | {
@@ -140,7 +164,7 @@ class LiveState:
         centre = centre_of(session, answering, now_ms)
         self.devices, nodes = centre.devices, centre.nodes
         self._forget(session, queued, running, now_ms)
-        self._take_in(nodes, {str(tenant_id) for (tenant_id,) in _TENANTS(session)})
+        self._take_in(nodes, frozenset())
         if not self._remembers:
             learn_durations(session, self.policy)
         self._learn(session, queued, running, now_ms)
@@ -292,7 +316,8 @@ class LiveState:
             self._learn_some(session, new[first : first + _BATCH], running, now_ms)
 
     def _learn_some(self, session: Session, new: Sequence[UUID], running: _Versions, now_ms: int) -> None:
-        rows = session.scalars(_NEW, {"jobs": new}).all()
+        rows = _JOB.rows(_NEW(session, jobs=new))
+        self._take_in((), {str(row.tenant_id) for row in rows})
         for needed in succeeded_among(session, list({needed for row in rows for needed in row.depends_on})):
             self.policy.job_succeeded(str(needed), now_ms)
         placements = placements_of(session, [row.id for row in rows if row.id in running], self.devices)

@@ -7,6 +7,7 @@ Nothing that goes wrong in a step ends the process: the next tick begins again f
 
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final
@@ -24,7 +25,7 @@ from scheduler.controller.admitting import Admitted, admit
 from scheduler.controller.clearing import order_clearing
 from scheduler.controller.desired import desired_runs
 from scheduler.controller.explaining import explain_waiting
-from scheduler.controller.inventory import hosts_of, record_node
+from scheduler.controller.inventory import record_node
 from scheduler.controller.lease import Candidate, Lease, renewals_ms
 from scheduler.controller.live_state import LiveState
 from scheduler.controller.nodes import Nodes
@@ -99,8 +100,8 @@ class _Term:
     """Nodes where jobs are starting that it admitted."""
     spared: dict[str, int] = field(default_factory=dict)
     """Until when what is done sparingly is left."""
-    written_boot_ms: dict[str, int] = field(default_factory=dict)
-    """When a node's report was last written down."""
+    seen_boot_ms: dict[str, int] = field(default_factory=dict)
+    """When it was last written down that a node was seen."""
 
     @property
     def leadership(self) -> Leadership:
@@ -360,7 +361,6 @@ class Controller:
         term = self._led
         with glance(self._engine) as session:
             desired = desired_runs(session, self._store, names, term.nodes.reported(names))
-            hosts = hosts_of(session, names)
         requests: dict[str, SyncRequest] = {}
         for name, wanted in sorted(desired.items()):
             requests[name] = term.nodes.request(
@@ -370,7 +370,7 @@ class Controller:
         reports = {
             name: report
             for name, report in self._machines.sync(requests).items()
-            if name in requests and _is_from(name, hosts.get(name), report)
+            if name in requests and _is_from(name, desired[name].host, report)
         }
         heard_ms, at = boottime_ms(), utc_now()
         term.lease.proceed()
@@ -393,40 +393,40 @@ class Controller:
         return settled.freed, set(reachable) if settled.stopping else more
 
     def _observe(self, observed: Mapping[str, Observed], at: datetime) -> tuple[Settled, dict[str, Report]]:
-        """Write down what nodes said, if it is news or the last word written down is a tick old."""
+        """Write down what nodes said, if it is news, and every tick that they were seen."""
         term, now_ms = self._led, boottime_ms()
-        fresh = {name for name in observed if now_ms < term.written_boot_ms.get(name, 0) + self._pace.tick_ms}
+        fresh = {name for name in observed if now_ms < term.seen_boot_ms.get(name, 0) + self._pace.tick_ms}
         if observed and all(
             name in fresh and one.moves_nothing and not term.nodes.describes(name, one.report)
             for name, one in observed.items()
         ):
             return Settled(), {name: one.report for name, one in observed.items()}
         try:
-            settled, kept = self._write_reports(observed, at)
+            settled, kept = self._write_reports(observed, fresh, at)
         except LeadershipLost:
             raise
         except Exception as error:  # noqa: BLE001 - one row must not stop all others
             raise_if_away(error)
-            settled, kept = self._write_reports(observed, at, apart=True)
-        term.written_boot_ms |= dict.fromkeys(kept, now_ms)
+            settled, kept = self._write_reports(observed, fresh, at, apart=True)
+        term.seen_boot_ms |= dict.fromkeys(kept.keys() - fresh, now_ms)
         self._watcher.moved(settled.steps)
         return settled, kept
 
     def _write_reports(
-        self, observed: Mapping[str, Observed], at: datetime, *, apart: bool = False
+        self, observed: Mapping[str, Observed], fresh: AbstractSet[str], at: datetime, *, apart: bool = False
     ) -> tuple[Settled, dict[str, Report]]:
         with transaction(self._engine) as session:
             fence(session, self._led.leadership)
-            self._describe(session, {name: one.report for name, one in observed.items()})
+            self._describe(session, {name: one.report for name, one in observed.items()}, fresh)
             return observe(session, observed, self._accounting, at, apart=apart)
 
-    def _describe(self, session: Session, reports: Mapping[str, Report]) -> None:
+    def _describe(self, session: Session, reports: Mapping[str, Report], fresh: AbstractSet[str]) -> None:
         at = utc_now()
         for name, report in sorted(reports.items()):
             if self._led.nodes.describes(name, report) and record_node(session, report, at):
                 correct_lost(session, report)
-        if reports:
-            _SEEN(session, nodes=sorted(reports), at=at)
+        if stale := sorted(reports.keys() - fresh):
+            _SEEN(session, nodes=stale, at=at)
 
     def _give_up_lost(self) -> None:
         """Give up nodes on which every lease this controller could have renewed has lapsed for certain."""

@@ -15,6 +15,7 @@ from sqlalchemy import bindparam, select
 from sqlalchemy.orm import Session
 
 from kernel.bulk import among
+from kernel.changes import Loose
 from kernel.clock import from_unix_ms, unix_ms
 from kernel.prepared import Prepared
 from scheduler.controller.settling import retry_pause_ms
@@ -24,16 +25,23 @@ from scheduler.policy.model import DeviceSlice, DeviceState, Job, Node, Placemen
 from scheduler.reservations import kept_devices
 from scheduler.tables import DeviceRow, JobRow, NodeRow, RunRow
 
-_DEVICES: Final = select(
-    DeviceRow.node,
-    DeviceRow.index,
-    DeviceRow.number,
-    DeviceRow.model,
-    DeviceRow.freed_at,
-    DeviceRow.healthy,
-    DeviceRow.cordoned,
-).order_by(DeviceRow.node, DeviceRow.index)
-_NODES: Final = select(NodeRow)
+_DEVICES: Final = Prepared(
+    select(
+        DeviceRow.node,
+        DeviceRow.index,
+        DeviceRow.number,
+        DeviceRow.model,
+        DeviceRow.freed_at,
+        DeviceRow.healthy,
+        DeviceRow.cordoned,
+    ).order_by(DeviceRow.node, DeviceRow.index)
+)
+_NODE: Final = Loose(
+    NodeRow,
+    *("name", "host_id", "state", "admits", "labels", "own_labels"),
+    *("cpu_milli", "memory_mib", "isolation", "spanning"),
+)
+_NODES: Final = Prepared(select(*_NODE.columns))
 _PLACEMENTS: Final = Prepared(
     select(RunRow.job_id, RunRow.node, RunRow.devices)
     .join(JobRow, (JobRow.id == RunRow.job_id) & (JobRow.attempt == RunRow.attempt))
@@ -114,7 +122,7 @@ class Centre:
 
 def centre_of(session: Session, answering: AbstractSet[str], now_ms: int) -> Centre:
     """The centre as the tables have it. Only nodes that answer and that their operator left open take new jobs."""
-    rows = session.execute(_DEVICES).all()
+    rows = _DEVICES(session)
     devices = {(node, index): Device(number, model, freed) for node, index, number, model, freed, _, _ in rows}
     kept = kept_devices(
         session, from_unix_ms(now_ms), {at: node_name(at[0], device.model) for at, device in devices.items()}
@@ -123,7 +131,7 @@ def centre_of(session: Session, answering: AbstractSet[str], now_ms: int) -> Cen
     for node, index, _, model, _, healthy, cordoned in rows:
         usable = healthy and not cordoned and (node, index) not in kept.withheld
         grouped.setdefault((node, model), []).append(DeviceState(index, usable))
-    machines = {row.name: row for row in session.scalars(_NODES)}
+    machines = {row.name: row for row in _NODE.rows(_NODES(session))}
     nodes = tuple(
         Node(
             name=node_name(machine, model),
