@@ -31,6 +31,7 @@ from scheduler.controller.picture import (
     seen_now,
 )
 from scheduler.controller.poison import find_poison
+from scheduler.controller.watching import Step
 from scheduler.dependencies import succeeded_among
 from scheduler.policy.cycle import plan_cycle
 from scheduler.policy.model import Eviction, Job, Node, Placement, Plan, Queue, Reservation, Start
@@ -120,6 +121,7 @@ class LiveState:
         self._nodes: dict[str, Node] = {}
         self._known: dict[UUID, _Known] = {}
         self._remembers = False
+        self._ends: dict[UUID, bool] = {}
         self._kept: tuple[tuple[Reservation, ...], tuple[str, ...]] = ((), ())
         self.devices: dict[tuple[str, int], Device] = {}
         self.policy = SchedulerState(queues, settings)
@@ -139,6 +141,12 @@ class LiveState:
         """Whether nobody has changed what a job waits for since it was taken into the picture."""
         known = self._known.get(job.id)
         return known is not None and known.version == (job.attempt, job.revision)
+
+    def moved(self, steps: Iterable[Step]) -> None:
+        """Hear what became of jobs until the next look, which need not ask for it then."""
+        for step in steps:
+            if step.name in {"ended", "requeued"}:
+                self._ends[step.job_id] = step.name == "ended" and step.outcome == "succeeded"
 
     def refresh(self, session: Session, now_ms: int, answering: AbstractSet[str]) -> None:
         """Bring the picture up to the database. Only nodes that answer are offered to new jobs."""
@@ -218,7 +226,10 @@ class LiveState:
             for job_id, known in self._known.items()
             if known.start is not None and running.get(job_id) != known.version
         ]
-        succeeded = succeeded_among(session, [*waited, *ran])
+        gone = (*waited, *ran)
+        succeeded = succeeded_among(session, [job_id for job_id in gone if job_id not in self._ends])
+        succeeded |= {job_id for job_id in gone if self._ends.get(job_id)}
+        self._ends = {}
         for job_id in waited:
             self.policy.job_withdrawn(str(job_id))
             del self._known[job_id]

@@ -311,7 +311,7 @@ class Controller:
             term.starts += admitted.starts
             term.starting.update(*(step.nodes for step in admitted.steps if step.name == "admitted"))
             self._watcher.planned(starts=admitted.starts, evictions=admitted.evictions)
-            self._watcher.moved(admitted.steps)
+            self._tell(admitted.steps)
             nodes |= admitted.nodes
             if not admitted.stood_back:
                 break
@@ -345,7 +345,7 @@ class Controller:
             self._led.lease.proceed()
             with transaction(self._engine) as session:
                 steps = end_waiting(session, self._led.leadership, self._accounting, utc_now())
-            self._watcher.moved(steps)
+            self._tell(steps)
             more = len(steps) >= WITHDRAWN_MAX
         at = utc_now()
         with transaction(self._engine) as session:
@@ -353,7 +353,7 @@ class Controller:
             order_clearing(session, at)
             loose = unsettled(session)
             settled = settle(session, loose, self._accounting, at)
-        self._watcher.moved(settled.steps)
+        self._tell(settled.steps)
         return set(self._machines.reachable()) if loose else set()
 
     def _sync(self, names: set[str], reachable: set[str]) -> tuple[bool, set[str]]:
@@ -409,7 +409,7 @@ class Controller:
             raise_if_away(error)
             settled, kept = self._write_reports(observed, fresh, at, apart=True)
         term.seen_boot_ms |= dict.fromkeys(kept.keys() - fresh, now_ms)
-        self._watcher.moved(settled.steps)
+        self._tell(settled.steps)
         return settled, kept
 
     def _write_reports(
@@ -419,6 +419,11 @@ class Controller:
             fence(session, self._led.leadership)
             self._describe(session, {name: one.report for name, one in observed.items()}, fresh)
             return observe(session, observed, self._accounting, at, apart=apart)
+
+    def _tell(self, steps: Sequence[Step]) -> None:
+        """Tell what is committed."""
+        self._led.live.moved(steps)
+        self._watcher.moved(steps)
 
     def _describe(self, session: Session, reports: Mapping[str, Report], fresh: AbstractSet[str]) -> None:
         at = utc_now()
@@ -440,7 +445,7 @@ class Controller:
                 note(session, name, "lost", "no longer answers; what ran there is given up", at=at)
                 steps += lose_node(session, term.leadership, name, self._accounting, at).steps
                 term.nodes.forget(name)
-        self._watcher.moved(steps)
+        self._tell(steps)
 
     def _keep_funded(self) -> None:
         term, at = self._led, utc_now()
