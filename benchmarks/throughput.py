@@ -12,8 +12,11 @@ With `--scale` the question is another one: do 1,000 running and 10,000 waiting 
 
 import argparse
 import json
+import shutil
 import sys
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -53,11 +56,12 @@ def main() -> int:
     say: _Say = partial(print, file=sys.stderr)
     peers = [name for name in arguments.peers.split(",") if name]
     try:
-        if arguments.scale:
-            asked = (arguments.running, arguments.queued, arguments.run_s, arguments.hold_s)
-            print(json.dumps(scale(FOLDER / "scale", *asked, say)))
-        else:
-            print(json.dumps(measure(arguments, peers, say)))
+        with _earlier_kept(FOLDER):
+            if arguments.scale:
+                asked = (arguments.running, arguments.queued, arguments.run_s, arguments.hold_s)
+                print(json.dumps(scale(FOLDER / "scale", *asked, say)))
+            else:
+                print(json.dumps(measure(arguments, peers, say)))
     except HubError as refusal:
         print(refusal, file=sys.stderr)
         return 2
@@ -95,6 +99,23 @@ def measure(arguments: argparse.Namespace, peers: list[str], say: _Say) -> Figur
         rate = ray_jobs_per_s(FOLDER / "ray", _RAY_JOBS)
         figures |= {"ray_jobs_per_s": round(rate, 3), "ratio_ray": round(ours / rate, 1)}
     return figures
+
+
+@contextmanager
+def _earlier_kept(folder: Path) -> Iterator[None]:
+    """What an earlier run has left in this folder is deleted when this one is over.
+
+    For a minute after thousands of files were deleted ext4 looks at each of their inodes, one by one, whenever anybody
+    makes a folder, which would be measured instead of the hub and its peers.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    before = Path(tempfile.mkdtemp(prefix=f"{folder.name}-before-", dir=folder.parent))
+    if folder.exists():
+        folder.rename(before / folder.name)
+    try:
+        yield
+    finally:
+        shutil.rmtree(before, ignore_errors=True)
 
 
 def _listed(rates: Sequence[float]) -> str:
