@@ -141,12 +141,15 @@ def driven(connection: Connection, statement: str) -> Iterator[Driver]:
     try:
         yield found
     except psycopg.Error as error:
-        broken = found.closed
-        if broken:
-            connection.invalidate(error)
-        raise DBAPIError.instance(
-            statement, None, error, psycopg.Error, connection_invalidated=broken
-        ) from error
+        raise wrapped(connection, statement, error) from error
+
+
+def wrapped(connection: Connection, statement: str, error: psycopg.Error) -> BaseException:
+    """A driver's error as SQLAlchemy would raise it; a connection that broke is given up."""
+    broken = cast("Driver", connection.connection.driver_connection).closed
+    if broken:
+        connection.invalidate(error)
+    return DBAPIError.instance(statement, None, error, psycopg.Error, connection_invalidated=broken)
 
 
 def _quoted(value: str) -> str:

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from kernel.bulk import among
 from kernel.ids import derived_id
-from kernel.prepared import Prepared, add_rows
+from kernel.prepared import Prepared, add_rows, new_row
 from scheduler.dependencies import checked_dependencies
 from scheduler.fitting import Demand, acceptable_models
 from scheduler.node.protocol import Network
@@ -358,7 +358,8 @@ def _checked(
 
 
 def _row(job_id: UUID, request: JobRequest, tenant_id: UUID, submitted_by: UUID, at: datetime) -> JobRow:
-    return JobRow(
+    return new_row(
+        JobRow,
         id=job_id,
         tenant_id=tenant_id,
         submitted_by=submitted_by,

@@ -22,7 +22,7 @@ from compute_hub.settings import Settings
 from kernel.clock import utc_now
 from kernel.database import glance, picture, transaction
 from kernel.errors import Conflict, Invalid
-from kernel.prepared import Prepared, add_rows
+from kernel.prepared import Prepared, add_rows, new_row
 
 _TRIES: Final = 3
 _FIRST_ANSWER: Final = Prepared(
@@ -150,7 +150,8 @@ class Call:
         return (rows[0][0], rows[0][1]) if rows else None
 
     def _row(self, key: str, digest: str, made: View) -> IdempotencyRow:
-        return IdempotencyRow(
+        return new_row(
+            IdempotencyRow,
             principal_id=self.principal.id,
             key=key,
             request_sha256=digest,

@@ -34,7 +34,7 @@ from compute_hub.metering.recording import NO_DRAWS, record_usage
 from compute_hub.metering.tables import UsageTotalRow
 from kernel.bulk import among
 from kernel.errors import HubError
-from kernel.prepared import Prepared, add_rows
+from kernel.prepared import Prepared, add_rows, new_row
 from scheduler.controller.ports import Admission
 from scheduler.node.protocol import UsageRecord
 from scheduler.tables import JobRow
@@ -109,7 +109,8 @@ def pledge_alike(
 ) -> None:
     """Note how new jobs are to be paid that are like one of which that has been checked."""
     rows = [
-        JobFundingRow(
+        new_row(
+            JobFundingRow,
             job_id=job.id,
             tenant_id=job.tenant_id,
             voucher_ids=None if voucher_ids is None else list(voucher_ids),

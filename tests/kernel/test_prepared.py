@@ -21,13 +21,13 @@ from sqlalchemy import (
     select,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError, PendingRollbackError
 from sqlalchemy.orm import Session
 
 from kernel.clock import utc_now
 from kernel.database import glance, picture, transaction
 from kernel.ids import new_id
-from kernel.prepared import Prepared, add_rows
+from kernel.prepared import Prepared, add_rows, new_row
 from scheduler.tables import NodeRow
 
 _NODES = Prepared(select(NodeRow.name).where(NodeRow.cpu_milli >= bindparam("least")).order_by(NodeRow.name))
@@ -49,6 +49,36 @@ def test_new_rows_are_there_at_once_with_their_defaults(engine: Engine) -> None:
         assert first.own_labels is not second.own_labels
     with transaction(engine) as session:
         assert [session.get_one(NodeRow, name).cpu_milli for name in ("a", "b")] == [1, 1]
+
+
+def test_a_row_is_made_of_known_attributes_only(engine: Engine) -> None:
+    row, now = node("a"), utc_now()
+    facts = {name: getattr(row, name) for name in ("host_id", "state", "labels", "cpu_milli", "isolation")}
+    with transaction(engine) as session:
+        made = new_row(NodeRow, name="a", memory_mib=1, joined_at=now, last_seen_at=now, **facts)
+        assert made.admits is None
+        add_rows(session, [made])
+        found = session.get_one(NodeRow, "a")
+        assert (found.admits, found.last_seen_at, found.own_labels) == (made.admits, now, made.own_labels)
+        with pytest.raises(TypeError, match="memory_mb"):
+            new_row(NodeRow, name="b", memory_mb=1)
+
+
+def test_a_session_is_asked_for_its_connection_in_every_transaction_and_after_what_failed(
+    engine: Engine,
+) -> None:
+    with Session(engine) as session:
+        add_rows(session, [node("a")])
+        session.commit()
+        with transaction(engine) as other:  # has the connection that the session gave back
+            assert _NODES(session, least=1) == _NODES(other, least=1) == [("a",)]
+        session.add(node("a"))
+        with pytest.raises(IntegrityError):
+            session.flush()
+        with pytest.raises(PendingRollbackError):
+            _NODES(session, least=1)
+        session.rollback()
+        assert _NODES(session, least=1) == [("a",)]
 
 
 def test_who_listens_hears_of_new_rows_once_when_they_are_committed(engine: Engine) -> None:
@@ -120,10 +150,13 @@ def test_lists_and_bytes_arrive_whole(engine: Engine) -> None:
 
 def test_what_libpq_would_cut_short_or_nobody_said_is_refused(engine: Engine) -> None:
     echo = Prepared(select(bindparam("said", type_=Text)))
+    several = Prepared(select(func.cardinality(bindparam("said", type_=ARRAY(Text)))))
     with transaction(engine) as session:
         assert echo(session, said="whole") == [("whole",)]
         with pytest.raises(DBAPIError, match="NUL"):
             echo(session, said="who\x00le")
+        with pytest.raises(DBAPIError, match="NUL"):
+            several(session, said=["whole", "who\x00le"])
         with pytest.raises(KeyError, match="said"):
             echo(session, sayd="whole")
 
