@@ -64,12 +64,14 @@ _COUNTED: Final[dict[UUID, tuple[datetime, int]]] = {}
 _COUNTED_MAX: Final = 10_000
 _COUNT_HOLDS: Final = timedelta(seconds=1)
 
+_JOB: Final = select(JobRow).where(JobRow.id == bindparam("job"))
+_JOB_OF_TENANT: Final = _JOB.where(JobRow.tenant_id == bindparam("tenant"))
 _RUNS: Final = (
     select(RunRow)
     .where(among(RunRow.job_id, bindparam("jobs")))
     .order_by(RunRow.job_id, RunRow.attempt, RunRow.rank)
 )
-"""Asked whenever a job is shown; a statement that is made once need not be made and recognised each time."""
+"""Asked whenever a job is shown; statements that are made once need not be made and recognised each time."""
 
 _TELL: Final = text(f"NOTIFY {WAKE_CHANNEL}")
 _TELL_SUBMITTED: Final = (WAKE_CHANNEL, SUBMITTED)
@@ -269,10 +271,9 @@ def find_array(
 
 def find_job(session: Session, job_id: UUID, *, tenant_id: UUID | None, for_update: bool = False) -> JobRow:
     """One job; another tenant's is as if it did not exist. Raises JobNotFound."""
-    query = select(JobRow).where(JobRow.id == job_id)
-    if tenant_id is not None:
-        query = query.where(JobRow.tenant_id == tenant_id)
-    job = session.scalars(query.with_for_update() if for_update else query).one_or_none()
+    query = _JOB if tenant_id is None else _JOB_OF_TENANT
+    asked = {"job": job_id, "tenant": tenant_id}
+    job = session.scalars(query.with_for_update() if for_update else query, asked).one_or_none()
     if job is None:
         raise JobNotFound(job_id=job_id)
     return job

@@ -14,18 +14,19 @@ from compute_hub.billing.tables import ChargeCorrectionRow, ChargeRow, JobFundin
 from compute_hub.metering.tables import UsageRecordRow
 from kernel.bulk import among
 from kernel.money import format_yuan
+from kernel.prepared import Prepared
 from scheduler.jobs import runs_of
 from scheduler.tables import JobRow, RunRow
 
 _CLASSES = {value: name.value for name, value in PRIORITIES.items()}
 
-# Asked whenever a job is shown; statements that are made once need not be made and recognised each time.
-_USED: Final = (
+# Asked whenever a job is shown.
+_USED: Final = Prepared(
     select(UsageRecordRow.job_id, func.sum(UsageRecordRow.slot_ms))
     .where(among(UsageRecordRow.job_id, bindparam("jobs")))
     .group_by(UsageRecordRow.job_id)
 )
-_CHARGED: Final = (
+_CHARGED: Final = Prepared(
     select(
         ChargeRow.job_id,
         func.sum(ChargeRow.amount_micros),
@@ -38,8 +39,8 @@ _CHARGED: Final = (
     )
     .group_by(ChargeRow.job_id)
 )
-_PROJECTS: Final = select(JobFundingRow.job_id, JobFundingRow.project).where(
-    among(JobFundingRow.job_id, bindparam("jobs"))
+_PROJECTS: Final = Prepared(
+    select(JobFundingRow.job_id, JobFundingRow.project).where(among(JobFundingRow.job_id, bindparam("jobs")))
 )
 
 
@@ -100,12 +101,9 @@ def job_views(session: Session, rows: Sequence[JobRow]) -> list[JobView]:
     """Several jobs with their devices, card time and money, in four queries however many they are."""
     ids = [row.id for row in rows]
     runs = runs_of(session, ids)
-    used = {job_id: int(slot_ms) for job_id, slot_ms in session.execute(_USED, {"jobs": ids})}
-    money = {
-        job_id: (int(charged), int(vouchers), int(tenant))
-        for job_id, charged, vouchers, tenant in session.execute(_CHARGED, {"jobs": ids})
-    }
-    projects = dict(session.execute(_PROJECTS, {"jobs": ids}).all())
+    used: dict[UUID, int] = dict(_USED(session, jobs=ids))
+    money = {job_id: tuple(sums) for job_id, *sums in _CHARGED(session, jobs=ids)}
+    projects: dict[UUID, str | None] = dict(_PROJECTS(session, jobs=ids))
     return [
         _view(row, runs[row.id], used.get(row.id, 0), money.get(row.id, (0, 0, 0)), projects.get(row.id))
         for row in rows
@@ -118,7 +116,7 @@ def new_job_view(row: JobRow, project: str | None) -> JobView:
 
 
 def _view(
-    row: JobRow, runs: list[RunRow], slot_ms: int, money: tuple[int, int, int], project: str | None
+    row: JobRow, runs: list[RunRow], slot_ms: int, money: tuple[int, ...], project: str | None
 ) -> JobView:
     latest = [run for run in runs if run.attempt == row.attempt]
     return JobView(
