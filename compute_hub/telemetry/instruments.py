@@ -172,6 +172,10 @@ class MeasuredMachines:
         """As the inner one."""
         self._inner.watch(names)
 
+    def await_over(self, runs: Mapping[str, Collection[str]], within_ms: int) -> None:
+        """As the inner one."""
+        self._inner.await_over(runs, within_ms)
+
     def reachable(self) -> Sequence[str]:
         """As the inner one."""
         return self._inner.reachable()

@@ -33,7 +33,7 @@ from scheduler.controller.observing import Observed, correct_lost, lose_node, ob
 from scheduler.controller.ports import Accounting, Machines
 from scheduler.controller.settling import WITHDRAWN_MAX, Settled, end_waiting, settle, unsettled
 from scheduler.controller.stopwatch import Stopwatch
-from scheduler.controller.wakeups import Wakeups
+from scheduler.controller.wakeups import Wakeups, over
 from scheduler.controller.watching import Nobody, Step, Watcher
 from scheduler.controller.waves import Waves, breath_ms
 from scheduler.jobs import WAKE_CHANNEL
@@ -162,17 +162,20 @@ class Controller:
             self.resign()
 
     def _run(self) -> None:
-        next_tick = rested = 0
+        next_tick = rested = rested_least = 0
         while not self._stopping:
             words = self._wakeups.wait(max(0, next_tick - boottime_ms()) / 1000)
-            words |= self._wakeups.gather((rested - boottime_ms()) / 1000)
+            now_ms = boottime_ms()
+            words |= self._wakeups.gather((rested - now_ms) / 1000, (rested_least - now_ms) / 1000)
             ticking = boottime_ms() >= next_tick
             if ticking:
                 next_tick = boottime_ms() + self._pace.tick_ms
             began = boottime_ms()
             self.attempt(words, ticking=ticking)
             ended = boottime_ms()
-            rested = ended + self._breath_ms(ended - began)
+            breath = self._breath_ms(ended - began)
+            rested, rested_least = ended + breath, ended + min(breath, ended - began)
+            self._expect(breath)
             next_tick = min(next_tick, self._next_look())
 
     def _breath_ms(self, took_ms: int) -> int:
@@ -180,7 +183,18 @@ class Controller:
         term = self._term
         if term is None:
             return _STANDBY_LOOK_MS
-        return breath_ms(took_ms, term.waves.over_ms(term.starting), starts=term.starts, room=term.room)
+        wave_ms, waiting = term.waves.over_ms(term.starting), bool(term.live.policy.queued)
+        return breath_ms(took_ms, wave_ms, starts=term.starts, room=term.room, waiting=waiting)
+
+    def _expect(self, breath_ms: int) -> None:
+        """Have the breath end as soon as all that was started is over, on all nodes where anything was."""
+        term = self._term
+        waves = {} if term is None else term.waves.awaited(term.starting)
+        if term is None or waves.keys() != term.starting:
+            waves = {}
+        self._wakeups.expect([over(name) for name in waves])
+        if waves:
+            self._machines.await_over(waves, breath_ms)
 
     def _keep_lease(self, done: threading.Event) -> None:
         while not done.wait(renewals_ms(self._pace.leader_lease_ms) / 1000):

@@ -27,6 +27,13 @@ class Machines(Protocol):
         """Say a word of each of these nodes, once, when something changes there that its last answer did not tell."""
         ...
 
+    def await_over(self, runs: Mapping[str, Collection[str]], within_ms: int) -> None:
+        """Say `wakeups.over` of each of these nodes as soon as none of these runs lives there any more.
+
+        Nothing is said if that takes longer, or cannot be known. The node is not watched meanwhile.
+        """
+        ...
+
     def reachable(self) -> Sequence[str]:
         """Names of the nodes that can be synced now, in order. Answers at once."""
         ...

@@ -8,7 +8,7 @@ import queue
 import select
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Final
 
 import psycopg
@@ -19,16 +19,35 @@ _WAIT_MS: Final = 5000
 _log = structlog.get_logger(__name__)
 
 
+def over(node: str) -> str:
+    """The word that what was awaited of this node is over (`Machines.await_over`)."""
+    return f"over {node}"
+
+
 class Wakeups:
     """A queue of reasons to look, filled by waiting threads."""
 
     def __init__(self) -> None:
         self._words: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._stopping = threading.Event()
+        self._awaited: set[str] = set()
+        self._all_said = threading.Event()
+        self._saying = threading.Lock()
 
     def put(self, word: str) -> None:
         """Wake the controller; a node's name says that this node should be synced."""
         self._words.put(word)
+        with self._saying:
+            if word in self._awaited:
+                self._awaited.discard(word)
+                if not self._awaited:
+                    self._all_said.set()
+
+    def expect(self, words: Collection[str]) -> None:
+        """The next `gather` need not go on when all these have been said from now on; with none it goes on."""
+        with self._saying:
+            self._awaited = set(words)
+            self._all_said.clear()
 
     def wait(self, timeout_s: float) -> set[str]:
         """Everything that was said until now, waiting up to the timeout for the first word."""
@@ -40,9 +59,16 @@ class Wakeups:
         except queue.Empty:
             return words
 
-    def gather(self, seconds: float) -> set[str]:
-        """Everything that is said within so long a time."""
-        time.sleep(max(0, seconds))
+    def gather(self, seconds: float, least_s: float | None = None) -> set[str]:
+        """Everything that is said within so long a time, or until all has been said that was expected.
+
+        Args:
+            seconds: at most.
+            least_s: at least; as long as at most, if left out.
+        """
+        first_s = max(0.0, seconds if least_s is None else min(least_s, seconds))
+        time.sleep(first_s)
+        self._all_said.wait(max(0.0, seconds - first_s))
         return self.wait(0)
 
     def watch(self, name: str, wait_once: Callable[[], str | None]) -> None:

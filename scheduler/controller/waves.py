@@ -14,7 +14,8 @@ from scheduler.node.protocol import Report, RunState
 _BREATH_MS: Final = 40
 _BREATH_MS_MAX: Final = 200
 """Between two steps as long as the last one took, within these bounds, so that under load a step serves many words
-and leaves the machine to others half of the time; the first word after a pause is served at once."""
+and leaves the machine to others half of the time; the first word after a pause is served at once. Where nothing was
+started and nobody waits, there is no load, and only the second holds."""
 
 _START_MS: Final = 6
 """… and as long as the waves it started should take; where nothing is known of them, so much for each job and more."""
@@ -38,7 +39,7 @@ _SHORTER: Final = 4
 most of them to end costs less than a second step."""
 
 
-def breath_ms(took_ms: int, wave_ms: int | None, *, starts: int, room: bool) -> int:
+def breath_ms(took_ms: int, wave_ms: int | None, *, starts: int, room: bool, waiting: bool) -> int:
     """How long to gather words after a step.
 
     Args:
@@ -46,7 +47,10 @@ def breath_ms(took_ms: int, wave_ms: int | None, *, starts: int, room: bool) -> 
         wave_ms: in how long the waves it started should be over, if that is known (`Waves.over_ms`).
         starts: how many jobs it started.
         room: whether it left devices that came free to the next step.
+        waiting: whether any job waits.
     """
+    if not (starts or room or waiting):
+        return min(took_ms, _BREATH_MS_MAX)
     if wave_ms is None:
         wave_ms = 0 if room else _BREATH_MS + _START_MS * starts
     least_ms = max(_BREATH_MS, took_ms // _ROOM_SHARE if room else took_ms)
@@ -107,6 +111,12 @@ class Waves:
         node.wave -= ended.keys()
         if starting - node.wave:
             node.wave, node.size, node.began_boot_ms = starting, len(starting), report.boot_ms
+
+    def awaited(self, names: Iterable[str]) -> dict[str, frozenset[str]]:
+        """By node the runs of its wave; those nodes are left out of whose wave nothing is known."""
+        return {
+            name: self._nodes[name].wave for name in names if name in self._nodes and self._nodes[name].wave
+        }
 
     def over_ms(self, names: Iterable[str]) -> int | None:
         """In how long the waves of all these nodes should be over; None while nothing is known of any."""

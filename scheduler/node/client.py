@@ -5,13 +5,14 @@ sent twice, which changes nothing, because it says what shall be and not what to
 """
 
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self, TypeVar
 
 from scheduler.node.errors import SupervisorUnreachable
 from scheduler.node.lines import answer, question
-from scheduler.node.protocol import Change, Hello, Report, SyncRequest, WaitRequest
+from scheduler.node.protocol import Change, Hello, Over, OverRequest, Report, SyncRequest, WaitRequest
 from scheduler.node.sockets import reachable
 
 T = TypeVar("T")
@@ -46,6 +47,11 @@ class SupervisorClient:
         """Return when a run changes state after `after_seq`, or after the time is over."""
         timeout_s = timeout_ms / 1000 + _WAIT_MARGIN_S
         return self._call(Change, "wait_for_change", WaitRequest(after_seq, timeout_ms), timeout_s)
+
+    def wait_until_over(self, runs: Sequence[str], timeout_ms: int) -> bool:
+        """Return when none of these runs lives any more, or after the time is over; whether none does."""
+        timeout_s = timeout_ms / 1000 + _WAIT_MARGIN_S
+        return self._call(Over, "wait_until_over", OverRequest(tuple(runs), timeout_ms), timeout_s).over
 
     def ask(self, line: bytes, timeout_s: float | None = None) -> bytes:
         """Hand a question on (`lines.py`) and bring the answer, unread."""

@@ -28,6 +28,8 @@ from scheduler.node.protocol import (
     EndReason,
     Hello,
     Isolation,
+    Over,
+    OverRequest,
     Report,
     Spanning,
     SyncRequest,
@@ -141,6 +143,16 @@ class Fleet:
             finally:
                 self._waiting.discard(event)
         return Change(self._seq, self._hello.instance)
+
+    async def wait_until_over(self, request: OverRequest) -> Over:
+        """Return as soon as none of these runs lives, or never did, as far as is known here."""
+        try:
+            async with asyncio.timeout(min(request.timeout_ms, _WAIT_MS_MAX) / 1000):
+                for run in [self._runs[run_id] for run_id in request.runs if run_id in self._runs]:
+                    await run.ended.wait()
+        except TimeoutError:
+            return Over(over=False)
+        return Over(over=True)
 
     async def stop_all(self, hurry: asyncio.Event) -> None:
         """Stop every run in order and wait until all are gone; what is left of their graces ends when told to hurry."""

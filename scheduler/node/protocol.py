@@ -316,6 +316,21 @@ class WaitRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class OverRequest:
+    """Answer as soon as none of these runs lives any more, or after `timeout_ms`."""
+
+    runs: tuple[str, ...]
+    timeout_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Over:
+    """Whether none of them lives any more."""
+
+    over: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Change:
     """The sequence number now; `instance` changes with every start of the supervisor (numbers start anew)."""
 

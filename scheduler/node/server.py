@@ -15,7 +15,7 @@ from kernel.errors import HubError
 from scheduler.node.codec import MalformedMessage, decode, to_json
 from scheduler.node.fleet import Fleet
 from scheduler.node.lines import read
-from scheduler.node.protocol import FRAME_BYTES_MAX, SyncRequest, WaitRequest
+from scheduler.node.protocol import FRAME_BYTES_MAX, OverRequest, SyncRequest, WaitRequest
 from scheduler.node.sockets import reachable
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ class Server:
             "hello": self._hello,
             "sync": self._sync,
             "wait_for_change": self._wait,
+            "wait_until_over": self._wait_until_over,
         }
 
     async def open(self) -> None:
@@ -109,6 +110,9 @@ class Server:
 
     async def _wait(self, params: object) -> object:
         return await self._fleet.wait(decode(WaitRequest, params, "params"))
+
+    async def _wait_until_over(self, params: object) -> object:
+        return await self._fleet.wait_until_over(decode(OverRequest, params, "params"))
 
 
 def _may_talk(writer: asyncio.StreamWriter) -> bool:

@@ -42,6 +42,10 @@ class NodeAgent:
         """Return when a run of this node changed state after `after_seq`, or after the timeout."""
         return self._supervisor().wait_for_change(after_seq, timeout_ms)
 
+    def wait_until_over(self, runs: tuple[str, ...], timeout_ms: int) -> bool:
+        """Return when none of these runs lives on this node any more, or after the timeout; whether none does."""
+        return self._supervisor().wait_until_over(runs, timeout_ms)
+
     def _supervisor(self) -> SupervisorClient:
         """A connection of this thread's own; one that broke is opened anew by the next call."""
         client: SupervisorClient | None = getattr(self._clients, "client", None)

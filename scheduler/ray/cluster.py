@@ -62,6 +62,10 @@ class RayMachines:
         """Through Ray; whoever is reached around it is asked with the next tick."""
         self._couriers.watch(names)
 
+    def await_over(self, runs: Mapping[str, Collection[str]], within_ms: int) -> None:
+        """Through Ray; whoever is reached around it is not heard of."""
+        self._couriers.await_over(runs, within_ms)
+
     def close(self) -> None:
         """Leave the cluster; agents stay."""
         self._closing.set()

@@ -21,10 +21,10 @@ from ray.exceptions import ActorDiedError, GetTimeoutError, RayError
 from kernel.errors import HubError
 from kernel.logs import configure_logs
 from scheduler.ray.agent import NodeAgent
-from scheduler.ray.messages import Answer, Ask, Changed, Members, Order, Watch, Word
+from scheduler.ray.messages import Answer, Ask, AwaitOver, Changed, Members, Order, Over, Watch, Word
 from scheduler.ray.sealing import Sealed
 from scheduler.ray.start import keep_loopback
-from scheduler.ray.watching import Watched
+from scheduler.ray.watching import Look, Watched
 
 RESOURCE: Final = "hub_node:"
 """A raylet with the resource `hub_node:NAME` is the hub node NAME."""
@@ -42,6 +42,7 @@ _LATE_S: Final = 0.1
 _ALIVE: Final = 0
 """Of a node, in Ray's protocol."""
 _CHANGE_WAIT_MS: Final = 10_000
+_LATE_WAIT_S: Final = 5.0
 _AWAY_S: Final = 0.2
 _PAUSE_S: Final = 1.0
 
@@ -80,7 +81,10 @@ class Courier:
                     self._say(Answer(order.number, self._sync(order.requests)))
                 case Watch():
                     for name, seq in order.seqs.items():
-                        self._watched(name).look_after(seq)
+                        self._watched(name).look(Look(seq))
+                case AwaitOver():
+                    for name, runs in order.runs.items():
+                        self._watched(name).look(Look(runs=runs, within_ms=order.within_ms))
 
     def _say(self, word: Word) -> None:
         try:
@@ -180,19 +184,26 @@ class Courier:
                 self._never.wait(_PAUSE_S)
 
     def _watch_once(self, name: str, watched: Watched) -> None:
-        after = watched.wanted()
+        look = watched.wanted()
         agent = self._agents.get(name)
         if agent is None:
             self._never.wait(_AWAY_S)  # while Ray is away, the tick covers
             return
         try:
+            if look.runs:
+                over = agent.wait_until_over.remote(look.runs, look.within_ms)
+                is_over = ray.get(over, timeout=look.within_ms / 1000 + _LATE_WAIT_S)
+                if watched.found(look) and is_over:
+                    self._say(Over(name))
+                return
             change = ray.get(
-                agent.wait_for_change.remote(after, _CHANGE_WAIT_MS), timeout=_CHANGE_WAIT_MS / 1000 + 5
+                agent.wait_for_change.remote(look.after, _CHANGE_WAIT_MS),
+                timeout=_CHANGE_WAIT_MS / 1000 + _LATE_WAIT_S,
             )
         except GetTimeoutError:
             return
-        if change.seq != after and watched.found(after):
-            self._say(Changed(name, after, change.seq))
+        if change.seq != look.after and watched.found(look):
+            self._say(Changed(name, look.after, change.seq))
 
 
 def _listens(path: str) -> bool:

@@ -17,10 +17,10 @@ from typing import Final
 import structlog
 
 from kernel.errors import HubError
-from scheduler.controller.wakeups import Wakeups
+from scheduler.controller.wakeups import Wakeups, over
 from scheduler.node.lines import answer
 from scheduler.node.protocol import Report, SyncRequest
-from scheduler.ray.messages import Answer, Ask, Changed, Members, Order, Watch
+from scheduler.ray.messages import Answer, Ask, AwaitOver, Changed, Members, Order, Over, Watch
 from scheduler.ray.sealing import sealed
 from scheduler.ray.watching import Watches
 
@@ -75,6 +75,14 @@ class Couriers:
         with self._news:
             if self._connection is not None and (due := self.watches.order(names)):
                 self._sender.submit(self._send, self._connection, Watch(due))
+
+    def await_over(self, runs: Mapping[str, Collection[str]], within_ms: int) -> None:
+        """Have it said of each of these nodes when these runs are over, in place of watching it."""
+        with self._news:
+            if self._connection is not None:
+                self.watches.forget(runs)
+                order = AwaitOver({name: tuple(sorted(some)) for name, some in runs.items()}, within_ms)
+                self._sender.submit(self._send, self._connection, order)
 
     def close(self) -> None:
         """End the courier; the agents stay."""
@@ -133,6 +141,8 @@ class Couriers:
             case Members():
                 self._members = word.names
                 self._wakeups.put("membership")
+            case Over():
+                self._wakeups.put(over(word.node))
             case Changed() if self.watches.told(word.node, word.after, word.seq):
                 self._wakeups.put(word.node)
 

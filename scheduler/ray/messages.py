@@ -54,5 +54,23 @@ class Watch:
     seqs: Mapping[str, int]
 
 
-Order = Ask | Watch
-Word = Answer | Members | Changed
+@dataclass(frozen=True, slots=True)
+class AwaitOver:
+    """From the controller: say of each of these nodes when none of these runs lives there any more.
+
+    Unless that takes longer. It takes the place of a `Watch` of the node, and a later one takes its place.
+    """
+
+    runs: Mapping[str, tuple[str, ...]]
+    within_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Over:
+    """From the courier: none of the runs that were awaited lives there any more."""
+
+    node: str
+
+
+Order = Ask | Watch | AwaitOver
+Word = Answer | Members | Changed | Over

@@ -145,6 +145,9 @@ class SharedRayNode:
     def watch(self, names: Collection[str]) -> None:
         """The actor tells of all of them anyway."""
 
+    def await_over(self, runs: Mapping[str, Collection[str]], within_ms: int) -> None:
+        """The actor tells of every end."""
+
     def close(self) -> None:
         """Leave the cluster; the actor ends with its driver."""
         self._closing.set()

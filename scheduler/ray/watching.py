@@ -7,6 +7,7 @@ heard of is told of, is still watched, or is ordered to be at the end of the ste
 
 import threading
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 
 
 class Watches:
@@ -38,36 +39,51 @@ class Watches:
             del self._watched[name]
             return self._heard[name] != seq
 
+    def forget(self, names: Collection[str]) -> None:
+        """These nodes are watched no longer: they were ordered to be looked at for something else."""
+        with self._lock:
+            for name in names:
+                self._watched.pop(name, None)
+
     def forget_orders(self) -> None:
         """Whoever was to watch is gone."""
         with self._lock:
             self._watched.clear()
 
 
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What a node is looked at for: that it changes after `after`; or, where there are `runs`, that these are over."""
+
+    after: int = 0
+    runs: tuple[str, ...] = ()
+    within_ms: int = 0
+
+
 class Watched:
-    """The courier's side of one node: after what a change is to be told, once; a later order replaces one before."""
+    """The courier's side of one node: what is to be told, once; a later order replaces one before."""
 
     def __init__(self) -> None:
-        self._after: int | None = None
+        self._look: Look | None = None
         self._ordered = threading.Condition()
 
-    def look_after(self, seq: int) -> None:
-        """Tell of a change after this one."""
+    def look(self, look: Look) -> None:
+        """Tell of this."""
         with self._ordered:
-            self._after = seq
+            self._look = look
             self._ordered.notify()
 
-    def wanted(self) -> int:
-        """After what a change is to be told; waits until there is such an order."""
+    def wanted(self) -> Look:
+        """What is to be told; waits until there is such an order."""
         with self._ordered:
-            while self._after is None:
+            while self._look is None:
                 self._ordered.wait()
-            return self._after
+            return self._look
 
-    def found(self, after: int) -> bool:
-        """A change after this one was found: whether it is to be told, which ends the order."""
+    def found(self, look: Look) -> bool:
+        """This was found, or has taken too long: whether it is still wanted, which ends the order."""
         with self._ordered:
-            told = self._after == after
+            told = self._look is look
             if told:
-                self._after = None
+                self._look = None
             return told

@@ -43,9 +43,13 @@ class Sockets:
     before_answer: Callable[[], None] = lambda: None
     requests: list[tuple[str, SyncRequest]] = field(default_factory=list)
     watched: frozenset[str] = frozenset()
+    awaited: list[dict[str, frozenset[str]]] = field(default_factory=list)
 
     def watch(self, names: Collection[str]) -> None:
         self.watched = frozenset(names)
+
+    def await_over(self, runs: Mapping[str, Collection[str]], within_ms: int) -> None:
+        self.awaited.append({name: frozenset(some) for name, some in runs.items()})
 
     def reachable(self) -> Sequence[str]:
         return sorted(

@@ -41,10 +41,14 @@ class Counted:
     falsified: Callable[[Report], Report] = as_it_is
     requests: list[tuple[str, SyncRequest]] = field(default_factory=list)
     watched: frozenset[str] = frozenset()
+    awaited: list[dict[str, frozenset[str]]] = field(default_factory=list)
     deaf: bool = False
 
     def watch(self, names: Collection[str]) -> None:
         self.watched = frozenset(names)
+
+    def await_over(self, runs: Mapping[str, Collection[str]], within_ms: int) -> None:  # noqa: ARG002 - the port's
+        self.awaited.append({name: frozenset(some) for name, some in runs.items()})
 
     def reachable(self) -> Sequence[str]:
         return sorted(self.nodes)

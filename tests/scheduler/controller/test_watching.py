@@ -1,9 +1,21 @@
 """Which nodes a controller has watched, and which it asks again by itself."""
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from threading import Thread
+from typing import Final
 
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from kernel.clock import boottime_ms
+from scheduler.controller.wakeups import Wakeups, over
 from scheduler.node.protocol import Report, RunState
+from scheduler.tables import RunRow
 from tests.scheduler.controller.counted import Centre
+
+LONG_S: Final = 3600
 
 
 def starting(report: Report) -> Report:
@@ -25,6 +37,51 @@ def test_a_node_where_a_job_is_starting_is_asked_by_the_next_step_and_watched_af
     assert len(centre.machines.requests) == asked + 1
     assert centre.machines.watched == {"n"}  # a start that takes its time is waited for, not asked for
     assert centre.wakeups.wait(0) == set()
+
+
+def test_a_controller_awaits_the_end_of_what_it_has_just_started(centre: Centre) -> None:
+    centre.machines.falsified = starting
+    job_id = centre.submit()
+    thread = Thread(target=centre.controller.run)
+    thread.start()
+    try:
+        while not centre.machines.awaited:
+            os.sched_yield()
+    finally:
+        centre.controller.stop()
+        thread.join()
+    with Session(centre.engine) as session:
+        run_ids = session.scalars(select(RunRow.id).where(RunRow.job_id == job_id)).all()
+    assert centre.machines.awaited[0] == {"n": set(map(str, run_ids))}
+
+
+def test_gathering_ends_when_all_was_said_that_is_expected() -> None:
+    wakeups = Wakeups()
+    wakeups.expect([over("a"), over("b")])
+    for word in (over("b"), "c", over("a")):
+        wakeups.put(word)
+    assert wakeups.gather(LONG_S, 0) == {over("a"), over("b"), "c"}
+
+
+def test_gathering_goes_on_while_something_that_is_expected_was_not_said() -> None:
+    wakeups = Wakeups()
+    wakeups.expect([over("a"), over("b")])
+    wakeups.put(over("a"))
+    assert wakeups.gather(0.01, 0) == {over("a")}
+    with ThreadPoolExecutor(1) as pool:
+        gathered = pool.submit(wakeups.gather, LONG_S, 0)
+        wakeups.put(over("b"))
+        assert gathered.result() == {over("b")}
+
+
+def test_who_expects_nothing_gathers_for_all_the_time() -> None:
+    wakeups = Wakeups()
+    wakeups.expect(["a"])
+    wakeups.put("a")
+    wakeups.expect([])
+    began = boottime_ms()
+    assert wakeups.gather(0.1, 0) == {"a"}
+    assert boottime_ms() - began >= 99
 
 
 def test_a_node_that_runs_what_it_was_told_is_watched_at_once(centre: Centre) -> None:

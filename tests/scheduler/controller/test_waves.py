@@ -59,7 +59,7 @@ class Machine:
         return len(ended)
 
     def rest_ms(self) -> int:
-        return breath_ms(40, self.waves.over_ms([self.name]), starts=16, room=False)
+        return breath_ms(40, self.waves.over_ms([self.name]), starts=16, room=False, waiting=True)
 
     def play(self, waves: int, size: int = 8) -> list[int]:
         """So many waves; how many jobs of each had ended when it was looked at."""
@@ -210,4 +210,18 @@ def test_how_long_words_are_gathered_between_two_steps(
     room: bool,  # noqa: FBT001 - a column of the table
     gathers_ms: int,
 ) -> None:
-    assert breath_ms(took_ms, wave_ms, starts=starts, room=room) == gathers_ms
+    assert breath_ms(took_ms, wave_ms, starts=starts, room=room, waiting=True) == gathers_ms
+
+
+@pytest.mark.parametrize(("took_ms", "gathers_ms"), [(3, 3), (90, 90), (900, 200)])
+def test_where_nothing_was_started_and_nobody_waits_only_half_of_the_time_is_left_to_others(
+    took_ms: int, gathers_ms: int
+) -> None:
+    assert breath_ms(took_ms, None, starts=0, room=False, waiting=False) == gathers_ms
+
+
+def test_what_is_awaited_of_a_node_are_the_runs_that_it_was_starting() -> None:
+    waves = Waves()
+    waves.heard("n", report(0, starting=["a", "b"], running=["c"]))
+    waves.heard("m", report(0, running=["d"]))
+    assert waves.awaited(["m", "n", "o"]) == {"n": {"a", "b"}}

@@ -2,10 +2,12 @@
 
 import json
 import socket
+from pathlib import Path
 
 import pytest
 
 from scheduler.node.errors import SupervisorUnreachable
+from scheduler.node.protocol import RunState
 from tests.scheduler.node.harness import Machine, Node
 
 
@@ -22,6 +24,21 @@ def test_waiting_for_a_change_ends_with_its_time(node: Node) -> None:
     seq = node.sync().seq
     with node.client() as client:
         assert client.wait_for_change(seq, 10).seq == seq
+
+
+def test_who_waits_for_runs_to_be_over_hears_of_it_when_none_lives_and_of_no_other_change(node: Node) -> None:
+    script = "until test -e /job/go; do sleep 0.05; done"
+    first, second, other = (node.begin(node.spec("/bin/sh", "-c", script)) for _ in range(3))
+    with node.client() as client:
+        Path(first.workspace, "go").touch()
+        node.ended(first)
+        assert not client.wait_until_over([first.run_id, second.run_id], 10)
+        Path(second.workspace, "go").touch()
+        assert client.wait_until_over([first.run_id, second.run_id], 60_000)
+        assert {run.run_id for run in node.sync().runs if run.state is not RunState.ENDED} == {other.run_id}
+        assert client.wait_until_over(["never heard of"], 60_000)
+    node.desired.clear()
+    node.ended(other)
 
 
 @pytest.mark.parametrize(

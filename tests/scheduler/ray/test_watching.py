@@ -1,18 +1,14 @@
 """A node that changes is told of, whatever is late between controller and courier, and told of once."""
 
 from collections import deque
-from typing import TYPE_CHECKING
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scheduler.ray.watching import Watched, Watches
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from scheduler.ray.watching import Look, Watched, Watches
 
 NODE = "n"
-ACTIONS = ("change", "hear", "order", "deliver_order", "ask", "answer", "deliver_word")
+ACTIONS = ("change", "hear", "order", "order_end", "deliver_order", "ask", "answer", "deliver_word")
 
 
 class Line:
@@ -23,9 +19,10 @@ class Line:
         self.woken = self.stepping = self.ordered = False
         self.words = 0
         self.watches, self.watched = Watches(), Watched()
-        self.orders: deque[Mapping[str, int]] = deque()
+        self.looks_itself = False
+        self.orders: deque[Look] = deque()
         self.told: deque[tuple[int, int]] = deque()
-        self.asked: int | None = None
+        self.asked: Look | None = None
         self.hear()
         self.order()
 
@@ -34,19 +31,27 @@ class Line:
 
     def hear(self) -> None:
         """A step asks the node."""
-        self.woken, self.stepping = False, True
+        self.woken, self.stepping, self.looks_itself = False, True, False
         self.heard = self.seq
         self.watches.heard(NODE, self.seq)
 
     def order(self) -> None:
         """A step ends."""
         if self.stepping and (due := self.watches.order([NODE])):
-            self.orders.append(due)
+            self.orders.append(Look(due[NODE]))
+        self.stepping = False
+
+    def order_end(self) -> None:
+        """A step ends that has started something: its end is awaited, and the node asked after a breath anyway."""
+        if self.stepping:
+            self.watches.forget([NODE])
+            self.orders.append(Look(runs=("run",), within_ms=1))
+            self.looks_itself = True
         self.stepping = False
 
     def deliver_order(self) -> None:
         if self.orders:
-            self.watched.look_after(self.orders.popleft()[NODE])
+            self.watched.look(self.orders.popleft())
             self.ordered = True
 
     def ask(self) -> None:
@@ -55,9 +60,10 @@ class Line:
             self.asked = self.watched.wanted()
 
     def answer(self) -> None:
-        if self.asked is not None and self.seq != self.asked:
+        if self.asked is not None and (self.asked.runs or self.seq != self.asked.after):
             if self.watched.found(self.asked):
-                self.told.append((self.asked, self.seq))
+                if not self.asked.runs:
+                    self.told.append((self.asked.after, self.seq))
                 self.ordered = False
             self.asked = None
 
@@ -69,7 +75,7 @@ class Line:
     def come_to_rest(self) -> None:
         """Deliver whatever is on its way; a controller that is woken asks, and ends its step."""
         for _ in range(20):
-            if self.woken:
+            if self.woken or self.looks_itself:
                 self.hear()
             for action in ("order", "deliver_order", "ask", "answer", "deliver_word"):
                 getattr(self, action)()
