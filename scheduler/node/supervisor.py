@@ -42,7 +42,7 @@ from scheduler.node.spool import Spool
 
 _EXIT_REFUSED: Final = 2
 _READY_MAX: Final = 16
-"""So many processes are made ahead at most; each holds about a megabyte."""
+"""So many processes are made ahead at most; each holds some 0.6 MB."""
 
 _REMOVE_ROUNDS: Final = 100
 _REMOVE_PAUSE_S: Final = 0.02
