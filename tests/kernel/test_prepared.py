@@ -81,6 +81,24 @@ def test_a_session_is_asked_for_its_connection_in_every_transaction_and_after_wh
         assert _NODES(session, least=1) == [("a",)]
 
 
+def test_what_fails_in_a_nested_transaction_that_asks_nothing_else_takes_nothing_else_with_it(
+    engine: Engine,
+) -> None:
+    with transaction(engine) as session:
+        add_rows(session, [node("a")])
+        for name in ("b", "c"):
+            with pytest.raises(IntegrityError), session.begin_nested():
+                add_rows(session, [node(name), node("a")])
+        with session.begin_nested():
+            add_rows(session, [node("d")])
+            with pytest.raises(IntegrityError), session.begin_nested():
+                add_rows(session, [node("e"), node("d")])
+            assert _NODES(session, least=1) == [("a",), ("d",)]
+        assert _NODES(session, least=1) == [("a",), ("d",)]
+    with transaction(engine) as session:
+        assert _NODES(session, least=1) == [("a",), ("d",)]
+
+
 def test_who_listens_hears_of_new_rows_once_when_they_are_committed(engine: Engine) -> None:
     url = engine.url
     with psycopg.connect(
