@@ -107,7 +107,9 @@ class _Kept:
             raise
 
     def begin(self) -> bool:
-        """Count for a new run from here on; false if somebody is still in them. Raises OSError."""
+        """Count for a new run from here on; false if somebody is still in them. Raises OSError if one is not there."""
+        for directory in self.directories.values():
+            os.stat(directory)  # noqa: PTH116 - the same
         if int(_read(self.directories["pids"], "pids.current")):
             return False
         if "cpuacct" in self.directories:
@@ -271,12 +273,20 @@ class CgroupTree:
         return group
 
     def _keep(self, run_id: str) -> _Kept:
-        """Those unused for longest, if nobody is left in them, else new ones, named after the first run in them."""
-        if self._spare:
+        """Those unused for longest, if nobody is left in them, else new ones, named after the first run in them.
+
+        Those of which somebody else has taken one away are nobody's any more, or each run that got them would fail.
+        """
+        while self._spare:
             kept = self._spare.popleft()
-            if kept.begin():
-                return kept
+            try:
+                if kept.begin():
+                    return kept
+            except OSError:
+                kept.remove()
+                continue
             self._unused(kept)
+            break
         return _Kept({name: f"{self._bases[name]}/{_KEPT}{run_id}" for name in self._kept})
 
     def _unused(self, kept: _Kept) -> None:

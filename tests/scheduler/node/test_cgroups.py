@@ -77,6 +77,25 @@ def test_groups_are_not_used_again_while_anybody_is_in_them(tree: CgroupTree) ->
     assert all(group is not None and group.remove() for group in found)
 
 
+@pytest.mark.parametrize("controller", ["pids", "cpu", "cpuacct"])
+def test_groups_of_which_somebody_has_taken_one_away_are_given_to_no_run(
+    tree: CgroupTree, controller: str
+) -> None:
+    if controller not in groups_of(os.getpid()) or not tree.available:
+        return  # the same
+    first = tree.create(str(new_id()), CAPS)
+    assert first is not None
+    taken = directories(first.joins)
+    assert first.remove()
+    taken[controller].rmdir()
+    for _ in range(2):
+        group = tree.create(str(new_id()), CAPS)
+        assert group is not None
+        assert all(Path(join).exists() for join in group.joins)
+        assert group.remove()
+    assert not any(folder.exists() for folder in taken.values())
+
+
 def test_a_limit_that_differs_from_the_run_before_is_written(tree: CgroupTree) -> None:
     if "memory" not in groups_of(os.getpid()) or not tree.available:
         return  # the same
