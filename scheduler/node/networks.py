@@ -2,8 +2,9 @@
 
 To make one and take it down is a fifth of a sandbox's work, so a run gets one that an earlier run of its tenant has
 left, if nothing of that is in it any more: no socket, none that still closes (its port would be taken for a minute), no
-part of a packet. Nobody inside may change anything else of it; what is left are the counters in /proc/net and what the
-kernel has learnt of the loopback's connections, which are the tenant's own. No other tenant ever gets it.
+part of a packet, no label of IPv6 (which outlives its socket by up to two and a half minutes). Nobody inside may change
+anything else of it; what is left are the counters in /proc/net and what the kernel has learnt of the loopback's
+connections, which are the tenant's own. No other tenant ever gets it.
 """
 
 import ctypes
@@ -22,6 +23,9 @@ _LOOPBACK_UP: Final = b"lo".ljust(16, b"\0") + (0x41).to_bytes(2, "little") + by
 _HERE: Final = "/proc/thread-self/ns/net"
 _COUNTS: Final = "/proc/thread-self/net/sockstat"
 _COUNTS_6: Final = f"{_COUNTS}6"
+_LABELS: Final = "/proc/thread-self/net/ip6_flowlabel"
+"""A heading, and a line for each."""
+
 _THINGS: Final = frozenset({b"used", b"inuse", b"tw"})
 """What is counted for each namespace by itself; the rest of these files is the machine's. Who is closed and still sends
 is in use."""
@@ -85,10 +89,11 @@ def lone_network() -> int:
 def _is_empty(handle: int) -> bool:
     """Whether nothing is in it that somebody left; where that cannot be seen it counts as not empty."""
     with suppress(OSError), _elsewhere(lambda: _LIBC.setns(handle, _CLONE_NEWNET)):
-        counts = _read(_COUNTS)
+        counts, labels = _read(_COUNTS), b""
         with suppress(FileNotFoundError):  # of a kernel without IPv6
             counts += _read(_COUNTS_6)
-        return not _things(counts)
+            labels = _read(_LABELS)
+        return not _things(counts) and len(labels.splitlines()) <= 1
     return False
 
 

@@ -43,6 +43,19 @@ print(os.readlink("/proc/self/ns/net"), flush=True)
 time.sleep(600)
 """
 
+LABELS = """
+import socket, struct
+with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as labelled:
+    make, anybody, seconds = 0, 1, 150
+    wanted = struct.pack("!16sI", socket.inet_pton(socket.AF_INET6, "::1"), 0x12345)
+    labelled.setsockopt(socket.IPPROTO_IPV6, 32, wanted + struct.pack("=BBHHHI", make, anybody, 1, seconds, 0, 0))
+print(open("/proc/net/ip6_flowlabel").read().split()[8])
+"""
+
+SEEN_LABELS = """
+print(len(open("/proc/net/ip6_flowlabel").readlines()))
+"""
+
 BIND = """
 import socket
 socket.socket().bind(("127.0.0.1", 5000))
@@ -121,6 +134,14 @@ def test_a_port_whose_connection_was_closed_a_moment_ago_is_nobodys_hindrance(ma
     said = _python(node, CLOSED_A_MOMENT_AGO)
     assert _python(node, BIND) == "bound\n"
     assert _which(node, "tenant") != said
+
+
+def test_a_label_that_outlives_its_socket_is_not_seen_by_the_next_run(machine: Machine) -> None:
+    if not Path("/proc/net/ip6_flowlabel").exists():
+        return  # a kernel without IPv6
+    node = machine.node()
+    assert _python(node, LABELS) == "12345\n"
+    assert _python(node, SEEN_LABELS) == "1\n"  # the heading
 
 
 def test_a_run_that_was_killed_with_its_connections_open_is_nobodys_hindrance(machine: Machine) -> None:
