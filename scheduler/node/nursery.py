@@ -18,7 +18,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -122,14 +122,14 @@ class Nursery:
     def make_ready(self) -> int:
         """Make one ahead; its pid. Raises OSError."""
         made = self._make(becoming.AHEAD)
-        try:
+        with ExitStack() as undone:
+            undone.callback(abandon, made.pid)
+            undone.callback(made.line.close)
             handle = os.pidfd_open(made.pid)
-        except OSError:
-            made.line.close()
-            abandon(made.pid)
-            raise
+            undone.callback(os.close, handle)
+            self._ends.register(handle, select.EPOLLIN)
+            undone.pop_all()
         self._ahead[handle] = made
-        self._ends.register(handle, select.EPOLLIN)
         return made.pid
 
     def close(self) -> None:

@@ -1,10 +1,13 @@
 """Processes made ahead of their runs: used when they are ready, missed by nobody when they are not, and never left."""
 
 import asyncio
+import errno
 import os
 import select
 import signal
+import struct
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from scheduler.node import becoming
 from scheduler.node.config import NodeConfig
 from scheduler.node.enclosure import enclosed, make_room
 from scheduler.node.etc import make_etc
@@ -233,6 +237,28 @@ def test_those_that_cannot_be_furnished_are_not_made_without_end(machine: Machin
 
     with _a_nursery(machine.folder, tmp_bytes=-1) as (nursery, _):
         asyncio.run(filled(nursery))
+
+
+def _refuse_on_this_thread(call: int, number: int) -> None:
+    """Have the kernel answer this thread's system call with an error, as where it has no memory for it."""
+    words = ((0x20, 0, 0, 0), (0x15, 0, 1, call), (0x06, 0, 0, 0x50000 | number), (0x06, 0, 0, 0x7FFF0000))
+    program = b"".join(struct.pack("=HBBI", *word) for word in words)
+    becoming.LIBC.prctl(38, 1, 0, 0, 0)
+    becoming._filter(program)  # noqa: SLF001 - the one way in which the project loads a filter
+
+
+def test_one_whose_end_nobody_would_hear_of_is_not_made(machine: Machine) -> None:
+    def make(nursery: Nursery) -> None:
+        _refuse_on_this_thread({"x86_64": 233, "aarch64": 21}[os.uname().machine], errno.ENOSPC)  # epoll_ctl
+        nursery.make_ready()
+
+    with _a_nursery(machine.folder) as (nursery, etc), ThreadPoolExecutor(1) as pool:
+        first = nursery.make_ready()
+        with pytest.raises(OSError, match="No space left"):
+            pool.submit(make, nursery).result()
+        assert [child.pid for child in psutil.Process().children() if child.name() != "hub-nursery"] == [first]
+        _await_ready(first)
+        assert [_start(nursery, machine.folder, etc)[1:] for _ in range(2)] == [(0, ""), (0, "")]
 
 
 def test_a_nursery_that_is_closed_leaves_nobody(machine: Machine) -> None:
