@@ -16,6 +16,7 @@ from typing import Final
 
 from scheduler.node.cgroups import RunCgroup
 from scheduler.node.config import SandboxMode
+from scheduler.node.errors import NodeFailed
 from scheduler.node.logs import LogSink
 from scheduler.node.nursery import Nursery, abandon, await_child
 from scheduler.node.processes import cpu_ms, kill_pidfd, resident_bytes, signal_first, signal_members
@@ -27,6 +28,7 @@ from scheduler.node.watching import Watch
 _STATUS_BYTES: Final = 4096
 _REMOVE_AGAIN_S: Final = 0.05
 _SIGNAL_BASE: Final = 128
+_KILLED_BEFORE: Final = "The first process of its sandbox was killed before the job began."
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +36,7 @@ class Outcome:
     """How the processes of a run ended; `failed` says why there never were any.
 
     `oom_kills` is only looked for where the program did not end well.
-    `trouble` is the supervisor's own, for which they were killed before they could do anything.
+    `trouble` is the node's own, for which they were killed before they could do anything.
     """
 
     exit_code: int | None
@@ -42,7 +44,7 @@ class Outcome:
     memory_bytes: int
     oom_kills: int
     failed: str
-    trouble: OSError | None = None
+    trouble: OSError | NodeFailed | None = None
 
 
 class Launched:
@@ -74,7 +76,7 @@ class Launched:
         self._ended = asyncio.Event()
         self._outstanding = 0
         self._killed = False
-        self._trouble: OSError | None = None
+        self._trouble: OSError | NodeFailed | None = None
 
     def start(self, running: Callable[[int], None]) -> None:
         """Start them; `running` is told the host pid of the first process of the sandbox. Raises OSError."""
@@ -163,6 +165,10 @@ class Launched:
         failed = ""
         if exit_code is None and not self._killed:
             failed = self.log.tail() or f"its first process left with status {status}"
+            if (
+                status == -signal.SIGKILL
+            ):  # by the kernel that had no memory, or by somebody; it was not a job's yet
+                self._trouble = NodeFailed(why=_KILLED_BEFORE)
         self.discard()
         return Outcome(exit_code, used_ms, memory_bytes, oom_kills, failed, self._trouble)
 

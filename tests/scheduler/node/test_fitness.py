@@ -115,6 +115,27 @@ def test_a_node_without_descriptors_says_so_and_takes_runs_again_when_it_has_som
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("root")
+def test_a_first_process_that_somebody_killed_before_the_job_began_is_the_nodes_loss(node: Node) -> None:
+    ready = ready_of(node)
+    for one in ready:
+        while one.status() != psutil.STATUS_SLEEPING:  # it has its name a moment before it waits
+            os.sched_yield()
+        one.suspend()
+    spec = node.begin(node.spec("/bin/true"))
+    while node.status(spec).started_unix_ms is None:
+        os.sched_yield()
+    for one in ready:
+        one.kill()
+    status = node.ended(spec)
+    assert (status.end_reason, status.exit_code) == (EndReason.NODE_FAILED, None)
+    assert status.reason == "The first process of its sandbox was killed before the job began."
+    with _line(node) as line:
+        line.until("works", spec)
+    assert node.sh("echo ran")[1] == "ran\n"
+
+
+@pytest.mark.slow
 def test_a_helper_that_does_not_answer_costs_no_job_anything(node: Node) -> None:
     assert node.process is not None
     ready = ready_of(node)
