@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from kernel.ids import new_id
 from scheduler.node.processes import kill_pidfd
 
 _ROOT: Final = Path("/sys/fs/cgroup")
@@ -250,7 +251,7 @@ class CgroupTree:
         if not self._bases:
             return None
         directories = {name: f"{base}/{run_id}" for name, base in self._bases.items() if name not in self._kept}
-        kept = self._keep(run_id) if self._kept else None
+        kept = self._keep() if self._kept else None
         group = RunCgroup(run_id, directories, self._version, kept, self._unused)
         settings = v1_settings(caps) if self._version == 1 else dict.fromkeys(directories, v2_settings(caps))
         try:
@@ -272,8 +273,8 @@ class CgroupTree:
             raise
         return group
 
-    def _keep(self, run_id: str) -> _Kept:
-        """Those unused for longest, if nobody is left in them, else new ones, named after the first run in them.
+    def _keep(self) -> _Kept:
+        """Those unused for longest, if nobody is left in them, else new ones; their name tells no run of another.
 
         Those of which somebody else has taken one away are nobody's any more, or each run that got them would fail.
         """
@@ -287,7 +288,8 @@ class CgroupTree:
                 continue
             self._unused(kept)
             break
-        return _Kept({name: f"{self._bases[name]}/{_KEPT}{run_id}" for name in self._kept})
+        own = f"{_KEPT}{new_id()}"
+        return _Kept({name: f"{self._bases[name]}/{own}" for name in self._kept})
 
     def _unused(self, kept: _Kept) -> None:
         if len(self._spare) < _KEPT_MAX:

@@ -77,6 +77,16 @@ def test_groups_are_not_used_again_while_anybody_is_in_them(tree: CgroupTree) ->
     assert all(group is not None and group.remove() for group in found)
 
 
+def test_the_groups_of_a_run_tell_nothing_of_who_had_them_before(tree: CgroupTree) -> None:
+    first_id = str(new_id())
+    first = tree.create(first_id, CAPS)
+    assert first is None or first.remove()
+    second = tree.create(str(new_id()), CAPS)
+    if second is not None:  # what is said of a start that failed names them
+        assert first_id not in "".join(second.joins)
+        assert second.remove()
+
+
 @pytest.mark.parametrize("controller", ["pids", "cpu", "cpuacct"])
 def test_groups_of_which_somebody_has_taken_one_away_are_given_to_no_run(
     tree: CgroupTree, controller: str
