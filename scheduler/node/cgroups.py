@@ -6,7 +6,8 @@ predecessor left. Where nothing is writable there are no groups, and the node sa
 
 To make and remove version 1's four groups for every run takes a sixth of what a supervisor does for one that does
 nothing. Memory remembers what a run left charged, so that group is always a new one; the other three keep nothing of a
-run whose processes are gone but a counter of CPU time, and are used again (`_Kept`), as long as nobody is in them.
+run whose processes are gone but a counter of CPU time and what it took beyond its quota, which ends when the next one's
+is written, and are used again (`_Kept`), as long as nobody is in them.
 """
 
 import hashlib
@@ -96,7 +97,6 @@ class _Kept:
 
     def __init__(self, directories: dict[str, str]) -> None:
         self.directories = directories
-        self._written: dict[str, str] = {}
         self._used_ns = 0
         os.mkdir(directories["pids"])  # noqa: PTH102 - as `RunCgroup.remove`; nobody else's, so it must be new
         try:
@@ -116,13 +116,6 @@ class _Kept:
         if "cpuacct" in self.directories:
             self._used_ns = self._counted_ns()
         return True
-
-    def limit(self, controller: str, name: str, value: str) -> None:
-        """Write a setting, unless it is what it was for the run before. Raises OSError."""
-        if self._written.get(name) != value:
-            self._written.pop(name, None)
-            _write(self.directories[controller], name, value)
-            self._written[name] = value
 
     def cpu_ns(self) -> int:
         """CPU time used since `begin`. Raises OSError, KeyError, ValueError."""
@@ -255,19 +248,17 @@ class CgroupTree:
         group = RunCgroup(run_id, directories, self._version, kept, self._unused)
         settings = v1_settings(caps) if self._version == 1 else dict.fromkeys(directories, v2_settings(caps))
         try:
-            for controller, directory in directories.items():
+            for directory in directories.values():
                 with suppress(FileExistsError):
                     os.mkdir(directory)  # noqa: PTH102 - as `remove`
+            # To write the quota, though it be the same, forgives what the run before has taken beyond it.
+            for controller, directory in ((kept.directories if kept is not None else {}) | directories).items():
                 for name, value in settings[controller].items():
                     try:
                         _write(directory, name, value)
                     except FileNotFoundError:
                         if name not in _SKIPPED:  # else this kernel does not count it
                             raise
-            if kept is not None:
-                for controller in self._kept:
-                    for name, value in settings[controller].items():
-                        kept.limit(controller, name, value)
         except OSError:
             group.remove()
             raise

@@ -117,3 +117,21 @@ def test_a_limit_that_differs_from_the_run_before_is_written(tree: CgroupTree) -
         assert (at["pids"] / "pids.max").read_text().strip() == str(pids + 8)
         assert (at["cpu"] / "cpu.cfs_quota_us").read_text().strip() == quota
         assert group.remove()
+
+
+def test_limits_that_somebody_else_has_changed_are_not_the_next_runs(tree: CgroupTree) -> None:
+    if "memory" not in groups_of(os.getpid()) or not tree.available:
+        return  # the same
+    caps = Caps(memory_mib=64, pids=20, cpu_milli=500)
+    first = tree.create(str(new_id()), caps)
+    assert first is not None
+    at = directories(first.joins)
+    (at["pids"] / "pids.max").write_text("1")
+    (at["cpu"] / "cpu.cfs_quota_us").write_text("1000")
+    assert first.remove()
+    second = tree.create(str(new_id()), caps)
+    assert second is not None
+    assert directories(second.joins)["pids"] == at["pids"]
+    assert (at["pids"] / "pids.max").read_text().strip() == "28"
+    assert (at["cpu"] / "cpu.cfs_quota_us").read_text().strip() == "50000"
+    assert second.remove()
