@@ -55,6 +55,9 @@ _ROOM: Final = "room"
 _STANDBY_LOOK_MS: Final = 250
 """How often a standby looks whether the leader's lease has lapsed."""
 
+_OVERDUE_LOOK_MS: Final = 40
+"""How soon a leader looks again at a node that is lost and could not be given up."""
+
 _MANY: Final = 500
 _SHARE: Final = 8
 _SPARED_MS_MAX: Final = 4000
@@ -188,10 +191,7 @@ class Controller:
 
     def _expect(self, breath_ms: int) -> None:
         """Have the breath end as soon as all that was started is over, on all nodes where anything was."""
-        term = self._term
-        waves = {} if term is None else term.waves.awaited(term.starting)
-        if term is None or waves.keys() != term.starting:
-            waves = {}
+        waves = {} if self._term is None else self._term.waves.awaited(self._term.starting)
         self._wakeups.expect([over(name) for name in waves])
         if waves:
             self._machines.await_over(waves, breath_ms)
@@ -206,8 +206,8 @@ class Controller:
         """When to look though nobody says a word and no tick is due."""
         if self._term is None:
             return boottime_ms() + _STANDBY_LOOK_MS
-        lost_next = self._term.nodes.lost_next()
-        return boottime_ms() + self._pace.tick_ms if lost_next is None else max(lost_next, boottime_ms() + 1)
+        lost_next, now_ms = self._term.nodes.lost_next(), boottime_ms()
+        return now_ms + self._pace.tick_ms if lost_next is None else max(lost_next, now_ms + _OVERDUE_LOOK_MS)
 
     def attempt(self, words: Iterable[str], *, ticking: bool) -> None:
         """Lead and step; whatever goes wrong is logged, and the next tick begins again from the database."""

@@ -6,6 +6,7 @@ on what else it does. Invariant: only a node's own clock is read, and jobs that 
 """
 
 from collections.abc import Collection, Iterable
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Final
 
@@ -112,11 +113,10 @@ class Waves:
         if starting - node.wave:
             node.wave, node.size, node.began_boot_ms = starting, len(starting), report.boot_ms
 
-    def awaited(self, names: Iterable[str]) -> dict[str, frozenset[str]]:
-        """By node the runs of its wave; those nodes are left out of whose wave nothing is known."""
-        return {
-            name: self._nodes[name].wave for name in names if name in self._nodes and self._nodes[name].wave
-        }
+    def awaited(self, names: AbstractSet[str]) -> dict[str, frozenset[str]]:
+        """By node the runs of its wave; none at all if of one of these nodes no wave is known."""
+        waves = {name: self._nodes[name].wave for name in names if name in self._nodes}
+        return waves if waves.keys() == names and all(waves.values()) else {}
 
     def over_ms(self, names: Iterable[str]) -> int | None:
         """In how long the waves of all these nodes should be over; None while nothing is known of any."""

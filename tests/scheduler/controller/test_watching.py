@@ -1,18 +1,22 @@
 """Which nodes a controller has watched, and which it asks again by itself."""
 
 import os
+import queue
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from threading import Thread
 from typing import Final
 
-from sqlalchemy import select
+from sqlalchemy import create_engine, select, text
 from sqlalchemy.orm import Session
 
 from kernel.clock import boottime_ms
+from scheduler.controller.loop import Controller, Pace
 from scheduler.controller.wakeups import Wakeups, over
+from scheduler.controller.watching import Nobody
 from scheduler.node.protocol import Report, RunState
 from scheduler.tables import RunRow
+from tests.conftest import Database
 from tests.scheduler.controller.counted import Centre
 
 LONG_S: Final = 3600
@@ -95,3 +99,37 @@ def test_a_node_that_does_not_answer_is_not_watched(centre: Centre) -> None:
     centre.machines.deaf = True
     centre.tick()
     assert centre.machines.watched == frozenset()
+
+
+class Failures(Nobody):
+    """When rounds ended in an error."""
+
+    def __init__(self) -> None:
+        self.at_boot_ms: queue.SimpleQueue[int] = queue.SimpleQueue()
+
+    def failed(self) -> None:
+        self.at_boot_ms.put(boottime_ms())
+
+
+def test_a_leader_rests_between_its_looks_at_a_node_that_it_cannot_give_up(
+    centre: Centre, database: Database
+) -> None:
+    centre.controller.resign()
+    owner = create_engine(database.owner_url)
+    with owner.begin() as connection:
+        connection.execute(text("ALTER TABLE nodes ADD CONSTRAINT never_down CHECK (state <> 'down')"))
+    owner.dispose()
+    failures = Failures()
+    centre.machines.deaf = True
+    controller = Controller(
+        centre.engine, centre.machines, centre.free, centre.store,
+        holder="d", pace=Pace(60_000, 60_000, 1), wakeups=Wakeups(), watcher=failures,
+    )  # fmt: skip
+    thread = Thread(target=controller.run)
+    thread.start()
+    try:
+        first_ms, *_, last_ms = [failures.at_boot_ms.get() for _ in range(6)]
+    finally:
+        controller.stop()
+        thread.join()
+    assert last_ms - first_ms >= 5 * 40

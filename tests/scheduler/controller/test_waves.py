@@ -224,4 +224,5 @@ def test_what_is_awaited_of_a_node_are_the_runs_that_it_was_starting() -> None:
     waves = Waves()
     waves.heard("n", report(0, starting=["a", "b"], running=["c"]))
     waves.heard("m", report(0, running=["d"]))
-    assert waves.awaited(["m", "n", "o"]) == {"n": {"a", "b"}}
+    assert waves.awaited({"n"}) == {"n": {"a", "b"}}
+    assert waves.awaited({"m", "n"}) == waves.awaited({"n", "o"}) == waves.awaited(set()) == {}
