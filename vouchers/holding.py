@@ -122,7 +122,7 @@ def place_holds(session: Session, requests: Sequence[HoldRequest], at: datetime)
         to be extended that is not.
 
     Raises:
-        HubError: the ledger refuses the whole, and nothing of it was written.
+        HubError: the ledger refuses the whole, and nothing of it was written; accounts stay open that were opened.
     """
     payers = lock_payers(session, {request.tenant_id for request in requests})
     so_far = set_aside(session, [request.job_id for request in requests])
