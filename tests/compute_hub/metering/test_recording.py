@@ -3,6 +3,7 @@
 from dataclasses import replace
 from datetime import timedelta
 
+import psycopg
 import pytest
 from sqlalchemy import Engine, text
 
@@ -11,6 +12,7 @@ from compute_hub.metering.gaps import list_gap_cases, open_gap_cases
 from compute_hub.metering.holding import held_time
 from kernel.database import transaction
 from tests.compute_hub.billing.house import NOW, House
+from tests.conftest import Database
 
 
 @pytest.fixture
@@ -116,3 +118,27 @@ def test_a_case_names_the_first_record_that_is_missing(
         for _ in range(2):
             open_gap_cases(session, job_id, NOW)
     assert house.sql("SELECT first_missing_k, kind FROM gap_cases") == expected
+
+
+def test_what_several_nodes_send_at_once_is_kept_under_the_run_it_is_about_and_tells_the_biller_once(
+    house: House, database: Database
+) -> None:
+    first, second, third = (house.submit() for _ in range(3))
+    for number, job_id in enumerate((first, second, third)):
+        house.admit(job_id, at=NOW + timedelta(milliseconds=number))
+    with transaction(house.engine) as session:
+        session.execute(
+            text("INSERT INTO nodes VALUES ('m', 'g', 'up', '{}', 1, 1, '{}', :at, :at)"), {"at": NOW}
+        )
+        session.execute(text("UPDATE runs SET node = 'm' WHERE job_id = :job"), {"job": second})
+    here, there, lied = (house.record(job_id, 0, 1000) for job_id in (first, second, third))
+    with psycopg.connect(database.url.replace("+psycopg", "", 1), autocommit=True) as listening:
+        listening.execute("LISTEN hub_biller")
+        for _ in range(2):
+            with transaction(house.engine) as session:
+                house.funding.record_usage(session, {"m": [there, here, lied], "n": [here]}, NOW)
+        assert [word.channel for word in listening.notifies(timeout=0)] == ["hub_biller"]
+    assert house.sql("SELECT node, job_id FROM usage_records ORDER BY node") == [("m", second), ("n", first)]
+    assert house.sql("SELECT DISTINCT slot_ms FROM usage_totals") == [(1_000_000,)]
+    assert house.sql("SELECT count(*) FROM uncharged_usage") == [(2,)]
+    assert house.sql("SELECT record_id FROM usage_mismatches ORDER BY 1") == sorted([(here.id,), (lied.id,)])
