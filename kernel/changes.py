@@ -68,7 +68,7 @@ class Loose(Generic[_T]):
 
 
 def write_changes(session: Session, rows: Iterable[Table]) -> None:
-    """Write what was changed of loose rows of one table since they were read, in one statement for all alike.
+    """Write what changed of loose rows of one table since they were read or written, in one statement for all alike.
 
     Rows are alike when the same attributes were changed.
 
@@ -89,10 +89,12 @@ def write_changes(session: Session, rows: Iterable[Table]) -> None:
         if written != len(some):
             message = f"of {len(some)} rows of {table.__tablename__} {written} are there"
             raise StaleDataError(message)
+        for row in some:
+            inspect(row).committed_state.clear()
 
 
 def _changed(row: Table) -> tuple[str, ...]:
-    """The attributes that are not as they were read."""
+    """The attributes that are not as they were read or written."""
     now = row.__dict__
     return tuple(sorted(name for name, value in inspect(row).committed_state.items() if now[name] != value))
 

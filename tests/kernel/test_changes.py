@@ -66,6 +66,19 @@ def test_lists_are_read_and_written_each_as_one(engine: Engine) -> None:
         assert sorted(row.lost_attempts for row in JOB.rows(JOBS(session))) == [[], [1, 2]]
 
 
+def test_what_was_written_and_is_taken_back_is_written_again(engine: Engine) -> None:
+    with transaction(engine) as session:
+        session.add_all([node("a")])
+    with transaction(engine) as session:
+        (row,) = rows = nodes(session)
+        row.cpu_milli, row.host_id = 2, "other"
+        write_changes(session, rows)
+        row.cpu_milli = 1
+        write_changes(session, rows)
+    with transaction(engine) as session:
+        assert [(row.cpu_milli, row.host_id) for row in nodes(session)] == [(1, "other")]
+
+
 def test_what_was_not_read_cannot_be_asked_for_and_no_session_writes_the_rest(engine: Engine) -> None:
     with transaction(engine) as session:
         session.add_all([node("a")])
