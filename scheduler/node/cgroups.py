@@ -274,9 +274,12 @@ class CgroupTree:
             try:
                 if kept.begin():
                     return kept
-            except OSError:
+            except FileNotFoundError:
                 kept.remove()
                 continue
+            except OSError:  # we have no descriptors, which is no fault of theirs
+                self._unused(kept)
+                raise
             self._unused(kept)
             break
         own = f"{_KEPT}{new_id()}"

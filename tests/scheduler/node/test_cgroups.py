@@ -1,6 +1,7 @@
 """Groups that one run has after the other, where control groups are of version 1."""
 
 import os
+import resource
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -104,6 +105,26 @@ def test_groups_of_which_somebody_has_taken_one_away_are_given_to_no_run(
         assert all(Path(join).exists() for join in group.joins)
         assert group.remove()
     assert not any(folder.exists() for folder in taken.values())
+
+
+def test_groups_that_cannot_be_looked_at_for_want_of_descriptors_stay_for_a_later_run(tree: CgroupTree) -> None:
+    if "memory" not in groups_of(os.getpid()) or not tree.available:
+        return  # the same
+    first = tree.create(str(new_id()), CAPS)
+    assert first is not None
+    left = directories(first.joins)
+    assert first.remove()
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            tree.create(str(new_id()), CAPS)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    second = tree.create(str(new_id()), CAPS)
+    assert second is not None
+    assert directories(second.joins)["pids"] == left["pids"]
+    assert second.remove()
 
 
 def test_a_limit_that_differs_from_the_run_before_is_written(tree: CgroupTree) -> None:
