@@ -14,7 +14,11 @@ import psutil
 import pytest
 
 from compute_hub.sdk import HubClient
+from compute_hub.settings import Settings
+from compute_hub.stack.ray_node import ray_address, ray_environment
 from kernel.clock import boottime_ms
+from scheduler.controller.wakeups import Wakeups, over
+from scheduler.ray.couriers import Couriers
 from tests.end_to_end.conftest import HUB, ROOT, RunningHub
 from tests.end_to_end.waiting import PATIENCE_MS, wait_until
 
@@ -97,6 +101,28 @@ def test_a_second_hub_on_the_same_state_directory_is_refused(hub: RunningHub) ->
     assert done.returncode == 1
     assert "already running" in done.stderr
     assert httpx.get(f"{hub.url}/readyz", timeout=60).is_success
+
+
+def test_a_controller_hears_through_ray_that_what_it_awaits_is_over(
+    hub: RunningHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = int(psutil.Process(hub.process.pid).environ()["HUB_RAY_PORT"])
+    chosen = Settings(state_directory=hub.state, ray_port=port)
+    for name, value in ray_environment(chosen).items():
+        monkeypatch.setenv(name, value)  # for the courier
+    wakeups, deadline = Wakeups(), boottime_ms() + PATIENCE_MS
+    couriers = Couriers(ray_address(chosen), wakeups)
+    try:
+        while not couriers.members:
+            assert boottime_ms() < deadline
+            wakeups.wait(1)
+        expected, heard = {over(name) for name in couriers.members}, set[str]()
+        couriers.await_over({name: ["a run that lives nowhere"] for name in couriers.members}, 60_000)
+        while not expected <= heard:
+            assert boottime_ms() < deadline, heard
+            heard |= wakeups.wait(1)
+    finally:
+        couriers.close()
 
 
 def test_a_job_survives_the_death_of_controller_biller_and_api_and_is_billed_once(hub: RunningHub) -> None:
