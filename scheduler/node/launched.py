@@ -82,15 +82,14 @@ class Launched:
         """Start them; `running` is told the host pid of the first process of the sandbox. Raises OSError."""
         status, status_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         try:
-            pid = self._spawn(status_end)
+            self._pid = pid = self._spawn(status_end)
+            self._watch(os.pidfd_open(pid))
         except BaseException:
             os.close(status)
             raise
         finally:
             os.close(status_end)
         self.log.started()
-        self._pid = pid
-        self._watch(os.pidfd_open(pid))
         self._running = running
         if self._mode is SandboxMode.PROCESS:
             os.close(status)

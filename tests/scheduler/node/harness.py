@@ -227,3 +227,10 @@ def await_line(spec: RunSpec, text: str) -> None:
     """Wait until a running job has printed something."""
     while text not in (Path(spec.log).read_text() if Path(spec.log).exists() else ""):
         os.sched_yield()
+
+
+def open_descriptors() -> set[str]:
+    """Those of this process, but for the folder that is read."""
+    with os.scandir("/proc/self/fd") as entries:
+        names = {entry.name for entry in entries}
+    return {name for name in names if Path("/proc/self/fd", name).exists()}

@@ -13,7 +13,7 @@ import pytest
 
 from scheduler.node.networks import LoneNetworks
 from scheduler.node.protocol import EndReason, Gang, Network
-from tests.scheduler.node.harness import Machine, Node, await_line
+from tests.scheduler.node.harness import Machine, Node, await_line, open_descriptors
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("root")]
 
@@ -65,12 +65,6 @@ print("bound")
 
 def _ours() -> str:
     return str(Path("/proc/thread-self/ns/net").readlink())
-
-
-def _open_files() -> set[str]:
-    with os.scandir("/proc/self/fd") as entries:
-        names = {entry.name for entry in entries}
-    return {name for name in names if Path("/proc/self/fd", name).exists()}  # but for the folder that was read
 
 
 def _orphans() -> int:
@@ -179,12 +173,12 @@ def test_who_lends_stays_where_it_is(networks: LoneNetworks) -> None:
 
 
 def test_the_one_that_waited_longest_goes_first(networks: LoneNetworks) -> None:
-    before = _open_files()
+    before = open_descriptors()
     found = {}
     for tenant in ("a", "b", "c"):
         with networks.lend(tenant) as handle:
             found[tenant] = os.fstat(handle).st_ino
-    assert len(_open_files() - before) == 2
+    assert len(open_descriptors() - before) == 2
     for tenant in ("b", "c"):
         with networks.lend(tenant) as handle:
             assert os.fstat(handle).st_ino == found[tenant]
@@ -217,8 +211,8 @@ def test_one_in_which_something_is_open_is_not_lent_again(networks: LoneNetworks
 
 
 def test_nothing_is_open_when_all_is_over(networks: LoneNetworks) -> None:
-    before = _open_files()
+    before = open_descriptors()
     with networks.lend("a"), networks.lend("a"):
-        assert _open_files() > before
+        assert open_descriptors() > before
     networks.close()
-    assert _open_files() == before
+    assert open_descriptors() == before

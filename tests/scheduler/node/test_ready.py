@@ -8,7 +8,7 @@ import signal
 import struct
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,14 +16,25 @@ import psutil
 import pytest
 
 from scheduler.node import becoming
-from scheduler.node.config import NodeConfig
+from scheduler.node.config import Limits, NodeConfig, SandboxMode
 from scheduler.node.enclosure import enclosed, make_room
 from scheduler.node.etc import make_etc
 from scheduler.node.isolation import probe_view
+from scheduler.node.launched import Launched
+from scheduler.node.logs import LogSink
 from scheduler.node.nursery import Nursery, Room, await_child
 from scheduler.node.protocol import DeviceShare, EndReason, RunState
+from scheduler.node.watching import Allowance, Watch
 from tests.leftovers import words
-from tests.scheduler.node.harness import Machine, Node, await_line, children_of, helper_of, ready_of
+from tests.scheduler.node.harness import (
+    Machine,
+    Node,
+    await_line,
+    children_of,
+    helper_of,
+    open_descriptors,
+    ready_of,
+)
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("root")]
 
@@ -260,6 +271,29 @@ def test_one_whose_end_nobody_would_hear_of_is_not_made(machine: Machine) -> Non
         assert {child.pid for child in psutil.Process().children()} == before
         _await_ready(first)
         assert [_start(nursery, machine.folder, etc)[1:] for _ in range(2)] == [(0, ""), (0, "")]
+
+
+def test_a_start_whose_process_cannot_be_watched_leaves_nobody_and_no_descriptor(machine: Machine) -> None:
+    directory = os.open(machine.folder, os.O_RDONLY | os.O_DIRECTORY)
+
+    async def start(nursery: Nursery, etc: Path) -> None:
+        _refuse_on_this_thread(434, errno.ENOMEM)  # pidfd_open
+        children, before = {child.pid for child in psutil.Process().children()}, open_descriptors()
+        limits = Limits()
+        log = LogSink(os.memfd_create("log"), bytes_max=1000, bytes_per_s=1000, on_full=lambda _: None)
+        watch = Watch([directory], limits, Allowance(), memory_bytes=0)
+        view = probe_view("", directory, str(etc), UID)
+        launched = Launched(view, log, None, watch, ExitStack(), SandboxMode.NAMESPACES, nursery)
+        with pytest.raises(OSError, match="Cannot allocate memory"):
+            launched.start(lambda _: None)
+        launched.discard()
+        assert open_descriptors() == before
+        assert {child.pid for child in psutil.Process().children()} == children
+
+    with _a_nursery(machine.folder) as (nursery, etc), ThreadPoolExecutor(1) as pool:
+        assert _start(nursery, machine.folder, etc)[1:] == (0, "")  # its helper is there from now on
+        pool.submit(lambda: asyncio.run(start(nursery, etc))).result()
+    os.close(directory)
 
 
 def test_a_nursery_that_is_closed_leaves_nobody(machine: Machine) -> None:
