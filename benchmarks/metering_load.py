@@ -17,7 +17,7 @@ from sqlalchemy import Engine, func, select, text
 from sqlalchemy.orm import Session
 
 from benchmarks.ledger_load import say
-from compute_hub.billing.funding import Funding, pledge_alike
+from compute_hub.billing.funding import Funding, pledge_funding
 from compute_hub.billing.invoicing import close_month
 from compute_hub.billing.rates import set_rate
 from compute_hub.metering.tables import UnchargedUsageRow
@@ -26,7 +26,7 @@ from kernel.clock import unix_ms
 from kernel.database import open_engine, transaction
 from kernel.ids import derived_id
 from scheduler.controller.ports import Admission
-from scheduler.jobs import JobRequest, submit_job
+from scheduler.jobs import JobRequest, new_job, queue_jobs
 from scheduler.node.protocol import DeviceShare, UsageRecord
 from vouchers.applications import final_approval, first_review, submit_application
 from vouchers.domain.facts import CentreFacts
@@ -101,7 +101,7 @@ def _start(engine: Engine, tenant_ids: Sequence[UUID], numbers: Sequence[int]) -
     """Submit, admit and place jobs; the seconds are those of the admission."""
     with transaction(engine) as session:
         jobs = [
-            submit_job(
+            new_job(
                 session,
                 derived_id("benchmark-job", number),
                 REQUEST,
@@ -112,7 +112,8 @@ def _start(engine: Engine, tenant_ids: Sequence[UUID], numbers: Sequence[int]) -
             )
             for number in numbers
         ]
-        pledge_alike(session, jobs, None)
+        queue_jobs(session, jobs)
+        pledge_funding(session, jobs, None)
         began = time.perf_counter()
         refused = FUNDING.admit(session, [Admission(job, {MODEL: 1000}) for job in jobs], AT)
         took = time.perf_counter() - began

@@ -11,7 +11,8 @@ after every rollback of something, to a savepoint too, so a connection that was 
 
 import itertools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from decimal import Decimal
 from functools import cache, cached_property
@@ -54,6 +55,7 @@ _DIALECT: Final = PGDialect_psycopg(paramstyle="numeric_dollar")  # type: ignore
 _NUMBERS: Final = itertools.count(1)
 _KNOWN: Final = "hub_prepared"
 _CONNECTION: Final = "hub_connection"
+_ANSWERS: Final = "hub_answers"
 _GOOD: Final = frozenset({ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK})
 
 _READ: Final[tuple[tuple[type[TypeEngine[Any]], Callable[[str], Any]], ...]] = (
@@ -77,6 +79,10 @@ _WRITTEN: Final[tuple[tuple[type[TypeEngine[Any]], Callable[[Any], str]], ...]] 
 """How values of a type are written that can be nothing else; all others are looked through."""
 
 
+_Asked = tuple[bytes | None, ...]
+"""A statement's name and the values it was asked with, as they are sent."""
+
+
 class Prepared:
     """One statement, which names what it is asked with (`bindparam`).
 
@@ -90,7 +96,13 @@ class Prepared:
 
     def __call__(self, session: Session, **values: Any) -> list[Row]:  # noqa: ANN401 - of any type
         """Ask once; the rows, of plain values. Raises sqlalchemy.exc.DBAPIError."""
-        return self.many(session, [values])
+        known: dict[_Asked, list[Row]] | None = session.info.get(_ANSWERS)
+        if known is None:
+            return self.many(session, [values])
+        asked = (self._name, *self._sent(values))
+        if asked not in known:
+            known[asked] = self.many(session, [values])
+        return list(known[asked])
 
     def alone(self, engine: Engine, **values: Any) -> list[Row]:  # noqa: ANN401 - of any type
         """Ask once, as a transaction of its own: that spares a session, its begin and its end."""
@@ -166,6 +178,16 @@ class Prepared:
         return [(place, _reading(column.type)) for place, column in enumerate(columns)]
 
 
+@contextmanager
+def asked_once(session: Session) -> Iterator[None]:
+    """While it lasts nothing is written in this session, and what was asked is not asked again: the answer holds."""
+    session.info[_ANSWERS] = {}
+    try:
+        yield
+    finally:
+        del session.info[_ANSWERS]
+
+
 def _connection(session: Session) -> Connection:
     """The session's, asked for once in a transaction: to hear it again takes half as long as a statement.
 
@@ -204,12 +226,15 @@ def add_rows(session: Session, rows: Sequence[Table], *, tell: tuple[str, str] |
 def new_row(table: type[_Row], **values: Any) -> _Row:  # noqa: ANN401 - of any column
     """A row to be added by `add_rows`, made past the watch over attributes, which takes longer than to send it.
 
+    What is not said of it is its default or nothing already, but for defaults that are made for each row.
+
     Raises:
         TypeError: the table has no such attribute.
     """
     if not values.keys() <= _names(table):
         raise TypeError(sorted(values.keys() - _names(table)))
     row = cast("_Row", table.__mapper__.class_manager.new_instance())
+    row.__dict__.update(_defaults(table))
     row.__dict__.update(values)
     return row
 
@@ -228,6 +253,15 @@ def _complete(row: Table) -> dict[str, Any]:
 @cache
 def _names(table: type[Table]) -> frozenset[str]:
     return frozenset(name for name, *_ in _columns(table))
+
+
+@cache
+def _defaults(table: type[Table]) -> dict[str, Any]:
+    return {
+        name: _default(default)
+        for name, _, default in _columns(table)
+        if not isinstance(default, CallableColumnDefault)
+    }
 
 
 @cache

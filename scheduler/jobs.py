@@ -128,7 +128,7 @@ class JobRequest:
     traceparent: str = ""
 
 
-def submit_job(
+def new_job(
     session: Session,
     job_id: UUID,
     request: JobRequest,
@@ -138,16 +138,32 @@ def submit_job(
     environments: Sequence[str],
     at: datetime,
     live_max: int = LIVE_JOBS_MAX,
+    unwritten: int = 0,
 ) -> JobRow:
-    """Queue a job and wake the controller when the transaction commits.
+    """A job as `queue_jobs` queues it, checked; nothing is written.
+
+    Args:
+        session: of the caller's transaction.
+        job_id: of the job.
+        request: what is asked for.
+        tenant_id: whose job it is.
+        submitted_by: the principal.
+        environments: those that there are.
+        at: now.
+        live_max: how many jobs the tenant may have that have not ended.
+        unwritten: how many of its jobs were checked in this transaction and are yet to be queued.
 
     Raises:
         UnknownEnvironment, TooManyLiveJobs, and whatever `acceptable_models` and `checked_dependencies` refuse.
     """
     job = _checked(session, job_id, request, tenant_id, submitted_by, environments, at)
-    _refuse_too_many(session, tenant_id, 1, live_max, at)
-    add_rows(session, [job], tell=_TELL_SUBMITTED)
+    _refuse_too_many(session, tenant_id, 1, live_max, at, unwritten)
     return job
+
+
+def queue_jobs(session: Session, jobs: Sequence[JobRow]) -> None:
+    """Queue new jobs and wake the controller when the transaction commits."""
+    add_rows(session, jobs, tell=_TELL_SUBMITTED)
 
 
 def submit_array(
@@ -166,7 +182,7 @@ def submit_array(
     """Queue `size` jobs that differ in their index only, of which at most `running_max` run at once (0: no bound).
 
     Raises:
-        ArrayTooLarge, ArrayOfLargeJobs, and whatever `submit_job` refuses.
+        ArrayTooLarge, ArrayOfLargeJobs, and whatever `new_job` refuses.
     """
     first = _checked(session, array_job_id(array_id, 0), request, tenant_id, submitted_by, environments, at)
     if size * len(first.depends_on) > ARRAY_DEPENDENCIES_MAX:
@@ -183,7 +199,7 @@ def submit_array(
     for index, job in enumerate(jobs):
         job.array_id, job.array_index = array_id, index
         job.array_size, job.array_running_max = size, running_max
-    add_rows(session, jobs, tell=_TELL_SUBMITTED)
+    queue_jobs(session, jobs)
     return jobs
 
 
@@ -398,7 +414,9 @@ def _row(job_id: UUID, request: JobRequest, tenant_id: UUID, submitted_by: UUID,
     )
 
 
-def _refuse_too_many(session: Session, tenant_id: UUID, asked: int, most: int, at: datetime) -> None:
+def _refuse_too_many(
+    session: Session, tenant_id: UUID, asked: int, most: int, at: datetime, unwritten: int = 0
+) -> None:
     """Two submissions at one moment may go a little beyond it.
 
     Counting takes as long as there are jobs to count, and who submits many submits them one after another. So for a
@@ -410,6 +428,7 @@ def _refuse_too_many(session: Session, tenant_id: UUID, asked: int, most: int, a
     if asked > 1 or not holds:
         ((count,),) = _LIVE(session, tenant=tenant_id, most=most)
         counted_at = at
+        count += unwritten
         if count + asked > most:
             raise TooManyLiveJobs(asked=asked, most=most)
     if len(_COUNTED) >= _COUNTED_MAX:

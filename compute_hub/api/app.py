@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 
 import uvicorn
 from fastapi import FastAPI
@@ -35,7 +36,10 @@ from compute_hub.api import (
     vouchers,
     wallets,
 )
+from compute_hub.api.call import callers
 from compute_hub.api.limits import BodyLimit
+from compute_hub.api.submitting import submit_together
+from compute_hub.api.together import Together
 from compute_hub.identity.duties import DUTIES
 from compute_hub.queues import live_queues
 from compute_hub.settings import Settings
@@ -89,6 +93,8 @@ def create_app(settings: Settings, engine: Engine, closing: Callable[[], None] =
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         yield
+        app.state.submissions.close()
+        app.state.authenticating.close()
         app.state.metrics.close()
         spans.close()
         engine.dispose()
@@ -110,6 +116,8 @@ def create_app(settings: Settings, engine: Engine, closing: Callable[[], None] =
     app.state.vault = open_vault(settings.secrets_key)
     app.state.forecaster = Forecaster(live_queues(settings))
     app.state.metrics = centre_metrics(settings, engine)
+    app.state.authenticating = Together(partial(callers, engine), "authenticating")
+    app.state.submissions = Together(partial(submit_together, engine), "submissions")
     problems.install(app)
     app.add_middleware(BodyLimit)
     spans = open_spans(settings, "api")

@@ -1,54 +1,37 @@
 """What every endpoint gets: who is calling, in a role that may, and one transaction, once per Idempotency-Key."""
 
-import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from typing import Annotated, Final, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 from uuid import UUID
 
 from fastapi import Depends, Header, Request
+from fastapi.concurrency import run_in_threadpool
 from psycopg.errors import DeadlockDetected, SerializationFailure, UniqueViolation
 from pydantic import BaseModel
-from sqlalchemy import Engine, Text, text
+from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
+from compute_hub.api.idempotency import Keyed, answer_row, first_answer, keyed
 from compute_hub.api.shapes import View
-from compute_hub.api.tables import IdempotencyRow
 from compute_hub.identity.duties import check_duty
 from compute_hub.identity.keys import Principal, authenticate
 from compute_hub.identity.remits import check_remit
 from compute_hub.settings import Settings
 from kernel.clock import utc_now
 from kernel.database import glance, picture, transaction
-from kernel.errors import Conflict, Invalid
-from kernel.prepared import Prepared, add_rows, new_row
+from kernel.errors import Conflict, HubError
+from kernel.prepared import add_rows
+
+if TYPE_CHECKING:
+    from compute_hub.api.together import Together
 
 _TRIES: Final = 3
-_FIRST_ANSWER: Final = Prepared(
-    text("SELECT request_sha256, answer FROM first_answer(:lock, :principal, :key)").columns(
-        request_sha256=Text, answer=Text
-    )
-)
 _RACES: Final = (UniqueViolation, SerializationFailure, DeadlockDetected)
 
 Result = TypeVar("Result")
 Answer = TypeVar("Answer", bound=View)
-
-
-class IdempotencyKeyMissing(Invalid):
-    """A request that has an effect came without the key under which it could be repeated."""
-
-    sentence = (
-        "Idempotency-Key: {request} has an effect and needs this header. Send a new value with a new request, and "
-        "the same one when you repeat it."
-    )
-
-
-class IdempotencyKeyReused(Conflict):
-    """The same key came with another request."""
-
-    sentence = "Idempotency-Key {key!r} was used for a different request. Send a new key for a new request."
 
 
 class ConcurrentChange(Conflict):
@@ -111,24 +94,21 @@ class Call:
             IdempotencyKeyMissing: no key came with it.
             IdempotencyKeyReused: the key's first request was another one.
         """
-        key = self._key
-        if key is None:
-            raise IdempotencyKeyMissing(request=self._path)
-        asked = f"{self._path}\n{body.model_dump_json() if body else ''}"
-        digest = hashlib.sha256(asked.encode()).hexdigest()
+        asked = self.keyed(body)
 
-        def keyed(session: Session) -> Answer:
-            given = self._first_answer(session, key)
-            if given is None:
-                made = action(session, utc_now())
-                add_rows(session, [self._row(key, digest, made)])
-                return made
-            asked_first, answered = given
-            if asked_first != digest:
-                raise IdempotencyKeyReused(key=key)
-            return answer.model_validate_json(answered)
+        def answered(session: Session) -> Answer:
+            given = first_answer(session, asked)
+            if given is not None:
+                return answer.model_validate_json(given)
+            made = action(session, utc_now())
+            add_rows(session, [answer_row(asked, made.model_dump_json())])
+            return made
 
-        return self._transact(keyed)
+        return self._transact(answered)
+
+    def keyed(self, body: BaseModel | None) -> Keyed:
+        """The request under its key. Raises IdempotencyKeyMissing."""
+        return keyed(self.principal.id, self._path, self._key, body)
 
     def _transact(self, action: Callable[[Session], Result]) -> Result:
         """Run a transaction, again when another one was in its way: it then sees what the other did."""
@@ -143,24 +123,20 @@ class Call:
                     raise ConcurrentChange from error
         raise AssertionError(_TRIES)
 
-    def _first_answer(self, session: Session, key: str) -> tuple[str, str] | None:
-        """What was asked first under this key, as a digest, and what was answered; nobody else is at it meanwhile."""
-        lock = int.from_bytes(hashlib.sha256(f"{self.principal.id}{key}".encode()).digest()[:8], signed=True)
-        rows = _FIRST_ANSWER(session, lock=lock, principal=self.principal.id, key=key)
-        return (rows[0][0], rows[0][1]) if rows else None
 
-    def _row(self, key: str, digest: str, made: View) -> IdempotencyRow:
-        return new_row(
-            IdempotencyRow,
-            principal_id=self.principal.id,
-            key=key,
-            request_sha256=digest,
-            answer={"json": made.model_dump_json()},
-            answered_at=utc_now(),
-        )
+def callers(engine: Engine, authorizations: Sequence[str | None]) -> list[Principal | Exception]:
+    """The principal of each Authorization header, or why it has none; the same one is looked up once."""
+    found: dict[str | None, Principal | Exception] = {}
+    for authorization in authorizations:
+        if authorization not in found:
+            try:
+                found[authorization] = authenticate(engine, authorization)
+            except HubError as refusal:
+                found[authorization] = refusal
+    return [found[authorization] for authorization in authorizations]
 
 
-def _call(
+async def _call(
     request: Request,
     authorization: Annotated[str | None, Header(include_in_schema=False)] = None,
     idempotency_key: Annotated[
@@ -168,14 +144,19 @@ def _call(
     ] = None,
 ) -> Call:
     engine: Engine = request.app.state.engine
-    principal = authenticate(engine, authorization)
+    authenticating: Together[str | None, Principal] = request.app.state.authenticating
+    principal = await authenticating.ask(authorization)
     operation = request.scope["route"].name
     check_duty(principal, operation)
     if principal.authority is not None:
-        with glance(engine) as session:
-            check_remit(session, principal, operation, request.path_params)
+        await run_in_threadpool(_check_remit, engine, principal, operation, request.path_params)
     path = f"{request.method} {request.scope['path']}"
     return Call(engine, request.app.state.settings, principal, path, idempotency_key)
+
+
+def _check_remit(engine: Engine, principal: Principal, operation: str, where: Mapping[str, Any]) -> None:
+    with glance(engine) as session:
+        check_remit(session, principal, operation, where)
 
 
 Caller = Annotated[Call, Depends(_call)]

@@ -8,11 +8,13 @@ from sqlalchemy.orm import Session
 from compute_hub.api.call import Caller
 from compute_hub.api.charges import CoverageView, coverage_fields
 from compute_hub.api.job_submission import JobSubmission
-from compute_hub.api.jobs import queue_job
 from compute_hub.api.shapes import View
+from compute_hub.api.submitting import checked_job
 from compute_hub.billing.domain.rating import Priced
 from compute_hub.billing.estimates import Cost, estimate_job
+from compute_hub.telemetry.tracing import traceparent
 from kernel.money import format_yuan
+from scheduler.jobs import queue_jobs
 
 router = APIRouter(prefix="/v1", tags=["jobs"])
 
@@ -62,7 +64,8 @@ def estimate(body: JobSubmission, call: Caller) -> EstimateView:
     """Say what a job would cost, which voucher would pay what and why, and when it would start; submit nothing."""
 
     def action(session: Session, at: datetime) -> EstimateView:
-        job = queue_job(session, body, call, at)
+        job = checked_job(session, body, call, at, traceparent())
+        queue_jobs(session, [job])
         centre = call.settings.centre_facts
         found = estimate_job(session, job, body.voucher_ids, project=body.project, centre=centre, at=at)
         return EstimateView(

@@ -1,7 +1,6 @@
 """The enterprise's face: upload a working directory, submit jobs, follow, hold and cancel them."""
 
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -12,7 +11,7 @@ from fastapi.concurrency import run_in_threadpool
 from sqlalchemy import select, tuple_
 from sqlalchemy.orm import Session
 
-from compute_hub.api.call import Call, Caller
+from compute_hub.api.call import Caller
 from compute_hub.api.charges import CoverageView, coverage_fields
 from compute_hub.api.job_reference import ArrayId, JobId
 from compute_hub.api.job_submission import ArraySubmission, DependencyChange, JobSubmission
@@ -24,17 +23,24 @@ from compute_hub.api.job_views import (
     array_view,
     attempt_view,
     job_views,
-    new_job_view,
 )
-from compute_hub.api.shapes import After, Limit, Page, View, page_of, written
-from compute_hub.billing.funding import pledge_alike, pledge_funding
-from compute_hub.environments import check_use
+from compute_hub.api.shapes import After, Limit, Page, View, page_of, sent, written
+from compute_hub.api.submitting import (
+    NotTogether,
+    Submission,
+    Submissions,
+    checked_funding,
+    checked_job,
+    find_upload_of,
+    request_of,
+    submit_alone,
+)
+from compute_hub.billing.funding import pledge_funding
 from compute_hub.telemetry.tracing import about, traceparent
-from compute_hub.uploads import Incoming, find_upload
+from compute_hub.uploads import Incoming
 from kernel.clock import utc_now
 from kernel.ids import new_id
 from scheduler.jobs import (
-    JobRequest,
     cancel_array,
     cancel_job,
     change_dependencies,
@@ -45,10 +51,8 @@ from scheduler.jobs import (
     needed_uploads,
     release_job,
     submit_array,
-    submit_job,
 )
-from scheduler.tables import JobRow, RunRow
-from vouchers.domain.explanation import Coverage
+from scheduler.tables import RunRow
 
 if TYPE_CHECKING:
     from scheduler.controller.forecasting import Forecaster
@@ -96,16 +100,16 @@ async def upload(request: Request, call: Caller) -> UploadView:
 
 
 @router.post("/jobs", status_code=201, name="submit_job", response_model=JobView)
-def submit(body: JobSubmission, call: Caller) -> Response:
+async def submit(body: JobSubmission, call: Caller, request: Request) -> Response:
     """Queue a job. It is refused when it could never run here or its first hour cannot be paid."""
-
-    def action(session: Session, at: datetime) -> JobView:
-        job, _ = _submit(session, body, call, at)
-        return new_job_view(job, body.project)
-
-    submitted = call.once(JobView, body, action)
-    about(job=str(submitted.id))
-    return written(submitted, 201)
+    submissions: Submissions = request.app.state.submissions
+    submission = Submission(call, body, call.keyed(body), traceparent())
+    try:
+        submitted = await submissions.ask(submission)
+    except NotTogether:
+        submitted = await run_in_threadpool(submit_alone, submission)
+    about(job=str(submitted.job_id))
+    return sent(submitted.answer, 201)
 
 
 @router.post("/jobs:quote", name="quote_job")
@@ -116,8 +120,8 @@ def quote(body: JobSubmission, call: Caller) -> CoverageView:
     """
 
     def action(session: Session, at: datetime) -> CoverageView:
-        _, coverage = _submit(session, body, call, at)
-        return CoverageView.model_validate(coverage_fields(coverage))
+        job = checked_job(session, body, call, at, traceparent())
+        return CoverageView.model_validate(coverage_fields(checked_funding(session, job, body, call, at)))
 
     return call.preview(action)
 
@@ -235,11 +239,11 @@ def submit_many(body: ArraySubmission, call: Caller) -> ArrayView:
     """Queue many jobs that differ in their index only. Its jobs are named by their ids or as `array.index`."""
 
     def action(session: Session, at: datetime) -> ArrayView:
-        _find_upload(body.job, call)
+        find_upload_of(body.job, call)
         array = submit_array(
             session,
             new_id(),
-            _request(body.job, call),
+            request_of(body.job, call, traceparent()),
             size=body.size,
             running_max=body.running_max or 0,
             tenant_id=call.tenant_id,
@@ -248,8 +252,8 @@ def submit_many(body: ArraySubmission, call: Caller) -> ArrayView:
             at=at,
             live_max=call.settings.live_jobs_per_tenant_max,
         )
-        _pledge(session, array[0], body.job, call, at)
-        pledge_alike(session, array[1:], body.job.voucher_ids, body.job.project)
+        checked_funding(session, array[0], body.job, call, at)
+        pledge_funding(session, array, body.job.voucher_ids, body.job.project)
         return array_view(array)
 
     submitted = call.once(ArrayView, body, action)
@@ -271,50 +275,6 @@ def cancel_many(array_id: ArrayId, call: Caller) -> ArrayView:
         return array_view(cancel_array(session, array_id, tenant_id=call.scope))
 
     return call.once(ArrayView, None, action)
-
-
-def _submit(session: Session, body: JobSubmission, call: Call, at: datetime) -> tuple[JobRow, Coverage]:
-    _find_upload(body, call)
-    job = queue_job(session, body, call, at)
-    return job, _pledge(session, job, body, call, at)
-
-
-def _pledge(session: Session, job: JobRow, body: JobSubmission, call: Call, at: datetime) -> Coverage:
-    return pledge_funding(
-        session,
-        job,
-        body.voucher_ids,
-        project=body.project,
-        centre=call.settings.centre_facts,
-        horizon_ms=call.settings.hold_horizon_ms,
-        at=at,
-    )
-
-
-def queue_job(session: Session, body: JobSubmission, call: Call, at: datetime) -> JobRow:
-    """Queue the job of a submission; nobody has looked at money yet."""
-    return submit_job(
-        session,
-        new_id(),
-        _request(body, call),
-        tenant_id=call.tenant_id,
-        submitted_by=call.principal.id,
-        environments=list(call.settings.environments),
-        at=at,
-        live_max=call.settings.live_jobs_per_tenant_max,
-    )
-
-
-def _request(body: JobSubmission, call: Call) -> JobRequest:
-    """What is asked of the scheduler. Raises ServiceOnly."""
-    request = body.request(call.settings.default_environment)
-    check_use(call.settings.environments, request)
-    return replace(request, traceparent=traceparent())
-
-
-def _find_upload(body: JobSubmission, call: Call) -> None:
-    if body.upload_sha256 is not None:
-        find_upload(call.settings.uploads, str(call.tenant_id), body.upload_sha256)
 
 
 async def _bounded(request: Request, bytes_max: int) -> AsyncIterator[bytes]:

@@ -62,7 +62,12 @@ def written(answer: View, status: int = 200) -> Response:
 
     For what is asked with every job: FastAPI would check a model that has just been made once more, in another thread.
     """
-    return Response(answer.model_dump_json(), status_code=status, media_type="application/json")
+    return sent(answer.model_dump_json(), status)
+
+
+def sent(json: str, status: int = 200) -> Response:
+    """An answer that is written already."""
+    return Response(json, status_code=status, media_type="application/json")
 
 
 def check_storable(value: object) -> None:

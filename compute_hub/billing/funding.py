@@ -67,7 +67,7 @@ _ENDED: Final = Prepared(
 )
 
 
-def pledge_funding(
+def check_funding(
     session: Session,
     job: JobRow,
     voucher_ids: Sequence[UUID] | None,
@@ -77,11 +77,11 @@ def pledge_funding(
     horizon_ms: int,
     at: datetime,
 ) -> Coverage:
-    """Note how a new job is to be paid, and check that its first stretch could be. Nothing is held yet.
+    """Check that the first stretch of a new job could be paid. Nothing is held yet, nor written.
 
     Args:
         session: the submission's transaction.
-        job: just queued.
+        job: about to be queued.
         voucher_ids: the vouchers it may use; None for the cheapest choice, empty for none.
         project: whose parts of vouchers it uses, and whose budget limits it.
         centre: what programmes look at in the centre.
@@ -96,18 +96,16 @@ def pledge_funding(
     price, model = dearest_model(session, job, at, priced_ahead(at, stretch_ms))
     slot_ms = _slots(job) * stretch_ms
     facts = charge_facts(centre, job, model, hardware_of(session, [model]), slot_ms, project)
-    coverage = quote(session, job.tenant_id, hold_micros(slot_ms, price), facts, voucher_ids, at)
-    pledge_alike(session, [job], voucher_ids, project)
-    return coverage
+    return quote(session, job.tenant_id, hold_micros(slot_ms, price), facts, voucher_ids, at)
 
 
-def pledge_alike(
+def pledge_funding(
     session: Session,
     jobs: Sequence[JobRow],
     voucher_ids: Sequence[UUID] | None,
     project: str | None = None,
 ) -> None:
-    """Note how new jobs are to be paid that are like one of which that has been checked."""
+    """Note how new jobs are to be paid that are like one of which that has been checked (`check_funding`)."""
     rows = [
         new_row(
             JobFundingRow,

@@ -429,13 +429,19 @@ CREATE INDEX ix_alerts_waiting ON alerts (id) WHERE sent_at IS NULL;
 GRANT SELECT, INSERT, UPDATE ON alert_rules, alerts TO hub_app;
 GRANT SELECT, INSERT ON ledger_audits TO hub_app;
 GRANT SELECT, INSERT, UPDATE, DELETE ON start_estimates TO hub_app;
--- Volatile, so that its second statement sees what was committed while the first waited for the lock.
-CREATE FUNCTION first_answer(lock bigint, principal uuid, asked_key text)
+-- Volatile, so that its second statement sees what was committed while the first waited for the lock. Who is not
+-- patient gets a row of nothing when somebody else holds it.
+CREATE FUNCTION first_answer(lock bigint, patient boolean, principal uuid, asked_key text)
 RETURNS TABLE (request_sha256 text, answer text)
 LANGUAGE plpgsql VOLATILE AS $$
 #variable_conflict use_column
 BEGIN
-    PERFORM pg_catalog.pg_advisory_xact_lock(lock);
+    IF patient THEN
+        PERFORM pg_catalog.pg_advisory_xact_lock(lock);
+    ELSIF NOT pg_catalog.pg_try_advisory_xact_lock(lock) THEN
+        RETURN QUERY SELECT NULL::text, NULL::text;
+        RETURN;
+    END IF;
     RETURN QUERY
     SELECT k.request_sha256, k.answer ->> 'json'
       FROM public.idempotency_keys AS k

@@ -27,7 +27,7 @@ from sqlalchemy.orm import Session
 from kernel.clock import utc_now
 from kernel.database import glance, picture, transaction
 from kernel.ids import new_id
-from kernel.prepared import Prepared, add_rows, new_row
+from kernel.prepared import Prepared, add_rows, asked_once, new_row
 from scheduler.tables import NodeRow
 
 _NODES = Prepared(select(NodeRow.name).where(NodeRow.cpu_milli >= bindparam("least")).order_by(NodeRow.name))
@@ -56,7 +56,7 @@ def test_a_row_is_made_of_known_attributes_only(engine: Engine) -> None:
     facts = {name: getattr(row, name) for name in ("host_id", "state", "labels", "cpu_milli", "isolation")}
     with transaction(engine) as session:
         made = new_row(NodeRow, name="a", memory_mib=1, joined_at=now, last_seen_at=now, **facts)
-        assert made.admits is None
+        assert (made.admits, made.host_id) == ("open", "a")
         add_rows(session, [made])
         found = session.get_one(NodeRow, "a")
         assert (found.admits, found.last_seen_at, found.own_labels) == (made.admits, now, made.own_labels)
@@ -79,6 +79,25 @@ def test_a_session_is_asked_for_its_connection_in_every_transaction_and_after_wh
             _NODES(session, least=1)
         session.rollback()
         assert _NODES(session, least=1) == [("a",)]
+
+
+def test_for_a_while_what_was_asked_is_not_asked_again(engine: Engine) -> None:
+    with transaction(engine) as session:
+        add_rows(session, [node("a")])
+    with transaction(engine) as session:
+        with asked_once(session):
+            assert _NODES(session, least=1) == [("a",)]
+            with transaction(engine) as other:
+                add_rows(other, [node("b")])
+            assert _NODES(session, least=1) == [("a",)]
+            assert _NODES(session, least=0) == [("a",), ("b",)]
+            _NODES(session, least=1).clear()
+            assert _NODES(session, least=1) == [("a",)]
+        assert _NODES(session, least=1) == [("a",), ("b",)]
+        with pytest.raises(ZeroDivisionError), asked_once(session):
+            _ = _NODES(session, least=1), 1 // 0
+        add_rows(session, [node("c")])
+        assert _NODES(session, least=1) == [("a",), ("b",), ("c",)]
 
 
 def test_what_fails_in_a_nested_transaction_that_asks_nothing_else_takes_nothing_else_with_it(

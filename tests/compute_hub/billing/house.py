@@ -8,14 +8,14 @@ from uuid import UUID
 from sqlalchemy import Engine, text
 from sqlalchemy.orm import Session
 
-from compute_hub.billing.funding import Funding, pledge_funding
+from compute_hub.billing.funding import Funding, check_funding, pledge_funding
 from compute_hub.billing.rates import set_rate
 from compute_hub.workers.biller import bill_once
 from kernel.database import transaction
 from kernel.ids import derived_id, new_id
 from scheduler.controller.ports import Admission
 from scheduler.controller.settling import INFRASTRUCTURE
-from scheduler.jobs import JobRequest, submit_job
+from scheduler.jobs import JobRequest, new_job, queue_jobs
 from scheduler.node.protocol import DeviceShare, UsageRecord
 from scheduler.tables import JobRow
 from tests.vouchers.world import World
@@ -77,7 +77,7 @@ class House:
             grace_ms=grace_ms,
         )
         with transaction(self.engine) as session:
-            job = submit_job(
+            job = new_job(
                 session,
                 job_id,
                 request,
@@ -86,9 +86,11 @@ class House:
                 environments=(environment,),
                 at=NOW,
             )
-            pledge_funding(
+            check_funding(
                 session, job, vouchers, project=project, centre=self.centre, horizon_ms=HOUR_MS, at=NOW
             )
+            queue_jobs(session, [job])
+            pledge_funding(session, [job], vouchers, project)
         return job_id
 
     def admit(self, job_id: UUID, model: str = "sim-a", at: datetime = NOW) -> str | None:

@@ -19,7 +19,7 @@ from kernel.ids import new_id
 from scheduler.controller.loop import Controller, Pace
 from scheduler.controller.ports import Accounting, Admission
 from scheduler.controller.wakeups import Wakeups
-from scheduler.jobs import WAKE_CHANNEL, JobRequest, cancel_job, submit_job
+from scheduler.jobs import WAKE_CHANNEL, JobRequest, cancel_job
 from scheduler.node.client import SupervisorClient
 from scheduler.node.protocol import Report, SyncRequest, UsageRecord
 from scheduler.policy.model import Queue
@@ -28,6 +28,7 @@ from scheduler.secrets import Vault, new_vault_key
 from scheduler.store import Store
 from scheduler.tables import JobRow, RunRow
 from tests.scheduler.node.harness import Machine, Node
+from tests.scheduler.submitted import submit_job
 
 FOREVER = ("/bin/sh", "-c", 'trap "exit 7" TERM; while :; do sleep 0.05; done')
 DEADLINE_MS = 120_000

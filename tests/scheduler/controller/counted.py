@@ -12,12 +12,13 @@ from kernel.database import transaction
 from kernel.ids import new_id
 from scheduler.controller.loop import Controller, Pace
 from scheduler.controller.wakeups import Wakeups
-from scheduler.jobs import WAKE_CHANNEL, JobRequest, submit_job
+from scheduler.jobs import WAKE_CHANNEL, JobRequest
 from scheduler.node.protocol import Report, SyncRequest
 from scheduler.node.simulated import PROGRAM, SimulatedMachine, SimulatedNode
 from scheduler.store import Store
 from scheduler.tables import JobRow, RunRow
 from tests.scheduler.controller.cluster import Free
+from tests.scheduler.submitted import submit_job
 
 BEGAN_MS = 1000
 

@@ -8,11 +8,12 @@ from kernel.clock import utc_now
 from kernel.database import transaction
 from kernel.ids import new_id
 from scheduler import jobs, secrets
-from scheduler.jobs import JobRequest, cancel_job, needed_uploads, submit_array, submit_job
+from scheduler.jobs import JobRequest, cancel_job, needed_uploads, submit_array
 from scheduler.refusals import ArrayOfLargeJobs, SecretTooLargeForJob, TooManyLiveJobs, TooManySecrets
 from scheduler.secrets import Vault, new_vault_key, opened_secrets, put_secret
 from scheduler.tables import JobRow
 from tests.scheduler.controller.counted import Centre
+from tests.scheduler.submitted import submit_job
 
 REQUEST = JobRequest(name="job", argv=("true",), models=("sim-a",), environment="python", time_limit_ms=1000)
 
