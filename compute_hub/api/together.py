@@ -8,12 +8,15 @@ once; who comes meanwhile goes together next.
 import asyncio
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Final, Generic, TypeVar
 
 MOST: Final = 32
 """Asked in one go: so many wait for the slowest of them."""
+
+_FAREWELL_S: Final = 3
 
 Asked = TypeVar("Asked")
 Answer = TypeVar("Answer")
@@ -48,18 +51,18 @@ class Together(Generic[Asked, Answer]):
         return await answer
 
     def close(self) -> None:
-        """Answer what was asked until now, and nothing more."""
+        """Answer what was asked until now, and nothing more; not for longer than three seconds."""
         self._queue.put(None)
-        self._thread.join()
+        self._thread.join(_FAREWELL_S)
 
     def _run(self) -> None:
         while (first := self._queue.get()) is not None:
             some, going_on = self._company(first)
             try:
-                answers = self._answer_all([one.asked for one in some])
+                answered = list(zip(some, self._answer_all([one.asked for one in some]), strict=True))
             except Exception as error:  # noqa: BLE001 - raised where it was asked
-                answers = [error] * len(some)
-            _tell(some, answers)
+                answered = [(one, error) for one in some]
+            _tell(answered)
             if not going_on:
                 return
 
@@ -77,13 +80,13 @@ class Together(Generic[Asked, Answer]):
         return some, True
 
 
-def _tell(some: Sequence[_Waiting[Asked, Answer]], answers: Sequence[Answer | Exception]) -> None:
+def _tell(answered: Sequence[tuple[_Waiting[Asked, Answer], Answer | Exception]]) -> None:
     """Hand answers over, with one word to each event loop."""
     told: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Answer], Answer | Exception]]] = {}
-    for one, answer in zip(some, answers, strict=True):
+    for one, answer in answered:
         told.setdefault(one.answer.get_loop(), []).append((one.answer, answer))
     for loop, pairs in told.items():
-        if not loop.is_closed():  # whoever asked there is gone
+        with suppress(RuntimeError):  # it is closed, and whoever asked there is gone
             loop.call_soon_threadsafe(_settle, pairs)
 
 
