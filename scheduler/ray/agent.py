@@ -7,6 +7,7 @@ import os
 import threading
 from pathlib import Path
 
+from kernel.collecting import collect_seldom
 from scheduler.node.client import SupervisorClient
 from scheduler.node.errors import SupervisorUnreachable
 from scheduler.node.protocol import Change
@@ -24,6 +25,7 @@ class NodeAgent:
     def __init__(self) -> None:
         self._socket = Path(os.environ[SOCKET_VARIABLE])  # noqa: TID251 - all a raylet can hand to its workers
         self._clients = threading.local()
+        collect_seldom()  # Ray's modules are a hundred thousand objects
 
     def sync(self, line: bytes, key: bytes) -> bytes:
         """One `sync` of the node's supervisor; once more on a new connection if it has been started anew.

@@ -18,6 +18,7 @@ import structlog
 from ray._raylet import GcsClient  # type: ignore[attr-defined] # compiled, without stubs
 from ray.exceptions import ActorDiedError, GetTimeoutError, RayError
 
+from kernel.collecting import collect_seldom
 from kernel.errors import HubError
 from kernel.logs import configure_logs
 from scheduler.ray.agent import NodeAgent
@@ -151,6 +152,7 @@ class Courier:
                 _node_ip_address=here[0].node_manager_address,
                 _temp_dir=here[0].temp_dir,
             )
+            collect_seldom()
             self._cluster = cluster
             _log.info("joined_ray", cluster=cluster)
         if cluster != self._cluster:
