@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from compute_hub.telemetry.registry import REGISTRY
 from scheduler.controller.ports import Accounting, Admission, Machines
 from scheduler.controller.watching import Step
-from scheduler.node.protocol import Report, SyncRequest, UsageRecord
+from scheduler.node.protocol import OverRequest, Report, SyncRequest, UsageRecord
 from scheduler.tables import JobRow
 
 _FAST: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
@@ -172,9 +172,13 @@ class MeasuredMachines:
         """As the inner one."""
         self._inner.watch(names)
 
-    def await_over(self, runs: Mapping[str, Collection[str]], within_ms: int) -> None:
+    def ask_ahead(self, requests: Mapping[str, OverRequest]) -> None:
         """As the inner one."""
-        self._inner.await_over(runs, within_ms)
+        self._inner.ask_ahead(requests)
+
+    def early(self, names: Collection[str]) -> Mapping[str, Report]:
+        """As the inner one."""
+        return self._inner.early(names)
 
     def reachable(self) -> Sequence[str]:
         """As the inner one."""

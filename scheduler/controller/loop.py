@@ -22,8 +22,8 @@ from kernel.clock import boottime_ms, unix_ms, utc_now
 from kernel.database import glance, transaction
 from kernel.prepared import Prepared
 from scheduler.controller.admitting import Admitted, admit
+from scheduler.controller.asking import Question, questions
 from scheduler.controller.clearing import order_clearing
-from scheduler.controller.desired import desired_runs
 from scheduler.controller.explaining import explain_waiting
 from scheduler.controller.inventory import record_node
 from scheduler.controller.lease import Candidate, Lease, renewals_ms
@@ -35,10 +35,10 @@ from scheduler.controller.settling import WITHDRAWN_MAX, Settled, end_waiting, s
 from scheduler.controller.stopwatch import Stopwatch
 from scheduler.controller.wakeups import Wakeups, over
 from scheduler.controller.watching import Nobody, Step, Watcher
-from scheduler.controller.waves import Waves, breath_ms
+from scheduler.controller.waves import Waves, breath_ms, starting_runs
 from scheduler.jobs import WAKE_CHANNEL
 from scheduler.leadership import Leadership, fence
-from scheduler.node.protocol import Report, RunState, SyncRequest
+from scheduler.node.protocol import Report
 from scheduler.operations import note
 from scheduler.policy.model import Plan, Queue
 from scheduler.policy.settings import PolicySettings, policy_named
@@ -101,6 +101,8 @@ class _Term:
     """Whether it heard of devices given back and left them to the next."""
     starting: set[str] = field(default_factory=set)
     """Nodes where jobs are starting that it admitted."""
+    ahead: dict[str, Question] = field(default_factory=dict)
+    """What nodes are asked as soon as what was started there is over."""
     spared: dict[str, int] = field(default_factory=dict)
     """Until when what is done sparingly is left."""
     seen_boot_ms: dict[str, int] = field(default_factory=dict)
@@ -190,11 +192,13 @@ class Controller:
         return breath_ms(took_ms, wave_ms, starts=term.starts, room=term.room, waiting=waiting)
 
     def _expect(self, breath_ms: int) -> None:
-        """Have the breath end as soon as all that was started is over, on all nodes where anything was."""
-        waves = {} if self._term is None else self._term.waves.awaited(self._term.starting)
+        """Have the breath end as soon as all that was started is over and heard, on all nodes where anything was."""
+        term = self._term
+        waves = {} if term is None else term.waves.awaited(term.starting)
         self._wakeups.expect([over(name) for name in waves])
-        if waves:
-            self._machines.await_over(waves, breath_ms)
+        if term is not None and waves.keys() <= term.ahead.keys() and waves:
+            asked = {name: term.ahead[name].once_over(runs, breath_ms) for name, runs in waves.items()}
+            self._machines.ask_ahead(asked)
 
     def _keep_lease(self, done: threading.Event) -> None:
         while not done.wait(renewals_ms(self._pace.leader_lease_ms) / 1000):
@@ -297,6 +301,14 @@ class Controller:
         if ticking:
             self._sparingly("explain", len(self._led.live.policy.queued), self._explain)
         self._watch()
+        self._think_ahead()
+
+    def _think_ahead(self) -> None:
+        """Make up, while others work, what nodes are to be asked first when what was started there is over."""
+        term = self._led
+        term.ahead = {}
+        if waves := term.waves.awaited(term.starting):
+            term.ahead = questions(self._engine, self._store, term.nodes, term.leadership.epoch, waves.keys())
 
     def _watch(self) -> None:
         """Have nodes watched, but for those that are asked by the next step anyway: a start is news in a moment."""
@@ -371,38 +383,38 @@ class Controller:
         return set(self._machines.reachable()) if loose else set()
 
     def _sync(self, names: set[str], reachable: set[str]) -> tuple[bool, set[str]]:
-        """One round trip to these nodes; whether devices were given back, and the nodes worth another one."""
+        """One round trip to these nodes; whether devices were given back, and the nodes worth another one.
+
+        A node that was asked ahead and has reported is not asked again.
+        """
         term = self._led
-        with glance(self._engine) as session:
-            desired = desired_runs(session, self._store, names, term.nodes.reported(names))
-        requests: dict[str, SyncRequest] = {}
-        for name, wanted in sorted(desired.items()):
-            requests[name] = term.nodes.request(
-                name, term.leadership.epoch, wanted.runs, wanted.going_on, wanted.notices
-            )
-        term.lease.proceed()
+        ahead = {name: term.ahead.pop(name) for name in names & term.ahead.keys()}
+        said = {name: report for name, report in self._machines.early(names).items() if name in ahead}
+        asked = {name: ahead[name] for name in said}
+        if silent := names - said.keys():
+            now = questions(self._engine, self._store, term.nodes, term.leadership.epoch, silent)
+            term.lease.proceed()
+            asked |= now
+            said |= self._machines.sync({name: question.request for name, question in now.items()})
         reports = {
             name: report
-            for name, report in self._machines.sync(requests).items()
-            if name in requests and _is_from(name, desired[name].host, report)
+            for name, report in said.items()
+            if name in asked and asked[name].is_answered(name, report)
         }
         heard_ms, at = boottime_ms(), utc_now()
         term.lease.proceed()
-        observed = {
-            name: Observed(report, desired[name].asked, desired[name].states)
-            for name, report in reports.items()
-        }
+        observed = {name: asked[name].observed(report) for name, report in reports.items()}
         settled, kept = self._observe(observed, at)
         for name, report in kept.items():
             term.nodes.answered(name, report, heard_ms)
             term.waves.heard(name, report)
-        term.starting -= {name for name, report in kept.items() if not _is_starting(report)}
+        term.starting -= {name for name, report in kept.items() if not starting_runs(report)}
         more = {
             name
             for name in kept
             if (kept[name].usage and reports[name].usage_pending)
-            or desired[name].later
-            or reports[name].instance != requests[name].instance  # which has only answered
+            or asked[name].wanted.later
+            or reports[name].instance != asked[name].request.instance  # which has only answered
         }
         return settled.freed, set(reachable) if settled.stopping else more
 
@@ -484,17 +496,3 @@ class Controller:
     def _led(self) -> _Term:
         assert self._term is not None  # noqa: S101 - lead() comes before step()
         return self._term
-
-
-def _is_starting(report: Report) -> bool:
-    return any(run.state is RunState.STARTING for run in report.runs)
-
-
-def _is_from(name: str, host_id: str | None, report: Report) -> bool:
-    """Whether a report is the asked node's: of its name, and of its host, until what ran there is certainly dead."""
-    if report.node != name:
-        _log.error("node_answers_for_another", asked=name, answered=report.node)
-    elif host_id not in {None, report.host_id}:
-        _log.error("node_answers_from_another_host", node=name, host=host_id, answered=report.host_id)
-        return False
-    return report.node == name

@@ -12,7 +12,7 @@ from uuid import UUID
 
 from sqlalchemy.orm import Session
 
-from scheduler.node.protocol import Report, SyncRequest, UsageRecord
+from scheduler.node.protocol import OverRequest, Report, SyncRequest, UsageRecord
 from scheduler.tables import JobRow
 
 
@@ -27,11 +27,15 @@ class Machines(Protocol):
         """Say a word of each of these nodes, once, when something changes there that its last answer did not tell."""
         ...
 
-    def await_over(self, runs: Mapping[str, Collection[str]], within_ms: int) -> None:
-        """Say `wakeups.over` of each of these nodes as soon as none of these runs lives there any more.
+    def ask_ahead(self, requests: Mapping[str, OverRequest]) -> None:
+        """Sync each of these nodes as soon as none of its runs lives there any more, and say `wakeups.over` then.
 
-        Nothing is said if that takes longer, or cannot be known. The node is not watched meanwhile.
+        Nothing is done or said if that takes longer, or cannot be known. The node is not watched meanwhile.
         """
+        ...
+
+    def early(self, names: Collection[str]) -> Mapping[str, Report]:
+        """What these nodes reported that were asked ahead, each once; of what is still under way nothing is said."""
         ...
 
     def reachable(self) -> Sequence[str]:

@@ -20,7 +20,7 @@ _log = structlog.get_logger(__name__)
 
 
 def over(node: str) -> str:
-    """The word that what was awaited of this node is over (`Machines.await_over`)."""
+    """The word that what was awaited of this node is over, and what it reports is there (`Machines.ask_ahead`)."""
     return f"over {node}"
 
 

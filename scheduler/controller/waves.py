@@ -91,6 +91,11 @@ class _Node:
             self.job_us += (job_us - self.job_us) // (_LONGER if job_us > self.job_us else _SHORTER)
 
 
+def starting_runs(report: Report) -> frozenset[str]:
+    """The runs that a node is still starting."""
+    return frozenset(run.run_id for run in report.runs if run.state is RunState.STARTING)
+
+
 class Waves:
     """What one term of leadership has learnt of its nodes."""
 
@@ -101,7 +106,7 @@ class Waves:
         """Learn from what a node says of its wave, and see whether it has begun another."""
         node = self._nodes.setdefault(name, _Node())
         node.heard_boot_ms = report.boot_ms
-        starting = frozenset(run.run_id for run in report.runs if run.state is RunState.STARTING)
+        starting = starting_runs(report)
         ended = {run.run_id: run.ended_boot_ms for run in report.runs if run.state is RunState.ENDED}
         if node.wave:
             after_ms = [

@@ -5,7 +5,6 @@ sent twice, which changes nothing, because it says what shall be and not what to
 """
 
 import socket
-from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self, TypeVar
@@ -48,10 +47,10 @@ class SupervisorClient:
         timeout_s = timeout_ms / 1000 + _WAIT_MARGIN_S
         return self._call(Change, "wait_for_change", WaitRequest(after_seq, timeout_ms), timeout_s)
 
-    def wait_until_over(self, runs: Sequence[str], timeout_ms: int) -> bool:
-        """Return when none of these runs lives any more, or after the time is over; whether none does."""
-        timeout_s = timeout_ms / 1000 + _WAIT_MARGIN_S
-        return self._call(Over, "wait_until_over", OverRequest(tuple(runs), timeout_ms), timeout_s).over
+    def sync_when_over(self, request: OverRequest) -> Report | None:
+        """Sync when none of its runs lives any more; None if that takes longer than it may."""
+        timeout_s = request.timeout_ms / 1000 + _WAIT_MARGIN_S
+        return self._call(Over, "sync_when_over", request, timeout_s).report
 
     def ask(self, line: bytes, timeout_s: float | None = None) -> bytes:
         """Hand a question on (`lines.py`) and bring the answer, unread."""

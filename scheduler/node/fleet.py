@@ -144,15 +144,15 @@ class Fleet:
                 self._waiting.discard(event)
         return Change(self._seq, self._hello.instance)
 
-    async def wait_until_over(self, request: OverRequest) -> Over:
-        """Return as soon as none of these runs lives, or never did, as far as is known here."""
+    async def sync_when_over(self, request: OverRequest) -> Over:
+        """Sync as soon as none of these runs lives, or never did, as far as is known here. Raises what `sync` does."""
         try:
             async with asyncio.timeout(min(request.timeout_ms, _WAIT_MS_MAX) / 1000):
                 for run in [self._runs[run_id] for run_id in request.runs if run_id in self._runs]:
                     await run.ended.wait()
         except TimeoutError:
-            return Over(over=False)
-        return Over(over=True)
+            return Over(None)
+        return Over(self.sync(request.sync))
 
     async def stop_all(self, hurry: asyncio.Event) -> None:
         """Stop every run in order and wait until all are gone; what is left of their graces ends when told to hurry."""

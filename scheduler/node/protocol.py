@@ -317,17 +317,21 @@ class WaitRequest:
 
 @dataclass(frozen=True, slots=True)
 class OverRequest:
-    """Answer as soon as none of these runs lives any more, or after `timeout_ms`."""
+    """Sync as soon as none of these runs lives any more; after `timeout_ms` do nothing.
+
+    To the node it is a request that was long on its way: one that was overtaken meanwhile is only answered.
+    """
 
     runs: tuple[str, ...]
     timeout_ms: int
+    sync: SyncRequest
 
 
 @dataclass(frozen=True, slots=True)
 class Over:
-    """Whether none of them lives any more."""
+    """What the sync reports; None if some of the runs still live, and nothing was done."""
 
-    over: bool
+    report: Report | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,7 @@ class Server:
             "hello": self._hello,
             "sync": self._sync,
             "wait_for_change": self._wait,
-            "wait_until_over": self._wait_until_over,
+            "sync_when_over": self._sync_when_over,
         }
 
     async def open(self) -> None:
@@ -111,8 +111,8 @@ class Server:
     async def _wait(self, params: object) -> object:
         return await self._fleet.wait(decode(WaitRequest, params, "params"))
 
-    async def _wait_until_over(self, params: object) -> object:
-        return await self._fleet.wait_until_over(decode(OverRequest, params, "params"))
+    async def _sync_when_over(self, params: object) -> object:
+        return await self._fleet.sync_when_over(decode(OverRequest, params, "params"))
 
 
 def _may_talk(writer: asyncio.StreamWriter) -> bool:

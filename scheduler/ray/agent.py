@@ -27,26 +27,23 @@ class NodeAgent:
         self._clients = threading.local()
         collect_seldom()  # Ray's modules are a hundred thousand objects
 
-    def sync(self, line: bytes, key: bytes) -> bytes:
+    def sync(self, line: bytes, key: bytes, within_ms: int = 0) -> bytes:
         """One `sync` of the node's supervisor; once more on a new connection if it has been started anew.
 
         Args:
             line: what is asked (`sealing.py`).
             key: opens it; empty if it is not sealed.
+            within_ms: for how long the supervisor may wait for something before it syncs.
         """
-        line = unsealed(line, key)
+        line, timeout_s = unsealed(line, key), _TIMEOUT_S + within_ms / 1000
         try:
-            return self._supervisor().ask(line)
+            return self._supervisor().ask(line, timeout_s)
         except SupervisorUnreachable:
-            return self._supervisor().ask(line)
+            return self._supervisor().ask(line, timeout_s)
 
     def wait_for_change(self, after_seq: int, timeout_ms: int) -> Change:
         """Return when a run of this node changed state after `after_seq`, or after the timeout."""
         return self._supervisor().wait_for_change(after_seq, timeout_ms)
-
-    def wait_until_over(self, runs: tuple[str, ...], timeout_ms: int) -> bool:
-        """Return when none of these runs lives on this node any more, or after the timeout; whether none does."""
-        return self._supervisor().wait_until_over(runs, timeout_ms)
 
     def _supervisor(self) -> SupervisorClient:
         """A connection of this thread's own; one that broke is opened anew by the next call."""

@@ -12,11 +12,12 @@ from typing import Final
 
 import structlog
 
-from scheduler.controller.wakeups import Wakeups
-from scheduler.node.protocol import Report, SyncRequest
+from scheduler.controller.wakeups import Wakeups, over
+from scheduler.node.protocol import OverRequest, Report, SyncRequest
 from scheduler.node.relay import Link
 from scheduler.ray.couriers import Couriers
 from scheduler.ray.relays import Relays
+from scheduler.ray.watching import Early
 
 _LOOK_S: Final = 1.0
 _RAY_S: Final = 1.2
@@ -41,7 +42,10 @@ class RayMachines:
     ) -> None:
         self._ask_links = links
         self._relays = Relays(token)
-        self._couriers = Couriers(address, wakeups)
+        self._wakeups = wakeups
+        self._early = Early()
+        self._around: frozenset[str] = frozenset()
+        self._couriers = Couriers(address, wakeups, self._reported)
         self._closing = threading.Event()
         self._probes = ThreadPoolExecutor(_ASKED_AT_ONCE, thread_name_prefix="probe")
         threading.Thread(target=self._keep_looking, name="links", daemon=True).start()
@@ -53,7 +57,9 @@ class RayMachines:
     def sync(self, requests: Mapping[str, SyncRequest]) -> Mapping[str, Report]:
         """Ask all nodes at once and wait for the slowest: with both waits far below a leader's lease."""
         reports = self._couriers.ask(requests, _RAY_S)
-        reports |= self._relays.ask({name: one for name, one in requests.items() if name not in reports})
+        relayed = self._relays.ask({name: one for name, one in requests.items() if name not in reports})
+        self._around = (self._around - requests.keys()) | relayed.keys()
+        reports |= relayed
         for name, report in reports.items():
             self._couriers.watches.heard(name, report.seq)
         return reports
@@ -62,9 +68,23 @@ class RayMachines:
         """Through Ray; whoever is reached around it is asked with the next tick."""
         self._couriers.watch(names)
 
-    def await_over(self, runs: Mapping[str, Collection[str]], within_ms: int) -> None:
-        """Through Ray; whoever is reached around it is not heard of."""
-        self._couriers.await_over(runs, within_ms)
+    def ask_ahead(self, requests: Mapping[str, OverRequest]) -> None:
+        """The way on which each answered the last time."""
+        number = self._early.ask(requests)
+        around = {name: one for name, one in requests.items() if name in self._around}
+        self._couriers.ask_ahead(number, {name: one for name, one in requests.items() if name not in around})
+        self._relays.ask_ahead(around, lambda name, report: self._reported(number, name, report))
+
+    def early(self, names: Collection[str]) -> Mapping[str, Report]:
+        """What came of these nodes."""
+        reports = self._early.take(names)
+        for name, report in reports.items():
+            self._couriers.watches.heard(name, report.seq)
+        return reports
+
+    def _reported(self, number: int, name: str, report: Report) -> None:
+        if self._early.came(number, name, report):
+            self._wakeups.put(over(name))
 
     def close(self) -> None:
         """Leave the cluster; agents stay."""

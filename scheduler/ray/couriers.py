@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from typing import Final
@@ -17,10 +17,11 @@ from typing import Final
 import structlog
 
 from kernel.errors import HubError
-from scheduler.controller.wakeups import Wakeups, over
+from scheduler.controller.wakeups import Wakeups
 from scheduler.node.lines import answer
-from scheduler.node.protocol import Report, SyncRequest
-from scheduler.ray.messages import Answer, Ask, AwaitOver, Changed, Members, Order, Over, Watch
+from scheduler.node.protocol import Over as Waited
+from scheduler.node.protocol import OverRequest, Report, SyncRequest
+from scheduler.ray.messages import Answer, Ask, AskAhead, Changed, Members, Order, Over, Watch
 from scheduler.ray.sealing import sealed
 from scheduler.ray.watching import Watches
 
@@ -35,11 +36,13 @@ class Couriers:
     Args:
         address: of Ray's head.
         wakeups: is told of new members and of nodes where something changed.
+        reported: is told what nodes that were asked ahead report, under the number with which they were.
     """
 
-    def __init__(self, address: str, wakeups: Wakeups) -> None:
+    def __init__(self, address: str, wakeups: Wakeups, reported: Callable[[int, str, Report], None]) -> None:
         self._address = address
         self._wakeups = wakeups
+        self._reported = reported
         self._line: socket.socket | None = None
         self._connection: Connection | None = None
         self._members: frozenset[str] = frozenset()
@@ -76,13 +79,14 @@ class Couriers:
             if self._connection is not None and (due := self.watches.order(names)):
                 self._sender.submit(self._send, self._connection, Watch(due))
 
-    def await_over(self, runs: Mapping[str, Collection[str]], within_ms: int) -> None:
-        """Have it said of each of these nodes when these runs are over, in place of watching it."""
+    def ask_ahead(self, number: int, requests: Mapping[str, OverRequest]) -> None:
+        """Have each of these nodes sync when what it waits for is over, in place of watching it."""
         with self._news:
-            if self._connection is not None:
-                self.watches.forget(runs)
-                order = AwaitOver({name: tuple(sorted(some)) for name, some in runs.items()}, within_ms)
-                self._sender.submit(self._send, self._connection, order)
+            if self._connection is not None and requests:
+                self.watches.forget(requests)
+                lines = {name: sealed(request) for name, request in requests.items()}
+                within_ms = max(request.timeout_ms for request in requests.values())
+                self._sender.submit(self._send, self._connection, AskAhead(number, lines, within_ms))
 
     def close(self) -> None:
         """End the courier; the agents stay."""
@@ -142,7 +146,13 @@ class Couriers:
                 self._members = word.names
                 self._wakeups.put("membership")
             case Over():
-                self._wakeups.put(over(word.node))
+                try:
+                    said = answer(Waited, "sync_when_over", word.line)
+                except HubError as error:
+                    _log.warning("not_asked_ahead", node=word.node, error=str(error))
+                else:
+                    if said.report is not None:
+                        self._reported(word.number, word.node, said.report)
             case Changed() if self.watches.told(word.node, word.after, word.seq):
                 self._wakeups.put(word.node)
 

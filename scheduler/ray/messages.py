@@ -55,22 +55,25 @@ class Watch:
 
 
 @dataclass(frozen=True, slots=True)
-class AwaitOver:
-    """From the controller: say of each of these nodes when none of these runs lives there any more.
+class AskAhead:
+    """From the controller: have each of these nodes sync when something is over there (`OverRequest`).
 
-    Unless that takes longer. It takes the place of a `Watch` of the node, and a later one takes its place.
+    It takes the place of a `Watch` of the node, and a later one takes its place.
     """
 
-    runs: Mapping[str, tuple[str, ...]]
+    number: int
+    requests: Mapping[str, Sealed]
     within_ms: int
 
 
 @dataclass(frozen=True, slots=True)
 class Over:
-    """From the courier: none of the runs that were awaited lives there any more."""
+    """From the courier: what a node said to the `AskAhead` of that number."""
 
+    number: int
     node: str
+    line: bytes
 
 
-Order = Ask | Watch | AwaitOver
+Order = Ask | Watch | AskAhead
 Word = Answer | Members | Changed | Over

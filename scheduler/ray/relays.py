@@ -2,17 +2,17 @@
 
 Invariant: a node is asked one question at a time, and one that is slow is given more time with every question it does
 not answer in time: on a machine so busy that every answer takes half a second, asking again and again for a shorter
-time would hear none of them, and cost the node all its leases.
+time would hear none of them, and cost the node all its leases. What is asked ahead has a connection of its own.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Final
 
 import structlog
 
 from kernel.errors import HubError
-from scheduler.node.protocol import Report, SyncRequest
+from scheduler.node.protocol import OverRequest, Report, SyncRequest
 from scheduler.node.relay import RelayedClient
 
 PATIENCE_S: Final = 0.4
@@ -35,8 +35,11 @@ class Relays:
         self.links: Mapping[str, str] = {}
         self._token = token
         self._pool = ThreadPoolExecutor(_ASKED_AT_ONCE, thread_name_prefix="relay")
+        self._ahead = ThreadPoolExecutor(_ASKED_AT_ONCE, thread_name_prefix="relay-ahead")
         self._clients: dict[str, RelayedClient] = {}
+        self._clients_ahead: dict[str, RelayedClient] = {}
         self._asked: dict[str, Future[Report | None]] = {}
+        self._asked_ahead: dict[str, Future[None]] = {}
         self._patience_s: dict[str, float] = {}
 
     def ask(self, requests: Mapping[str, SyncRequest]) -> dict[str, Report]:
@@ -61,6 +64,14 @@ class Relays:
                 self._patience_s[name] = min(2 * self.patience_s(name), PATIENCE_S_MAX)
         return reports
 
+    def ask_ahead(self, requests: Mapping[str, OverRequest], reported: Callable[[str, Report], None]) -> None:
+        """Have nodes sync when what they wait for is over, and tell what they report; one that still waits is left."""
+        self._asked_ahead = {name: call for name, call in self._asked_ahead.items() if not call.done()}
+        for name, request in sorted(requests.items()):
+            if name in self.links and name not in self._asked_ahead:
+                call = self._ahead.submit(self._sync_when_over, name, self.links[name], request, reported)
+                self._asked_ahead[name] = call
+
     def patience_s(self, name: str) -> float:
         """For how long a node is waited for now."""
         return self._patience_s.get(name, PATIENCE_S)
@@ -75,15 +86,28 @@ class Relays:
 
     def close(self) -> None:
         """Ask no more, and hang up."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
-        for client in list(self._clients.values()):
+        for pool in (self._pool, self._ahead):
+            pool.shutdown(wait=False, cancel_futures=True)
+        for client in (*self._clients.values(), *self._clients_ahead.values()):
             client.close()
 
     def _sync(self, link: str, request: SyncRequest) -> Report | None:
-        client = self._clients.get(link) or RelayedClient(link, self._token, timeout_s=PATIENCE_S_MAX)
-        self._clients[link] = client
         try:
-            return client.sync(request)
+            return self._client(self._clients, link).sync(request)
         except HubError as error:
             _log.warning("relay_failed", link=link, error=str(error))
             return None
+
+    def _sync_when_over(
+        self, name: str, link: str, request: OverRequest, reported: Callable[[str, Report], None]
+    ) -> None:
+        try:
+            report = self._client(self._clients_ahead, link).sync_when_over(request)
+        except HubError as error:
+            _log.warning("relay_failed", link=link, error=str(error))
+        else:
+            if report is not None:
+                reported(name, report)
+
+    def _client(self, clients: dict[str, RelayedClient], link: str) -> RelayedClient:
+        return clients.setdefault(link, RelayedClient(link, self._token, timeout_s=PATIENCE_S_MAX))

@@ -5,16 +5,17 @@ is small enough to travel in the call itself; what is sealed may lie where it li
 """
 
 from scheduler.node.lines import question
-from scheduler.node.protocol import SyncRequest
+from scheduler.node.protocol import OverRequest, SyncRequest
 
 Sealed = tuple[bytes, bytes]
 """What the supervisor is asked, as a line, and the key that opens it: empty if it is not sealed."""
 
 
-def sealed(request: SyncRequest) -> Sealed:
+def sealed(request: SyncRequest | OverRequest) -> Sealed:
     """A request as it may travel through Ray."""
-    line = question("sync", request)
-    if not any(spec.secrets for spec in request.desired):
+    method, sync = ("sync", request) if isinstance(request, SyncRequest) else ("sync_when_over", request.sync)
+    line = question(method, request)
+    if not any(spec.secrets for spec in sync.desired):
         return line, b""
     from cryptography.fernet import Fernet  # noqa: PLC0415 - most requests have no secrets, most agents never see any
 

@@ -16,7 +16,7 @@ from ray.exceptions import GetTimeoutError, RayError
 from kernel.clock import boot_id, boottime_ms, unix_ms, utc_now
 from kernel.errors import HubError
 from scheduler.controller.wakeups import Wakeups
-from scheduler.node.protocol import Report, SyncRequest
+from scheduler.node.protocol import OverRequest, Report, SyncRequest
 from scheduler.node.simulated import Ended, SimulatedMachine, SimulatedNode
 from scheduler.ray.courier import NAMESPACE
 from scheduler.ray.start import keep_loopback
@@ -145,8 +145,12 @@ class SharedRayNode:
     def watch(self, names: Collection[str]) -> None:
         """The actor tells of all of them anyway."""
 
-    def await_over(self, runs: Mapping[str, Collection[str]], within_ms: int) -> None:
+    def ask_ahead(self, requests: Mapping[str, OverRequest]) -> None:
         """The actor tells of every end."""
+
+    def early(self, names: Collection[str]) -> Mapping[str, Report]:  # noqa: ARG002 - the port's
+        """Nobody reports unasked."""
+        return {}
 
     def close(self) -> None:
         """Leave the cluster; the actor ends with its driver."""

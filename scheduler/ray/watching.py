@@ -9,6 +9,9 @@ import threading
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
+from scheduler.node.protocol import Report
+from scheduler.ray.sealing import Sealed
+
 
 class Watches:
     """The controller's side: what it has heard of each node, and after what each is watched."""
@@ -51,12 +54,50 @@ class Watches:
             self._watched.clear()
 
 
+class Early:
+    """Reports of nodes that were asked ahead. Each is had once, and only by who asked last."""
+
+    def __init__(self) -> None:
+        self._number = 0
+        self._asked: dict[str, int] = {}
+        self._reports: dict[str, Report] = {}
+        self._lock = threading.Lock()
+
+    def ask(self, names: Collection[str]) -> int:
+        """These nodes are asked ahead from now on; the number under which their reports are to come."""
+        with self._lock:
+            self._number += 1
+            self._forget(names)
+            self._asked |= dict.fromkeys(names, self._number)
+            return self._number
+
+    def came(self, number: int, name: str, report: Report) -> bool:
+        """A node's report came: whether it is wanted."""
+        with self._lock:
+            if self._asked.get(name) != number:
+                return False  # it was asked again since
+            del self._asked[name]
+            self._reports[name] = report
+            return True
+
+    def take(self, names: Collection[str]) -> dict[str, Report]:
+        """What came of these nodes; they are asked ahead no longer."""
+        with self._lock:
+            return self._forget(names)
+
+    def _forget(self, names: Collection[str]) -> dict[str, Report]:
+        for name in names:
+            self._asked.pop(name, None)
+        return {name: self._reports.pop(name) for name in names if name in self._reports}
+
+
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What a node is looked at for: that it changes after `after`; or, where there are `runs`, that these are over."""
+    """What a node is looked at for: that it changes after `after`; or, if there is one, for an answer to `ahead`."""
 
     after: int = 0
-    runs: tuple[str, ...] = ()
+    ahead: Sealed | None = None
+    number: int = 0
     within_ms: int = 0
 
 

@@ -1,11 +1,15 @@
 import json
 import os
+import queue
 import signal
+import socket
 import subprocess
+import sys
 import threading
 from contextlib import suppress
 from decimal import Decimal
 from fractions import Fraction
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +19,13 @@ import pytest
 
 from compute_hub.sdk import HubClient
 from compute_hub.settings import Settings
-from compute_hub.stack.ray_node import ray_address, ray_environment
+from compute_hub.stack.database import private_server
+from compute_hub.stack.ray_node import ray_address, ray_directory, ray_environment
 from kernel.clock import boottime_ms
-from scheduler.controller.wakeups import Wakeups, over
+from scheduler.controller.wakeups import Wakeups
+from scheduler.node.protocol import OverRequest, Report, SyncRequest
 from scheduler.ray.couriers import Couriers
-from tests.end_to_end.conftest import HUB, ROOT, RunningHub
+from tests.end_to_end.conftest import HUB, ROOT, RunningHub, read_until
 from tests.end_to_end.waiting import PATIENCE_MS, wait_until
 
 pytestmark = pytest.mark.slow
@@ -103,26 +109,60 @@ def test_a_second_hub_on_the_same_state_directory_is_refused(hub: RunningHub) ->
     assert httpx.get(f"{hub.url}/readyz", timeout=60).is_success
 
 
+def settings_of(hub: RunningHub) -> Settings:
+    port = int(psutil.Process(hub.process.pid).environ()["HUB_RAY_PORT"])
+    return Settings(state_directory=hub.state, ray_port=port)
+
+
 def test_a_controller_hears_through_ray_that_what_it_awaits_is_over(
     hub: RunningHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    port = int(psutil.Process(hub.process.pid).environ()["HUB_RAY_PORT"])
-    chosen = Settings(state_directory=hub.state, ray_port=port)
+    chosen = settings_of(hub)
     for name, value in ray_environment(chosen).items():
         monkeypatch.setenv(name, value)  # for the courier
+    with private_server(chosen).superuser("hub") as connection:
+        ((epoch,),) = connection.execute("SELECT epoch FROM scheduler_leader").fetchall()
+    # Nobody's report is what it follows, so the supervisors only answer it.
+    request = OverRequest(("r",), 60_000, SyncRequest(epoch, 60_000, as_of_boot_ms=0, instance="no"))
+    heard: queue.SimpleQueue[tuple[int, str, Report]] = queue.SimpleQueue()
     wakeups, deadline = Wakeups(), boottime_ms() + PATIENCE_MS
-    couriers = Couriers(ray_address(chosen), wakeups)
+    couriers = Couriers(ray_address(chosen), wakeups, lambda *said: heard.put(said))
     try:
         while not couriers.members:
             assert boottime_ms() < deadline
             wakeups.wait(1)
-        expected, heard = {over(name) for name in couriers.members}, set[str]()
-        couriers.await_over({name: ["a run that lives nowhere"] for name in couriers.members}, 60_000)
-        while not expected <= heard:
-            assert boottime_ms() < deadline, heard
-            heard |= wakeups.wait(1)
+        members = couriers.members
+        couriers.ask_ahead(7, dict.fromkeys(members, request))
+        said = [heard.get(timeout=PATIENCE_MS / 1000) for _ in members]
+        assert {(number, report.node) for number, _, report in said} == {(7, name) for name in members}
+        assert all(name == report.node for _, name, report in said)
     finally:
         couriers.close()
+
+
+def test_a_courier_that_reaches_no_raylet_of_its_machine_says_what_to_do_and_joins_nothing(
+    hub: RunningHub,
+) -> None:
+    chosen = settings_of(hub)
+    ours, theirs = socket.socketpair()
+    # As on a machine without a node: Ray's sockets are out of its sight.
+    hide = f'mount -t tmpfs none "{ray_directory(chosen)}" && exec "$@"'
+    command = ["unshare", "--map-root-user", "--mount", "sh", "-c", hide, "sh"]
+    command += [sys.executable, "-m", "scheduler.ray.courier", ray_address(chosen), str(theirs.fileno())]
+    environment = {**os.environ, **ray_environment(chosen)}
+    with subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment,
+        pass_fds=[theirs.fileno()],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    ) as process:
+        theirs.close()
+        assert "--raylet" in read_until(process, "no_raylet_here")
+        with Connection(ours.detach()) as connection:
+            assert not connection.poll()  # it knows of no node
+        assert process.wait(timeout=PATIENCE_MS / 1000) == 0
 
 
 def test_a_job_survives_the_death_of_controller_biller_and_api_and_is_billed_once(hub: RunningHub) -> None:

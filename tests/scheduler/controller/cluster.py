@@ -21,7 +21,7 @@ from scheduler.controller.ports import Accounting, Admission
 from scheduler.controller.wakeups import Wakeups
 from scheduler.jobs import WAKE_CHANNEL, JobRequest, cancel_job
 from scheduler.node.client import SupervisorClient
-from scheduler.node.protocol import Report, SyncRequest, UsageRecord
+from scheduler.node.protocol import OverRequest, Report, SyncRequest, UsageRecord
 from scheduler.policy.model import Queue
 from scheduler.policy.settings import policy_named
 from scheduler.secrets import Vault, new_vault_key
@@ -44,13 +44,16 @@ class Sockets:
     before_answer: Callable[[], None] = lambda: None
     requests: list[tuple[str, SyncRequest]] = field(default_factory=list)
     watched: frozenset[str] = frozenset()
-    awaited: list[dict[str, frozenset[str]]] = field(default_factory=list)
+    ahead: list[Mapping[str, OverRequest]] = field(default_factory=list)
 
     def watch(self, names: Collection[str]) -> None:
         self.watched = frozenset(names)
 
-    def await_over(self, runs: Mapping[str, Collection[str]], within_ms: int) -> None:
-        self.awaited.append({name: frozenset(some) for name, some in runs.items()})
+    def ask_ahead(self, requests: Mapping[str, OverRequest]) -> None:
+        self.ahead.append(requests)
+
+    def early(self, names: Collection[str]) -> Mapping[str, Report]:
+        return {}
 
     def reachable(self) -> Sequence[str]:
         return sorted(

@@ -13,7 +13,7 @@ from kernel.ids import new_id
 from scheduler.controller.loop import Controller, Pace
 from scheduler.controller.wakeups import Wakeups
 from scheduler.jobs import WAKE_CHANNEL, JobRequest
-from scheduler.node.protocol import Report, SyncRequest
+from scheduler.node.protocol import OverRequest, Report, SyncRequest
 from scheduler.node.simulated import PROGRAM, SimulatedMachine, SimulatedNode
 from scheduler.store import Store
 from scheduler.tables import JobRow, RunRow
@@ -42,14 +42,18 @@ class Counted:
     falsified: Callable[[Report], Report] = as_it_is
     requests: list[tuple[str, SyncRequest]] = field(default_factory=list)
     watched: frozenset[str] = frozenset()
-    awaited: list[dict[str, frozenset[str]]] = field(default_factory=list)
+    ahead: list[Mapping[str, OverRequest]] = field(default_factory=list)
+    came: dict[str, Report] = field(default_factory=dict)
     deaf: bool = False
 
     def watch(self, names: Collection[str]) -> None:
         self.watched = frozenset(names)
 
-    def await_over(self, runs: Mapping[str, Collection[str]], within_ms: int) -> None:  # noqa: ARG002 - the port's
-        self.awaited.append({name: frozenset(some) for name, some in runs.items()})
+    def ask_ahead(self, requests: Mapping[str, OverRequest]) -> None:
+        self.ahead.append(requests)
+
+    def early(self, names: Collection[str]) -> Mapping[str, Report]:
+        return {name: self.came.pop(name) for name in names if name in self.came}
 
     def reachable(self) -> Sequence[str]:
         return sorted(self.nodes)

@@ -6,20 +6,23 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from threading import Thread
 from typing import Final
+from uuid import UUID
 
 from sqlalchemy import create_engine, select, text
 from sqlalchemy.orm import Session
 
-from kernel.clock import boottime_ms
+from kernel.clock import boottime_ms, unix_ms, utc_now
 from scheduler.controller.loop import Controller, Pace
 from scheduler.controller.wakeups import Wakeups, over
 from scheduler.controller.watching import Nobody
+from scheduler.jobs import WAKE_CHANNEL
 from scheduler.node.protocol import Report, RunState
 from scheduler.tables import RunRow
 from tests.conftest import Database
-from tests.scheduler.controller.counted import Centre
+from tests.scheduler.controller.counted import Centre, as_it_is
 
 LONG_S: Final = 3600
+JOB_MS: Final = 10_000
 
 
 def starting(report: Report) -> Report:
@@ -49,14 +52,80 @@ def test_a_controller_awaits_the_end_of_what_it_has_just_started(centre: Centre)
     thread = Thread(target=centre.controller.run)
     thread.start()
     try:
-        while not centre.machines.awaited:
+        while not centre.machines.ahead:
             os.sched_yield()
     finally:
         centre.controller.stop()
         thread.join()
     with Session(centre.engine) as session:
         run_ids = session.scalars(select(RunRow.id).where(RunRow.job_id == job_id)).all()
-    assert centre.machines.awaited[0] == {"n": set(map(str, run_ids))}
+    assert set(centre.machines.ahead[0]["n"].runs) == set(map(str, run_ids))
+
+
+def ended_since(centre: Centre) -> Report:
+    """What a node answers to what it was asked ahead when all it was starting is over."""
+    ((name, request),) = centre.machines.ahead[-1].items()
+    now_ms, wall_ms = boottime_ms() + JOB_MS, unix_ms(utc_now()) + JOB_MS
+    centre.machines.nodes[name].advance(now_ms, wall_ms)
+    return centre.machines.nodes[name].sync(request.sync, now_ms, wall_ms)[0]
+
+
+def ask_ahead(centre: Centre) -> UUID:
+    """A job is starting, and its node is asked ahead as between two steps; the next step has not begun."""
+    centre.machines.falsified = starting
+    job_id = centre.submit(JOB_MS)
+    centre.tick()
+    centre.controller._expect(LONG_S * 1000)  # noqa: SLF001 - `run` would go on with the next step
+    centre.machines.falsified = as_it_is
+    centre.wakeups.wait(0)
+    return job_id
+
+
+def test_what_a_node_that_was_asked_ahead_reports_is_heard_without_asking_it_again(centre: Centre) -> None:
+    job_id = ask_ahead(centre)
+    centre.machines.came["n"] = ended_since(centre)
+    asked = len(centre.machines.requests)
+    centre.controller.step({"n", over("n")}, ticking=False)
+    assert centre.job(job_id).state == "succeeded"
+    assert len(centre.machines.requests) == asked
+    assert set(centre.free.usage)
+
+
+def test_a_node_that_was_asked_ahead_and_has_not_reported_is_asked_and_what_it_was_asked_is_overtaken(
+    centre: Centre,
+) -> None:
+    job_id = ask_ahead(centre)
+    asked = len(centre.machines.requests)
+    centre.controller.step({"n"}, ticking=False)
+    assert len(centre.machines.requests) == asked + 1
+    assert centre.machines.requests[-1][1].number > centre.machines.ahead[-1]["n"].sync.number
+    assert centre.job(job_id).state == "running"
+    centre.machines.came["n"] = ended_since(centre)  # late, and to nobody's question
+    centre.controller.step({"n"}, ticking=False)
+    assert len(centre.machines.requests) == asked + 2
+
+
+def test_another_host_that_answers_what_was_asked_ahead_is_not_heard(centre: Centre) -> None:
+    job_id = ask_ahead(centre)
+    centre.machines.came["n"] = replace(ended_since(centre), host_id="another")
+    centre.controller.step({"n", over("n")}, ticking=False)
+    assert centre.job(job_id).state == "starting"
+
+
+def fails(report: Report) -> Report:
+    raise OSError(report.node)
+
+
+def test_a_step_that_fails_while_it_asks_asks_nothing_ahead(centre: Centre) -> None:
+    job_id = ask_ahead(centre)
+    ahead = list(centre.machines.ahead)
+    centre.machines.falsified = fails
+    centre.controller.attempt({"n"}, ticking=False)
+    centre.controller._expect(LONG_S * 1000)  # noqa: SLF001 - as after every step
+    assert centre.machines.ahead == ahead
+    centre.machines.falsified = as_it_is
+    centre.controller.attempt({WAKE_CHANNEL}, ticking=True)
+    assert centre.job(job_id).state == "running"
 
 
 def test_gathering_ends_when_all_was_said_that_is_expected() -> None:

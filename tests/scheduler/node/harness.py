@@ -79,10 +79,12 @@ class Node:
     def client(self) -> SupervisorClient:
         return SupervisorClient(self.socket, timeout_s=ANSWER_S)
 
+    def request(self, **changes: Any) -> SyncRequest:  # noqa: ANN401 - any field of the type it makes
+        return replace(SyncRequest(self.epoch, self.lease_ms, tuple(self.desired.values())), **changes)
+
     def sync(self, **changes: Any) -> Report:  # noqa: ANN401 - any field of the type it makes
-        request = SyncRequest(self.epoch, self.lease_ms, tuple(self.desired.values()))
         with self.client() as client:
-            report = client.sync(replace(request, **changes))
+            report = client.sync(self.request(**changes))
         self.usage |= {record.id: record for record in report.usage}
         return report
 

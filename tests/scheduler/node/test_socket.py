@@ -2,12 +2,13 @@
 
 import json
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from scheduler.node.errors import SupervisorUnreachable
-from scheduler.node.protocol import RunState
+from scheduler.node.protocol import OverRequest, RunState
 from tests.scheduler.node.harness import Machine, Node
 
 
@@ -32,12 +33,34 @@ def test_who_waits_for_runs_to_be_over_hears_of_it_when_none_lives_and_of_no_oth
     with node.client() as client:
         Path(first.workspace, "go").touch()
         node.ended(first)
-        assert not client.wait_until_over([first.run_id, second.run_id], 10)
+        assert client.sync_when_over(OverRequest((first.run_id, second.run_id), 10, node.request())) is None
         Path(second.workspace, "go").touch()
-        assert client.wait_until_over([first.run_id, second.run_id], 60_000)
-        assert {run.run_id for run in node.sync().runs if run.state is not RunState.ENDED} == {other.run_id}
-        assert client.wait_until_over(["never heard of"], 60_000)
+        told = client.sync_when_over(OverRequest((first.run_id, second.run_id), 60_000, node.request()))
+        assert told is not None
+        assert {run.run_id for run in told.runs if run.state is not RunState.ENDED} == {other.run_id}
+        assert client.sync_when_over(OverRequest(("never heard of",), 60_000, node.request())) is not None
     node.desired.clear()
+    node.ended(other)
+
+
+def test_a_sync_that_was_overtaken_while_it_waited_is_only_answered(node: Node) -> None:
+    script = "until test -e /job/go; do sleep 0.05; done"
+    awaited = node.begin(node.spec("/bin/sh", "-c", script))
+    number = 7
+    ahead = OverRequest((awaited.run_id,), 60_000, node.request(number=number))
+    with node.client() as client, ThreadPoolExecutor(1) as pool:
+        told = pool.submit(client.sync_when_over, ahead)
+        other = node.spec("/bin/sh", "-c", script)
+        node.desired[other.run_id] = other  # of which what waits says nothing
+        node.sync(number=number + 1)
+        Path(awaited.workspace, "go").touch()
+        report = told.result()
+    assert report is not None
+    ended = {run.run_id: run.state is RunState.ENDED for run in report.runs}
+    assert ended == {awaited.run_id: True, other.run_id: False}
+    assert node.status(other).end_reason is None
+    node.desired.clear()
+    node.sync(number=number + 2)
     node.ended(other)
 
 

@@ -1,6 +1,7 @@
 """Nodes asked around Ray: a slow one is heard in the end, and a silent one keeps nobody waiting for long."""
 
 import json
+import queue
 import socket
 import threading
 from collections.abc import Iterator
@@ -11,9 +12,11 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from kernel.clock import boottime_ms, unix_ms, utc_now
+from scheduler.controller.wakeups import Wakeups, over
 from scheduler.node.codec import decode, encode
-from scheduler.node.protocol import SyncRequest
-from scheduler.node.relay import Relay
+from scheduler.node.protocol import Over, OverRequest, Report, SyncRequest
+from scheduler.node.relay import Link, Relay
+from scheduler.ray.cluster import RayMachines
 from scheduler.ray.relays import PATIENCE_S, PATIENCE_S_MAX, Relays
 from tests.scheduler.controller.counted import simulated
 
@@ -21,36 +24,44 @@ TOKEN = b"the cluster's token"
 
 
 class SlowSupervisor:
-    """A simulated node on a supervisor's socket that lets every question wait until the test lets it answer."""
+    """A simulated node on a supervisor's socket that lets every question wait until the test lets it answer.
+
+    What waits for runs to be over has an event of its own.
+    """
 
     def __init__(self, path: Path) -> None:
         self._node = simulated("n")
-        self.may_answer = threading.Event()
+        self.may_answer, self.is_over = threading.Event(), threading.Event()
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.bind(str(path))
         self._listener.listen()
-        self._thread = threading.Thread(target=self._serve)
-        self._thread.start()
+        self._threads = [threading.Thread(target=self._serve)]
+        self._threads[0].start()
 
     def close(self) -> None:
         self._listener.shutdown(socket.SHUT_RDWR)
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()
         self._listener.close()
 
     def _serve(self) -> None:
         with suppress(OSError):
             while True:
                 connection, _ = self._listener.accept()
-                with connection, suppress(OSError):
-                    self._converse(connection)
+                thread = threading.Thread(target=self._converse, args=(connection,))
+                self._threads.append(thread)
+                thread.start()
 
     def _converse(self, connection: socket.socket) -> None:
-        with connection.makefile("rwb") as line:
+        with suppress(OSError), connection, connection.makefile("rwb") as line:
             for question in line:
-                request = decode(SyncRequest, json.loads(question)["params"])
-                self.may_answer.wait()
+                asked = json.loads(question)
+                ahead = asked["method"] == "sync_when_over"
+                request = decode(SyncRequest, asked["params"]["sync"] if ahead else asked["params"])
+                (self.is_over if ahead else self.may_answer).wait()
                 report, _ = self._node.sync(request, boottime_ms(), unix_ms(utc_now()))
-                line.write(json.dumps({"ok": encode(report)}).encode() + b"\n")
+                answer = encode(Over(report) if ahead else report)
+                line.write(json.dumps({"ok": answer}).encode() + b"\n")
                 line.flush()
 
 
@@ -77,6 +88,46 @@ def test_a_node_that_answers_late_gets_more_time_over_the_same_connection_and_is
     relays.close()
     relay.close()
     slow.close()
+
+
+def test_a_node_that_is_asked_ahead_around_ray_answers_other_questions_meanwhile(folder: Path) -> None:
+    supervisor = SlowSupervisor(folder / "s")
+    supervisor.may_answer.set()
+    relay = Relay("127.0.0.1", TOKEN, folder / "s", folder / "port")
+    relays, heard = Relays(TOKEN), queue.SimpleQueue[tuple[str, Report]]()
+    relays.links = {"n": relay.address}
+    question = {"n": SyncRequest(1, 60_000)}
+    relays.ask_ahead({"n": OverRequest(("r",), 60_000, question["n"])}, lambda *said: heard.put(said))
+    while not relays.ask(question):
+        pass
+    assert heard.empty()
+    supervisor.is_over.set()
+    name, report = heard.get()
+    assert (name, report.node) == ("n", "n")
+    relays.close()
+    relay.close()
+    supervisor.close()
+
+
+def test_a_controller_hears_around_ray_that_what_it_awaits_is_over(folder: Path) -> None:
+    supervisor = SlowSupervisor(folder / "s")
+    supervisor.may_answer.set()
+    supervisor.is_over.set()
+    relay = Relay("127.0.0.1", TOKEN, folder / "s", folder / "port")
+    wakeups, links = Wakeups(), {"n": Link(relay.address, given_up=False)}
+    machines = RayMachines("127.0.0.1:9", wakeups, links=lambda: links, token=TOKEN)  # where no Ray is
+    while not machines.reachable():
+        wakeups.wait(0.05)
+    while not machines.sync({"n": SyncRequest(1, 60_000)}):
+        pass
+    machines.ask_ahead({"n": OverRequest(("r",), 60_000, SyncRequest(1, 60_000))})
+    while over("n") not in wakeups.wait(60):
+        pass
+    assert machines.early(["n"])["n"].node == "n"
+    assert machines.early(["n"]) == {}
+    machines.close()
+    relay.close()
+    supervisor.close()
 
 
 def test_a_node_that_is_not_there_is_known_to_be_so_at_once() -> None:

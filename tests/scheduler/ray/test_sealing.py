@@ -2,7 +2,7 @@
 
 from kernel.ids import new_id
 from scheduler.node.lines import question
-from scheduler.node.protocol import RunSpec, SyncRequest
+from scheduler.node.protocol import OverRequest, RunSpec, SyncRequest
 from scheduler.ray.sealing import sealed, unsealed
 
 SECRET = "do not show" * 6000
@@ -23,6 +23,13 @@ def test_what_may_lie_in_the_object_store_shows_no_secret_and_the_key_is_small_e
     assert 0 < len(key) < 100
     assert unsealed(line, key) == question("sync", request)
     assert sealed(request)[1] != key
+
+
+def test_what_is_asked_ahead_is_sealed_like_what_is_asked() -> None:
+    request = OverRequest(("r",), 100, SyncRequest(1, 6000, (spec(token=SECRET),)))
+    line, key = sealed(request)
+    assert b"do not show" not in line
+    assert unsealed(line, key) == question("sync_when_over", request)
 
 
 def test_a_request_without_secrets_travels_as_it_is_asked() -> None:

@@ -5,9 +5,12 @@ from collections import deque
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scheduler.ray.watching import Look, Watched, Watches
+from scheduler.node.protocol import Report, SyncRequest
+from scheduler.ray.watching import Early, Look, Watched, Watches
+from tests.scheduler.controller.counted import simulated
 
 NODE = "n"
+AHEAD = (b"a question", b"")
 ACTIONS = ("change", "hear", "order", "order_end", "deliver_order", "ask", "answer", "deliver_word")
 
 
@@ -45,7 +48,7 @@ class Line:
         """A step ends that has started something: its end is awaited, and the node asked after a breath anyway."""
         if self.stepping:
             self.watches.forget([NODE])
-            self.orders.append(Look(runs=("run",), within_ms=1))
+            self.orders.append(Look(ahead=AHEAD, within_ms=1))
             self.looks_itself = True
         self.stepping = False
 
@@ -60,9 +63,9 @@ class Line:
             self.asked = self.watched.wanted()
 
     def answer(self) -> None:
-        if self.asked is not None and (self.asked.runs or self.seq != self.asked.after):
+        if self.asked is not None and (self.asked.ahead or self.seq != self.asked.after):
             if self.watched.found(self.asked):
-                if not self.asked.runs:
+                if not self.asked.ahead:
                     self.told.append((self.asked.after, self.seq))
                 self.ordered = False
             self.asked = None
@@ -117,3 +120,29 @@ def test_nobody_is_told_of_a_node_that_was_not_ordered_to_be_watched() -> None:
     watches.forget_orders()
     assert not watches.told(NODE, 3, 4)
     assert watches.order([NODE]) == {NODE: 3}
+
+
+def said(name: str) -> Report:
+    return simulated(name).sync(SyncRequest(1, 60_000), 1000, 1000)[0]
+
+
+def test_what_came_of_nodes_that_were_asked_ahead_is_had_once() -> None:
+    early = Early()
+    number = early.ask(["a", "b"])
+    assert early.came(number, "a", said("a"))
+    assert not early.came(number, "a", said("a"))
+    assert early.take(["a", "b"]) == {"a": said("a")}
+    assert early.take(["a", "b"]) == {}
+    assert not early.came(number, "b", said("b"))  # it was asked otherwise since
+
+
+def test_what_came_of_a_node_that_was_asked_ahead_again_is_no_longer_wanted() -> None:
+    early = Early()
+    first = early.ask(["a"])
+    assert early.came(first, "a", said("a"))
+    second = early.ask(["a"])
+    assert not early.came(first, "a", said("a"))
+    assert early.take(["a"]) == {}
+    third = early.ask(["b"])
+    assert second != third
+    assert early.came(third, "b", said("b"))
