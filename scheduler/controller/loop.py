@@ -35,7 +35,7 @@ from scheduler.controller.settling import WITHDRAWN_MAX, Settled, end_waiting, s
 from scheduler.controller.stopwatch import Stopwatch
 from scheduler.controller.wakeups import Wakeups, over
 from scheduler.controller.watching import Nobody, Step, Watcher
-from scheduler.controller.waves import Waves, breath_ms, starting_runs
+from scheduler.controller.waves import Waves, breath_ms, least_ms, starting_runs
 from scheduler.jobs import WAKE_CHANNEL
 from scheduler.leadership import Leadership, fence
 from scheduler.node.protocol import Report
@@ -179,7 +179,7 @@ class Controller:
             self.attempt(words, ticking=ticking)
             ended = boottime_ms()
             breath = self._breath_ms(ended - began)
-            rested, rested_least = ended + breath, ended + min(breath, ended - began)
+            rested, rested_least = ended + breath, ended + min(breath, least_ms(ended - began))
             self._expect(breath)
             next_tick = min(next_tick, self._next_look())
 

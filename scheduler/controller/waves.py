@@ -22,7 +22,8 @@ _START_MS: Final = 6
 """… and as long as the waves it started should take; where nothing is known of them, so much for each job and more."""
 
 _ROOM_SHARE: Final = 4
-"""Where devices are known to have come free, only so small a part of what the last step took."""
+"""Where devices are known to have come free, only so small a part of what the last step took; so, too, where all that
+was started is over."""
 
 _AHEAD: Final = 2
 """The first job of a wave takes longer by about what so many more of them take."""
@@ -56,6 +57,11 @@ def breath_ms(took_ms: int, wave_ms: int | None, *, starts: int, room: bool, wai
         wave_ms = 0 if room else _BREATH_MS + _START_MS * starts
     least_ms = max(_BREATH_MS, took_ms // _ROOM_SHARE if room else took_ms)
     return min(max(wave_ms, least_ms), _BREATH_MS_MAX)
+
+
+def least_ms(took_ms: int) -> int:
+    """How long to gather words after a step that took so long, though all that was started may be over sooner."""
+    return took_ms // _ROOM_SHARE
 
 
 @dataclass

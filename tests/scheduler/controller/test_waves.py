@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 
 import pytest
 
-from scheduler.controller.waves import Waves, breath_ms
+from scheduler.controller.waves import Waves, breath_ms, least_ms
 from scheduler.node.protocol import Isolation, Report, RunState, RunStatus
 
 
@@ -133,6 +133,12 @@ def test_where_nothing_short_runs_any_more_nothing_is_known() -> None:
     assert node.waves.over_ms(["n"]) is None
     node.look(ends, 70_000)
     assert node.waves.over_ms(["n"]) is None
+
+
+def test_where_all_is_over_that_was_started_a_long_step_makes_no_long_rest() -> None:
+    took_ms, wave_ms = 100, 80
+    assert breath_ms(took_ms, wave_ms, starts=16, room=False, waiting=True) == took_ms
+    assert least_ms(took_ms) == took_ms // 4
 
 
 def test_a_job_that_lasts_longer_than_short_ones_teaches_nothing() -> None:
