@@ -10,12 +10,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from typing import Final
 
 import structlog
-from sqlalchemy import DateTime, Engine, bindparam, select, update
+from sqlalchemy import DateTime, Engine, bindparam, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
-from sqlalchemy.orm import Session, defer
+from sqlalchemy.orm import Session
 
 from kernel.bulk import among
 from kernel.clock import boottime_ms, unix_ms, utc_now
@@ -23,15 +24,14 @@ from kernel.database import glance, transaction
 from kernel.prepared import Prepared
 from scheduler.controller.admitting import Admitted, admit
 from scheduler.controller.asking import Question, questions
-from scheduler.controller.clearing import order_clearing
-from scheduler.controller.explaining import explain_waiting
+from scheduler.controller.chores import explain, give_up_lost, keep_funded, settle_loose, withdraw
 from scheduler.controller.inventory import record_node
 from scheduler.controller.lease import Candidate, Lease, renewals_ms
 from scheduler.controller.live_state import LiveState
 from scheduler.controller.nodes import Nodes
-from scheduler.controller.observing import Observed, correct_lost, lose_node, observe, raise_if_away
+from scheduler.controller.observing import Observed, correct_lost, observe, raise_if_away
 from scheduler.controller.ports import Accounting, Machines
-from scheduler.controller.settling import WITHDRAWN_MAX, Settled, end_waiting, settle, unsettled
+from scheduler.controller.settling import Settled
 from scheduler.controller.stopwatch import Stopwatch
 from scheduler.controller.wakeups import Wakeups, over
 from scheduler.controller.watching import Nobody, Step, Watcher
@@ -39,12 +39,11 @@ from scheduler.controller.waves import Waves, breath_ms, least_ms, starting_runs
 from scheduler.jobs import WAKE_CHANNEL
 from scheduler.leadership import Leadership, fence
 from scheduler.node.protocol import Report
-from scheduler.operations import note
 from scheduler.policy.model import Plan, Queue
 from scheduler.policy.settings import PolicySettings, policy_named
 from scheduler.refusals import LeadershipLost
 from scheduler.store import Store
-from scheduler.tables import JobRow, NodeRow
+from scheduler.tables import NodeRow
 
 _ROUNDS_MAX: Final = 20
 """Cycles in one step; what is still moving after so many is taken up at the next tick."""
@@ -149,6 +148,7 @@ class Controller:
         self._term: _Term | None = None
         self._prepared = LiveState(self._policy, self._queues)
         self._prepare_at = 0
+        self._untold: list[Step] = []
         self._stopping = False
 
     def stop(self) -> None:
@@ -176,27 +176,23 @@ class Controller:
             if ticking:
                 next_tick = boottime_ms() + self._pace.tick_ms
             began = boottime_ms()
-            self.attempt(words, ticking=ticking)
+            breath = self.attempt(words, ticking=ticking)
             ended = boottime_ms()
-            breath = self._breath_ms(ended - began)
             rested, rested_least = ended + breath, ended + min(breath, least_ms(ended - began))
-            self._expect(breath)
             next_tick = min(next_tick, self._next_look())
 
     def _breath_ms(self, took_ms: int) -> int:
-        """How long to gather words after a step; to one who only stands by they say nothing."""
-        term = self._term
-        if term is None:
-            return _STANDBY_LOOK_MS
+        """How long to gather words after a step."""
+        term = self._led
         wave_ms, waiting = term.waves.over_ms(term.starting), bool(term.live.policy.queued)
         return breath_ms(took_ms, wave_ms, starts=term.starts, room=term.room, waiting=waiting)
 
     def _expect(self, breath_ms: int) -> None:
         """Have the breath end as soon as all that was started is over and heard, on all nodes where anything was."""
-        term = self._term
-        waves = {} if term is None else term.waves.awaited(term.starting)
+        term = self._led
+        waves = term.waves.awaited(term.starting)
         self._wakeups.expect([over(name) for name in waves])
-        if term is not None and waves.keys() <= term.ahead.keys() and waves:
+        if waves and waves.keys() <= term.ahead.keys():
             asked = {name: term.ahead[name].once_over(runs, breath_ms) for name, runs in waves.items()}
             self._machines.ask_ahead(asked)
 
@@ -213,13 +209,22 @@ class Controller:
         lost_next, now_ms = self._term.nodes.lost_next(), boottime_ms()
         return now_ms + self._pace.tick_ms if lost_next is None else max(lost_next, now_ms + _OVERDUE_LOOK_MS)
 
-    def attempt(self, words: Iterable[str], *, ticking: bool) -> None:
-        """Lead and step; whatever goes wrong is logged, and the next tick begins again from the database."""
+    def attempt(self, words: Iterable[str], *, ticking: bool) -> int:
+        """Lead and step; whatever goes wrong is logged, and the next tick begins again from the database.
+
+        Returns:
+            For how many milliseconds to gather words then; to one who only stands by they say nothing.
+        """
+        began = boottime_ms()
+        self._wakeups.expect([])
         try:
             if self.lead():
                 with self._watcher.timing("tick"):
                     self.step(words, ticking=ticking)
-            elif ticking:
+                breath = self._breath_ms(boottime_ms() - began)
+                self._expect(breath)
+                return breath
+            if ticking:
                 self._prepare()
         except LeadershipLost as lost:
             _log.warning("leadership_lost", reason=str(lost))
@@ -235,6 +240,9 @@ class Controller:
                 self._term.live = LiveState(self._policy, self._queues)
         finally:
             self._watcher.led(leading=self._term is not None)
+        if self._term is None:
+            return _STANDBY_LOOK_MS
+        return breath_ms(boottime_ms() - began, None, starts=0, room=False, waiting=True)
 
     def lead(self) -> bool:
         """Go on leading, or try to get the lease; whether this controller leads. Raises LeadershipLost."""
@@ -274,14 +282,24 @@ class Controller:
         """Hear what moved, admit into the room that made, have it started, until nothing is due. Raises LeadershipLost.
 
         Room that is only heard of while others are started is the next step's: after the breath between two steps
-        there is more of it, and a step costs little more for many jobs than for one.
+        there is more of it, and a step costs little more for many jobs than for one. The watcher hears at its end of
+        all that was committed, also when it fails.
         """
+        try:
+            self._step(words, ticking=ticking)
+        finally:
+            untold, self._untold = self._untold, []
+            self._watcher.moved(untold)
+
+    def _step(self, words: Iterable[str], *, ticking: bool) -> None:
         self._led.room, self._led.starts, self._led.starting = False, 0, set()
         reachable = set(self._machines.reachable())
         due = set(reachable) if ticking else set[str]()
         if ticking:
-            self._give_up_lost()
-            self._sparingly("fund", len(self._led.live.policy.running), self._keep_funded)
+            term = self._led
+            self._tell(give_up_lost(self._engine, term.leadership, term.nodes, self._accounting))
+            funding = partial(keep_funded, self._engine, term.leadership, term.stopwatch, self._accounting)
+            self._sparingly("fund", len(term.live.policy.running), funding)
         if WAKE_CHANNEL in words or ticking:
             due |= self._withdraw() & reachable
         telling = reachable.intersection(words) | ((reachable - self._led.nodes.answering()) & due)
@@ -299,7 +317,8 @@ class Controller:
                 self._wakeups.put(_ROOM)
                 break
         if ticking:
-            self._sparingly("explain", len(self._led.live.policy.queued), self._explain)
+            explaining = partial(explain, self._engine, self._led.lease, self._led.live)
+            self._sparingly("explain", len(self._led.live.policy.queued), explaining)
         self._watch()
         self._think_ahead()
 
@@ -356,30 +375,14 @@ class Controller:
         ended = boottime_ms()
         self._led.spared[name] = ended + min(_SHARE * (ended - began), _SPARED_MS_MAX)
 
-    def _explain(self) -> None:
-        """Write down why those wait that do."""
-        term = self._led
-        term.lease.proceed()
-        with transaction(self._engine) as session:
-            fence(session, term.leadership)
-            explain_waiting(session, term.live, unix_ms(utc_now()))
-
     def _withdraw(self) -> set[str]:
         """End what was cancelled while it waited; returns the nodes, if anything must be stopped."""
-        more = True
+        term, more = self._led, True
         while more:
-            self._led.lease.proceed()
-            with transaction(self._engine) as session:
-                steps = end_waiting(session, self._led.leadership, self._accounting, utc_now())
+            steps, more = withdraw(self._engine, term.lease, self._accounting)
             self._tell(steps)
-            more = len(steps) >= WITHDRAWN_MAX
-        at = utc_now()
-        with transaction(self._engine) as session:
-            fence(session, self._led.leadership)
-            order_clearing(session, at)
-            loose = unsettled(session)
-            settled = settle(session, loose, self._accounting, at)
-        self._tell(settled.steps)
+        steps, loose = settle_loose(self._engine, term.leadership, self._accounting)
+        self._tell(steps)
         return set(self._machines.reachable()) if loose else set()
 
     def _sync(self, names: set[str], reachable: set[str]) -> tuple[bool, set[str]]:
@@ -447,9 +450,9 @@ class Controller:
             return observe(session, observed, self._accounting, at, apart=apart)
 
     def _tell(self, steps: Sequence[Step]) -> None:
-        """Tell what is committed."""
+        """Tell what is committed: the picture at once, the watcher when no node waits for it."""
         self._led.live.moved(steps)
-        self._watcher.moved(steps)
+        self._untold += steps
 
     def _describe(self, session: Session, reports: Mapping[str, Report], fresh: AbstractSet[str]) -> None:
         at = utc_now()
@@ -458,39 +461,6 @@ class Controller:
                 correct_lost(session, report)
         if stale := sorted(reports.keys() - fresh):
             _SEEN(session, nodes=stale, at=at)
-
-    def _give_up_lost(self) -> None:
-        """Give up nodes on which every lease this controller could have renewed has lapsed for certain."""
-        term, at, steps = self._led, utc_now(), list[Step]()
-        with transaction(self._engine) as session:
-            fence(session, term.leadership)
-            up = session.scalars(select(NodeRow.name).where(NodeRow.state != "down")).all()
-            for name in term.nodes.lost(up, boottime_ms()):
-                _log.warning("node_lost", node=name)
-                session.execute(update(NodeRow).where(NodeRow.name == name).values(state="down"))
-                note(session, name, "lost", "no longer answers; what ran there is given up", at=at)
-                steps += lose_node(session, term.leadership, name, self._accounting, at).steps
-                term.nodes.forget(name)
-        self._tell(steps)
-
-    def _keep_funded(self) -> None:
-        term, at = self._led, utc_now()
-        with transaction(self._engine) as session:
-            fence(session, term.leadership)
-            jobs = session.scalars(
-                select(JobRow)
-                .where(JobRow.state.in_(("starting", "running")), JobRow.stop_reason.is_(None))
-                .order_by(JobRow.id)
-                .options(defer(JobRow.argv), defer(JobRow.env))  # which may be large, and say nothing of funds
-            ).all()
-            elapsed = term.stopwatch.elapsed_ms(jobs, at, boottime_ms())
-            broke = self._accounting.keep_funded(session, jobs, elapsed, at)
-            for job in jobs:
-                if job.id not in broke:
-                    continue
-                session.refresh(job, ["stop_reason"], with_for_update=True)
-                if job.stop_reason is None:  # its tenant may just have cancelled it
-                    job.stop_reason, job.reason = "funds_exhausted", broke[job.id]
 
     @property
     def _led(self) -> _Term:

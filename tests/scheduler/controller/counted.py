@@ -45,11 +45,16 @@ class Counted:
     ahead: list[Mapping[str, OverRequest]] = field(default_factory=list)
     came: dict[str, Report] = field(default_factory=dict)
     deaf: bool = False
+    breaks: int = 0
+    """How many more orders to ask ahead end in an error."""
 
     def watch(self, names: Collection[str]) -> None:
         self.watched = frozenset(names)
 
     def ask_ahead(self, requests: Mapping[str, OverRequest]) -> None:
+        if self.breaks:
+            self.breaks -= 1
+            raise RuntimeError
         self.ahead.append(requests)
 
     def early(self, names: Collection[str]) -> Mapping[str, Report]:

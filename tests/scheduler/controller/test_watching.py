@@ -2,24 +2,26 @@
 
 import os
 import queue
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from threading import Thread
 from typing import Final
 from uuid import UUID
 
+import pytest
 from sqlalchemy import create_engine, select, text
 from sqlalchemy.orm import Session
 
 from kernel.clock import boottime_ms, unix_ms, utc_now
 from scheduler.controller.loop import Controller, Pace
 from scheduler.controller.wakeups import Wakeups, over
-from scheduler.controller.watching import Nobody
+from scheduler.controller.watching import Nobody, Step, Watcher
 from scheduler.jobs import WAKE_CHANNEL
 from scheduler.node.protocol import Report, RunState
 from scheduler.tables import RunRow
 from tests.conftest import Database
-from tests.scheduler.controller.counted import Centre, as_it_is
+from tests.scheduler.controller.counted import Centre, Counted, as_it_is
 
 LONG_S: Final = 3600
 JOB_MS: Final = 10_000
@@ -126,6 +128,76 @@ def test_a_step_that_fails_while_it_asks_asks_nothing_ahead(centre: Centre) -> N
     centre.machines.falsified = as_it_is
     centre.controller.attempt({WAKE_CHANNEL}, ticking=True)
     assert centre.job(job_id).state == "running"
+
+
+def test_who_cannot_be_asked_ahead_does_not_end_the_loop(centre: Centre) -> None:
+    centre.machines.breaks = 1
+    centre.machines.falsified = starting
+    centre.submit()
+    thread = Thread(target=centre.controller.run)
+    thread.start()
+    try:
+        while centre.machines.breaks:
+            os.sched_yield()
+        job_id = centre.submit()
+        centre.wakeups.put(WAKE_CHANNEL)
+        while not centre.machines.ahead:
+            assert thread.is_alive()
+            os.sched_yield()
+    finally:
+        centre.controller.stop()
+        thread.join()
+    assert centre.job(job_id).state == "starting"
+
+
+class Told(Nobody):
+    """What was told, and how often the nodes had been asked by then."""
+
+    def __init__(self, machines: Counted) -> None:
+        self.machines = machines
+        self.steps: list[tuple[str, int]] = []
+
+    def moved(self, steps: Sequence[Step]) -> None:
+        self.steps += [(step.name, len(self.machines.requests)) for step in steps]
+
+
+def watched_by(centre: Centre, watcher: Watcher) -> Controller:
+    centre.controller.resign()
+    return Controller(
+        centre.engine, centre.machines, centre.free, centre.store,
+        holder="w", pace=Pace(60_000, 60_000, 60_000), wakeups=Wakeups(), watcher=watcher,
+    )  # fmt: skip
+
+
+def test_nodes_are_told_of_starts_before_the_watcher_hears_of_anything(centre: Centre) -> None:
+    told = Told(centre.machines)
+    controller = watched_by(centre, told)
+    assert controller.lead()
+    controller.step({WAKE_CHANNEL}, ticking=True)
+    centre.submit()
+    controller.step({WAKE_CHANNEL}, ticking=False)
+    asked = len(centre.machines.requests)
+    assert [request.desired != () for _, request in centre.machines.requests] == [False] * (asked - 1) + [True]
+    assert told.steps == [("admitted", asked), ("started", asked)]
+
+
+def test_what_was_committed_is_told_though_the_step_fails_after_it(centre: Centre) -> None:
+    told = Told(centre.machines)
+    controller = watched_by(centre, told)
+    assert controller.lead()
+    controller.step({WAKE_CHANNEL}, ticking=True)
+
+    def breaks(_: Report) -> Report:
+        raise RuntimeError
+
+    centre.submit()
+    centre.machines.falsified = breaks
+    with pytest.raises(RuntimeError):
+        controller.step({WAKE_CHANNEL}, ticking=False)
+    assert [name for name, _ in told.steps] == ["admitted"]
+    centre.machines.falsified = as_it_is
+    controller.step({WAKE_CHANNEL}, ticking=True)
+    assert [name for name, _ in told.steps] == ["admitted", "started"]
 
 
 def test_gathering_ends_when_all_was_said_that_is_expected() -> None:
