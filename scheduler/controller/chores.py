@@ -53,19 +53,22 @@ def explain(engine: Engine, lease: Lease, live: LiveState) -> None:
         explain_waiting(session, live, unix_ms(utc_now()))
 
 
-def give_up_lost(engine: Engine, leadership: Leadership, nodes: Nodes, accounting: Accounting) -> list[Step]:
-    """Give up nodes on which every lease this controller could have renewed has lapsed for certain."""
+def give_up_lost(
+    engine: Engine, leadership: Leadership, nodes: Nodes, accounting: Accounting
+) -> tuple[list[Step], list[str]]:
+    """Give up nodes on which every lease this controller could have renewed has lapsed for certain; what moved, and them."""
     at, steps = utc_now(), list[Step]()
     with transaction(engine) as session:
         fence(session, leadership)
         up = session.scalars(select(NodeRow.name).where(NodeRow.state != "down")).all()
-        for name in nodes.lost(up, boottime_ms()):
+        lost = nodes.lost(up, boottime_ms())
+        for name in lost:
             _log.warning("node_lost", node=name)
             session.execute(update(NodeRow).where(NodeRow.name == name).values(state="down"))
             note(session, name, "lost", "no longer answers; what ran there is given up", at=at)
             steps += lose_node(session, leadership, name, accounting, at).steps
             nodes.forget(name)
-    return steps
+    return steps, lost
 
 
 def keep_funded(engine: Engine, leadership: Leadership, stopwatch: Stopwatch, accounting: Accounting) -> None:

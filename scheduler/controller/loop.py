@@ -297,7 +297,10 @@ class Controller:
         due = set(reachable) if ticking else set[str]()
         if ticking:
             term = self._led
-            self._tell(give_up_lost(self._engine, term.leadership, term.nodes, self._accounting))
+            steps, lost = give_up_lost(self._engine, term.leadership, term.nodes, self._accounting)
+            for name in lost:
+                term.ahead.pop(name, None)  # what it said before that is no word of one that is back
+            self._tell(steps)
             funding = partial(keep_funded, self._engine, term.leadership, term.stopwatch, self._accounting)
             self._sparingly("fund", len(term.live.policy.running), funding)
         if WAKE_CHANNEL in words or ticking:

@@ -114,6 +114,17 @@ def test_another_host_that_answers_what_was_asked_ahead_is_not_heard(centre: Cen
     assert centre.job(job_id).state == "starting"
 
 
+def test_a_node_that_was_given_up_since_it_was_asked_ahead_is_asked_anew(centre: Centre) -> None:
+    job_id = ask_ahead(centre)
+    centre.machines.came["n"] = ended_since(centre)
+    asked = len(centre.machines.requests)
+    centre.controller._led.nodes._nodes["n"].heard_boot_ms = 0  # noqa: SLF001 - as if the controller had stood still
+    centre.controller.step({"n", over("n")}, ticking=True)
+    assert centre.ends(job_id) == ["node_lost"]
+    assert len(centre.machines.requests) > asked
+    assert centre.machines.requests[asked][1].as_of_boot_ms == 0
+
+
 def fails(report: Report) -> Report:
     raise OSError(report.node)
 
