@@ -12,7 +12,8 @@ import fcntl
 import os
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Final
 
 _CLONE_NEWNET: Final = 0x40000000
@@ -37,6 +38,36 @@ _ASTRAY: Final = 70
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
 
 
+@dataclass(frozen=True, slots=True)
+class _Network:
+    """One of them, and the kernel's own files that say what is in it; None for those that this kernel does not have.
+
+    They are opened where they belong, once, and go on saying it: whoever looks need not go there again.
+    """
+
+    handle: int
+    counts: int | None
+    counts_6: int | None
+    labels: int | None
+
+    def is_empty(self) -> bool:
+        """Whether nothing is in it that somebody left; where that cannot be seen it counts as not empty."""
+        if self.counts is None:
+            return False
+        try:
+            counts = _read(self.counts) + _read(self.counts_6)
+            labels = _read(self.labels)
+        except OSError:
+            return False
+        return not _things(counts) and len(labels.splitlines()) <= 1
+
+    def close(self) -> None:
+        """Give it up; it goes when nobody is in it."""
+        for file in (self.handle, self.counts, self.counts_6, self.labels):
+            if file is not None:
+                os.close(file)
+
+
 class LoneNetworks:
     """Those of one supervisor.
 
@@ -46,55 +77,67 @@ class LoneNetworks:
 
     def __init__(self, kept_max: int = _KEPT_MAX) -> None:
         self._kept_max = kept_max
-        self._kept: list[tuple[str, int]] = []
+        self._kept: list[tuple[str, _Network]] = []
 
     @contextmanager
     def lend(self, tenant_id: str) -> Iterator[int]:
         """A descriptor of one that nobody is in; when the block ends nobody may be in it any more. Raises OSError."""
-        handle = self._take(tenant_id)
+        network = self._take(tenant_id)
         try:
-            yield handle
+            yield network.handle
         finally:
-            self._give_back(tenant_id, handle)
+            self._give_back(tenant_id, network)
 
     def close(self) -> None:
         """Give all up that are kept."""
-        for _, handle in self._kept:
-            os.close(handle)
+        for _, network in self._kept:
+            network.close()
         self._kept.clear()
 
-    def _take(self, tenant_id: str) -> int:
+    def _take(self, tenant_id: str) -> _Network:
         for at in reversed(range(len(self._kept))):
             if self._kept[at][0] == tenant_id:
                 return self._kept.pop(at)[1]
-        return lone_network()
+        return _make()
 
-    def _give_back(self, tenant_id: str, handle: int) -> None:
-        if not _is_empty(handle):
-            os.close(handle)
+    def _give_back(self, tenant_id: str, network: _Network) -> None:
+        if not network.is_empty():
+            network.close()
             return
-        self._kept.append((tenant_id, handle))
+        self._kept.append((tenant_id, network))
         if len(self._kept) > self._kept_max:
-            os.close(self._kept.pop(0)[1])
+            self._kept.pop(0)[1].close()
 
 
 def lone_network() -> int:
     """A descriptor, closed on exec, of a new one. Raises OSError."""
     with _elsewhere(lambda: _LIBC.unshare(_CLONE_NEWNET)):
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as interfaces:
-            fcntl.ioctl(interfaces, _SIOCSIFFLAGS, _LOOPBACK_UP)
-        return os.open(_HERE, os.O_RDONLY | os.O_CLOEXEC)
+        return _furnish()
 
 
-def _is_empty(handle: int) -> bool:
-    """Whether nothing is in it that somebody left; where that cannot be seen it counts as not empty."""
-    with suppress(OSError), _elsewhere(lambda: _LIBC.setns(handle, _CLONE_NEWNET)):
-        counts, labels = _read(_COUNTS), b""
-        with suppress(FileNotFoundError):  # of a kernel without IPv6
-            counts += _read(_COUNTS_6)
-            labels = _read(_LABELS)
-        return not _things(counts) and len(labels.splitlines()) <= 1
-    return False
+def _make() -> _Network:
+    with ExitStack() as opened, _elsewhere(lambda: _LIBC.unshare(_CLONE_NEWNET)):
+
+        def keep(path: str) -> int | None:
+            try:
+                file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                return None
+            opened.callback(os.close, file)
+            return file
+
+        handle = _furnish()
+        opened.callback(os.close, handle)
+        network = _Network(handle, keep(_COUNTS), keep(_COUNTS_6), keep(_LABELS))
+        opened.pop_all()
+        return network
+
+
+def _furnish() -> int:
+    """In a new one: have its loopback device work; a descriptor of where we are."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as interfaces:
+        fcntl.ioctl(interfaces, _SIOCSIFFLAGS, _LOOPBACK_UP)
+    return os.open(_HERE, os.O_RDONLY | os.O_CLOEXEC)
 
 
 def _things(counts: bytes) -> int:
@@ -106,12 +149,8 @@ def _things(counts: bytes) -> int:
     return sum(int(count) for name, count in zip(words[::2], words[1::2], strict=True) if name in _THINGS)
 
 
-def _read(path: str) -> bytes:
-    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        return os.read(file, _COUNTS_BYTES)
-    finally:
-        os.close(file)
+def _read(file: int | None) -> bytes:
+    return b"" if file is None else os.pread(file, _COUNTS_BYTES, 0)
 
 
 @contextmanager

@@ -2,9 +2,10 @@
 
 import ctypes
 import os
+import resource
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from socket import AF_INET, SOCK_DGRAM, create_connection, create_server, socket
@@ -178,7 +179,8 @@ def test_the_one_that_waited_longest_goes_first(networks: LoneNetworks) -> None:
     for tenant in ("a", "b", "c"):
         with networks.lend(tenant) as handle:
             found[tenant] = os.fstat(handle).st_ino
-    assert len(open_descriptors() - before) == 2
+    kept = open_descriptors() - before
+    assert len([one for one in kept if Path("/proc/self/fd", one).readlink().name.startswith("net:")]) == 2
     for tenant in ("b", "c"):
         with networks.lend(tenant) as handle:
             assert os.fstat(handle).st_ino == found[tenant]
@@ -216,3 +218,26 @@ def test_nothing_is_open_when_all_is_over(networks: LoneNetworks) -> None:
         assert open_descriptors() > before
     networks.close()
     assert open_descriptors() == before
+
+
+def test_where_descriptors_run_out_none_is_made_and_nothing_stays_open(networks: LoneNetworks) -> None:
+    home, before = _ours(), open_descriptors()
+    highest = max(int(one) for one in before)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    refused = []
+    with ExitStack() as filled:
+        while (one := os.open("/dev/null", os.O_RDONLY)) <= highest:
+            filled.callback(os.close, one)
+        os.close(one)
+        for spare in range(8):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1 + spare, limits[1]))
+            try:
+                with networks.lend(f"t{spare}"):
+                    pass
+            except OSError:
+                refused.append(spare)
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+            networks.close()
+    assert refused == [0, 1, 2, 3, 4]  # for where we are, the loopback device or where it is, and three counts
+    assert (open_descriptors(), _ours()) == (before, home)
