@@ -147,8 +147,10 @@ class Nursery:
         self._ends.close()
 
     def _start_ready(self, descriptors: Sequence[int]) -> int | None:
-        """By the first of those made ahead that has said it is ready and lives; None if none has."""
+        """By the first of those made ahead that has said it is ready, lives and was not stopped; None if none has."""
         for handle, made in list(self._ahead.items()):
+            if _is_over_or_stopped(handle):
+                continue  # `_bury` will see to it, or whoever stopped it: a run would wait for him
             try:
                 if made.line.recv(len(becoming.READY), socket.MSG_DONTWAIT) != becoming.READY:
                     continue  # it has ended, and `_bury` will see to it
@@ -277,6 +279,11 @@ class Nursery:
             return None
         places = (str(room.etc), str(room.tree), list(room.folders), list(room.files))
         return places, room.hostname, (room.tmp_bytes, room.shm_bytes)
+
+
+def _is_over_or_stopped(handle: int) -> bool:
+    """Whether a child of ours is dead, or was sent SIGSTOP and not told to go on; it can still be waited for."""
+    return os.waitid(os.P_PIDFD, handle, os.WEXITED | os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is not None
 
 
 def memory_file(data: bytes) -> int:

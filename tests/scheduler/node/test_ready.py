@@ -98,6 +98,30 @@ def test_one_that_dies_while_it_waits_is_buried_and_no_run_is_given_to_it(node: 
     assert not {one.pid for one in ready_of(node)} & {one.pid for one in ready}
 
 
+def test_one_that_was_stopped_is_passed_over_until_it_may_go_on(node: Node) -> None:
+    ready = ready_of(node)
+    for one in ready[:-1]:
+        one.suspend()
+    first, second, third = (node.run(node.spec("/bin/true")) for _ in range(3))
+    assert {first.exit_code, second.exit_code, third.exit_code} == {0}
+    stopped = {one.pid for one in ready[:-1]}
+    assert first.pid == ready[-1].pid
+    assert not {second.pid, third.pid} & stopped
+    for one in ready[:-1]:
+        one.resume()
+    again = node.run(node.spec("/bin/true"))
+    assert (again.exit_code, again.pid) == (0, ready[0].pid)
+
+
+def test_where_all_were_stopped_one_is_made_at_once(node: Node) -> None:
+    ready = ready_of(node)
+    for one in ready:
+        one.suspend()
+    status, said = node.sh("echo ran")
+    assert (status.exit_code, said) == (0, "ran\n")
+    assert status.pid not in [one.pid for one in ready]
+
+
 def test_those_of_a_dead_helper_are_still_used(node: Node) -> None:
     assert node.process is not None
     ready = ready_of(node)
