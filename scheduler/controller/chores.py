@@ -56,7 +56,7 @@ def explain(engine: Engine, lease: Lease, live: LiveState) -> None:
 def give_up_lost(
     engine: Engine, leadership: Leadership, nodes: Nodes, accounting: Accounting
 ) -> tuple[list[Step], list[str]]:
-    """Give up nodes on which every lease this controller could have renewed has lapsed for certain; what moved, and them."""
+    """Give up nodes on which every lease that could have been renewed has lapsed for certain; what moved, and which."""
     at, steps = utc_now(), list[Step]()
     with transaction(engine) as session:
         fence(session, leadership)
