@@ -3,6 +3,7 @@
 Checking writes nothing. So of those that come together each is refused or accepted by itself; what all of them are
 checked against is read once; and what they write is written at the end. Should the database refuse that, nothing is
 written, and each is submitted by itself in a transaction of its own.
+Invariant: nobody waits here for a lock, which one tenant could make another one wait for.
 """
 
 from collections import Counter
@@ -69,8 +70,8 @@ class _Accepted:
 def submit_together(engine: Engine, submissions: Sequence[Submission]) -> list[Submitted | Exception]:
     """Submit jobs in one transaction: what became of each, or its refusal.
 
-    `NotTogether` stands where somebody else is answering the same key, also among these, and everywhere when the
-    transaction failed for another reason than that the database is away.
+    `NotTogether` stands where somebody else is answering the same key, also among these; where checking takes locks;
+    and everywhere when the transaction failed for another reason than that the database is away.
 
     Raises:
         sqlalchemy.exc.DBAPIError: the connection broke; nobody can say whether the jobs are queued.
@@ -180,6 +181,9 @@ def _first_answers(session: Session, submissions: Sequence[Submission]) -> list[
     found: list[Submitted | Exception | None] = []
     here: set[tuple[UUID, str]] = set()
     for submission in submissions:
+        if _takes_locks(submission.body):
+            found.append(NotTogether())
+            continue
         name = (submission.keyed.principal_id, submission.keyed.key)
         try:
             given = first_answer(session, submission.keyed, patient=False)
@@ -194,6 +198,14 @@ def _first_answers(session: Session, submissions: Sequence[Submission]) -> list[
                 found.append(NotTogether() if name in here else None)
         here.add(name)
     return found
+
+
+def _takes_locks(body: JobSubmission) -> bool:
+    """Whether checking it locks what its tenant's other requests lock, too: `checked_dependencies`, `checked_secrets`.
+
+    Everybody in its company would wait for them, and two companies with the same tenants for each other.
+    """
+    return bool(body.depends_on or body.secrets)
 
 
 def _accepted(session: Session, submission: Submission, at: datetime, unwritten: int = 0) -> _Accepted:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from uuid import UUID
 
 import httpx
 import pytest
@@ -21,9 +22,10 @@ from kernel.database import open_engine, transaction
 from kernel.errors import Unfunded
 from kernel.ids import new_id
 from kernel.postgres import PrivatePostgres
+from scheduler.dependencies import checked_dependencies
 from scheduler.jobs import WAKE_CHANNEL
 from scheduler.refusals import TooManyLiveJobs, UnknownAccelerator
-from scheduler.tables import JobRow
+from scheduler.tables import JobRow, SecretRow
 from tests.compute_hub.api.house import Asker, House, job
 
 PATH = "POST /v1/jobs"
@@ -137,6 +139,29 @@ def test_who_asks_under_a_key_that_somebody_is_at_waits_alone(house: House) -> N
         put_off, queued_at_once = submit_together(house.engine, [mine, submission(house, firm)])
         assert isinstance(put_off, NotTogether)
         assert isinstance(queued_at_once, Submitted)
+
+
+@pytest.mark.parametrize("named", ["depends_on", "secrets"])
+def test_who_waits_for_another_request_of_its_tenant_waits_alone(house: House, named: str) -> None:
+    firm, other = house.enterprise("1000.00"), house.enterprise("1000.00")
+    assert firm.tenant_id is not None
+    needed = UUID(firm.post("/v1/jobs", job(held=True))["id"])
+    firm.ask("PUT", "/v1/secrets/token", {"value": "hidden"})
+    waiting = submission(
+        house, firm, **{"depends_on": {"depends_on": [str(needed)]}, "secrets": {"secrets": ["token"]}}[named]
+    )
+    with transaction(house.engine) as session:
+        session.execute(text("SET LOCAL idle_in_transaction_session_timeout = '10s'"))  # nobody waits for ever
+        checked_dependencies(session, None, [needed], tenant_id=firm.tenant_id)
+        session.get_one(SecretRow, (firm.tenant_id, "token"), with_for_update=True)
+        put_off, *others = submit_together(
+            house.engine, [waiting, submission(house, firm), submission(house, other)]
+        )
+        assert session.scalar(text("SELECT 1")) == 1
+    assert isinstance(put_off, NotTogether)
+    assert all(isinstance(one, Submitted) for one in others)
+    assert submit_alone(waiting) == submit_alone(waiting)
+    assert (queued(house, firm), queued(house, other)) == (3, 1)
 
 
 def test_over_http_a_key_that_somebody_is_at_holds_nobody_else_up(house: House) -> None:
