@@ -1,5 +1,6 @@
 """A start that fails for the node's own sake is not the job's fault, and the node takes nothing until it can start."""
 
+import ctypes
 import errno
 import hashlib
 import io
@@ -31,6 +32,11 @@ from scheduler.node.protocol import (
     SyncRequest,
 )
 from tests.scheduler.node.harness import DEADLINE_MS, Machine, Node, helper_of, ready_of
+
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_PTRACE_SEIZE, _PTRACE_INTERRUPT = 0x4206, 0x4207
+_WALL = 0x40000000
+"""Of waitpid(2): children that are not ours, too, which a debugger waits for."""
 
 
 @pytest.mark.parametrize(
@@ -114,6 +120,13 @@ def test_a_node_without_descriptors_says_so_and_takes_runs_again_when_it_has_som
     assert node.sh("echo ran")[1] == "ran\n"
 
 
+def _hold(pid: int) -> None:
+    """Stop a process as a debugger does, which its parent is not told."""
+    for request in (_PTRACE_SEIZE, _PTRACE_INTERRUPT):
+        assert _LIBC.ptrace(request, pid, None, None) == 0, ctypes.get_errno()
+    os.waitpid(pid, _WALL)
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("root")
 def test_a_first_process_that_somebody_killed_before_the_job_began_is_the_nodes_loss(node: Node) -> None:
@@ -121,12 +134,13 @@ def test_a_first_process_that_somebody_killed_before_the_job_began_is_the_nodes_
     for one in ready:
         while one.status() != psutil.STATUS_SLEEPING:  # it has its name a moment before it waits
             os.sched_yield()
-        one.suspend()
+        _hold(one.pid)
     spec = node.begin(node.spec("/bin/true"))
     while node.status(spec).started_unix_ms is None:
         os.sched_yield()
     for one in ready:
         one.kill()
+        os.waitpid(one.pid, _WALL)
     status = node.ended(spec)
     assert (status.end_reason, status.exit_code) == (EndReason.NODE_FAILED, None)
     assert status.reason == "The first process of its sandbox was killed before the job began."
