@@ -85,16 +85,23 @@ _POLLIN = 1
 _LACKS = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 """Whichever program it is, none can be started while this lasts."""
 
+_CALLED_LATER = ("capset", "sethostname", "setns")
+"""Functions of the C library that only the new processes call."""
+
 _SYS_CLONE = {"x86_64": 56, "aarch64": 220}[os.uname().machine]
 _SYS_CLOSE_RANGE = 436
 """The same number everywhere."""
 
 
 class _Nursery:
-    """What every new process inherits."""
+    """What every new process inherits.
+
+    `supervisor` is the `struct pollfd` by which it sees whether that one lives.
+    """
 
     def __init__(self, room: Room | None) -> None:
-        self.supervisor = os.pidfd_open(os.getppid())
+        asked = os.pidfd_open(os.getppid()).to_bytes(4, "little") + _POLLIN.to_bytes(2, "little") + bytes(2)
+        self.supervisor = ctypes.create_string_buffer(asked, len(asked))
         self.room = room
         self.trouble = ""
         self._command_line = _command_line()
@@ -141,6 +148,8 @@ def serve() -> None:
 
 
 def _prepare() -> None:
+    for name in _CALLED_LATER:
+        getattr(LIBC, name)  # which looks for it and keeps it: once here, and not in every process anew
     # Python ignores two, and whoever started the hub may have ignored more, as nohup does.
     for number in _signal.valid_signals() - {_signal.SIGKILL, _signal.SIGSTOP}:
         _signal.signal(number, _signal.SIG_DFL)
@@ -249,11 +258,10 @@ def _enclosing(nursery: _Nursery, request: Enclosed, passed: list[int], pid: byt
     yield "program", lambda: _be_first(nursery, program, status, pid)
 
 
-def _end_with(supervisor: int) -> None:
+def _end_with(supervisor: ctypes.Array[ctypes.c_char]) -> None:
     """Die when the supervisor does, which whoever changes identity must ask for again."""
     check(LIBC.prctl(_PR_SET_PDEATHSIG, _signal.SIGKILL, 0, 0, 0))
-    asked = supervisor.to_bytes(4, "little") + _POLLIN.to_bytes(2, "little") + bytes(2)
-    if LIBC.poll(ctypes.create_string_buffer(asked, len(asked)), 1, 0) != 0:
+    if LIBC.poll(supervisor, 1, 0) != 0:
         os._exit(FAILED)
 
 
