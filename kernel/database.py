@@ -8,7 +8,7 @@ import select
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 import psycopg
 from psycopg.pq import ExecStatus, TransactionStatus
@@ -39,6 +39,16 @@ class Table(DeclarativeBase):
     }
 
 
+_SILENCE: Final = {
+    "connect_timeout": 10,
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 10_000,
+}
+"""A server whose machine or network is gone without a word is given up after ten seconds; one at work is waited for."""
+
+
 def open_engine(
     url: str, *, part: str = "", pool_size: int = 8, idle_ms: int = 10_000, look: bool = True
 ) -> Engine:
@@ -61,6 +71,7 @@ def open_engine(
         connect_args={
             "options": f"-c timezone=UTC -c idle_in_transaction_session_timeout={idle_ms}",
             "application_name": f"compute-hub {part}".strip(),
+            **_SILENCE,
         },
     )
     event.listen(engine, "do_connect", _connect)

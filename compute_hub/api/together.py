@@ -60,8 +60,9 @@ class Together(Generic[Asked, Answer]):
             some, going_on = self._company(first)
             try:
                 answered = list(zip(some, self._answer_all([one.asked for one in some]), strict=True))
-            except Exception as error:  # noqa: BLE001 - raised where it was asked
-                answered = [(one, error) for one in some]
+            except BaseException as error:  # noqa: BLE001 - raised where it was asked; the thread goes on
+                defect = error if isinstance(error, Exception) else RuntimeError(repr(error))
+                answered = [(one, defect) for one in some]
             _tell(answered)
             if not going_on:
                 return

@@ -147,9 +147,8 @@ def test_who_waits_for_another_request_of_its_tenant_waits_alone(house: House, n
     assert firm.tenant_id is not None
     needed = UUID(firm.post("/v1/jobs", job(held=True))["id"])
     firm.ask("PUT", "/v1/secrets/token", {"value": "hidden"})
-    waiting = submission(
-        house, firm, **{"depends_on": {"depends_on": [str(needed)]}, "secrets": {"secrets": ["token"]}}[named]
-    )
+    depends_on, secrets = ([str(needed)], []) if named == "depends_on" else ([], ["token"])
+    waiting = submission(house, firm, depends_on=depends_on, secrets=secrets)
     with transaction(house.engine) as session:
         session.execute(text("SET LOCAL idle_in_transaction_session_timeout = '10s'"))  # nobody waits for ever
         checked_dependencies(session, None, [needed], tenant_id=firm.tenant_id)

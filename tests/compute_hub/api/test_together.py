@@ -22,6 +22,8 @@ class Slow:
         assert self.go_on.wait(30)
         if 13 in numbers:
             raise RuntimeError("thirteen")
+        if 666 in numbers:
+            raise SystemExit("not an Exception")
         return [ValueError(f"odd: {number}") if number % 2 else 2 * number for number in numbers]
 
 
@@ -76,6 +78,8 @@ def test_what_fails_for_all_is_raised_for_all_and_the_next_are_answered(
 ) -> None:
     answers = asyncio.run(_all(together, slow, [2, 13, 4]))
     assert [str(answer) for answer in answers] == ["4", "thirteen", "thirteen"]
+    with pytest.raises(RuntimeError, match="not an Exception"):
+        asyncio.run(together.ask(666))
     assert asyncio.run(together.ask(8)) == 16
 
 
