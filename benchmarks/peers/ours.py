@@ -2,13 +2,14 @@
 
 import json
 import os
+import re
 import shutil
+import socket
 import statistics
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
-from http.client import HTTPConnection
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -35,6 +36,7 @@ _LOOK_S: Final = 0.05
 _SELDOM_S: Final = 0.5
 _WATCHED_S: Final = 20
 _LIVE: Final = ("queued", "starting", "running", "stopping")
+_LENGTH: Final = re.compile(rb"(?i)content-length: *(\d+)")
 _CREDIT_CODE: Final = "91331003MA0EXAMPL0"
 
 
@@ -245,16 +247,18 @@ class Hub:
             never.wait(_LOOK_S)
 
     def _submit_some(self, count: int) -> list[str]:
-        """Over one connection of the standard library, so that the client takes little of the machine."""
+        """Over one connection, with nothing read but what is needed, so that the client takes little of the machine."""
         address = urlsplit(self.stack.url)
-        connection = HTTPConnection(str(address.hostname), address.port, timeout=60)
         body = json.dumps(self.job("/usr/bin/true"))
+        head = (
+            f"POST /v1/jobs HTTP/1.1\r\nHost: {address.netloc}\r\nAuthorization: Bearer {self._key}\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\nIdempotency-Key: "
+        )
         found = []
-        for _ in range(count):
-            headers = {"Authorization": f"Bearer {self._key}", "Content-Type": "application/json"}
-            connection.request("POST", "/v1/jobs", body, headers | {"Idempotency-Key": str(new_id())})
-            found.append(str(json.loads(connection.getresponse().read())["id"]))
-        connection.close()
+        with socket.create_connection((str(address.hostname), address.port), timeout=60) as connection:
+            for _ in range(count):
+                connection.sendall(f"{head}{new_id()}\r\n\r\n{body}".encode())
+                found.append(str(json.loads(_answer(connection))["id"]))
         return found
 
     def job(self, *argv: str, **changes: object) -> dict[str, object]:
@@ -262,6 +266,19 @@ class Hub:
         facts = {"name": "bench", "argv": list(argv), "accelerator": MODEL, "environment": "plain"}
         limits = {"time_limit_s": 60, "grace_s": 1, "memory_mib": 256, "cpu_milli": 1000}
         return facts | limits | changes
+
+
+def _answer(connection: socket.socket) -> bytes:
+    """The body of the next answer, whose length its head says. Raises ConnectionError."""
+    said, length = b"", None
+    while length is None or len(said) < length:
+        if not (more := connection.recv(65_536)):
+            raise ConnectionError(said)
+        said += more
+        if length is None and (end := said.find(b"\r\n\r\n")) >= 0:
+            length = int(_LENGTH.findall(said[:end])[0])
+            said = said[end + 4 :]
+    return said
 
 
 def _shares(count: int, parts: int) -> list[int]:
