@@ -7,9 +7,10 @@ import shutil
 import socket
 import statistics
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -140,8 +141,7 @@ class Hub:
         """
         os.sync()
         began, before = utc_now(), self.account()
-        with ThreadPoolExecutor(_CLIENTS) as pool:
-            ids = [one for some in pool.map(self._submit_some, _shares(count, _CLIENTS)) for one in some]
+        ids = self._submit_all(self.job("/usr/bin/true"), count, _CLIENTS)
         submitted = utc_now()
         last = self._last_end(ids, before)
         return {
@@ -149,6 +149,19 @@ class Hub:
             "ours_submissions_per_s": round(count / (submitted - began).total_seconds(), 2),
             "ours_cpu_ms_per_job": accounts.total(self.used_ms_per_job),
             "machine_cpu_ms_per_job": accounts.machine(self.used_ms_per_job),
+        }
+
+    def submissions(self, count: int, clients: int) -> dict[str, float]:
+        """What so many submissions cost that start nothing, from so many connections at once."""
+        before, began_ms = self.account(), boottime_ms()
+        self._submit_all(self.job("/usr/bin/true", held=True), count, clients)
+        took_ms = boottime_ms() - began_ms
+        used = accounts.per_job(before, self.account(), count)
+        return {
+            "submissions_per_s": 1000 * count / took_ms,
+            "api_cpu_ms": used.get("API", 0),
+            "postgresql_cpu_ms": used.get("PostgreSQL for compute-hub api", 0),
+            "machine_cpu_ms": accounts.machine(used),
         }
 
     def array_throughput(self, count: int) -> dict[str, float]:
@@ -246,10 +259,15 @@ class Hub:
                 raise NotDone(what="jobs did not run", seconds=_PATIENCE_S, logs=self.stack.logs)
             never.wait(_LOOK_S)
 
-    def _submit_some(self, count: int) -> list[str]:
+    def _submit_all(self, job: Mapping[str, object], count: int, clients: int) -> list[str]:
+        with ThreadPoolExecutor(clients) as pool:
+            shares = pool.map(partial(self._submit_some, job), _shares(count, clients))
+            return [job_id for ids in shares for job_id in ids]
+
+    def _submit_some(self, job: Mapping[str, object], count: int) -> list[str]:
         """Over one connection, with nothing read but what is needed, so that the client takes little of the machine."""
         address = urlsplit(self.stack.url)
-        body = json.dumps(self.job("/usr/bin/true"))
+        body = json.dumps(job)
         head = (
             f"POST /v1/jobs HTTP/1.1\r\nHost: {address.netloc}\r\nAuthorization: Bearer {self._key}\r\n"
             f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\nIdempotency-Key: "
