@@ -168,7 +168,10 @@ def _prepare() -> None:
 def _receive(line: _socket.socket) -> tuple[bytes, list[int]]:
     """A message and its descriptors; neither when the supervisor has hung up."""
     room = _socket.CMSG_SPACE(4 * (DESCRIPTORS_MAX + 3))
-    said, ancillary, _, _ = line.recvmsg(_MESSAGE_BYTES, room, _socket.MSG_CMSG_CLOEXEC)
+    try:
+        said, ancillary, _, _ = line.recvmsg(_MESSAGE_BYTES, room, _socket.MSG_CMSG_CLOEXEC)
+    except ConnectionResetError:  # it died before it had read what it was told last
+        return b"", []
     descriptors = []
     for level, kind, raw in ancillary:
         if level == _socket.SOL_SOCKET and kind == _socket.SCM_RIGHTS:
