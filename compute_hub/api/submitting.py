@@ -95,10 +95,10 @@ def submit_alone(submission: Submission) -> Submitted:
     body, call = submission.body, submission.call
 
     def action(session: Session, at: datetime) -> JobView:
-        accepted = _accepted(session, submission, at)
-        queue_jobs(session, [accepted.job])
-        pledge_funding(session, [accepted.job], body.voucher_ids, body.project)
-        return new_job_view(accepted.job, body.project)
+        job = _checked(session, submission, at)
+        queue_jobs(session, [job])
+        pledge_funding(session, [job], body.voucher_ids, body.project)
+        return new_job_view(job, body.project)
 
     view = call.once(JobView, body, action)
     return Submitted(view.id, view.model_dump_json())
@@ -162,13 +162,14 @@ def _submit(session: Session, submissions: Sequence[Submission]) -> list[Submitt
         for place, submission in enumerate(submissions):
             if found[place] is None:
                 try:
-                    one = _accepted(session, submission, utc_now(), unwritten[submission.call.tenant_id])
+                    job = _checked(session, submission, utc_now(), unwritten[submission.call.tenant_id])
                 except HubError as refusal:
                     found[place] = refusal
                 else:
-                    accepted.append(one)
-                    unwritten[one.job.tenant_id] += 1
-                    found[place] = Submitted(one.job.id, one.answer)
+                    answer = new_job_view(job, submission.body.project).model_dump_json()
+                    accepted.append(_Accepted(submission, job, answer))
+                    unwritten[job.tenant_id] += 1
+                    found[place] = Submitted(job.id, answer)
     queue_jobs(session, [one.job for one in accepted])
     for one in accepted:
         pledge_funding(session, [one.job], one.submission.body.voucher_ids, one.submission.body.project)
@@ -208,8 +209,9 @@ def _takes_locks(body: JobSubmission) -> bool:
     return bool(body.depends_on or body.secrets)
 
 
-def _accepted(session: Session, submission: Submission, at: datetime, unwritten: int = 0) -> _Accepted:
+def _checked(session: Session, submission: Submission, at: datetime, unwritten: int = 0) -> JobRow:
+    """Its job, which could run and whose first stretch could be paid."""
     body, call = submission.body, submission.call
     job = checked_job(session, body, call, at, submission.traceparent, unwritten)
     checked_funding(session, job, body, call, at)
-    return _Accepted(submission, job, new_job_view(job, body.project).model_dump_json())
+    return job

@@ -71,31 +71,47 @@ def folder() -> Iterator[Path]:
         yield Path(name)
 
 
-def test_a_node_that_answers_late_gets_more_time_over_the_same_connection_and_is_heard(folder: Path) -> None:
-    slow = SlowSupervisor(folder / "s")
+@pytest.fixture
+def supervisor(folder: Path) -> Iterator[SlowSupervisor]:
+    supervisor = SlowSupervisor(folder / "s")
+    yield supervisor
+    supervisor.close()
+
+
+@pytest.fixture
+def relay(supervisor: SlowSupervisor, folder: Path) -> Iterator[Relay]:  # noqa: ARG001 - to whom it relays
     relay = Relay("127.0.0.1", TOKEN, folder / "s", folder / "port")
+    yield relay
+    relay.close()
+
+
+@pytest.fixture
+def relays(relay: Relay) -> Iterator[Relays]:
     relays = Relays(TOKEN)
     relays.links = {"n": relay.address}
+    yield relays
+    relays.close()
+
+
+def test_a_node_that_answers_late_gets_more_time_over_the_same_connection_and_is_heard(
+    supervisor: SlowSupervisor, relays: Relays
+) -> None:
     question = {"n": SyncRequest(1, 60_000)}
     assert relays.ask(question) == {}
     assert PATIENCE_S < relays.patience_s("n") <= PATIENCE_S_MAX
     assert relays.ask(question) == {}  # it still owes an answer, and is not asked again
-    slow.may_answer.set()
+    supervisor.may_answer.set()
     while not (heard := relays.ask(question)):
         pass
     assert heard["n"].node == "n"
     assert relays.patience_s("n") == PATIENCE_S
-    relays.close()
-    relay.close()
-    slow.close()
 
 
-def test_a_node_that_is_asked_ahead_around_ray_answers_other_questions_meanwhile(folder: Path) -> None:
-    supervisor = SlowSupervisor(folder / "s")
+def test_a_node_that_is_asked_ahead_around_ray_answers_other_questions_meanwhile(
+    supervisor: SlowSupervisor, relays: Relays
+) -> None:
     supervisor.may_answer.set()
-    relay = Relay("127.0.0.1", TOKEN, folder / "s", folder / "port")
-    relays, heard = Relays(TOKEN), queue.SimpleQueue[tuple[str, Report]]()
-    relays.links = {"n": relay.address}
+    heard = queue.SimpleQueue[tuple[str, Report]]()
     question = {"n": SyncRequest(1, 60_000)}
     relays.ask_ahead({"n": OverRequest(("r",), 60_000, question["n"])}, lambda *said: heard.put(said))
     while not relays.ask(question):
@@ -104,16 +120,13 @@ def test_a_node_that_is_asked_ahead_around_ray_answers_other_questions_meanwhile
     supervisor.is_over.set()
     name, report = heard.get()
     assert (name, report.node) == ("n", "n")
-    relays.close()
-    relay.close()
-    supervisor.close()
 
 
-def test_a_controller_hears_around_ray_that_what_it_awaits_is_over(folder: Path) -> None:
-    supervisor = SlowSupervisor(folder / "s")
+def test_a_controller_hears_around_ray_that_what_it_awaits_is_over(
+    supervisor: SlowSupervisor, relay: Relay
+) -> None:
     supervisor.may_answer.set()
     supervisor.is_over.set()
-    relay = Relay("127.0.0.1", TOKEN, folder / "s", folder / "port")
     wakeups, links = Wakeups(), {"n": Link(relay.address, given_up=False)}
     machines = RayMachines("127.0.0.1:9", wakeups, links=lambda: links, token=TOKEN)  # where no Ray is
     while not machines.reachable():
@@ -126,8 +139,6 @@ def test_a_controller_hears_around_ray_that_what_it_awaits_is_over(folder: Path)
     assert machines.early(["n"])["n"].node == "n"
     assert machines.early(["n"]) == {}
     machines.close()
-    relay.close()
-    supervisor.close()
 
 
 def test_a_node_that_is_not_there_is_known_to_be_so_at_once() -> None:
